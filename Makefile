@@ -1,0 +1,59 @@
+# Every target says what it does: `make help`.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+N ?= 2
+ARGS ?=
+ONLY ?=
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run-node run-cluster check test protocol bench clean
+
+help: ## show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.node ## install exobus into .venv
+
+run-node: $(VENV)/.node ## start a node here (ARGS="--name second --peer host:port")
+	@$(BIN)/exobus node $(ARGS)
+
+run-cluster: $(VENV)/.node ## start N nodes on this machine (N=2)
+	@trap 'kill 0' INT TERM; for i in $$(seq 1 $(N)); do $(BIN)/exobus node --name node-$$i $(ARGS) & done; wait
+
+check: $(VENV)/.dev ## formatting, lint, types, and whether protocol.md is true
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m bus.document --check
+
+test: $(VENV)/.dev ## all tests; the default model is fetched once
+	$(BIN)/python -m pytest $(ARGS)
+
+protocol: $(VENV)/.dev ## write the tables of protocol.md
+	$(BIN)/python -m bus.document
+
+bench: $(VENV)/.dev ## measure DESIGN's numbers, print a table, write build/bench.json (ONLY=hop_us,start_s)
+	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
+
+clean: ## remove what was built and installed here
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("exobus needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
+	@echo "making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.node: pyproject.toml | $(VENV)/bin/python
+	@echo "installing exobus and what it needs"
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --progress-bar on --editable . | grep -E '^(Collecting|  *Downloading|Installing|Successfully)' | cut -c 1-100
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.node
+	@echo "installing the engines and the tools for tests"
+	@$(BIN)/python -m pip install --quiet --editable '.[mlx,tinygrad,dev]'
+	@touch $@
