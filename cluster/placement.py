@@ -1,0 +1,85 @@
+"""Which node places a model, and what an instance of it looks like. Pure; actors carry it out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from cluster.partitioning import PartitioningStrategy, shards_of
+from cluster.shard import Shard
+from cluster.topology import Topology
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """One shard of an instance and the engine process that runs it.
+
+    `actor` is the engine's bus address, `endpoints` its data-plane addresses, best first.
+    """
+
+    node_id: str
+    shard: Shard
+    actor: str = ""
+    engine: str = ""
+    endpoints: tuple[str, ...] = ()
+
+
+class Instance(msgspec.Struct, frozen=True):
+    """One model placed on one ring. Immutable: a new placement is a new instance under a higher epoch."""
+
+    instance_id: str
+    model_id: str
+    epoch: int
+    stages: tuple[Stage, ...]
+    placer: str = ""
+
+    @property
+    def node_ids(self) -> tuple[str, ...]:
+        """The members in ring order."""
+        return tuple(stage.node_id for stage in self.stages)
+
+
+class DoesNotFit(Exception):
+    """No placement can hold the model; the message gives the need, what each node offers and what would help."""
+
+
+def placer_of(model_id: str, node_ids: Iterable[str]) -> str:
+    """The node that places a model: highest random weight (Thaler & Ravishankar 1998). Needs one node or more."""
+    return max(node_ids, key=lambda node_id: hashlib.sha256(f"{model_id}\0{node_id}".encode()).digest())
+
+
+def plan(
+    topology: Topology,
+    strategy: PartitioningStrategy,
+    model_id: str,
+    n_layers: int,
+    shard_bytes: Callable[[Shard], int],
+) -> tuple[Stage, ...]:
+    """Stages for a model of `n_layers`, without actors or endpoints yet.
+
+    `shard_bytes` gives the resident bytes that a shard needs. Raises DoesNotFit.
+    """
+    partitions = strategy.partition(topology, n_layers)
+    shards = shards_of(partitions, model_id, n_layers) if partitions else ()
+    stages = tuple(Stage(part.node_id, shard) for part, shard in zip(partitions, shards, strict=True))
+    if not stages or any(shard_bytes(stage.shard) > _memory(topology, stage.node_id) for stage in stages):
+        raise DoesNotFit(_shortage(topology, model_id, sum(shard_bytes(shard) for shard in shards)))
+    return stages
+
+
+def _memory(topology: Topology, node_id: str) -> int:
+    record = topology.node(node_id)
+    return record.capabilities.memory_available if record else 0
+
+
+def _shortage(topology: Topology, model_id: str, need: int) -> str:
+    offers = ", ".join(f"{n.name} {_gb(n.capabilities.memory_available)}" for n in topology.nodes) or "no node"
+    return (
+        f"{model_id} needs {_gb(need)} of memory and does not fit on the nodes here ({offers} free); "
+        "add a node, free memory, or choose a smaller model"
+    )
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"
