@@ -1,0 +1,203 @@
+"""An actor's line to its own hub: publish facts, send work, await replies. Knows frames, not what they mean.
+
+Sockets belong to the asyncio loop that called `start`. One reader a socket, queues bounded, every wait has a
+deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import zmq
+import zmq.asyncio
+
+from bus.messages import (
+    ActorHello,
+    Fact,
+    Message,
+    PeerDown,
+    Reply,
+    RequestCancel,
+    RequestFailed,
+    Work,
+    kind_of,
+)
+from bus.sockets import connect, open_async_socket
+from bus.wire import Envelope, WireError, decode, encode, new_header
+
+R = TypeVar("R", bound=Message)
+
+INBOX = 1000  # deliveries that wait for the actor; beyond it we stop reading and back-pressure the hub
+HELLO_EVERY_S = 1.0
+
+
+class RequestError(Exception):
+    """Some work failed; `code` is for programs, `message` a sentence for people. Raised by `BusClient.request`.
+
+    An actor that raises it while serving work has it sent to the asker as `request.failed`.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class HubPaths:
+    """Where a hub's ipc end points lie inside a node's run folder (mode 0700)."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.facts_in = f"ipc://{run_dir}/facts-in"
+        self.facts_out = f"ipc://{run_dir}/facts-out"
+        self.work = f"ipc://{run_dir}/work"
+
+
+class BusClient:
+    """One actor's connection to the hub of its node. `node_id/name` is its address."""
+
+    def __init__(self, run_dir: Path, node_id: str, name: str) -> None:
+        self.node_id = node_id
+        self.name = name
+        self.dropped: dict[str, int] = {}
+        self._paths = HubPaths(run_dir)
+        self._context = zmq.asyncio.Context()
+        self._context.setsockopt(zmq.MAX_SOCKETS, 4096)
+        self._publisher = open_async_socket(self._context, zmq.PUB)
+        self._subscriber = open_async_socket(self._context, zmq.SUB)
+        self._dealer = open_async_socket(self._context, zmq.DEALER)
+        self._inbox: asyncio.Queue[Envelope] = asyncio.Queue(INBOX)
+        self._waiting: dict[str, tuple[str, asyncio.Future[Message]]] = {}
+        self._sequences: dict[str, int] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def address(self) -> str:
+        """Where replies find this actor."""
+        return f"{self.node_id}/{self.name}"
+
+    async def start(self, topics: Sequence[str] = ()) -> None:
+        """Connect and say hello. Losing a peer is always listened for: it ends the requests sent there."""
+        for topic in {*topics, kind_of(PeerDown)}:
+            self._subscriber.subscribe(topic)
+        connect(self._subscriber, self._paths.facts_out)
+        connect(self._publisher, self._paths.facts_in)
+        connect(self._dealer, self._paths.work)
+        self._tasks = [
+            asyncio.create_task(self._read(self._subscriber)),
+            asyncio.create_task(self._read(self._dealer)),
+            asyncio.create_task(self._say_hello()),
+        ]
+
+    def subscribe(self, topic: str) -> None:
+        """Hear one more kind (or every kind that begins so)."""
+        self._subscriber.subscribe(topic)
+
+    async def publish(self, fact: Fact) -> None:
+        """Tell whoever listens. Never waits for anybody."""
+        kind = kind_of(type(fact))
+        self._sequences[kind] = self._sequences.get(kind, 0) + 1
+        header = new_header(fact, self.address, sequence=self._sequences[kind])
+        with suppress(zmq.Again):
+            await self._publisher.send_multipart(encode(kind, header, fact), zmq.DONTWAIT)
+
+    async def send(self, to: str, message: Work | Reply, *, cause: str = "", deadline_s: float = 5.0) -> str:
+        """Send to an address and return the message's id. Raises RequestError where the hub takes nothing."""
+        header = new_header(message, self.address, cause=cause)
+        await self._send(encode(self._full(to), header, message), deadline_s)
+        return header.id
+
+    async def request(self, to: str, work: Work, expects: type[R], deadline_s: float) -> R:
+        """Send work and await its reply. Raises RequestError: what the other side said, `timeout` or `undeliverable`.
+
+        A request that is cancelled or times out here is cancelled there.
+        """
+        header = new_header(work, self.address)
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._waiting[header.id] = (self._full(to).partition("/")[0], future)
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._send(encode(self._full(to), header, work), deadline_s)
+                reply = await future
+        except TimeoutError:
+            await self._cancel(to, header.id)
+            raise RequestError("timeout", f"{to} did not answer {header.kind} within {deadline_s:g} s") from None
+        except asyncio.CancelledError:
+            await asyncio.shield(self._cancel(to, header.id))
+            raise
+        finally:
+            self._waiting.pop(header.id, None)
+        return _expected(reply, expects, to)
+
+    async def deliveries(self) -> AsyncIterator[Envelope]:
+        """Facts that we subscribed to and work that was sent to us, for ever, in order of arrival."""
+        while True:
+            yield await self._inbox.get()
+
+    async def close(self) -> None:
+        """Stop reading and close every socket; what was not sent is dropped."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._context.destroy(linger=0)
+
+    async def _send(self, frames: list[bytes], deadline_s: float) -> None:
+        try:
+            async with asyncio.timeout(deadline_s):
+                await self._dealer.send_multipart(frames)
+        except TimeoutError:
+            raise RequestError("timeout", f"the hub of this node took nothing for {deadline_s:g} s") from None
+
+    async def _cancel(self, to: str, request: str) -> None:
+        with suppress(RequestError):
+            await self.send(to, RequestCancel(request), deadline_s=1.0)
+
+    def _full(self, to: str) -> str:
+        return to if "/" in to else f"{self.node_id}/{to}"
+
+    async def _say_hello(self) -> None:
+        hello = ActorHello(self.name, os.getpid())
+        while True:
+            with suppress(RequestError):
+                await self.send("hub", hello)
+            await asyncio.sleep(HELLO_EVERY_S)
+
+    async def _read(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            frames = await socket.recv_multipart()
+            try:
+                envelope = decode(frames)
+            except WireError as error:
+                self.dropped[error.reason] = self.dropped.get(error.reason, 0) + 1
+                continue
+            if not self._answers(envelope):
+                await self._inbox.put(envelope)
+
+    def _answers(self, envelope: Envelope) -> bool:
+        """Give a reply to the request that waits for it; tell whether the envelope is thereby done with."""
+        if isinstance(envelope.message, PeerDown):
+            self._give_up_on(envelope.message)
+            return False
+        if not isinstance(envelope.message, Reply):
+            return False
+        _, future = self._waiting.get(envelope.header.cause, ("", None))
+        if future is not None and not future.done():
+            future.set_result(envelope.message)
+        return True
+
+    def _give_up_on(self, lost: PeerDown) -> None:
+        for node_id, future in self._waiting.values():
+            if node_id == lost.node_id and not future.done():
+                future.set_result(RequestFailed("undeliverable", f"the node {node_id} is gone: {lost.reason}"))
+
+
+def _expected(reply: Message, expects: type[R], to: str) -> R:
+    if isinstance(reply, RequestFailed):
+        raise RequestError(reply.code, reply.message)
+    if not isinstance(reply, expects):
+        raise RequestError("unexpected", f"{to} answered {kind_of(type(reply))}, which does not fit the question")
+    return reply

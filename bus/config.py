@@ -1,0 +1,71 @@
+"""What every process of a node is told at its start: one frozen value in the node's run folder. No sockets here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+
+CONFIG_FILE = "node.json"
+API_FILE = "api"  # in the run folder: the gateway's URL, once it listens
+DEFAULT_API_PORT = 52415
+DEFAULT_BUS_PORT = 52414
+DEFAULT_DISCOVERY_PORT = 52413
+
+
+class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """A node's settings. Ports: 0 means any free one. Memory in bytes: 0 means all that is available."""
+
+    node_id: str
+    name: str
+    incarnation: int
+    run_dir: str
+    data_dir: str
+    cache_dir: str
+    cards_dir: str = ""
+    host: str = "127.0.0.1"
+    api_port: int = 0
+    bus_port: int = 0
+    discovery_port: int = DEFAULT_DISCOVERY_PORT
+    cluster: str = "home"
+    peers: tuple[str, ...] = ()
+    engine: str = "auto"
+    memory: int = 0
+    threads: int = 1
+
+    @property
+    def run_path(self) -> Path:
+        """The folder of ipc end points, mode 0700, gone with the node."""
+        return Path(self.run_dir)
+
+    @property
+    def cards_path(self) -> Path | None:
+        """A folder of the user's own model cards, if one was named."""
+        return Path(self.cards_dir) if self.cards_dir else None
+
+    def api(self) -> str:
+        """The gateway's URL; empty while it does not listen yet."""
+        try:
+            return (self.run_path / API_FILE).read_text()
+        except OSError:
+            return ""
+
+    @property
+    def loopback(self) -> bool:
+        """Whether nothing but this machine can reach the node."""
+        return self.host in ("127.0.0.1", "::1", "localhost")
+
+
+def write_config(config: NodeConfig) -> Path:
+    """Put the config into its run folder, whole or not at all."""
+    path = config.run_path / CONFIG_FILE
+    part = path.with_suffix(".part")
+    part.write_bytes(msgspec.json.encode(config))
+    os.replace(part, path)
+    return path
+
+
+def read_config(run_dir: Path) -> NodeConfig:
+    """The config of a running node. Raises OSError or msgspec.DecodeError."""
+    return msgspec.json.decode((run_dir / CONFIG_FILE).read_bytes(), type=NodeConfig)

@@ -1,0 +1,135 @@
+"""The data plane's frame: a fixed 64-byte header and a payload. A pure pair of functions; no sockets here.
+
+    offset  0  magic        2s   b"xb"
+            2  version      u8
+            3  flags        u8   see Flag
+            4  sequence     u32  counts the frames of one sender to one receiver, from 1
+            8  epoch        u64  of the instance; a stage refuses another
+           16  session      u64  random, chosen by the gateway
+           24  position     u32  of the first row or token
+           28  rows         u32  rows of hidden state, or tokens, in this frame
+           32  width        u32  values a row (0 for tokens)
+           36  dtype        u8   see DTYPES
+           37  stage        u8   index of the sending stage; 255: a gateway
+           38  spare        u16
+           40  trace        u64  W3C trace id, low half
+           48  sent_ns      u64  the sender's monotonic clock
+           56  compute_ns   u64  what this step has cost in engines so far, all stages together
+All little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntFlag
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+MAGIC = b"xb"
+FRAME_VERSION = 1
+HEADER_BYTES = 64
+GATEWAY_STAGE = 255
+FRAGMENT_BYTES = 256 << 10  # a heartbeat cuts a slow link in the middle of a bigger message
+
+_layout = struct.Struct("<2sBBIQQIIIBBHQQQ")
+assert _layout.size == HEADER_BYTES, "the header is 64 bytes"
+
+DTYPES: dict[int, np.dtype[np.generic]] = {
+    0: np.dtype("<i4"),  # token ids
+    1: np.dtype("<f4"),
+    2: np.dtype("<f2"),
+    3: np.dtype("<u2"),  # bfloat16 bits, which numpy has no name for
+    4: np.dtype("u1"),  # MessagePack
+}
+_codes = {dtype: code for code, dtype in DTYPES.items()}
+
+
+class Flag(IntFlag):
+    """What a frame is. A frame without OPEN, CLOSE or TOKEN carries hidden states."""
+
+    OPEN = 1  # payload: MessagePack of an Opening
+    CLOSE = 2  # free the session's slot
+    TOKEN = 4  # payload: token ids
+    ROLLBACK = 8  # forget positions from `position` on
+    MORE = 16  # the next frame of this session continues the same chunk
+    LAST = 32  # the last chunk of a prompt, or a decode step: its last row is sampled
+    FINISHED = 64  # on a token to the gateway: no further one comes
+    FAILED = 128  # payload: UTF-8 sentence; to the gateway
+
+
+class FrameError(Exception):
+    """Bytes that are no frame of ours; `reason` is a short stable word for counting."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Frame(NamedTuple):
+    """A data-plane header. Fields as laid out in the module's table."""
+
+    flags: Flag
+    epoch: int
+    session: int
+    position: int = 0
+    rows: int = 0
+    width: int = 0
+    dtype: int = 0
+    sequence: int = 0
+    stage: int = 0
+    trace: int = 0
+    sent_ns: int = 0
+    compute_ns: int = 0
+
+    def pack(self) -> bytes:
+        """The 64 bytes."""
+        return _layout.pack(
+            MAGIC, FRAME_VERSION, self.flags, self.sequence, self.epoch, self.session, self.position, self.rows,
+            self.width, self.dtype, self.stage, 0, self.trace, self.sent_ns, self.compute_ns,
+        )  # fmt: skip
+
+
+def unpack(header: bytes, payload: bytes | memoryview) -> tuple[Frame, npt.NDArray[np.generic]]:
+    """A header and its payload as a read-only array: (rows, width), or (rows,) where width is 0.
+
+    Raises FrameError unless every field agrees with the bytes that came.
+    """
+    if len(header) != HEADER_BYTES:
+        raise FrameError("header size")
+    (
+        magic,
+        version,
+        flags,
+        sequence,
+        epoch,
+        session,
+        position,
+        rows,
+        width,
+        dtype,
+        stage,
+        _,
+        trace,
+        sent,
+        spent,
+    ) = _layout.unpack(header)
+    if magic != MAGIC:
+        raise FrameError("magic")
+    if version != FRAME_VERSION:
+        raise FrameError("version")
+    kind = DTYPES.get(dtype)
+    if kind is None:
+        raise FrameError("dtype")
+    if rows * max(width, 1) * kind.itemsize != len(payload):
+        raise FrameError("payload size")
+    array: npt.NDArray[np.generic] = np.frombuffer(payload, kind)
+    array.flags.writeable = False
+    frame = Frame(Flag(flags), epoch, session, position, rows, width, dtype, sequence, stage, trace, sent, spent)
+    return frame, array.reshape(rows, width) if width else array
+
+
+def dtype_code(array: npt.NDArray[np.generic]) -> int:
+    """The wire's number for an array's dtype. Raises KeyError for one that does not travel."""
+    return _codes[array.dtype.newbyteorder("<")]

@@ -1,0 +1,410 @@
+"""THE PROTOCOL: every message of the control bus, one frozen class each. No sockets, no encoding here.
+
+A `Fact` is published and may be lost; `Work` is sent to one actor; a `Reply` answers work and carries the work's
+id as its cause. The tag is the dotted kind; its meaning never changes. `make protocol` prints this file as tables.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from cluster.placement import Instance
+from cluster.shard import Shard
+from cluster.topology import Link, NodeRecord, Topology
+
+VERSION = 1  # the major version; removing, renaming or retyping a field raises it
+
+
+class Header(msgspec.Struct, frozen=True):
+    """Travels before every body. `cause` is the id of the work that this message belongs to."""
+
+    version: int
+    kind: str
+    id: str
+    sender: Annotated[str, Meta(description="`node/actor`")]
+    sequence: Annotated[int, Meta(description="rises by one per sender and kind, so that a lost fact shows")] = 0
+    cause: str = ""
+    time: Annotated[float, Meta(description="Unix seconds at the sender; to read, never to compare")] = 0.0
+
+
+class Message(msgspec.Struct, frozen=True, tag_field="kind"):
+    """What all messages are."""
+
+
+class Fact(Message, frozen=True):
+    """Published: whoever subscribed hears it, nobody may depend on it."""
+
+
+class LocalFact(Fact, frozen=True):
+    """A fact about this node that other nodes do not hear."""
+
+
+class Work(Message, frozen=True):
+    """Sent to one address."""
+
+
+class Reply(Message, frozen=True):
+    """Sent back to the sender of some work."""
+
+
+# -- requests in general
+
+
+class RequestDone(Reply, frozen=True, tag="request.done"):
+    """The work was done, and there is nothing to add. Sent by any actor."""
+
+
+class RequestFailed(Reply, frozen=True, tag="request.failed"):
+    """The work was not done. Sent by any actor, and by a hub that cannot deliver (`undeliverable`)."""
+
+    code: Annotated[str, Meta(description="stable, for programs")]
+    message: Annotated[str, Meta(description="one sentence with the next step, for people")]
+
+
+class RequestCancel(Work, frozen=True, tag="request.cancel"):
+    """The asker gave up on the work whose id is `request`. Sent by any actor; never answered."""
+
+    request: str
+
+
+# -- actors and hubs of one node
+
+
+class ActorHello(Work, frozen=True, tag="actor.hello"):
+    """An actor says that it is there, at its start and every second. Sent to its own hub; never answered."""
+
+    name: str
+    pid: int
+
+
+class ActorUp(LocalFact, frozen=True, tag="actor.up"):
+    """An actor said hello for the first time in this life of its process. Published by the hub."""
+
+    name: str
+    pid: int
+
+
+class ActorDown(LocalFact, frozen=True, tag="actor.down"):
+    """A process of a node ended. Published by the node's supervisor."""
+
+    name: str
+    reason: str
+    final: Annotated[bool, Meta(description="it will not be started again")]
+
+
+class ActorStart(Work, frozen=True, tag="actor.start"):
+    """Start one more engine process. Sent by the node actor to its supervisor; answered by `actor.started`."""
+
+
+class ActorStarted(Reply, frozen=True, tag="actor.started"):
+    """The process runs and has said hello to the hub."""
+
+    name: str
+    pid: int
+
+
+class ActorStop(Work, frozen=True, tag="actor.stop"):
+    """End an engine process for good. Sent by the node actor to its supervisor; answered by `request.done`."""
+
+    name: str
+
+
+class HubDescribe(Work, frozen=True, tag="hub.describe"):
+    """Ask a hub what it knows. Sent by anyone; answered by `hub.state`."""
+
+
+class HubActor(msgspec.Struct, frozen=True):
+    """An actor as its hub sees it."""
+
+    name: str
+    pid: int
+
+
+class HubPeer(msgspec.Struct, frozen=True):
+    """A link to another hub."""
+
+    node_id: str
+    name: str
+    endpoint: str
+
+
+class HubState(Reply, frozen=True, tag="hub.state"):
+    """A hub's actors, links, local subscriptions and counters."""
+
+    node_id: str
+    name: str
+    endpoint: Annotated[str, Meta(description="where other hubs dial this one")]
+    actors: tuple[HubActor, ...] = ()
+    peers: tuple[HubPeer, ...] = ()
+    subscriptions: tuple[str, ...] = ()
+    counters: dict[str, int] = {}
+
+
+# -- links between nodes
+
+
+class PeerDial(Work, frozen=True, tag="peer.dial"):
+    """Link to the hub at `endpoint`. Sent by discovery to its hub; answered by `request.done` when it was begun."""
+
+    endpoint: str
+
+
+class LinkHello(Work, frozen=True, tag="link.hello"):
+    """A hub introduces itself on a fresh link, and the other dials back. Sent hub to hub; never answered."""
+
+    node_id: str
+    name: str
+    incarnation: int
+    endpoint: Annotated[str, Meta(description="where to dial back")]
+    cluster: str = ""
+    subscriptions: tuple[str, ...] = ()
+    dialled: Annotated[str, Meta(description="the name under which the sender reached this hub")] = ""
+    answers: Annotated[str, Meta(description="the `dialled` of the hello that the sender heard, if any")] = ""
+    heard: Annotated[bool, Meta(description="the sender has heard this hub's hello")] = False
+
+
+class LinkSubscribe(Work, frozen=True, tag="link.subscribe"):
+    """The topics that actors behind a hub want now, all of them. Sent hub to hub; never answered."""
+
+    subscriptions: tuple[str, ...]
+
+
+class LinkBye(Work, frozen=True, tag="link.bye"):
+    """This hub leaves. Sent hub to hub; never answered."""
+
+
+class PeerUp(LocalFact, frozen=True, tag="peer.up"):
+    """A link stands in both directions. Published by the hub to its own node."""
+
+    node_id: str
+    name: str
+    endpoint: str
+
+
+class PeerDown(LocalFact, frozen=True, tag="peer.down"):
+    """A link is gone. Published by the hub to its own node."""
+
+    node_id: str
+    reason: str
+
+
+# -- nodes and topology
+
+
+class NodeRecorded(Fact, frozen=True, tag="node.record"):
+    """A node's own record with the instances that it placed; repeated, the last value wins. Published by node."""
+
+    record: NodeRecord
+    instances: tuple[Instance, ...] = ()
+
+
+class LinkMeasured(Fact, frozen=True, tag="link.measured"):
+    """A probe of one link. Published by topology."""
+
+    link: Link
+
+
+class LinkProbe(Work, frozen=True, tag="link.probe"):
+    """Answer at once, so that the asker can time it. Sent between topology actors; answered by `request.done`."""
+
+
+class TopologyChanged(LocalFact, frozen=True, tag="topology.changed"):
+    """The graph as this node sees it now. Published by topology to its own node."""
+
+    topology: Topology
+
+
+class TopologyGet(Work, frozen=True, tag="topology.get"):
+    """Ask for the graph. Sent by anyone to topology; answered by `topology.state`."""
+
+
+class TopologyState(Reply, frozen=True, tag="topology.state"):
+    """The graph, and the instances that stand on it."""
+
+    topology: Topology
+    instances: tuple[Instance, ...] = ()
+
+
+# -- instances and shards
+
+
+class InstanceEnsure(Work, frozen=True, tag="instance.ensure"):
+    """Give me a standing instance of the model. Sent by a gateway to its node actor, and on to the placer's."""
+
+    model_id: str
+
+
+class InstanceReady(Reply, frozen=True, tag="instance.ready"):
+    """The instance stands and takes sessions."""
+
+    instance: Instance
+
+
+class InstanceUp(Fact, frozen=True, tag="instance.up"):
+    """A new instance stands. Published by its placer."""
+
+    instance: Instance
+
+
+class InstanceDown(Fact, frozen=True, tag="instance.down"):
+    """An instance lost a stage or was replaced; its sessions end. Published by whoever saw it first."""
+
+    instance_id: str
+    epoch: int
+    reason: str
+
+
+class InstanceFailed(Fact, frozen=True, tag="instance.failed"):
+    """A placement did not come to stand. Published by its placer."""
+
+    model_id: str
+    code: str
+    message: str
+
+
+class ShardLoad(Work, frozen=True, tag="shard.load"):
+    """Fetch and load a shard. Sent by the placer to a member's node actor; answered by `shard.loaded`."""
+
+    instance_id: str
+    epoch: int
+    shard: Shard
+
+
+class ShardLoaded(Reply, frozen=True, tag="shard.loaded"):
+    """The shard is in memory and its stage listens on the data plane."""
+
+    actor: Annotated[str, Meta(description="bus address of the engine")]
+    engine: str
+    endpoints: Annotated[tuple[str, ...], Meta(description="data-plane addresses, best first")]
+    seconds: float = 0.0
+    resident_bytes: int = 0
+
+
+class ShardUnload(Work, frozen=True, tag="shard.unload"):
+    """End a stage once its sessions are over. Sent by the placer to a member's node; answered by `request.done`."""
+
+    instance_id: str
+    epoch: int
+
+
+class EngineLoad(Work, frozen=True, tag="engine.load"):
+    """Load a shard from local files. Sent by the node actor to an engine; answered by `shard.loaded`."""
+
+    engine: str
+    epoch: int
+    shard: Shard
+    path: str
+
+
+class StageJoin(Work, frozen=True, tag="stage.join"):
+    """The ring as it was placed, so that a stage can connect. Sent by the placer to every stage's engine."""
+
+    instance: Instance
+
+
+class StageDrain(Work, frozen=True, tag="stage.drain"):
+    """Take no new sessions; answered by `request.done` when the last one is over. Sent by node to its engine."""
+
+
+# -- downloads
+
+
+class DownloadWant(Work, frozen=True, tag="download.want"):
+    """Have a shard's files here, or with no shard what a gateway needs. Sent to the own download actor."""
+
+    model_id: str
+    shard: Shard | None = None
+
+
+class DownloadDone(Reply, frozen=True, tag="download.done"):
+    """The files are here and verified."""
+
+    path: Annotated[str, Meta(description="what an engine opens")]
+    folder: Annotated[str, Meta(description="where tokeniser and template lie")]
+
+
+class DownloadProgress(Fact, frozen=True, tag="download.progress"):
+    """Bytes so far, a few times a second. Published by the download actor."""
+
+    model_id: str
+    node: str
+    done_bytes: int
+    total_bytes: int
+    file: str = ""
+
+
+class DownloadFailed(Fact, frozen=True, tag="download.failed"):
+    """A download was given up. Published by the download actor; the asker also gets `request.failed`."""
+
+    model_id: str
+    node: str
+    message: str
+
+
+# -- sessions and observation
+
+
+class SessionToken(Fact, frozen=True, tag="session.token"):
+    """A token of a session, for observers only. Published by the gateway that owns the session."""
+
+    session: str
+    index: int
+    token: int
+    text: str = ""
+
+
+class SessionFinished(Fact, frozen=True, tag="session.finished"):
+    """A session is over. Published by the gateway that owns it."""
+
+    session: str
+    reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+
+
+class EngineStats(Fact, frozen=True, tag="engine.stats"):
+    """What a stage did since it was loaded, once a second while it works. Published by engines."""
+
+    actor: str
+    model_id: str
+    epoch: int
+    sessions: int
+    forwards: int
+    rows: int
+    busy_seconds: float
+    dropped: dict[str, int] = {}
+
+
+class Status(Fact, frozen=True, tag="status"):
+    """Where a long piece of work stands, in words. Published by anyone."""
+
+    subject: str
+    text: str
+
+
+class Log(Fact, frozen=True, tag="log"):
+    """A log line of level warning or worse. Published by any actor."""
+
+    level: str
+    logger: str
+    text: str
+
+
+def kind_of(message: type[Message]) -> str:
+    """The dotted kind of a message class."""
+    tag = message.__struct_config__.tag
+    assert isinstance(tag, str), f"{message.__name__} has no kind"
+    return tag
+
+
+def _leaves(cls: type[Message]) -> list[type[Message]]:
+    below = [leaf for sub in cls.__subclasses__() for leaf in _leaves(sub)]
+    return below or [cls]
+
+
+MESSAGES: dict[str, type[Message]] = {kind_of(leaf): leaf for leaf in _leaves(Message)}
+LOCAL_KINDS = frozenset(kind for kind, message in MESSAGES.items() if issubclass(message, LocalFact))

@@ -1,0 +1,65 @@
+"""How a process of a node begins and ends: its settings, its log, and dying with its supervisor.
+
+The supervisor holds the write end of every child's standard input; when it is gone, however it went, the child
+reads end-of-file and kills its own process group. That works on every Unix, and for the child's children too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from bus.actor import Actor
+from bus.client import BusClient
+from bus.config import NodeConfig, read_config
+
+CANNOT_START = 78  # EX_CONFIG: starting again will not help; the log's last line says why
+ADDRESS_VARIABLE = "EXOBUS_RUN_DIR"
+NAME_VARIABLE = "EXOBUS_ACTOR"
+
+
+class CannotStart(Exception):
+    """This process can never run with these settings; the message says what to change."""
+
+
+def actor_name(role: str) -> str:
+    """The name that the supervisor gave this process; its role where it gave none."""
+    return os.environ.get(NAME_VARIABLE, role)
+
+
+def begin(name: str) -> NodeConfig:
+    """Read the settings that the supervisor left, set up logging and tie this process to the supervisor."""
+    logging.basicConfig(
+        level=os.environ.get("EXOBUS_LOG", "INFO").upper(),
+        format=f"%(asctime)s %(levelname)s {name} %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    threading.Thread(target=_die_with_supervisor, daemon=True, name="supervisor-watch").start()
+    return read_config(Path(os.environ[ADDRESS_VARIABLE]))
+
+
+def _die_with_supervisor() -> None:
+    while os.read(0, 1):
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
+def run_actor(make: Callable[[NodeConfig, BusClient], Actor], name: str) -> None:
+    """Run one actor until it is told to stop. Exits with CANNOT_START and a last log line where it never can."""
+    config = begin(name)
+
+    async def main() -> None:
+        bus = BusClient(config.run_path, config.node_id, name)
+        await make(config, bus).run()
+
+    try:
+        asyncio.run(main())
+    except CannotStart as error:
+        logging.getLogger(name).error("%s", error)
+        raise SystemExit(CANNOT_START) from None

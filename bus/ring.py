@@ -1,0 +1,157 @@
+"""Data-plane sockets of one thread: a ROUTER that hears, a DEALER for each neighbour. Blocking, no asyncio.
+
+Moves frames and counts what is lost; what a frame means is the stage's business. A sender keeps a dead neighbour's
+frames from queueing: it fails within a deadline instead.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import zmq
+
+from bus.frame import FRAGMENT_BYTES, Flag, Frame, FrameError, dtype_code, unpack
+from bus.sockets import DATA_BYTES, DATA_MARK, bind_tcp, connect, open_socket
+
+Array = npt.NDArray[np.generic]
+
+SEND_WITHIN_MS = 2000
+MAX_SENDERS = 1024  # a sender that reconnects counts as a new one
+MAX_NEIGHBOURS = 64  # gateways come and go; the one used longest ago is closed
+
+
+class NeighbourGone(Exception):
+    """A frame could not be handed to a neighbour in time."""
+
+
+class Ring:
+    """One thread's data plane. Make it, use it and close it on that thread."""
+
+    def __init__(self, run_dir: Path, name: str, host: str) -> None:
+        """Listen on an ipc end point of the node and on a free tcp port of `host`. Raises OSError."""
+        self.dropped: Counter[str] = Counter()
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._inbox = self._open(zmq.ROUTER)
+        ipc = f"ipc://{run_dir}/{name}.ring"
+        Path(ipc.removeprefix("ipc://")).unlink(missing_ok=True)
+        self._inbox.bind(ipc)
+        self.endpoints = (ipc, bind_tcp(self._inbox, host, 0))
+        self._neighbours: OrderedDict[str, zmq.Socket[bytes]] = OrderedDict()
+        self._sent: Counter[str] = Counter()
+        self._heard: OrderedDict[bytes, int] = OrderedDict()
+        self._wake_in, self._wake_out = self._open(zmq.PAIR), self._open(zmq.PAIR)
+        self._wake_in.bind("inproc://wake")
+        self._wake_out.connect("inproc://wake")
+        self._poller = zmq.Poller()
+        self._poller.register(self._inbox, zmq.POLLIN)
+        self._poller.register(self._wake_in, zmq.POLLIN)
+
+    def wake(self) -> None:
+        """End a `wait` early. The one method for another thread, and always the same other thread."""
+        with suppress(zmq.Again):  # enough wake-ups wait there already
+            self._wake_out.send(b"", zmq.DONTWAIT)
+
+    def wait(self, milliseconds: int) -> bool:
+        """Wait for a frame; False when none came, or when we were woken."""
+        ready = dict(self._poller.poll(milliseconds))
+        if self._wake_in in ready:
+            self._wake_in.recv()
+        return self._inbox in ready
+
+    def receive(self) -> tuple[Frame, Array] | None:
+        """The next frame that is here already, else None. What is not ours is counted and dropped."""
+        while True:
+            try:
+                source, *parts = self._inbox.recv_multipart(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return None
+            try:
+                if len(parts) != 2:
+                    raise FrameError("parts")
+                frame, payload = unpack(parts[0].bytes, parts[1].buffer)
+            except FrameError as error:
+                self.dropped[error.reason] += 1
+                continue
+            self._check_sequence(source.bytes, frame)
+            return frame, payload
+
+    def send(self, endpoint: str, frame: Frame, payload: Array | bytes) -> None:
+        """Hand one frame to a neighbour, rows cut into fragments of at most 256 KiB. The array is not written again.
+
+        Raises NeighbourGone after two seconds.
+        """
+        array = np.frombuffer(payload, np.uint8) if isinstance(payload, bytes) else np.ascontiguousarray(payload)
+        width = array.shape[1] if array.ndim == 2 else 0
+        step = max(FRAGMENT_BYTES // max(array.itemsize * width, 1), 1) if width else max(len(array), 1)
+        for at in range(0, max(len(array), 1), step):
+            part = array[at : at + step]
+            more = Flag.MORE if at + step < len(array) else Flag(0)
+            self._sent[endpoint] += 1
+            header = frame._replace(
+                flags=frame.flags | more,
+                position=frame.position + at,
+                rows=len(part),
+                width=width,
+                dtype=dtype_code(array),
+                sequence=self._sent[endpoint],
+                sent_ns=time.monotonic_ns(),
+            )
+            self._push(endpoint, [header.pack(), part.data])
+
+    def introduce(self, endpoint: str) -> None:
+        """Connect ahead of the first frame. Raises ValueError for what is no end point."""
+        self._neighbour(endpoint)
+
+    def close(self) -> None:
+        """Close every socket; what was not sent is dropped."""
+        self._context.destroy(linger=0)
+
+    def _push(self, endpoint: str, parts: Sequence[bytes | memoryview]) -> None:
+        try:
+            self._neighbour(endpoint).send_multipart(parts, copy=False)
+        except zmq.Again:
+            self._neighbours.pop(endpoint).close()
+            raise NeighbourGone(f"{endpoint} took nothing for {SEND_WITHIN_MS / 1000:g} s") from None
+
+    def _neighbour(self, endpoint: str) -> zmq.Socket[bytes]:
+        dealer = self._neighbours.get(endpoint)
+        if dealer is None:
+            dealer = self._open(zmq.DEALER)
+            connect(dealer, endpoint)
+            self._neighbours[endpoint] = dealer
+            self._sent[endpoint] = 0
+            while len(self._neighbours) > MAX_NEIGHBOURS:
+                self._neighbours.popitem(last=False)[1].close()
+        self._neighbours.move_to_end(endpoint)
+        return dealer
+
+    def _open(self, kind: int) -> zmq.Socket[bytes]:
+        socket = open_socket(self._context, kind, high_water_mark=DATA_MARK, largest_frame=DATA_BYTES)
+        socket.setsockopt(zmq.SNDTIMEO, SEND_WITHIN_MS)
+        return socket
+
+    def _check_sequence(self, source: bytes, frame: Frame) -> None:
+        if frame.sequence != self._heard.get(source, 0) + 1:
+            self.dropped["lost before this frame"] += 1
+        self._heard[source] = frame.sequence
+        self._heard.move_to_end(source)
+        while len(self._heard) > MAX_SENDERS:
+            self._heard.popitem(last=False)
+
+
+def best_endpoint(endpoints: Sequence[str]) -> str:
+    """The end point to use from here: ipc where its file is on this machine, else the first tcp one.
+
+    The file's folder has a random name, so finding it means the same machine. Raises ValueError where none is left.
+    """
+    for endpoint in endpoints:
+        if not endpoint.startswith("ipc://") or os.path.exists(endpoint.removeprefix("ipc://")):
+            return endpoint
+    raise ValueError(f"none of the end points {', '.join(endpoints)} can be reached from this machine")
