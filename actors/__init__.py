@@ -1,0 +1,1 @@
+"""The processes of a node: thin shells around the pure modules of `cluster`, `discovery`, `engines` and `models`."""

@@ -1,0 +1,82 @@
+"""The process that has model files on this machine: serves `download.want`, publishes progress. Sources do the work."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+
+from actors.catalogue import load_catalogue
+from bus.actor import Actor, on
+from bus.client import BusClient, RequestError
+from bus.config import NodeConfig
+from bus.messages import DownloadDone, DownloadFailed, DownloadProgress, DownloadWant
+from bus.process import run_actor
+from bus.wire import Envelope
+from cluster.shard import Shard
+from models import sources
+from models.cache import ModelCache
+from models.card import ModelCard
+from models.errors import ModelError, UnknownModel
+
+PROGRESS_EVERY_S = 0.25
+
+
+class DownloadActor(Actor):
+    """One download of a model at a time; who asks meanwhile waits for it and finds the files there."""
+
+    name = "download"
+
+    def __init__(self, config: NodeConfig, bus: BusClient) -> None:
+        super().__init__(bus)
+        self._catalogue = load_catalogue(config)
+        self._cache = ModelCache(Path(config.cache_dir))
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    @on(DownloadWant)
+    async def want(self, message: DownloadWant, envelope: Envelope) -> DownloadDone:
+        """Fetch what is missing. A request that is cancelled ends its download."""
+        try:
+            card = self._catalogue.get(message.model_id)
+        except UnknownModel as error:
+            raise RequestError("model_not_found", str(error)) from None
+        async with self._locks.setdefault(card.id, asyncio.Lock()):
+            path = await self._fetch(card, message.shard)
+        return DownloadDone(str(path), str(self._cache.folder(card)))
+
+    async def _fetch(self, card: ModelCard, shard: Shard | None) -> Path:
+        cancelled = threading.Event()
+        reports = _Reports(self.bus, card.id)
+        try:
+            return await asyncio.to_thread(sources.fetch, card, shard, self._cache, reports.report, cancelled)
+        except ModelError as error:
+            await self.bus.publish(DownloadFailed(card.id, self.bus.node_id, str(error)))
+            raise RequestError("download_failed", str(error)) from None
+        finally:
+            cancelled.set()
+
+
+class _Reports:
+    """Carries progress from the download's thread to the bus, a few times a second."""
+
+    def __init__(self, bus: BusClient, model_id: str) -> None:
+        self._bus = bus
+        self._model_id = model_id
+        self._loop = asyncio.get_running_loop()
+        self._last = 0.0
+
+    def report(self, progress: sources.Progress) -> None:
+        """Called on the download's thread."""
+        now = time.monotonic()
+        if now - self._last < PROGRESS_EVERY_S and progress.done_bytes < progress.total_bytes:
+            return
+        self._last = now
+        fact = DownloadProgress(
+            self._model_id, self._bus.node_id, progress.done_bytes, progress.total_bytes, progress.file
+        )
+        asyncio.run_coroutine_threadsafe(self._bus.publish(fact), self._loop)
+
+
+if __name__ == "__main__":
+    run_actor(DownloadActor, DownloadActor.name)

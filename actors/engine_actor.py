@@ -1,0 +1,107 @@
+"""The process of one stage: serves load, join and drain on the control bus while its stage thread computes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import psutil
+
+from actors.stage import Stage, StageCounts, neighbours
+from bus.actor import Actor, every, on
+from bus.client import BusClient, RequestError
+from bus.config import NodeConfig
+from bus.messages import EngineLoad, EngineStats, RequestDone, ShardLoaded, StageDrain, StageJoin
+from bus.process import actor_name, run_actor
+from bus.ring import Ring
+from bus.wire import Envelope
+
+LOAD_WITHIN_S = 600.0
+
+
+class EngineActor(Actor):
+    """Holds at most one stage in its life; its node actor ends the process to free the memory."""
+
+    name = "engine"
+
+    def __init__(self, config: NodeConfig, bus: BusClient) -> None:
+        super().__init__(bus)
+        self._config = config
+        self._stage: Stage | None = None
+        self._load: EngineLoad | None = None
+        self._reported = 0
+
+    async def stopping(self) -> None:
+        """End the stage after the step that it computes."""
+        if self._stage and self._stage.loaded.done() and self._stage.is_alive():
+            self._stage.finish()
+            await asyncio.to_thread(self._stage.join, 1.0)
+
+    @on(EngineLoad)
+    async def load(self, message: EngineLoad, envelope: Envelope) -> ShardLoaded:
+        """Read the shard on the stage's own thread, and listen."""
+        if self._stage is not None:
+            raise RequestError("conflict", f"{self.bus.address} holds a stage already; ask for another engine")
+        begun = time.monotonic()
+        self._load = message
+        run_dir, name, host = self._config.run_path, self.bus.name, self._config.host
+        self._stage = Stage(
+            message.engine,
+            message.shard,
+            message.epoch,
+            Path(message.path),
+            lambda: Ring(run_dir, name, host),
+        )
+        self._stage.start()
+        try:
+            endpoints = await asyncio.wait_for(asyncio.wrap_future(self._stage.loaded), LOAD_WITHIN_S)
+        except Exception as error:
+            raise RequestError("load_failed", f"{message.engine} cannot load {message.shard}: {error}") from error
+        resident = psutil.Process().memory_info().rss
+        return ShardLoaded(self.bus.address, message.engine, endpoints, time.monotonic() - begun, resident)
+
+    @on(StageJoin)
+    async def join(self, message: StageJoin, envelope: Envelope) -> RequestDone:
+        """Connect to the next stage, and to the first."""
+        await asyncio.wrap_future(self._loaded().join_ring(neighbours(message.instance, self.bus.address)))
+        return RequestDone()
+
+    @on(StageDrain)
+    async def drain(self, message: StageDrain, envelope: Envelope) -> RequestDone:
+        """Take no new sessions and wait for the running ones."""
+        await asyncio.wrap_future(self._loaded().drain())
+        return RequestDone()
+
+    @every(1.0)
+    async def report(self) -> None:
+        """Say what the stage did, once a second while it works; a dead stage ends the process."""
+        if self._stage is None or self._load is None or not self._stage.loaded.done():
+            return
+        if self._stage.loaded.exception() is None and not self._stage.is_alive():
+            raise RuntimeError("the stage's thread ended; see the log above")
+        counts = self._stage.counts
+        if counts.forwards != self._reported:
+            self._reported = counts.forwards
+            await self.bus.publish(self._stats(self._load, counts))
+
+    def _stats(self, load: EngineLoad, counts: StageCounts) -> EngineStats:
+        return EngineStats(
+            self.bus.address,
+            load.shard.model_id,
+            load.epoch,
+            counts.sessions,
+            counts.forwards,
+            counts.rows,
+            counts.busy_seconds,
+            self._stage.dropped if self._stage else {},
+        )
+
+    def _loaded(self) -> Stage:
+        if self._stage is None or not self._stage.loaded.done():
+            raise RequestError("conflict", f"{self.bus.address} has no stage yet; load a shard first")
+        return self._stage
+
+
+if __name__ == "__main__":
+    run_actor(EngineActor, actor_name("engine"))

@@ -1,0 +1,82 @@
+"""What this machine offers, for the node's record: measured once by a child process, memory read afresh each time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from contextlib import suppress
+
+import msgspec
+import psutil
+
+from bus.client import RequestError
+from bus.config import NodeConfig
+from cluster.capabilities import DeviceCapabilities
+
+logger = logging.getLogger(__name__)
+
+MEASURE_WITHIN_S = 90.0
+MEMORY_STEP = 64 << 20  # bytes: a record changes when something worth telling does
+
+
+class Machine:
+    """The measuring child and its result."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self._config = config
+        self._child: asyncio.subprocess.Process | None = None
+        self._measuring: asyncio.Task[DeviceCapabilities] | None = None
+
+    def begin(self) -> None:
+        """Start to measure."""
+        self._measuring = asyncio.create_task(self._measure())
+
+    async def end(self) -> None:
+        """Stop measuring and wait for the child's end."""
+        if self._measuring:
+            self._measuring.cancel()
+            await asyncio.gather(self._measuring, return_exceptions=True)
+
+    async def measured(self) -> DeviceCapabilities:
+        """The machine with its engine chosen. Raises RequestError where no engine works."""
+        assert self._measuring is not None, "begin() comes first"
+        return await asyncio.shield(self._measuring)
+
+    def now(self) -> DeviceCapabilities:
+        """What is known at this moment; before the measuring is over only memory."""
+        task = self._measuring
+        known = task is not None and task.done() and not task.cancelled() and task.exception() is None
+        capabilities = task.result() if task is not None and known else DeviceCapabilities()
+        memory = psutil.virtual_memory()
+        return msgspec.structs.replace(
+            capabilities,
+            memory_total=memory.total,
+            memory_available=usable(memory.available, self._config.memory),
+        )
+
+    async def _measure(self) -> DeviceCapabilities:
+        self._child = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "actors.measure", self._config.engine, self._config.cache_dir,
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(MEASURE_WITHIN_S):
+                said, complaint = await self._child.communicate()
+        except TimeoutError:
+            raise RequestError(
+                "no_engine", f"the engines were not measured within {MEASURE_WITHIN_S:g} s; pass --engine"
+            ) from None
+        finally:
+            with suppress(ProcessLookupError):
+                self._child.kill()
+        if self._child.returncode:
+            sentence = complaint.decode(errors="replace").strip().splitlines()[-1:] or ["measuring the engines failed"]
+            raise RequestError("no_engine", sentence[0])
+        return msgspec.json.decode(said, type=DeviceCapabilities)
+
+
+def usable(available: int, limit: int) -> int:
+    """Bytes to offer: what is free, at most `limit` (0: no limit), in steps that do not flicker."""
+    offered = min(available, limit) if limit else available
+    return offered - offered % MEMORY_STEP if offered > MEMORY_STEP else offered

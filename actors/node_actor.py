@@ -1,0 +1,225 @@
+"""The node's own voice: its record, the stages that it holds, and its turn as the placer of a model.
+
+Which node places a model follows from the model's id, so every node that is asked passes the question to the same
+one. What other nodes do is known from their facts only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from actors.catalogue import load_catalogue
+from actors.machine import Machine
+from actors.placer import Placer
+from bus.actor import Actor, every, on
+from bus.client import BusClient, RequestError
+from bus.config import NodeConfig
+from bus.messages import (
+    ActorDown,
+    ActorStart,
+    ActorStarted,
+    ActorStop,
+    DownloadDone,
+    DownloadWant,
+    EngineLoad,
+    HubDescribe,
+    HubState,
+    InstanceDown,
+    InstanceEnsure,
+    InstanceReady,
+    InstanceUp,
+    NodeRecorded,
+    PeerDown,
+    RequestDone,
+    ShardLoad,
+    ShardLoaded,
+    ShardUnload,
+    StageDrain,
+    Status,
+    TopologyChanged,
+    TopologyGet,
+    TopologyState,
+)
+from bus.process import run_actor
+from bus.wire import Envelope
+from cluster.instances import Instances
+from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
+from cluster.placement import Instance, placer_of
+from cluster.topology import NodeRecord, Topology
+from models.card import ModelCard
+from models.errors import UnknownModel
+
+logger = logging.getLogger(__name__)
+
+LOAD_WITHIN_S = 3600.0  # a first download may take that long
+DRAIN_WITHIN_S = 600.0
+ENGINE_WITHIN_S = 30.0
+SHORT_S = 10.0
+
+
+class NodeActor(Actor):
+    """Serves `instance.ensure` as a placer and `shard.load` as a member."""
+
+    name = "node"
+
+    def __init__(self, config: NodeConfig, bus: BusClient) -> None:
+        super().__init__(bus)
+        self._config = config
+        self._catalogue = load_catalogue(config)
+        self._machine = Machine(config)
+        self._topology = Topology()
+        self._instances = Instances()
+        self._placer = Placer(bus, self._instances, RingMemoryWeightedPartitioningStrategy(), self._look)
+        self._stages: dict[str, str] = {}  # instance id -> the name of our engine
+        self._sequence = 0
+        self._endpoint = ""
+
+    async def started(self) -> None:
+        """Measure in the background: only a shard has to wait for it."""
+        self._machine.begin()
+        self._endpoint = (await self.bus.request("hub", HubDescribe(), HubState, SHORT_S)).endpoint
+        state = await self._ask_topology()
+        for instance in state.instances:
+            self._instances.stands(instance)
+
+    async def stopping(self) -> None:
+        """End the measuring, if it still runs."""
+        await self._machine.end()
+
+    # -- what is known
+
+    @every(2.0)
+    async def record(self) -> None:
+        """Say what this node is, over and over."""
+        own = self._own_record()
+        await self.bus.publish(NodeRecorded(own, self._instances.placed_by(self.bus.node_id)))
+
+    @on(TopologyChanged)
+    async def topology_changed(self, message: TopologyChanged, envelope: Envelope) -> None:
+        """The graph as our own topology actor sees it."""
+        self._topology = message.topology
+
+    @on(NodeRecorded)
+    async def recorded(self, message: NodeRecorded, envelope: Envelope) -> None:
+        """What another node placed."""
+        if envelope.node not in (self.bus.node_id, ""):
+            self._instances.recorded(envelope.node, message.instances)
+
+    @on(InstanceUp)
+    async def instance_up(self, message: InstanceUp, envelope: Envelope) -> None:
+        """A node placed an instance."""
+        self._instances.stands(message.instance)
+
+    @on(InstanceDown)
+    async def instance_down(self, message: InstanceDown, envelope: Envelope) -> None:
+        """Forget it, and end our stage of it."""
+        self._instances.fell(message.instance_id)
+        await self._end_stage(message.instance_id)
+
+    @on(PeerDown)
+    async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
+        """Every instance that ran over the lost node is down."""
+        for instance in self._instances.with_node(message.node_id):
+            await self._declare_down(instance, f"node {message.node_id} is gone ({message.reason})")
+
+    @on(ActorDown)
+    async def actor_down(self, message: ActorDown, envelope: Envelope) -> None:
+        """One of our engines died, and the instance with it."""
+        for instance_id in [i for i, actor in self._stages.items() if actor == message.name]:
+            del self._stages[instance_id]
+            if instance := self._instances.with_id(instance_id):
+                await self._declare_down(instance, f"{message.name} on {self._config.name} ended ({message.reason})")
+
+    async def _declare_down(self, instance: Instance, reason: str) -> None:
+        logger.warning("instance %s of %s is down: %s", instance.instance_id, instance.model_id, reason)
+        self._instances.fell(instance.instance_id)
+        await self._end_stage(instance.instance_id)
+        await self.bus.publish(InstanceDown(instance.instance_id, instance.epoch, reason))
+
+    def _own_record(self) -> NodeRecord:
+        self._sequence += 1
+        config = self._config
+        return NodeRecord(
+            config.node_id,
+            config.name,
+            config.incarnation,
+            self._sequence,
+            self._machine.now(),
+            config.api(),
+            self._endpoint,
+        )
+
+    async def _ask_topology(self) -> TopologyState:
+        state = await self.bus.request("topology", TopologyGet(), TopologyState, SHORT_S)
+        self._topology = state.topology
+        return state
+
+    async def _look(self) -> Topology:
+        """The topology with our own record as of now, so that what was just unloaded counts."""
+        await self._machine.measured()
+        await self._ask_topology()
+        return self._topology.with_node(self._own_record())
+
+    # -- as a placer
+
+    @on(InstanceEnsure)
+    async def ensure(self, message: InstanceEnsure, envelope: Envelope) -> InstanceReady:
+        """A standing instance, placed now if need be. Passed on at most once: two nodes may not agree who is there."""
+        card = self._card(message.model_id)
+        placer = placer_of(card.id, {*self._topology.node_ids, self.bus.node_id})
+        if placer != self.bus.node_id and envelope.node == self.bus.node_id:
+            return await self.bus.request(f"{placer}/node", InstanceEnsure(card.id), InstanceReady, LOAD_WITHIN_S)
+        return InstanceReady(await self._placer.ensure(card))
+
+    def _card(self, model_id: str) -> ModelCard:
+        try:
+            return self._catalogue.get(model_id)
+        except UnknownModel as error:
+            raise RequestError("model_not_found", str(error)) from None
+
+    # -- as a member
+
+    @on(ShardLoad)
+    async def load_shard(self, message: ShardLoad, envelope: Envelope) -> ShardLoaded:
+        """Fetch the shard's files and start an engine for it meanwhile, then load."""
+        machine = await self._machine.measured()
+        files, engine = await self._files_and_engine(message)
+        self._stages[message.instance_id] = engine
+        await self.bus.publish(Status(message.shard.model_id, f"loading {message.shard} on {self._config.name}"))
+        try:
+            load = EngineLoad(machine.engine, message.epoch, message.shard, files)
+            return await self.bus.request(engine, load, ShardLoaded, LOAD_WITHIN_S)
+        except BaseException:
+            await asyncio.shield(self._end_stage(message.instance_id))
+            raise
+
+    async def _files_and_engine(self, message: ShardLoad) -> tuple[str, str]:
+        """The path of the shard's files and the name of a fresh engine; where one fails the other is given back."""
+        want = DownloadWant(message.shard.model_id, message.shard)
+        starting = asyncio.create_task(self.bus.request("supervisor", ActorStart(), ActorStarted, ENGINE_WITHIN_S))
+        try:
+            files = await self.bus.request("download", want, DownloadDone, LOAD_WITHIN_S)
+        except BaseException:
+            await asyncio.shield(self._stop_engine((await starting).name))
+            raise
+        return files.path, (await starting).name
+
+    @on(ShardUnload)
+    async def unload_shard(self, message: ShardUnload, envelope: Envelope) -> RequestDone:
+        """Drain our stage of an instance, then end its process."""
+        if actor := self._stages.get(message.instance_id):
+            await self.bus.request(actor, StageDrain(), RequestDone, DRAIN_WITHIN_S)
+            await self._end_stage(message.instance_id)
+        return RequestDone()
+
+    async def _end_stage(self, instance_id: str) -> None:
+        if actor := self._stages.pop(instance_id, None):
+            await self._stop_engine(actor)
+
+    async def _stop_engine(self, actor: str) -> None:
+        await self.bus.request("supervisor", ActorStop(actor), RequestDone, SHORT_S)
+
+
+if __name__ == "__main__":
+    run_actor(NodeActor, NodeActor.name)

@@ -1,0 +1,123 @@
+"""A node's data folder: its identity, its logs, the lock that keeps two nodes out of one folder, and its run folder.
+
+Knows files only. The run folder holds the ipc end points; it lies in the system's temporary folder because a
+socket's path may have no more than about 100 characters.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from bus.config import CONFIG_FILE, NodeConfig, read_config
+
+_NODE_ID = re.compile(r"[0-9a-f]{16}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+class FolderError(Exception):
+    """The data folder cannot be used; the message is one sentence with the next step."""
+
+
+class FolderInUse(FolderError):
+    """Another node runs in the folder."""
+
+
+@dataclass
+class NodeFolder:
+    """A locked data folder. `close` gives it back and removes the run folder."""
+
+    path: Path
+    node_id: str
+    run_dir: Path
+    lock: FileLock
+
+    @property
+    def logs(self) -> Path:
+        """Where the node's processes write."""
+        return self.path / "logs"
+
+    def close(self) -> None:
+        """Remove the run folder and unlock."""
+        (self.path / "run").unlink(missing_ok=True)
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+        self.lock.release()
+
+
+def check_name(name: str) -> str:
+    """A node name that is safe in a path and an address. Raises FolderError."""
+    if not _NAME.fullmatch(name):
+        raise FolderError(f"{name!r} is no node name; use letters, digits, dots and dashes, at most 63")
+    return name
+
+
+def open_folder(path: Path) -> NodeFolder:
+    """Lock a data folder, made where it does not exist. Raises FolderError."""
+    try:
+        (path / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = FileLock(path / "lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FolderInUse(
+            f"{path} is in use by {_owner(path)}; stop it, or pass another --data-dir or --name"
+        ) from None
+    except OSError as error:
+        raise FolderError(f"{path} cannot be written ({error.strerror}); pass another --data-dir") from None
+    run_dir = Path(tempfile.mkdtemp(prefix="exobus-"))
+    (path / "run").write_text(str(run_dir))
+    return NodeFolder(path, _identity(path), run_dir, lock)
+
+
+def _identity(path: Path) -> str:
+    file = path / "node-id"
+    if file.exists():
+        node_id = file.read_text().strip()
+        if not _NODE_ID.fullmatch(node_id):
+            raise FolderError(f"{file} holds no node id; restore it, or delete it to become a new node")
+        return node_id
+    node_id = secrets.token_hex(8)
+    part = file.with_suffix(".part")
+    part.write_text(node_id)
+    os.replace(part, file)
+    return node_id
+
+
+def _owner(path: Path) -> str:
+    config = running_node(path)
+    return f"node {config.name!r}" if config else "another node"
+
+
+def running_node(path: Path) -> NodeConfig | None:
+    """The settings of the node that runs in this data folder, if one does."""
+    try:
+        run_dir = Path((path / "run").read_text())
+        return read_config(run_dir) if (run_dir / CONFIG_FILE).exists() and _locked(path) else None
+    except (OSError, ValueError):
+        return None
+
+
+def _locked(path: Path) -> bool:
+    lock = FileLock(path / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def first_free(parent: Path, name: str) -> NodeFolder:
+    """The folder `parent/name`, or with -2, -3 … where nodes of that name run already. Raises FolderError."""
+    for number in range(1, 100):
+        candidate = name if number == 1 else f"{name}-{number}"
+        with suppress(FolderInUse):
+            return open_folder(parent / candidate)
+    raise FolderError(f"99 nodes named {name} run here already; pass --name")

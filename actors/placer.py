@@ -1,0 +1,135 @@
+"""Carries out placements: load every shard, connect the ring, replace an instance when the ring should grow.
+
+What goes where is `cluster.placement`'s decision; here are the requests that make it so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+
+from bus.client import BusClient, RequestError
+from bus.messages import (
+    InstanceDown,
+    InstanceFailed,
+    InstanceUp,
+    RequestDone,
+    ShardLoad,
+    ShardLoaded,
+    ShardUnload,
+    StageJoin,
+    Status,
+)
+from cluster.instances import Instances
+from cluster.partitioning import PartitioningStrategy
+from cluster.placement import DoesNotFit, Instance, Stage, plan
+from cluster.topology import Topology
+from models.card import ModelCard
+
+logger = logging.getLogger(__name__)
+
+LOAD_WITHIN_S = 3600.0  # a first download may take that long
+DRAIN_WITHIN_S = 600.0
+JOIN_WITHIN_S = 10.0
+
+
+class Placer:
+    """Places models one at a time each. `look` gives the topology as it is now."""
+
+    def __init__(
+        self,
+        bus: BusClient,
+        instances: Instances,
+        strategy: PartitioningStrategy,
+        look: Callable[[], Awaitable[Topology]],
+    ) -> None:
+        self._bus = bus
+        self._instances = instances
+        self._strategy = strategy
+        self._look = look
+        self._placing: dict[str, asyncio.Lock] = {}
+
+    async def ensure(self, card: ModelCard) -> Instance:
+        """The standing instance, or a new one. Raises RequestError: what failed, in a sentence."""
+        async with self._placing.setdefault(card.id, asyncio.Lock()):
+            return await self._standing(card)
+
+    async def _standing(self, card: ModelCard) -> Instance:
+        """A standing instance is kept unless a node that should be in its ring is not."""
+        held = self._instances.of_model(card.id)
+        topology = await self._look()
+        wanted = {part.node_id for part in self._strategy.partition(topology, card.n_layers)}
+        if held is not None and wanted <= set(held.node_ids):
+            return held
+        return await self._replace(card, held, topology)
+
+    async def _replace(self, card: ModelCard, held: Instance | None, topology: Topology) -> Instance:
+        """Beside the old instance where memory allows it, else after its end."""
+        try:
+            stages = self._plan(card, topology)
+        except DoesNotFit as error:
+            if held is None:
+                raise RequestError("insufficient_memory", str(error)) from None
+            await self._retire(held)
+            return await self._replace(card, None, await self._look())
+        instance = await self._place(card, stages)
+        if held is not None:
+            await self._retire(held)
+        return instance
+
+    def _plan(self, card: ModelCard, topology: Topology) -> tuple[Stage, ...]:
+        return plan(topology, self._strategy, card.id, card.n_layers, card.shard_bytes)
+
+    async def _place(self, card: ModelCard, stages: tuple[Stage, ...]) -> Instance:
+        """Load all shards at once, then connect. On a failure nothing stays loaded."""
+        instance_id, epoch = secrets.token_hex(8), self._instances.next_epoch(card.id)
+        await self._bus.publish(Status(card.id, f"placing {card.id} on {len(stages)} node{'s' * (len(stages) > 1)}"))
+        loads = [self._load(stage, instance_id, epoch) for stage in stages]
+        results = await asyncio.gather(*loads, return_exceptions=True)
+        loaded = tuple(result for result in results if isinstance(result, Stage))
+        instance = Instance(instance_id, card.id, epoch, loaded, self._bus.node_id)
+        try:
+            _raise_first(results)
+            await self._join(instance)
+        except RequestError as error:
+            await self._unload(instance)
+            await self._bus.publish(InstanceFailed(card.id, error.code, error.message))
+            raise
+        self._instances.stands(instance)
+        await self._bus.publish(InstanceUp(instance))
+        return instance
+
+    async def _load(self, stage: Stage, instance_id: str, epoch: int) -> Stage:
+        work = ShardLoad(instance_id, epoch, stage.shard)
+        loaded = await self._bus.request(f"{stage.node_id}/node", work, ShardLoaded, LOAD_WITHIN_S)
+        return Stage(stage.node_id, stage.shard, loaded.actor, loaded.engine, loaded.endpoints)
+
+    async def _join(self, instance: Instance) -> None:
+        join = StageJoin(instance)
+        await asyncio.gather(
+            *(self._bus.request(stage.actor, join, RequestDone, JOIN_WITHIN_S) for stage in instance.stages)
+        )
+
+    async def _retire(self, instance: Instance) -> None:
+        """End an instance once its sessions are over."""
+        self._instances.fell(instance.instance_id)
+        await self._unload(instance)
+        await self._bus.publish(InstanceDown(instance.instance_id, instance.epoch, "it was replaced"))
+
+    async def _unload(self, instance: Instance) -> None:
+        work = ShardUnload(instance.instance_id, instance.epoch)
+        nodes = [f"{stage.node_id}/node" for stage in instance.stages]
+        unloads = (self._bus.request(node, work, RequestDone, DRAIN_WITHIN_S) for node in nodes)
+        for node, result in zip(nodes, await asyncio.gather(*unloads, return_exceptions=True), strict=True):
+            if isinstance(result, RequestError):
+                logger.warning("%s could not unload %s: %s", node, instance.model_id, result.message)
+            elif isinstance(result, BaseException):
+                raise result
+
+
+def _raise_first(results: list[Stage | BaseException]) -> None:
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result

@@ -1,0 +1,282 @@
+"""One stage's data-plane loop: receive, compute, send, on a thread of its own, so that control never waits for it.
+
+Decode steps of running sessions come before the next prompt chunk of any other. Tokens go to the first stage (the
+ring closes) and to the gateway; text is unknown here.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from bus.frame import Flag, Frame
+from bus.ring import Array, NeighbourGone, Ring, best_endpoint
+from cluster.placement import Instance
+from cluster.sessions import Opening, StageSession, StageSessions
+from cluster.shard import Shard
+from engines.engine import Chunk, EngineError, InferenceEngine
+from engines.registry import create
+from engines.sampling import sample
+
+logger = logging.getLogger(__name__)
+
+PROMPT_CHUNK = 128  # tokens: long enough for a matrix product, short enough not to stop others for long
+IDLE_S = 120.0  # a session nothing was heard of for so long lost a frame somewhere
+IDLE_WAIT_MS = 1000
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_opening = msgspec.msgpack.Decoder(Opening).decode
+
+
+@dataclass(frozen=True, slots=True)
+class StageCounts:
+    """What a stage did since it was loaded."""
+
+    sessions: int = 0
+    forwards: int = 0
+    rows: int = 0
+    busy_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """A stage's place in its ring: the end points of the next stage and of the first, and its own index."""
+
+    index: int
+    following: str
+    first: str
+
+
+def neighbours(instance: Instance, actor: str) -> Neighbours:
+    """Find the stage of `actor` in an instance. Raises StopIteration where it is not a member."""
+    index = next(i for i, stage in enumerate(instance.stages) if stage.actor == actor)
+    following = instance.stages[(index + 1) % len(instance.stages)]
+    return Neighbours(index, best_endpoint(following.endpoints), best_endpoint(instance.stages[0].endpoints))
+
+
+class Stage(threading.Thread):
+    """Loads a shard, then serves its sessions until `finish`. Results of calls come as futures."""
+
+    def __init__(self, engine: str, shard: Shard, epoch: int, weights: Path, ring: Callable[[], Ring]) -> None:
+        super().__init__(name=f"stage {shard}", daemon=True)
+        self.loaded: Future[tuple[str, ...]] = Future()
+        self.counts = StageCounts()
+        self._drained: Future[None] | None = None
+        self._shard = shard
+        self._epoch = epoch
+        self._weights = weights
+        self._engine_name = engine
+        self._make_ring = ring
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._finished = False
+        self._sessions = StageSessions()
+        self._fragments: dict[int, list[Array]] = {}
+        self._place = Neighbours(0, "", "")
+        self._engine: InferenceEngine
+        self._ring: Ring
+
+    # -- called from the control thread
+
+    def join_ring(self, place: Neighbours) -> Future[None]:
+        """Take a place in the ring and connect."""
+        return self._call(lambda: self._connect(place))
+
+    def drain(self) -> Future[None]:
+        """Take no new sessions; done when the last one here is over."""
+        drained: Future[None] = Future()
+        self._call(lambda: self._begin_drain(drained))
+        return drained
+
+    def finish(self) -> Future[None]:
+        """End the loop after the step that runs."""
+        return self._call(self._end)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Frames that were refused or missed, by reason."""
+        return dict(self._ring.dropped)
+
+    def _call(self, command: Callable[[], None]) -> Future[None]:
+        future: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                command()
+                future.set_result(None)
+            except ValueError as error:
+                future.set_exception(error)
+
+        self._commands.put(run)
+        self._ring.wake()
+        return future
+
+    # -- the thread
+
+    def run(self) -> None:
+        """Load, then loop. A failure to load is the future's; a failure later is logged and ends the process's use."""
+        try:
+            self._engine = create(self._engine_name)
+            self._engine.load(self._shard, self._weights)
+            self._ring = self._make_ring()
+        except Exception as error:  # handed on to whoever asked for the load, whatever it is
+            self.loaded.set_exception(error)
+            return
+        self.loaded.set_result(self._ring.endpoints)
+        try:
+            while not self._finished:
+                self._turn()
+        finally:
+            self._ring.close()
+            self._engine.close()
+
+    def _turn(self) -> None:
+        """All frames that are here, then one prompt chunk."""
+        prompt_left = self._sessions.with_prompt_left()
+        if prompt_left is None and not self._ring.wait(IDLE_WAIT_MS):
+            self._reap()
+        while not self._commands.empty():
+            self._commands.get()()
+        while (received := self._ring.receive()) is not None:
+            self._serve(*received)
+        if (session := self._sessions.with_prompt_left()) is not None:
+            position, tokens = session.pending.popleft()
+            self._step(session, position, np.asarray(tokens, np.int32), Flag(0) if session.pending else Flag.LAST, 0)
+
+    def _serve(self, frame: Frame, payload: Array) -> None:
+        if frame.epoch != self._epoch:
+            self._ring.dropped["another epoch"] += 1
+        elif Flag.OPEN in frame.flags:
+            self._open(frame, payload)
+        elif (session := self._sessions.by_id.get(frame.session)) is None:
+            self._ring.dropped["no such session"] += 1
+        elif Flag.CLOSE in frame.flags:
+            self._close(session, onward=True)
+        else:
+            self._continue(session, frame, payload)
+
+    def _open(self, frame: Frame, payload: Array) -> None:
+        try:
+            opening = _decode_opening(payload.tobytes())
+            session = self._sessions.open(frame.session, opening, PROMPT_CHUNK, time.monotonic())
+            reply_to = best_endpoint(opening.reply_to)
+            self._ring.introduce(reply_to)
+        except (msgspec.DecodeError, KeyError, ValueError):
+            self._ring.dropped["opening"] += 1
+            return
+        if self._drained and self._shard.is_first:
+            self._fail(session, "this instance is being replaced; ask again")
+        elif not self._shard.is_last:
+            self._send(session, self._place.following, self._frame(session, Flag.OPEN), _encode(opening.onward()))
+
+    def _continue(self, session: StageSession, frame: Frame, payload: Array) -> None:
+        """Hidden states from the stage before, or the ring's own token on the first stage."""
+        parts = self._fragments.setdefault(frame.session, [])
+        parts.append(payload)
+        if Flag.MORE in frame.flags:
+            return
+        del self._fragments[frame.session]
+        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        first_row = frame.position + frame.rows - len(rows)
+        last = Flag.LAST if frame.flags & (Flag.LAST | Flag.TOKEN) else Flag(0)
+        self._step(session, first_row, rows, last, frame.compute_ns)
+
+    def _step(self, session: StageSession, position: int, inputs: Array, last: Flag, spent_ns: int) -> None:
+        """One chunk through the engine, and on to the next stage or into a token."""
+        begun = time.monotonic_ns()
+        try:
+            chunk = Chunk(session.slot, position, inputs, wants_logits=bool(last) and self._shard.is_last)
+            (output,) = self._engine.forward([chunk])
+        except EngineError as error:
+            self._fail(session, str(error))
+            return
+        spent = time.monotonic_ns() - begun
+        session.touched_at = time.monotonic()
+        self._count(len(inputs), spent)
+        if not self._shard.is_last:
+            frame = self._frame(session, last)._replace(position=position, compute_ns=spent_ns + spent)
+            self._send(session, self._place.following, frame, output)
+        elif last:
+            self._choose(session, position + len(inputs), output, spent_ns + spent)
+
+    def _choose(self, session: StageSession, position: int, logits: Array, spent_ns: int) -> None:
+        """Sample the token for `position`; it goes to the gateway and, where the generation goes on, round the ring."""
+        opening = session.opening
+        token = sample(logits.astype(np.float32, copy=False), opening.sampling, position)
+        finished = opening.finish_reason(token, position - opening.prompt_tokens)
+        payload = np.array([token], np.int32)
+        frame = self._frame(session, Flag.TOKEN)._replace(position=position, compute_ns=spent_ns)
+        to_gateway = frame._replace(flags=Flag.TOKEN | Flag.FINISHED) if finished else frame
+        if not finished and self._shard.is_first:
+            session.pending.append((position, (token,)))  # a ring of one stage closes here
+        elif not finished:
+            self._send(session, self._place.first, frame, payload)
+        self._send(session, best_endpoint(opening.reply_to), to_gateway, payload)
+
+    def _send(self, session: StageSession, endpoint: str, frame: Frame, payload: Array | bytes) -> None:
+        """Send, or end the session where the neighbour is gone."""
+        try:
+            self._ring.send(endpoint, frame, payload)
+        except NeighbourGone as error:
+            self._fail(session, f"stage {self._place.index} lost its neighbour: {error}")
+
+    def _fail(self, session: StageSession, sentence: str) -> None:
+        """Tell the gateway in one sentence, and close the session here and further on."""
+        if session.session not in self._sessions.by_id:
+            return
+        logger.warning("session %x: %s", session.session, sentence)
+        self._close(session, onward=True)
+        try:
+            self._ring.send(
+                best_endpoint(session.opening.reply_to), self._frame(session, Flag.FAILED), sentence.encode()
+            )
+        except (NeighbourGone, ValueError):
+            self._ring.dropped["gateway gone"] += 1
+
+    def _close(self, session: StageSession, *, onward: bool) -> None:
+        """Free the slot; the close frame walks on until it is back at a stage that knows nothing of the session."""
+        self._sessions.close(session.session)
+        self._fragments.pop(session.session, None)
+        self._engine.release(session.slot)
+        self._count(0, 0)
+        if onward and not (self._shard.is_first and self._shard.is_last):
+            try:
+                self._ring.send(self._place.following, self._frame(session, Flag.CLOSE), b"")
+            except NeighbourGone:
+                self._ring.dropped["neighbour gone"] += 1
+
+    def _reap(self) -> None:
+        for session_id in self._sessions.idle_since(time.monotonic() - IDLE_S):
+            session = self._sessions.by_id[session_id]
+            self._fail(session, f"nothing was heard of this generation for {IDLE_S:g} s")
+
+    def _connect(self, place: Neighbours) -> None:
+        self._place = place
+        for endpoint in (place.following, place.first):
+            self._ring.introduce(endpoint)
+
+    def _begin_drain(self, drained: Future[None]) -> None:
+        self._drained = drained
+        self._count(0, 0)
+
+    def _end(self) -> None:
+        self._finished = True
+
+    def _frame(self, session: StageSession, flags: Flag) -> Frame:
+        return Frame(flags, self._epoch, session.session, stage=self._place.index)
+
+    def _count(self, rows: int, spent_ns: int) -> None:
+        held, sessions = self.counts, len(self._sessions.by_id)
+        self.counts = StageCounts(
+            sessions, held.forwards + bool(rows), held.rows + rows, held.busy_seconds + spent_ns / 1e9
+        )
+        if self._drained and not sessions and not self._drained.done():
+            self._drained.set_result(None)
