@@ -30,7 +30,7 @@ class EngineActor(Actor):
         self._config = config
         self._stage: Stage | None = None
         self._load: EngineLoad | None = None
-        self._reported = 0
+        self._reported = StageCounts()
 
     async def stopping(self) -> None:
         """End the stage after the step that it computes."""
@@ -81,8 +81,8 @@ class EngineActor(Actor):
         if self._stage.loaded.exception() is None and not self._stage.is_alive():
             raise RuntimeError("the stage's thread ended; see the log above")
         counts = self._stage.counts
-        if counts.forwards != self._reported:
-            self._reported = counts.forwards
+        if counts != self._reported:
+            self._reported = counts
             await self.bus.publish(self._stats(self._load, counts))
 
     def _stats(self, load: EngineLoad, counts: StageCounts) -> EngineStats:

@@ -38,8 +38,7 @@ def describe(engine: str, cache_dir: Path) -> DeviceCapabilities:
 
     kept = _kept(cache_dir, fingerprint())
     if engine != "auto":
-        known = kept or DeviceCapabilities(chip=_chip(), model=_model(), memory_total=psutil.virtual_memory().total)
-        return msgspec.structs.replace(known, engine=engine, why="it was asked for")
+        return msgspec.structs.replace(kept or _machine(()), engine=engine, why="it was asked for")
     found = kept or _measure(cache_dir, fingerprint())
     name, why = choose(found.engines)
     return msgspec.structs.replace(found, engine=name, why=why)
@@ -49,10 +48,7 @@ def _measure(cache_dir: Path, fingerprint: str) -> DeviceCapabilities:
     from engines.probe import measure
     from engines.registry import ENGINES
 
-    engines = measure(ENGINES, PROBE_WITHIN_S)
-    found = DeviceCapabilities(
-        _model(), _chip(), psutil.virtual_memory().total, 0, Flops(fp32=_fp32_tflops()), _installed(engines)
-    )
+    found = _machine(_best_first(measure(ENGINES, PROBE_WITHIN_S)))
     cache_dir.mkdir(parents=True, exist_ok=True)
     part = cache_dir / f"{MEASURED_FILE}.{os.getpid()}.part"
     part.write_bytes(msgspec.json.encode(Measured(fingerprint, found)))
@@ -60,7 +56,12 @@ def _measure(cache_dir: Path, fingerprint: str) -> DeviceCapabilities:
     return found
 
 
-def _installed(engines: tuple[EngineCapability, ...]) -> tuple[EngineCapability, ...]:
+def _machine(engines: tuple[EngineCapability, ...]) -> DeviceCapabilities:
+    memory = psutil.virtual_memory().total
+    return DeviceCapabilities(_model(), _chip(), memory, 0, Flops(fp32=_fp32_tflops()), engines)
+
+
+def _best_first(engines: tuple[EngineCapability, ...]) -> tuple[EngineCapability, ...]:
     """All that were probed; `detail` says of the others why they cannot be used."""
     return tuple(sorted(engines, key=lambda engine: (not engine.usable, engine.ms_per_layer or 0.0)))
 

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+
+import msgspec
 
 from actors.catalogue import load_catalogue
 from actors.machine import Machine
@@ -31,6 +34,7 @@ from bus.messages import (
     InstanceUp,
     NodeRecorded,
     PeerDown,
+    PeerUp,
     RequestDone,
     ShardLoad,
     ShardLoaded,
@@ -56,6 +60,7 @@ LOAD_WITHIN_S = 3600.0  # a first download may take that long
 DRAIN_WITHIN_S = 600.0
 ENGINE_WITHIN_S = 30.0
 SHORT_S = 10.0
+SAY_AGAIN_S = 2.0
 
 
 class NodeActor(Actor):
@@ -73,6 +78,8 @@ class NodeActor(Actor):
         self._placer = Placer(bus, self._instances, RingMemoryWeightedPartitioningStrategy(), self._look)
         self._stages: dict[str, str] = {}  # instance id -> the name of our engine
         self._sequence = 0
+        self._said: NodeRecorded | None = None
+        self._said_at = 0.0
         self._endpoint = ""
 
     async def started(self) -> None:
@@ -89,11 +96,17 @@ class NodeActor(Actor):
 
     # -- what is known
 
-    @every(2.0)
+    @every(0.25)
     async def record(self) -> None:
-        """Say what this node is, over and over."""
-        own = self._own_record()
-        await self.bus.publish(NodeRecorded(own, self._instances.placed_by(self.bus.node_id)))
+        """Say what this node is: at once when it changes, else every two seconds."""
+        own = NodeRecorded(self._own_record(), self._instances.placed_by(self.bus.node_id))
+        if time.monotonic() - self._said_at < SAY_AGAIN_S and _same(own, self._said):
+            return
+        await self._say(own)
+
+    async def _say(self, own: NodeRecorded) -> None:
+        self._said, self._said_at = own, time.monotonic()
+        await self.bus.publish(own)
 
     @on(TopologyChanged)
     async def topology_changed(self, message: TopologyChanged, envelope: Envelope) -> None:
@@ -116,6 +129,11 @@ class NodeActor(Actor):
         """Forget it, and end our stage of it."""
         self._instances.fell(message.instance_id)
         await self._end_stage(message.instance_id)
+
+    @on(PeerUp)
+    async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
+        """Introduce ourselves at once."""
+        await self._say(NodeRecorded(self._own_record(), self._instances.placed_by(self.bus.node_id)))
 
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
@@ -219,6 +237,15 @@ class NodeActor(Actor):
 
     async def _stop_engine(self, actor: str) -> None:
         await self.bus.request("supervisor", ActorStop(actor), RequestDone, SHORT_S)
+
+
+def _same(record: NodeRecorded, said: NodeRecorded | None) -> bool:
+    """Whether nothing but the sequence number differs."""
+    if said is None:
+        return False
+    return record == msgspec.structs.replace(
+        said, record=msgspec.structs.replace(said.record, sequence=record.record.sequence)
+    )
 
 
 if __name__ == "__main__":

@@ -187,7 +187,8 @@ class Stage(threading.Thread):
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
         first_row = frame.position + frame.rows - len(rows)
         last = Flag.LAST if frame.flags & (Flag.LAST | Flag.TOKEN) else Flag(0)
-        self._step(session, first_row, rows, last, frame.compute_ns)
+        spent = 0 if Flag.TOKEN in frame.flags else frame.compute_ns
+        self._step(session, first_row, rows, last, spent)
 
     def _step(self, session: StageSession, position: int, inputs: Array, last: Flag, spent_ns: int) -> None:
         """One chunk through the engine, and on to the next stage or into a token."""

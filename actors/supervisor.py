@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Protocol
 
+from actors.child import Child, last_sentence
 from actors.node_folder import NodeFolder
 from bus.actor import Actor, on
 from bus.client import BusClient, RequestError
@@ -37,10 +34,9 @@ from bus.messages import (
     PeerUp,
     RequestDone,
 )
-from bus.process import ADDRESS_VARIABLE, CANNOT_START, NAME_VARIABLE
+from bus.process import CANNOT_START
 from bus.wire import Envelope
 from cluster.capabilities import DeviceCapabilities
-from cluster.restarts import Restarts
 
 logger = logging.getLogger(__name__)
 
@@ -53,71 +49,11 @@ ACTORS = {
     "download": "actors.download_actor",
 }
 ENGINE = "actors.engine_actor"
-STOP_WITHIN_S = 2.0  # then the process group is killed
 START_WITHIN_S = 15.0
 
 
 class NodeFailed(Exception):
     """The node cannot run; the message is one sentence with the next step."""
-
-
-class Child:
-    """One process of the node, with its module and the history of its deaths."""
-
-    def __init__(self, name: str, module: str, config: NodeConfig, log: Path) -> None:
-        self.name = name
-        self.restarts = Restarts()
-        self.wanted = True
-        self.process: asyncio.subprocess.Process | None = None
-        self.known: asyncio.Future[int] = asyncio.get_running_loop().create_future()  # its pid, once the hub met it
-        self._module = module
-        self._config = config
-        self._log = log
-
-    async def live(self) -> tuple[int, float]:
-        """Run the process once: its exit status and how long it lived, in seconds."""
-        begun = time.monotonic()
-        with open(self._log, "ab", buffering=0) as log:  # noqa: ASYNC230 - a local file, once a start
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                self._module,
-                stdin=asyncio.subprocess.PIPE,  # its end tells the child that we are gone
-                stdout=log,
-                stderr=log,
-                env=_environment(self._config, self.name),
-                start_new_session=True,
-            )
-        return await self.process.wait(), time.monotonic() - begun
-
-    async def stop(self) -> None:
-        """Ask it to end, and kill its group where it does not."""
-        self.wanted = False
-        process = self.process
-        if process is None or process.returncode is not None:
-            return
-        with suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            await asyncio.wait_for(asyncio.shield(process.wait()), STOP_WITHIN_S)
-        except TimeoutError:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            await process.wait()
-
-
-def _environment(config: NodeConfig, name: str) -> Mapping[str, str]:
-    threads = str(config.threads) if name.startswith("engine") else "1"
-    limits = dict.fromkeys(
-        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), threads
-    )
-    return {
-        **os.environ,
-        **limits,
-        ADDRESS_VARIABLE: config.run_dir,
-        NAME_VARIABLE: name,
-        "TOKENIZERS_PARALLELISM": "false",
-    }
 
 
 class Supervisor(Actor):
@@ -132,6 +68,7 @@ class Supervisor(Actor):
         self._screen = screen
         self._hub: HubState
         self._shown = False
+        self._names: dict[str, str] = {}  # node id -> name, as their records say
         self._children: dict[str, Child] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._engines = 0
@@ -185,6 +122,7 @@ class Supervisor(Actor):
     @on(NodeRecorded)
     async def recorded(self, message: NodeRecorded, envelope: Envelope) -> None:
         """Our own node is ready when its gateway answers and its engine is chosen."""
+        self._names[envelope.node] = message.record.name
         capabilities = message.record.capabilities
         if envelope.node == self.bus.node_id and message.record.api and capabilities.engine and not self._shown:
             self._shown = True
@@ -198,7 +136,7 @@ class Supervisor(Actor):
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
         """Another node is gone."""
-        self._screen.event(f"node {message.node_id} is gone: {message.reason}")
+        self._screen.event(f"node {self._name(message.node_id)} is gone: {message.reason}")
 
     @on(DownloadProgress)
     async def download_progress(self, message: DownloadProgress, envelope: Envelope) -> None:
@@ -216,13 +154,11 @@ class Supervisor(Actor):
     @on(InstanceUp)
     async def instance_up(self, message: InstanceUp, envelope: Envelope) -> None:
         """A model stands somewhere in the cluster."""
-        instance = message.instance
-        shares = ", ".join(
-            f"{stage.node_id} layers {s.start_layer}-{s.end_layer - 1}"
-            for stage in instance.stages
-            for s in [stage.shard]
-        )
-        self._screen.event(f"{instance.model_id} is loaded: {shares}")
+        shares = ", ".join(f"{self._name(s.node_id)} {len(s.shard.layers)}" for s in message.instance.stages)
+        self._screen.event(f"{message.instance.model_id} is loaded, layers by node: {shares}")
+
+    def _name(self, node_id: str) -> str:
+        return self._names.get(node_id, node_id)
 
     # -- processes
 
@@ -277,12 +213,6 @@ class Supervisor(Actor):
         except TimeoutError:
             complaint = f"{child.name} did not start within {START_WITHIN_S:g} s; see {self._folder.logs}"
             raise RequestError("internal", complaint) from None
-
-
-def last_sentence(log: Path) -> str:
-    """The last line of a log, without its date, level and logger."""
-    lines = log.read_text(errors="replace").strip().splitlines() or ["no word in its log"]
-    return lines[-1].split(": ", 1)[-1]
 
 
 class Screen(Protocol):
