@@ -21,7 +21,7 @@ STOP_WITHIN_S = 2.0  # then the process group is killed
 class Child:
     """One process of the node, with its module and the history of its deaths."""
 
-    def __init__(self, name: str, module: str, config: NodeConfig, log: Path) -> None:
+    def __init__(self, name: str, module: str, config: NodeConfig, log: Path, threads: int = 1) -> None:
         self.name = name
         self.restarts = Restarts()
         self.wanted = True
@@ -30,6 +30,7 @@ class Child:
         self._module = module
         self._config = config
         self._log = log
+        self._threads = threads
 
     async def live(self) -> tuple[int, float]:
         """Run the process once: its exit status and how long it lived, in seconds."""
@@ -42,7 +43,7 @@ class Child:
                 stdin=asyncio.subprocess.PIPE,  # its end tells the child that we are gone
                 stdout=log,
                 stderr=log,
-                env=_environment(self._config, self.name),
+                env=_environment(self._config, self.name, self._threads),
                 start_new_session=True,
             )
         return await self.process.wait(), time.monotonic() - begun
@@ -63,18 +64,10 @@ class Child:
             await process.wait()
 
 
-def _environment(config: NodeConfig, name: str) -> Mapping[str, str]:
-    threads = str(config.threads) if name.startswith("engine") else "1"
-    limits = dict.fromkeys(
-        ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), threads
-    )
-    return {
-        **os.environ,
-        **limits,
-        ADDRESS_VARIABLE: config.run_dir,
-        NAME_VARIABLE: name,
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+def _environment(config: NodeConfig, name: str, threads: int) -> Mapping[str, str]:
+    pools = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+    named = {ADDRESS_VARIABLE: config.run_dir, NAME_VARIABLE: name, "TOKENIZERS_PARALLELISM": "false"}
+    return {**os.environ, **dict.fromkeys(pools, str(threads)), **named}
 
 
 def last_sentence(log: Path) -> str:

@@ -8,7 +8,7 @@ import time
 from bus.actor import Actor, every, on
 from bus.client import BusClient
 from bus.config import NodeConfig
-from bus.messages import VERSION, HubDescribe, HubState, PeerDial, PeerDown, PeerUp, RequestDone
+from bus.messages import VERSION, ActorUp, HubDescribe, HubState, PeerDial, PeerDown, PeerUp, RequestDone
 from bus.process import CannotStart, run_actor
 from bus.wire import Envelope
 from cluster.membership import Beacon, Membership
@@ -57,6 +57,12 @@ class DiscoveryActor(Actor):
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
         """Worth a dial again, if it is heard of."""
         self._membership = self._membership.unlinked(message.node_id, time.monotonic())
+
+    @on(ActorUp)
+    async def met(self, message: ActorUp, envelope: Envelope) -> None:
+        """The hub meets us: either of the two began anew, and what links we know of may be gone."""
+        if message.name == self.bus.name:
+            self._membership = self._membership.unlinked_all(time.monotonic())
 
     @every(0.25)
     async def dial(self) -> None:

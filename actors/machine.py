@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import platform
 import sys
+import uuid
 from contextlib import suppress
 
 import msgspec
@@ -43,17 +46,22 @@ class Machine:
         assert self._measuring is not None, "begin() comes first"
         return await asyncio.shield(self._measuring)
 
-    def now(self) -> DeviceCapabilities:
-        """What is known at this moment; before the measuring is over only memory."""
+    def now(self, nodes_here: int) -> DeviceCapabilities:
+        """What is known at this moment; before the measuring is over only memory.
+
+        Nodes of one machine, `nodes_here` of them, share out what is free.
+        """
         task = self._measuring
         known = task is not None and task.done() and not task.cancelled() and task.exception() is None
         capabilities = task.result() if task is not None and known else DeviceCapabilities()
         memory = psutil.virtual_memory()
-        return msgspec.structs.replace(
-            capabilities,
-            memory_total=memory.total,
-            memory_available=usable(memory.available, self._config.memory),
-        )
+        offer = usable(memory.available // nodes_here, self._config.memory)
+        return msgspec.structs.replace(capabilities, memory_total=memory.total, memory_available=offer)
+
+    def threads(self, nodes_here: int) -> int:
+        """Threads for an engine: what was asked for, or this node's share of the cores."""
+        cores = psutil.cpu_count(logical=False) or 1
+        return self._config.threads or max(cores // nodes_here, 1)
 
     async def _measure(self) -> DeviceCapabilities:
         self._child = await asyncio.create_subprocess_exec(
@@ -74,6 +82,11 @@ class Machine:
             sentence = complaint.decode(errors="replace").strip().splitlines()[-1:] or ["measuring the engines failed"]
             raise RequestError("no_engine", sentence[0])
         return msgspec.json.decode(said, type=DeviceCapabilities)
+
+
+def machine_id() -> str:
+    """The same for all processes of this machine, and hardly for those of another: from its name and address."""
+    return hashlib.sha256(f"{platform.node()} {uuid.getnode()}".encode()).hexdigest()[:16]
 
 
 def usable(available: int, limit: int) -> int:

@@ -13,7 +13,7 @@ import time
 import msgspec
 
 from actors.catalogue import load_catalogue
-from actors.machine import Machine
+from actors.machine import Machine, machine_id
 from actors.placer import Placer
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
@@ -46,6 +46,7 @@ from bus.messages import (
     TopologyState,
 )
 from bus.process import run_actor
+from bus.version import running_version
 from bus.wire import Envelope
 from cluster.instances import Instances
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
@@ -73,6 +74,7 @@ class NodeActor(Actor):
         self._config = config
         self._catalogue = load_catalogue(config)
         self._machine = Machine(config)
+        self._machine_id = machine_id()
         self._topology = Topology()
         self._instances = Instances()
         self._placer = Placer(bus, self._instances, RingMemoryWeightedPartitioningStrategy(), self._look)
@@ -144,6 +146,8 @@ class NodeActor(Actor):
     @on(ActorDown)
     async def actor_down(self, message: ActorDown, envelope: Envelope) -> None:
         """One of our engines died, and the instance with it."""
+        if envelope.node != self.bus.node_id:
+            return
         for instance_id in [i for i, actor in self._stages.items() if actor == message.name]:
             del self._stages[instance_id]
             if instance := self._instances.with_id(instance_id):
@@ -163,10 +167,15 @@ class NodeActor(Actor):
             config.name,
             config.incarnation,
             self._sequence,
-            self._machine.now(),
+            self._machine.now(self._nodes_here()),
             config.api(),
             self._endpoint,
+            running_version(),
+            self._machine_id,
         )
+
+    def _nodes_here(self) -> int:
+        return max(self._topology.on_machine(self._machine_id), 1)
 
     async def _ask_topology(self) -> TopologyState:
         state = await self.bus.request("topology", TopologyGet(), TopologyState, SHORT_S)
@@ -215,7 +224,8 @@ class NodeActor(Actor):
     async def _files_and_engine(self, message: ShardLoad) -> tuple[str, str]:
         """The path of the shard's files and the name of a fresh engine; where one fails the other is given back."""
         want = DownloadWant(message.shard.model_id, message.shard)
-        starting = asyncio.create_task(self.bus.request("supervisor", ActorStart(), ActorStarted, ENGINE_WITHIN_S))
+        start = ActorStart(self._machine.threads(self._nodes_here()))
+        starting = asyncio.create_task(self.bus.request("supervisor", start, ActorStarted, ENGINE_WITHIN_S))
         try:
             files = await self.bus.request("download", want, DownloadDone, LOAD_WITHIN_S)
         except BaseException:
@@ -240,12 +250,15 @@ class NodeActor(Actor):
 
 
 def _same(record: NodeRecorded, said: NodeRecorded | None) -> bool:
-    """Whether nothing but the sequence number differs."""
+    """Whether nothing differs but the sequence number and less than a 32nd of the memory."""
     if said is None:
         return False
-    return record == msgspec.structs.replace(
-        said, record=msgspec.structs.replace(said.record, sequence=record.record.sequence)
-    )
+    now, then = record.record.capabilities, said.record.capabilities
+    if abs(now.memory_available - then.memory_available) > now.memory_total // 32:
+        return False
+    known = msgspec.structs.replace(then, memory_available=now.memory_available)
+    again = msgspec.structs.replace(said.record, sequence=record.record.sequence, capabilities=known)
+    return record == msgspec.structs.replace(said, record=again)
 
 
 if __name__ == "__main__":

@@ -71,9 +71,14 @@ def open_folder(path: Path) -> NodeFolder:
         ) from None
     except OSError as error:
         raise FolderError(f"{path} cannot be written ({error.strerror}); pass another --data-dir") from None
-    run_dir = Path(tempfile.mkdtemp(prefix="exobus-"))
-    (path / "run").write_text(str(run_dir))
-    return NodeFolder(path, _identity(path), run_dir, lock)
+    try:
+        node_id = _identity(path)
+        run_dir = Path(tempfile.mkdtemp(prefix="exobus-"))
+        (path / "run").write_text(str(run_dir))
+    except BaseException:
+        lock.release()
+        raise
+    return NodeFolder(path, node_id, run_dir, lock)
 
 
 def _identity(path: Path) -> str:

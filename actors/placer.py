@@ -24,7 +24,7 @@ from bus.messages import (
 )
 from cluster.instances import Instances
 from cluster.partitioning import PartitioningStrategy
-from cluster.placement import DoesNotFit, Instance, Stage, plan
+from cluster.placement import DoesNotFit, Instance, Stage, able, plan
 from cluster.topology import Topology
 from models.card import ModelCard
 
@@ -60,7 +60,8 @@ class Placer:
         """A standing instance is kept unless a node that should be in its ring is not."""
         held = self._instances.of_model(card.id)
         topology = await self._look()
-        wanted = {part.node_id for part in self._strategy.partition(topology, card.n_layers)}
+        members = able(topology, card.id, card.n_layers, card.shard_bytes)
+        wanted = {part.node_id for part in self._strategy.partition(members, card.n_layers)}
         if held is not None and wanted <= set(held.node_ids):
             return held
         return await self._replace(card, held, topology)

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 PROMPT_CHUNK = 128  # tokens: long enough for a matrix product, short enough not to stop others for long
 IDLE_S = 120.0  # a session nothing was heard of for so long lost a frame somewhere
+REAP_EVERY_S = 1.0
 IDLE_WAIT_MS = 1000
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -78,6 +79,7 @@ class Stage(threading.Thread):
         self._make_ring = ring
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._finished = False
+        self._reap_at = 0.0
         self._sessions = StageSessions()
         self._fragments: dict[int, list[Array]] = {}
         self._place = Neighbours(0, "", "")
@@ -141,8 +143,9 @@ class Stage(threading.Thread):
     def _turn(self) -> None:
         """All frames that are here, then one prompt chunk."""
         prompt_left = self._sessions.with_prompt_left()
-        if prompt_left is None and not self._ring.wait(IDLE_WAIT_MS):
-            self._reap()
+        if prompt_left is None:
+            self._ring.wait(IDLE_WAIT_MS)
+        self._reap(time.monotonic())
         while not self._commands.empty():
             self._commands.get()()
         while (received := self._ring.receive()) is not None:
@@ -157,7 +160,8 @@ class Stage(threading.Thread):
         elif Flag.OPEN in frame.flags:
             self._open(frame, payload)
         elif (session := self._sessions.by_id.get(frame.session)) is None:
-            self._ring.dropped["no such session"] += 1
+            if Flag.CLOSE not in frame.flags:  # a close walks on until nobody knows the session
+                self._ring.dropped["no such session"] += 1
         elif Flag.CLOSE in frame.flags:
             self._close(session, onward=True)
         else:
@@ -166,12 +170,13 @@ class Stage(threading.Thread):
     def _open(self, frame: Frame, payload: Array) -> None:
         try:
             opening = _decode_opening(payload.tobytes())
-            session = self._sessions.open(frame.session, opening, PROMPT_CHUNK, time.monotonic())
             reply_to = best_endpoint(opening.reply_to)
             self._ring.introduce(reply_to)
+            session = self._sessions.open(frame.session, opening, PROMPT_CHUNK, time.monotonic())
         except (msgspec.DecodeError, KeyError, ValueError):
             self._ring.dropped["opening"] += 1
             return
+        session.reply_to = reply_to
         if self._drained and self._shard.is_first:
             self._fail(session, "this instance is being replaced; ask again")
         elif not self._shard.is_last:
@@ -181,6 +186,9 @@ class Stage(threading.Thread):
         """Hidden states from the stage before, or the ring's own token on the first stage."""
         parts = self._fragments.setdefault(frame.session, [])
         parts.append(payload)
+        if payload.shape[1:] != parts[0].shape[1:] or payload.dtype != parts[0].dtype:
+            self._fail(session, "the parts of a chunk do not fit together; ask again")
+            return
         if Flag.MORE in frame.flags:
             return
         del self._fragments[frame.session]
@@ -211,7 +219,11 @@ class Stage(threading.Thread):
     def _choose(self, session: StageSession, position: int, logits: Array, spent_ns: int) -> None:
         """Sample the token for `position`; it goes to the gateway and, where the generation goes on, round the ring."""
         opening = session.opening
-        token = sample(logits.astype(np.float32, copy=False), opening.sampling, position)
+        try:
+            token = sample(logits.astype(np.float32, copy=False), opening.sampling, position)
+        except EngineError as error:
+            self._fail(session, str(error))
+            return
         finished = opening.finish_reason(token, position - opening.prompt_tokens)
         payload = np.array([token], np.int32)
         frame = self._frame(session, Flag.TOKEN)._replace(position=position, compute_ns=spent_ns)
@@ -220,10 +232,12 @@ class Stage(threading.Thread):
             session.pending.append((position, (token,)))  # a ring of one stage closes here
         elif not finished:
             self._send(session, self._place.first, frame, payload)
-        self._send(session, best_endpoint(opening.reply_to), to_gateway, payload)
+        self._send(session, session.reply_to, to_gateway, payload)
 
     def _send(self, session: StageSession, endpoint: str, frame: Frame, payload: Array | bytes) -> None:
-        """Send, or end the session where the neighbour is gone."""
+        """Send, or end the session where the neighbour is gone; nothing is sent for one that has ended."""
+        if session.session not in self._sessions.by_id:
+            return
         try:
             self._ring.send(endpoint, frame, payload)
         except NeighbourGone as error:
@@ -236,10 +250,8 @@ class Stage(threading.Thread):
         logger.warning("session %x: %s", session.session, sentence)
         self._close(session, onward=True)
         try:
-            self._ring.send(
-                best_endpoint(session.opening.reply_to), self._frame(session, Flag.FAILED), sentence.encode()
-            )
-        except (NeighbourGone, ValueError):
+            self._ring.send(session.reply_to, self._frame(session, Flag.FAILED), sentence.encode())
+        except NeighbourGone:
             self._ring.dropped["gateway gone"] += 1
 
     def _close(self, session: StageSession, *, onward: bool) -> None:
@@ -254,8 +266,11 @@ class Stage(threading.Thread):
             except NeighbourGone:
                 self._ring.dropped["neighbour gone"] += 1
 
-    def _reap(self) -> None:
-        for session_id in self._sessions.idle_since(time.monotonic() - IDLE_S):
+    def _reap(self, now: float) -> None:
+        if now < self._reap_at:
+            return
+        self._reap_at = now + REAP_EVERY_S
+        for session_id in self._sessions.idle_since(now - IDLE_S):
             session = self._sessions.by_id[session_id]
             self._fail(session, f"nothing was heard of this generation for {IDLE_S:g} s")
 

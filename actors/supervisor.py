@@ -13,11 +13,13 @@ import time
 from contextlib import suppress
 from typing import Protocol
 
+import msgspec
+
 from actors.child import Child, last_sentence
 from actors.node_folder import NodeFolder
 from bus.actor import Actor, on
 from bus.client import BusClient, RequestError
-from bus.config import NodeConfig
+from bus.config import NodeConfig, write_config
 from bus.messages import (
     ActorDown,
     ActorStart,
@@ -79,6 +81,7 @@ class Supervisor(Actor):
         self._screen.starting(f"starting node {self._config.name}")
         self._add("hub", HUB)
         self._hub = await self._hub_answers()
+        self._keep_port(self._hub.endpoint)
         for name, module in ACTORS.items():
             self._add(name, module)
 
@@ -95,7 +98,7 @@ class Supervisor(Actor):
     async def start_engine(self, message: ActorStart, envelope: Envelope) -> ActorStarted:
         """Start one more engine process and wait until the hub knows it."""
         self._engines += 1
-        child = self._add(f"engine-{self._engines}", ENGINE)
+        child = self._add(f"engine-{self._engines}", ENGINE, message.threads)
         pid = await self._known_to_hub(child)
         return ActorStarted(child.name, pid)
 
@@ -162,8 +165,8 @@ class Supervisor(Actor):
 
     # -- processes
 
-    def _add(self, name: str, module: str) -> Child:
-        child = Child(name, module, self._config, self._folder.logs / f"{name}.log")
+    def _add(self, name: str, module: str, threads: int = 1) -> Child:
+        child = Child(name, module, self._config, self._folder.logs / f"{name}.log", threads)
         self._children[name] = child
         self._keepers[name] = asyncio.create_task(self._keep(child))
         return child
@@ -206,13 +209,18 @@ class Supervisor(Actor):
                 return await self.bus.request("hub", HubDescribe(), HubState, 0.25)
         raise NodeFailed(self.failure or f"the hub did not start within {START_WITHIN_S:g} s; see {self._folder.logs}")
 
+    def _keep_port(self, endpoint: str) -> None:
+        """Where any port was free to choose, a hub that is started again takes the same one: others know it."""
+        self._config = msgspec.structs.replace(self._config, bus_port=int(endpoint.rpartition(":")[2]))
+        write_config(self._config)
+
     async def _known_to_hub(self, child: Child) -> int:
-        try:
-            async with asyncio.timeout(START_WITHIN_S):
-                return await child.known
-        except TimeoutError:
-            complaint = f"{child.name} did not start within {START_WITHIN_S:g} s; see {self._folder.logs}"
-            raise RequestError("internal", complaint) from None
+        """The process id, once the hub has met it. Raises RequestError where it ends before, or takes too long."""
+        met_or_ended: list[asyncio.Future[int] | asyncio.Task[None]] = [child.known, self._keepers[child.name]]
+        await asyncio.wait(met_or_ended, timeout=START_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+        if child.known.done():
+            return child.known.result()
+        raise RequestError("internal", f"{child.name} did not start; see {self._folder.logs / child.name}.log")
 
 
 class Screen(Protocol):

@@ -119,8 +119,14 @@ class Actor:
                     task.cancel()
             elif isinstance(message, Work):
                 await self._begin(message, envelope)
-            elif message is not None and type(message) in self.handlers:
-                await self._handler(message)(message, envelope)
+            elif message is not None:
+                await self._hear(message, envelope)
+            elif "/" in envelope.to and not envelope.header.cause:
+                await self._answer(envelope, RequestFailed(*self._unsupported(envelope.header.kind)))
+
+    async def _hear(self, fact: Message, envelope: Envelope) -> None:
+        if type(fact) in self.handlers:
+            await self._handler(fact)(fact, envelope)
 
     async def _begin(self, work: Work, envelope: Envelope) -> None:
         if len(self._serving) >= MAX_WORK:
@@ -155,9 +161,12 @@ class Actor:
     def _handler(self, message: Message) -> Callable[[Message, Envelope], Awaitable[Reply | None]]:
         attribute = self.handlers.get(type(message))
         if attribute is None:
-            raise RequestError("unsupported", f"{self.bus.address} does not serve {kind_of(type(message))}")
+            raise RequestError(*self._unsupported(kind_of(type(message))))
         handler: Callable[[Message, Envelope], Awaitable[Reply | None]] = getattr(self, attribute)
         return handler
+
+    def _unsupported(self, kind: str) -> tuple[str, str]:
+        return "unsupported", f"{self.bus.address} does not serve {kind}"
 
 
 def _methods(actor: Actor) -> list[Callable[[], Awaitable[None]]]:

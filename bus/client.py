@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +17,7 @@ import zmq
 import zmq.asyncio
 
 from bus.messages import (
+    ActorDown,
     ActorHello,
     Fact,
     Message,
@@ -33,6 +34,7 @@ from bus.wire import Envelope, WireError, decode, encode, new_header
 R = TypeVar("R", bound=Message)
 
 INBOX = 1000  # deliveries that wait for the actor; beyond it we stop reading and back-pressure the hub
+FACTS_WAITING = 500  # beyond it facts are dropped, so that work and replies still get in
 HELLO_EVERY_S = 1.0
 
 
@@ -81,12 +83,14 @@ class BusClient:
         return f"{self.node_id}/{self.name}"
 
     async def start(self, topics: Sequence[str] = ()) -> None:
-        """Connect and say hello. Losing a peer is always listened for: it ends the requests sent there."""
-        for topic in {*topics, kind_of(PeerDown)}:
+        """Connect and say hello. Losing a node or an actor is always listened for: it ends the requests sent there."""
+        for topic in {*topics, kind_of(PeerDown), kind_of(ActorDown)}:
             self._subscriber.subscribe(topic)
         connect(self._subscriber, self._paths.facts_out)
         connect(self._publisher, self._paths.facts_in)
         connect(self._dealer, self._paths.work)
+        # Not awaited: the hub may come later. Queued first, so that the hub knows us before it has to answer us.
+        self._first_hello = self._dealer.send_multipart(self._hello())
         self._tasks = [
             asyncio.create_task(self._read(self._subscriber)),
             asyncio.create_task(self._read(self._dealer)),
@@ -118,7 +122,7 @@ class BusClient:
         """
         header = new_header(work, self.address)
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._waiting[header.id] = (self._full(to).partition("/")[0], future)
+        self._waiting[header.id] = (self._full(to), future)
         try:
             async with asyncio.timeout(deadline_s):
                 await self._send(encode(self._full(to), header, work), deadline_s)
@@ -159,12 +163,15 @@ class BusClient:
     def _full(self, to: str) -> str:
         return to if "/" in to else f"{self.node_id}/{to}"
 
-    async def _say_hello(self) -> None:
+    def _hello(self) -> list[bytes]:
         hello = ActorHello(self.name, os.getpid())
+        return encode(self._full("hub"), new_header(hello, self.address), hello)
+
+    async def _say_hello(self) -> None:
         while True:
-            with suppress(RequestError):
-                await self.send("hub", hello)
             await asyncio.sleep(HELLO_EVERY_S)
+            with suppress(RequestError):
+                await self._send(self._hello(), HELLO_EVERY_S)
 
     async def _read(self, socket: zmq.asyncio.Socket) -> None:
         while True:
@@ -172,27 +179,37 @@ class BusClient:
             try:
                 envelope = decode(frames)
             except WireError as error:
-                self.dropped[error.reason] = self.dropped.get(error.reason, 0) + 1
+                self._drop(error.reason)
                 continue
-            if not self._answers(envelope):
-                await self._inbox.put(envelope)
+            if self._answers(envelope):
+                continue
+            if "/" not in envelope.to and self._inbox.qsize() >= FACTS_WAITING:
+                self._drop("inbox full")
+                continue
+            await self._inbox.put(envelope)
+
+    def _drop(self, reason: str) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
     def _answers(self, envelope: Envelope) -> bool:
         """Give a reply to the request that waits for it; tell whether the envelope is thereby done with."""
-        if isinstance(envelope.message, PeerDown):
-            self._give_up_on(envelope.message)
-            return False
-        if not isinstance(envelope.message, Reply):
+        message = envelope.message
+        if isinstance(message, PeerDown):
+            self._give_up(lambda to: to.startswith(f"{message.node_id}/"), f"node {message.node_id}", message.reason)
+        elif isinstance(message, ActorDown):
+            address = f"{envelope.node}/{message.name}"
+            self._give_up(lambda to: to == address, f"actor {address}", message.reason)
+        if not isinstance(message, Reply) or "/" not in envelope.to:  # one that the hub's tap shows is not for us
             return False
         _, future = self._waiting.get(envelope.header.cause, ("", None))
         if future is not None and not future.done():
-            future.set_result(envelope.message)
+            future.set_result(message)
         return True
 
-    def _give_up_on(self, lost: PeerDown) -> None:
-        for node_id, future in self._waiting.values():
-            if node_id == lost.node_id and not future.done():
-                future.set_result(RequestFailed("undeliverable", f"the node {node_id} is gone: {lost.reason}"))
+    def _give_up(self, lost: Callable[[str], bool], who: str, reason: str) -> None:
+        for to, future in self._waiting.values():
+            if lost(to) and not future.done():
+                future.set_result(RequestFailed("undeliverable", f"{who} is gone: {reason}"))
 
 
 def _expected(reply: Message, expects: type[R], to: str) -> R:

@@ -15,7 +15,10 @@ DEFAULT_DISCOVERY_PORT = 52413
 
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A node's settings. Ports: 0 means any free one. Memory in bytes: 0 means all that is available."""
+    """A node's settings. Ports: 0 means any free one. Memory in bytes: 0 means all that is available.
+
+    Threads of an engine: 0 means this node's share of the machine's cores.
+    """
 
     node_id: str
     name: str
@@ -32,7 +35,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     peers: tuple[str, ...] = ()
     engine: str = "auto"
     memory: int = 0
-    threads: int = 1
+    threads: int = 0
 
     @property
     def run_path(self) -> Path:

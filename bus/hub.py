@@ -10,15 +10,16 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
 from bus.client import HubPaths
-from bus.mesh import Action, Close, Dial, Mesh, Publish, SayHello
+from bus.links import Links
+from bus.mesh import Mesh
 from bus.messages import (
     LOCAL_KINDS,
     ActorHello,
@@ -31,28 +32,21 @@ from bus.messages import (
     LinkSubscribe,
     Message,
     PeerDial,
-    PeerDown,
+    Reply,
     RequestCancel,
     RequestDone,
     RequestFailed,
     kind_of,
 )
 from bus.process import CANNOT_START, begin
-from bus.sockets import bind_tcp, connect, open_socket
+from bus.roster import Roster
+from bus.sockets import bind_tcp, open_socket
 from bus.wire import Envelope, WireError, decode, decode_header, encode, new_header
 
 logger = logging.getLogger(__name__)
 
 TAP = b"tap."  # work passing through is repeated under this topic, for whoever inspects the bus
 _STAY_HERE = frozenset(kind.encode() for kind in LOCAL_KINDS)
-_LOST = (
-    zmq.Event.DISCONNECTED
-    | zmq.Event.CLOSED
-    | zmq.Event.CONNECT_RETRIED
-    | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
-    | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
-    | zmq.Event.HANDSHAKE_FAILED_AUTH
-)
 
 
 class Hub:
@@ -62,39 +56,44 @@ class Hub:
         self, run_dir: Path, node_id: str, name: str, incarnation: int, cluster: str, host: str, port: int
     ) -> None:
         """Bind everything. Raises OSError with a sentence where a port or the folder cannot be used."""
-        self.node_id, self.name, self.incarnation = node_id, name, incarnation
+        self.node_id, self.name, self.incarnation, self.cluster = node_id, name, incarnation, cluster
+        self.counters: Counter[str] = Counter()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 8192)
         self._facts_in = open_socket(self._context, zmq.XSUB)
         self._facts_out = open_socket(self._context, zmq.XPUB)
         self._work = open_socket(self._context, zmq.ROUTER)
-        self._links = open_socket(self._context, zmq.ROUTER)
-        self.endpoint = bind_tcp(self._links, host, port)
-        paths = HubPaths(run_dir)
-        for socket, path in (
-            (self._facts_in, paths.facts_in),
-            (self._facts_out, paths.facts_out),
-            (self._work, paths.work),
-        ):
-            socket.bind(path)
-        self._mesh = Mesh(node_id, cluster)
-        self._dealers: dict[str, zmq.Socket[bytes]] = {}
-        self._monitors: dict[zmq.Socket[bytes], str] = {}
-        self._actors: dict[str, tuple[bytes, int]] = {}  # name -> (routing id, process id)
-        self._nodes: dict[bytes, str] = {}  # routing id on the tcp port -> node id, after its hello
-        self._wanted: dict[str, tuple[bytes, ...]] = {}  # node id -> topics its actors subscribed to
+        self._tcp = open_socket(self._context, zmq.ROUTER)
+        try:
+            self.endpoint = self._bind(HubPaths(run_dir), host, port)
+        except OSError:
+            self._context.destroy(linger=0)
+            raise
+        self._roster = Roster()
         self._topics: set[bytes] = set()  # topics that our own actors subscribed to
+        self._upstream: set[bytes] = set()  # topics that our publishers are asked for
         self._sequence = 0
-        self.counters: Counter[str] = Counter()
         self._poller = zmq.Poller()
+        mesh = Mesh(node_id, cluster)
+        self._links = Links(self._context, self._poller, mesh, self._introduction, self._announce, self.counters)
         self._sources: dict[zmq.Socket[bytes], Callable[[], None]] = {
             self._work: self._from_actor,
-            self._links: self._from_hub,
+            self._tcp: self._from_hub,
             self._facts_in: self._from_publisher,
             self._facts_out: self._from_subscriber,
         }
         for source in self._sources:
             self._poller.register(source, zmq.POLLIN)
+
+    def _bind(self, paths: HubPaths, host: str, port: int) -> str:
+        endpoint = bind_tcp(self._tcp, host, port)
+        ipc = {self._facts_in: paths.facts_in, self._facts_out: paths.facts_out, self._work: paths.work}
+        for socket, path in ipc.items():
+            try:
+                socket.bind(path)
+            except zmq.ZMQError as error:
+                raise OSError(f"cannot listen on {path}: {error}; check the temporary folder") from None
+        return endpoint
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Move messages until `stopped()`; asked at least every 200 ms."""
@@ -103,16 +102,11 @@ class Hub:
                 if source := self._sources.get(socket):
                     source()
                 else:
-                    self._from_monitor(socket)
+                    self._links.from_monitor(socket)
 
     def close(self) -> None:
         """Say good-bye to the other hubs and close everything."""
-        for peer in self._mesh.standing():
-            dealer = self._dealers[peer.endpoint]
-            dealer.setsockopt(zmq.LINGER, 300)
-            self._tell_hub(peer.endpoint, LinkBye())
-        for endpoint in list(self._dealers):
-            self._hang_up(endpoint)
+        self._links.close(LinkBye())
         for socket in self._sources:
             socket.close(0)
         self._context.term()
@@ -134,7 +128,7 @@ class Hub:
             self._deliver(actor, frames)
 
     def _from_hub(self) -> None:
-        parts = self._links.recv_multipart(copy=False)
+        parts = self._tcp.recv_multipart(copy=False)
         source, *frames = (part.bytes for part in parts)
         self._count(self._message_from_hub, source, frames, str(parts[-1].get("Peer-Address") or ""))
 
@@ -145,52 +139,52 @@ class Hub:
         node_id, _, actor = frames[0].decode().partition("/")
         if actor == "hub":
             self._serve_hub(source, decode(frames), peer_address)
-        elif source not in self._nodes:
-            raise WireError("stranger")
-        elif node_id != self.node_id:
+            return
+        self._check_sender(source, frames)
+        if node_id != self.node_id:
             raise WireError("misdirected")
-        else:
-            self._tap(frames)
-            self._deliver(actor, frames)
+        self._tap(frames)
+        self._deliver(actor, frames)
 
     def _fact_from_hub(self, source: bytes, frames: list[bytes]) -> None:
-        if source not in self._nodes:
-            raise WireError("stranger")
-        decode_header(frames)
+        self._check_sender(source, frames)
+        if frames[0] in _STAY_HERE or frames[0] != decode_header(frames).kind.encode():
+            raise WireError("misdirected")
         self._facts_out.send_multipart(frames)
+
+    def _check_sender(self, source: bytes, frames: Sequence[bytes]) -> None:
+        """A hub speaks for its own actors only."""
+        sender = decode_header(frames).sender
+        if sender.partition("/")[0] != self._links.node_of(source):
+            raise WireError("sender")
 
     def _from_publisher(self) -> None:
         frames = self._facts_in.recv_multipart()
         self._facts_out.send_multipart(frames)
-        if frames[0] in _STAY_HERE:
-            return
-        for peer in self._mesh.standing():
-            if any(frames[0].startswith(topic) for topic in self._wanted.get(peer.node_id, ())):
-                self._push(peer.endpoint, frames, "fact dropped")
+        if frames[0] not in _STAY_HERE:
+            self._links.publish(frames)
 
     def _from_subscriber(self) -> None:
         message = self._facts_out.recv()
-        self._facts_in.send(message)  # publishers filter at the source
         topic = message[1:]
         self._topics.add(topic) if message[:1] == b"\x01" else self._topics.discard(topic)
-        for peer in self._mesh.standing():
-            self._tell_hub(peer.endpoint, LinkSubscribe(self._subscriptions()))
+        self._links.tell_all(LinkSubscribe(self._subscriptions()))
+        self._filter_at_source()
 
-    def _from_monitor(self, monitor: zmq.Socket[bytes]) -> None:
-        endpoint = self._monitors.get(monitor)
-        if endpoint is None:
-            return
-        event = recv_monitor_message(monitor)["event"]
-        if event == zmq.Event.HANDSHAKE_SUCCEEDED:
-            self._act(self._mesh.connected(endpoint))
-        elif event & _LOST:
-            self._act(self._mesh.disconnected(endpoint, "the connection broke"))
+    def _filter_at_source(self) -> None:
+        """Have our publishers send what anyone wants, here or behind a link, and nothing else."""
+        wanted = self._topics | self._links.wanted()
+        for topic in wanted - self._upstream:
+            self._facts_in.send(b"\x01" + topic)
+        for topic in self._upstream - wanted:
+            self._facts_in.send(b"\x00" + topic)
+        self._upstream = wanted
 
     def _count(self, serve: Callable[..., None], *arguments: object) -> None:
         """Serve frames from outside; what is not ours is counted and dropped."""
         try:
             serve(*arguments)
-        except (WireError, UnicodeDecodeError, IndexError) as error:
+        except (WireError, UnicodeDecodeError) as error:
             self.counters[f"dropped: {getattr(error, 'reason', 'frames')}"] += 1
 
     # -- work for the hub itself
@@ -198,50 +192,51 @@ class Hub:
     def _serve_actor(self, routing_id: bytes, envelope: Envelope) -> None:
         message = envelope.message
         if isinstance(message, ActorHello):
-            self._meet(routing_id, message)
+            if self._roster.meet(message, routing_id, time.monotonic()):
+                self._announce(ActorUp(message.name, message.pid))
         elif isinstance(message, HubDescribe):
             self._answer(envelope, self._state())
         elif isinstance(message, PeerDial):
-            self._act(self._mesh.dial(message.endpoint))
+            self._links.dial(message.endpoint)
             self._answer(envelope, RequestDone())
-        elif not isinstance(message, RequestCancel):
-            self._answer(envelope, RequestFailed("unsupported", f"a hub does not serve {envelope.header.kind}"))
-
-    def _meet(self, routing_id: bytes, hello: ActorHello) -> None:
-        known = self._actors.get(hello.name)
-        self._actors[hello.name] = (routing_id, hello.pid)
-        if known is None or known[1] != hello.pid:
-            self._announce(ActorUp(hello.name, hello.pid))
+        else:
+            self._refuse(envelope)
 
     def _serve_hub(self, source: bytes, envelope: Envelope, peer_address: str) -> None:
         message = envelope.message
         if isinstance(message, LinkHello):
-            self._greeted(source, message, peer_address)
-        elif source not in self._nodes:
-            raise WireError("stranger")
-        elif isinstance(message, LinkSubscribe):
-            self._wanted[self._nodes[source]] = _topics(message.subscriptions)
+            self._links.greeted(source, message, peer_address)
+            self._filter_at_source()
+            return
+        node_id = self._links.node_of(source)
+        if envelope.node != node_id:
+            raise WireError("sender")
+        if isinstance(message, LinkSubscribe):
+            self._links.wants(node_id, message)
+            self._filter_at_source()
         elif isinstance(message, LinkBye):
-            self._act(self._mesh.left(self._nodes[source]))
+            self._links.left(node_id)
         elif isinstance(message, HubDescribe):
             self._answer(envelope, self._state())
+        else:
+            self._refuse(envelope)
 
-    def _greeted(self, source: bytes, hello: LinkHello, peer_address: str) -> None:
-        endpoint = hello.endpoint.replace("0.0.0.0", peer_address) if peer_address else hello.endpoint  # noqa: S104
-        self._nodes[source] = hello.node_id
-        self._wanted[hello.node_id] = _topics(hello.subscriptions)
-        fields = {**{f: getattr(hello, f) for f in hello.__struct_fields__}, "endpoint": endpoint}
-        self._act(self._mesh.hello(LinkHello(**fields)))
+    def _refuse(self, envelope: Envelope) -> None:
+        """Say so to whoever asks for what a hub does not do; replies and cancels are nothing to answer."""
+        if not isinstance(envelope.message, Reply | RequestCancel) and not envelope.header.cause:
+            self._answer(envelope, RequestFailed("unsupported", f"a hub does not serve {envelope.header.kind}"))
+
+    def _introduction(self) -> LinkHello:
+        return LinkHello(self.node_id, self.name, self.incarnation, self.endpoint, self.cluster, self._subscriptions())
 
     def _state(self) -> HubState:
-        actors = tuple(HubActor(name, pid) for name, (_, pid) in sorted(self._actors.items()))
         own = HubActor("hub", os.getpid())
         return HubState(
             self.node_id,
             self.name,
             self.endpoint,
-            (own, *actors),
-            self._mesh.standing(),
+            (own, *self._roster.present(time.monotonic())),
+            self._links.standing(),
             self._subscriptions(),
             dict(self.counters),
         )
@@ -249,28 +244,21 @@ class Hub:
     # -- what goes out
 
     def _deliver(self, actor: str, frames: Sequence[bytes]) -> None:
-        routing_id, _ = self._actors.get(actor, (b"", 0))
         try:
-            if not routing_id:
+            if (routing_id := self._roster.routing_id(actor)) is None:
                 raise zmq.ZMQError(zmq.EHOSTUNREACH)
             self._work.send_multipart([routing_id, *frames], zmq.DONTWAIT)
+        except zmq.Again:
+            self._undeliverable(frames, f"{actor} on node {self.name} has too much work waiting; try again soon")
         except zmq.ZMQError as error:
-            if error.errno == zmq.EHOSTUNREACH:
-                self._actors.pop(actor, None)
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self._roster.forget(actor)
             self._undeliverable(frames, f"no actor {actor!r} answers on node {self.name}")
 
     def _forward(self, node_id: str, frames: Sequence[bytes]) -> None:
-        endpoint = self._mesh.endpoint_of(node_id)
-        if endpoint is None or not self._push(endpoint, frames, "work dropped"):
+        if not self._links.forward(node_id, frames):
             self._undeliverable(frames, f"node {node_id} is not linked to {self.name}")
-
-    def _push(self, endpoint: str, frames: Sequence[bytes], count_as: str) -> bool:
-        try:
-            self._dealers[endpoint].send_multipart(frames, zmq.DONTWAIT)
-        except zmq.Again:
-            self.counters[count_as] += 1
-            return False
-        return True
 
     def _undeliverable(self, frames: Sequence[bytes], why: str) -> None:
         """Tell the sender, unless what could not be delivered was itself an answer or a cancel."""
@@ -293,77 +281,18 @@ class Hub:
         else:
             self._forward(node_id, frames)
 
-    def _tell_hub(self, endpoint: str, message: Message) -> None:
-        self._push(endpoint, encode("/hub", new_header(message, f"{self.node_id}/hub"), message), "work dropped")
-
     def _tap(self, frames: Sequence[bytes]) -> None:
         if any(TAP.startswith(topic) or topic.startswith(TAP) for topic in self._topics):
             kind = decode_header(frames).kind.encode()
             self._facts_out.send_multipart([TAP + kind, *frames[1:3]])
 
-    # -- links
-
-    def _act(self, actions: Sequence[Action]) -> None:
-        for action in actions:
-            match action:
-                case Dial(endpoint):
-                    self._dial(endpoint)
-                case Close(endpoint):
-                    self._hang_up(endpoint)
-                case SayHello(endpoint, heard):
-                    self._introduce(endpoint, heard)
-                case Publish(fact):
-                    self._announce(fact)
-
-    def _dial(self, endpoint: str) -> None:
-        dealer = open_socket(self._context, zmq.DEALER)
-        monitor = dealer.get_monitor_socket(zmq.Event.HANDSHAKE_SUCCEEDED | _LOST)
-        self._dealers[endpoint], self._monitors[monitor] = dealer, endpoint
-        self._poller.register(monitor, zmq.POLLIN)
-        try:
-            connect(dealer, endpoint)
-        except ValueError as error:
-            logger.warning("%s", error)
-            self._act(self._mesh.disconnected(endpoint, "it is no end point"))
-
-    def _hang_up(self, endpoint: str) -> None:
-        dealer = self._dealers.pop(endpoint, None)
-        if dealer is None:
-            return
-        for monitor in [m for m, e in self._monitors.items() if e == endpoint]:
-            del self._monitors[monitor]
-            self._poller.unregister(monitor)
-        dealer.disable_monitor()
-        dealer.close()
-
-    def _introduce(self, endpoint: str, heard: LinkHello | None) -> None:
-        hello = LinkHello(
-            self.node_id,
-            self.name,
-            self.incarnation,
-            self.endpoint,
-            self._mesh.cluster,
-            self._subscriptions(),
-            dialled=endpoint,
-            answers=heard.dialled if heard else "",
-            heard=heard is not None,
-        )
-        self._tell_hub(endpoint, hello)
-
     def _announce(self, fact: Message) -> None:
-        if isinstance(fact, PeerDown):
-            self._wanted.pop(fact.node_id, None)
-            self._nodes = {source: node for source, node in self._nodes.items() if node != fact.node_id}
         self._sequence += 1
         header = new_header(fact, f"{self.node_id}/hub", sequence=self._sequence)
         self._facts_out.send_multipart(encode(header.kind, header, fact))
 
     def _subscriptions(self) -> tuple[str, ...]:
         return tuple(sorted(topic.decode(errors="replace") for topic in self._topics))
-
-
-def _topics(subscriptions: Sequence[str]) -> tuple[bytes, ...]:
-    return tuple(topic.encode() for topic in subscriptions)
 
 
 def main() -> None:

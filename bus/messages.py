@@ -87,8 +87,8 @@ class ActorUp(LocalFact, frozen=True, tag="actor.up"):
     pid: int
 
 
-class ActorDown(LocalFact, frozen=True, tag="actor.down"):
-    """A process of a node ended. Published by the node's supervisor."""
+class ActorDown(Fact, frozen=True, tag="actor.down"):
+    """A process of a node ended, and with it the work that it was doing. Published by the node's supervisor."""
 
     name: str
     reason: str
@@ -97,6 +97,8 @@ class ActorDown(LocalFact, frozen=True, tag="actor.down"):
 
 class ActorStart(Work, frozen=True, tag="actor.start"):
     """Start one more engine process. Sent by the node actor to its supervisor; answered by `actor.started`."""
+
+    threads: Annotated[int, Meta(description="that its matrix products may use")] = 1
 
 
 class ActorStarted(Reply, frozen=True, tag="actor.started"):

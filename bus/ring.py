@@ -23,6 +23,7 @@ from bus.sockets import DATA_BYTES, DATA_MARK, bind_tcp, connect, open_socket
 Array = npt.NDArray[np.generic]
 
 SEND_WITHIN_MS = 2000
+GONE_FOR_S = 5.0  # so long nobody waits again for a neighbour that took nothing
 MAX_SENDERS = 1024  # a sender that reconnects counts as a new one
 MAX_NEIGHBOURS = 64  # gateways come and go; the one used longest ago is closed
 
@@ -44,6 +45,7 @@ class Ring:
         self._inbox.bind(ipc)
         self.endpoints = (ipc, bind_tcp(self._inbox, host, 0))
         self._neighbours: OrderedDict[str, zmq.Socket[bytes]] = OrderedDict()
+        self._gone: dict[str, float] = {}  # end point -> when it may be tried again
         self._sent: Counter[str] = Counter()
         self._heard: OrderedDict[bytes, int] = OrderedDict()
         self._wake_in, self._wake_out = self._open(zmq.PAIR), self._open(zmq.PAIR)
@@ -85,8 +87,9 @@ class Ring:
     def send(self, endpoint: str, frame: Frame, payload: Array | bytes) -> None:
         """Hand one frame to a neighbour, rows cut into fragments of at most 256 KiB. The array is not written again.
 
-        Raises NeighbourGone after two seconds.
+        Raises NeighbourGone after two seconds, and at once for five seconds more.
         """
+        self._neighbour(endpoint)  # a new one counts its frames from 1
         array = np.frombuffer(payload, np.uint8) if isinstance(payload, bytes) else np.ascontiguousarray(payload)
         width = array.shape[1] if array.ndim == 2 else 0
         step = max(FRAGMENT_BYTES // max(array.itemsize * width, 1), 1) if width else max(len(array), 1)
@@ -106,7 +109,8 @@ class Ring:
             self._push(endpoint, [header.pack(), part.data])
 
     def introduce(self, endpoint: str) -> None:
-        """Connect ahead of the first frame. Raises ValueError for what is no end point."""
+        """Connect ahead of the first frame, also to one that was gone. Raises ValueError for what is no end point."""
+        self._gone.pop(endpoint, None)
         self._neighbour(endpoint)
 
     def close(self) -> None:
@@ -118,11 +122,13 @@ class Ring:
             self._neighbour(endpoint).send_multipart(parts, copy=False)
         except zmq.Again:
             self._neighbours.pop(endpoint).close()
+            self._gone[endpoint] = time.monotonic() + GONE_FOR_S
             raise NeighbourGone(f"{endpoint} took nothing for {SEND_WITHIN_MS / 1000:g} s") from None
 
     def _neighbour(self, endpoint: str) -> zmq.Socket[bytes]:
         dealer = self._neighbours.get(endpoint)
         if dealer is None:
+            self._check_gone(endpoint)
             dealer = self._open(zmq.DEALER)
             connect(dealer, endpoint)
             self._neighbours[endpoint] = dealer
@@ -131,6 +137,12 @@ class Ring:
                 self._neighbours.popitem(last=False)[1].close()
         self._neighbours.move_to_end(endpoint)
         return dealer
+
+    def _check_gone(self, endpoint: str) -> None:
+        now = time.monotonic()
+        self._gone = {gone: until for gone, until in self._gone.items() if until > now}
+        if endpoint in self._gone:
+            raise NeighbourGone(f"{endpoint} took nothing a moment ago")
 
     def _open(self, kind: int) -> zmq.Socket[bytes]:
         socket = open_socket(self._context, kind, high_water_mark=DATA_MARK, largest_frame=DATA_BYTES)

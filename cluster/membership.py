@@ -64,14 +64,15 @@ class Membership:
         if reason:
             return replace(self, refused={**self.refused, reason: self.refused.get(reason, 0) + 1})
         if beacon.leaving:
-            return self._drop(beacon.endpoint)
+            return self._drop(beacon)
         held = self.candidates.get(beacon.endpoint, Candidate(beacon.endpoint, dial_at=now))
         return self._keep(replace(held, node_id=beacon.node_id, name=beacon.name, heard_at=now))
 
     def due(self, now: float) -> tuple[Membership, tuple[str, ...]]:
         """Forget who fell silent, and return the endpoints to dial now; each is backed off in the result."""
         kept = {e: c for e, c in self.candidates.items() if c.pinned or c.linked or now - c.heard_at < FORGET_AFTER_S}
-        dials = tuple(e for e, c in kept.items() if not c.linked and c.dial_at <= now)
+        linked = {c.node_id for c in kept.values() if c.linked}
+        dials = tuple(e for e, c in kept.items() if c.node_id not in linked and not c.linked and c.dial_at <= now)
         for endpoint in dials:
             kept[endpoint] = _backed_off(kept[endpoint], now)
         return replace(self, candidates=kept), dials
@@ -91,22 +92,32 @@ class Membership:
         }
         return replace(self, candidates=lost)
 
+    def unlinked_all(self, now: float) -> Membership:
+        """Our hub began anew: no link stands."""
+        lost = {
+            e: replace(c, linked=False, dial_at=now, heard_at=now) if c.linked else c
+            for e, c in self.candidates.items()
+        }  # fmt: skip
+        return replace(self, candidates=lost)
+
     def _refusal(self, beacon: Beacon) -> str:
         if beacon.cluster != self.cluster:
             return "another cluster"
         if beacon.version != self.version:
             return "another protocol version"
+        if not beacon.endpoint.startswith("tcp://"):
+            return "no end point"
         full = len(self.candidates) >= MAX_CANDIDATES and beacon.endpoint not in self.candidates
         return "too many candidates" if full else ""
 
     def _keep(self, candidate: Candidate) -> Membership:
         return replace(self, candidates={**self.candidates, candidate.endpoint: candidate})
 
-    def _drop(self, endpoint: str) -> Membership:
-        held = self.candidates.get(endpoint)
-        if held is None or held.pinned:
+    def _drop(self, beacon: Beacon) -> Membership:
+        held = self.candidates.get(beacon.endpoint)
+        if held is None or held.pinned or held.node_id != beacon.node_id:
             return self
-        return replace(self, candidates={e: c for e, c in self.candidates.items() if e != endpoint})
+        return replace(self, candidates={e: c for e, c in self.candidates.items() if c is not held})
 
 
 def _backed_off(candidate: Candidate, now: float) -> Candidate:

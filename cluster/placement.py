@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from cluster.partitioning import PartitioningStrategy, shards_of
-from cluster.shard import Shard
+from cluster.shard import Shard, whole
 from cluster.topology import Topology
 
 
@@ -49,6 +49,15 @@ def placer_of(model_id: str, node_ids: Iterable[str]) -> str:
     return max(node_ids, key=lambda node_id: hashlib.sha256(f"{model_id}\0{node_id}".encode()).digest())
 
 
+def able(topology: Topology, model_id: str, n_layers: int, shard_bytes: Callable[[Shard], int]) -> Topology:
+    """The topology without nodes that cannot hold even the last layer with the head: they would only be in the way."""
+    least = shard_bytes(Shard(model_id, n_layers - 1, n_layers, n_layers))
+    for node in topology.nodes:
+        if node.capabilities.memory_available < least:
+            topology = topology.without_node(node.node_id)
+    return topology
+
+
 def plan(
     topology: Topology,
     strategy: PartitioningStrategy,
@@ -60,11 +69,11 @@ def plan(
 
     `shard_bytes` gives the resident bytes that a shard needs. Raises DoesNotFit.
     """
-    partitions = strategy.partition(topology, n_layers)
+    partitions = strategy.partition(able(topology, model_id, n_layers, shard_bytes), n_layers)
     shards = shards_of(partitions, model_id, n_layers) if partitions else ()
     stages = tuple(Stage(part.node_id, shard) for part, shard in zip(partitions, shards, strict=True))
     if not stages or any(shard_bytes(stage.shard) > _memory(topology, stage.node_id) for stage in stages):
-        raise DoesNotFit(_shortage(topology, model_id, sum(shard_bytes(shard) for shard in shards)))
+        raise DoesNotFit(_shortage(topology, model_id, shard_bytes(whole(model_id, n_layers))))
     return stages
 
 

@@ -46,6 +46,7 @@ class StageSession:
     opening: Opening
     touched_at: float
     pending: deque[tuple[int, tuple[int, ...]]] = field(default_factory=deque)  # (position, token ids)
+    reply_to: str = ""  # the one of the owner's end points that can be reached from here
 
 
 @dataclass(slots=True)

@@ -11,7 +11,10 @@ from cluster.capabilities import DeviceCapabilities
 
 
 class NodeRecord(msgspec.Struct, frozen=True):
-    """What a node says of itself. `sequence` rises with each record of one life of the node."""
+    """What a node says of itself. `sequence` rises with each record of one life of the node.
+
+    `machine` is the same for all nodes of one machine, who share its memory and cores.
+    """
 
     node_id: str
     name: str
@@ -21,6 +24,7 @@ class NodeRecord(msgspec.Struct, frozen=True):
     api: str = ""
     bus: str = ""
     version: str = ""
+    machine: str = ""
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -43,6 +47,10 @@ class Topology(msgspec.Struct, frozen=True):
     def node(self, node_id: str) -> NodeRecord | None:
         """The record of a node, or None for a stranger."""
         return next((node for node in self.nodes if node.node_id == node_id), None)
+
+    def on_machine(self, machine: str) -> int:
+        """How many nodes run on a machine, as far as is known."""
+        return sum(node.machine == machine for node in self.nodes)
 
     @property
     def node_ids(self) -> tuple[str, ...]:

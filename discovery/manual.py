@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 from bus.config import DEFAULT_BUS_PORT
+
+_PEER = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(%\w+)?\])(:(?P<port>[0-9]{1,5}))?", re.ASCII)
 
 
 def peer_endpoint(text: str) -> str:
     """`host`, `host:port` or `[v6]:port` as a bus end point. Raises ValueError with a sentence."""
-    host, separator, port = text.strip().rpartition(":")
-    if not separator or "]" in port:
-        host, port = text.strip(), str(DEFAULT_BUS_PORT)
-    if not host or not port.isdigit() or not 0 < int(port) < 65536 or "/" in host:
+    written = _PEER.fullmatch(text.strip())
+    port = int(written["port"] or DEFAULT_BUS_PORT) if written else 0
+    if written is None or not 0 < port < 65536:
         raise ValueError(f"--peer {text!r} is not host:port, for example --peer 192.168.1.20:{DEFAULT_BUS_PORT}")
-    return f"tcp://{host}:{port}"
+    return f"tcp://{written['host']}:{port}"

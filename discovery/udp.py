@@ -81,7 +81,7 @@ class UdpDiscovery(Discovery):
             if len(data) > MAX_BYTES:
                 raise msgspec.DecodeError("too long")
             self._inbox.put_nowait(reachable(_decode(data), source))
-        except (msgspec.DecodeError, asyncio.QueueFull):
+        except (msgspec.DecodeError, UnicodeDecodeError, asyncio.QueueFull):
             self.dropped += 1
 
 
