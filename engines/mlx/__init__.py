@@ -1,0 +1,1 @@
+"""The MLX engine: mlx-lm's own model classes, cut into stages with ghost layers."""

@@ -1,0 +1,110 @@
+"""Cutting an mlx-lm model into a stage: ghosts in place of what other stages own. No weights are read here.
+
+The full layer list stays, so masks, offsets and per-layer patterns stay as the family's author wrote them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from cluster.shard import Shard
+
+
+class GhostLayer(nn.Module):  # type: ignore[misc]  # mlx carries no types that mypy follows
+    """Stands for a layer of another stage: passes its input on, and moves its cache's offset all the same."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        # Plain attributes such as `use_sliding` steer the model's loop.
+        for name, value in vars(layer).items():
+            if not name.startswith("_"):
+                setattr(self, name, value)
+
+    def __call__(self, rows: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        nothing = mx.zeros((rows.shape[0], 1, rows.shape[1], 1), rows.dtype)
+        cache.update_and_fetch(nothing, nothing)
+        return rows
+
+
+class GhostEmbedding(nn.Module):  # type: ignore[misc]
+    """Stands for the embedding where a stage has none: zeros (batch, rows, hidden) that `Entry` replaces."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        return mx.zeros((*tokens.shape, self.hidden_size), mx.float32)
+
+    def as_linear(self, rows: mx.array) -> mx.array:
+        """The tied head of a stage that is not the last: nobody reads its answer."""
+        return rows
+
+
+class Passthrough(nn.Module):  # type: ignore[misc]
+    """Stands for the final norm or the head of a stage that is not the last."""
+
+    def __call__(self, rows: mx.array) -> mx.array:
+        return rows
+
+
+class Entry:
+    """The first owned layer: works on the hidden states of the stage before instead of on its input."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+        self.received: Any = None
+
+    def __call__(self, rows: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        output: mx.array = self._layer(self.received, mask, cache=cache)
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
+class Exit:
+    """The last owned layer: keeps its output (1, rows, hidden), unevaluated, for the stage to take.
+
+    On the last stage only the last row goes on, because norm and head work row by row.
+    """
+
+    def __init__(self, layer: Any, *, last_row_only: bool) -> None:
+        self._layer = layer
+        self._last_row_only = last_row_only
+        self.output: Any = None
+
+    def __call__(self, rows: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        output: mx.array = self._layer(rows, mask, cache=cache)
+        self.output = output
+        return output[:, -1:] if self._last_row_only else output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
+def haunt(model: nn.Module, shard: Shard, *, tied: bool, hidden_size: int) -> None:
+    """Put ghosts where other stages own the weights, so that the model's parameters are the shard's alone."""
+    for layer in range(shard.n_layers):
+        if layer not in shard.layers:
+            model.layers[layer] = GhostLayer(model.layers[layer])
+    if not (shard.is_first or (shard.is_last and tied)):
+        model.model.embed_tokens = GhostEmbedding(hidden_size)
+    if not shard.is_last:
+        model.model.norm = Passthrough()
+        if not tied:
+            model.lm_head = Passthrough()
+
+
+def wire(model: nn.Module, shard: Shard) -> tuple[Entry, Exit]:
+    """Open the two ends of the owned layers. To be called once the weights are in: it hides their names."""
+    layers = model.layers
+    entry = Entry(layers[shard.start_layer])
+    if not shard.is_first:
+        layers[shard.start_layer] = entry
+    end = Exit(layers[shard.end_layer - 1], last_row_only=shard.is_last)
+    layers[shard.end_layer - 1] = end
+    return entry, end

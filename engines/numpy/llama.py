@@ -1,0 +1,203 @@
+"""The Llama family in numpy, float32: the part of a model that one shard owns. No slots are kept here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cluster.shard import Shard
+from engines.engine import NO_LOGITS, Array, Chunk, FloatArray
+from engines.numpy.kv_cache import KVCache
+from engines.rope import frequencies
+from models.config import ModelConfig
+from models.weights import Weights
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """A matrix (outputs, inputs), maybe several of the checkpoint's stacked into one, and its bias."""
+
+    weight: FloatArray
+    bias: FloatArray | None
+
+    @classmethod
+    def stacked(cls, weights: Weights, *names: str) -> Linear:
+        """One product for the named checkpoint matrices, their outputs side by side."""
+        matrices = [weights.tensor(f"{name}.weight") for name in names]
+        weight = np.concatenate(matrices) if len(matrices) > 1 else matrices[0]
+        held = weights.names()
+        biased = [f"{name}.bias" for name in names if f"{name}.bias" in held]
+        return cls(weight, np.concatenate([weights.tensor(name) for name in biased]) if biased else None)
+
+    def __call__(self, rows: FloatArray) -> FloatArray:
+        product: FloatArray = rows @ self.weight.T
+        if self.bias is not None:
+            product += self.bias
+        return product
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RMSNorm:
+    """Zhang and Sennrich, "Root mean square layer normalization", 2019."""
+
+    weight: FloatArray
+    eps: float
+
+    def __call__(self, rows: FloatArray) -> FloatArray:
+        mean_square = np.einsum("ij,ij->i", rows, rows)[:, None] / np.float32(rows.shape[1])
+        return np.asarray(rows * (self.weight / np.sqrt(mean_square + np.float32(self.eps))), np.float32)
+
+
+class Attention:
+    """Grouped-query attention; q, k and v are one product."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, prefix: str) -> None:
+        self._heads, self._kv_heads, self._head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        self._scale = np.float32(config.head_dim**-0.5)
+        self.qkv_proj = Linear.stacked(weights, *(f"{prefix}.{part}_proj" for part in "qkv"))
+        self.o_proj = Linear.stacked(weights, f"{prefix}.o_proj")
+
+    def __call__(self, rows: FloatArray, ragged: Ragged, index: int) -> FloatArray:
+        """Normed hidden states (rows, hidden) -> the same size; `index` is the layer's place in the stage."""
+        heads = self.qkv_proj(rows).reshape(len(rows), -1, self._head_dim)
+        turned = self._heads + self._kv_heads
+        rotate(heads[:, :turned], ragged.cosines, ragged.sines)
+        mixed = np.empty((len(rows), self._heads * self._head_dim), np.float32)
+        for chunk, cache, span in zip(ragged.batch, ragged.caches, ragged.spans, strict=True):
+            queries, keys, values = np.split(heads[span], (self._heads, turned), axis=1)
+            mixed[span] = self._mix(queries, *cache.store(index, chunk.position, keys, values))
+        return self.o_proj(mixed)
+
+    def _mix(self, queries: FloatArray, keys: FloatArray, values: FloatArray) -> FloatArray:
+        """One sequence: (rows, heads, head_dim) over (kv_heads, length, head_dim) -> (rows, query size)."""
+        rows, kv_heads = len(queries), self._kv_heads
+        # Heads that share a key head lie together, so that their rows are one product.
+        grouped = queries.reshape(rows, kv_heads, -1, self._head_dim).transpose(1, 2, 0, 3)
+        grouped = grouped.reshape(kv_heads, -1, self._head_dim) * self._scale
+        scores = np.matmul(grouped, keys.swapaxes(1, 2))
+        if rows > 1:
+            length = keys.shape[1]
+            later = np.triu(np.ones((rows, length), np.bool_), length - rows + 1)
+            scores.reshape(kv_heads, -1, rows, length)[:, :, later] = -np.inf
+        softmax(scores)
+        mixed: FloatArray = np.matmul(scores, values).reshape(kv_heads, -1, rows, self._head_dim)
+        return mixed.transpose(2, 0, 1, 3).reshape(rows, -1)
+
+
+class MLP:
+    """The gated feed-forward network; gate and up are one product."""
+
+    def __init__(self, weights: Weights, prefix: str) -> None:
+        self.gate_up_proj = Linear.stacked(weights, f"{prefix}.gate_proj", f"{prefix}.up_proj")
+        self.down_proj = Linear.stacked(weights, f"{prefix}.down_proj")
+
+    def __call__(self, rows: FloatArray) -> FloatArray:
+        gate, up = np.split(self.gate_up_proj(rows), 2, axis=1)
+        return self.down_proj(silu(gate) * up)
+
+
+class Layer:
+    """One transformer block."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, layer: int) -> None:
+        prefix, eps = f"model.layers.{layer}", config.rms_norm_eps
+        self.input_layernorm = RMSNorm(weights.tensor(f"{prefix}.input_layernorm.weight"), eps)
+        self.self_attn = Attention(config, weights, f"{prefix}.self_attn")
+        self.post_attention_layernorm = RMSNorm(weights.tensor(f"{prefix}.post_attention_layernorm.weight"), eps)
+        self.mlp = MLP(weights, f"{prefix}.mlp")
+
+    def __call__(self, rows: FloatArray, ragged: Ragged, index: int) -> FloatArray:
+        """Hidden states (rows, hidden) of the whole batch -> the same after this block, a new array."""
+        rows = rows + self.self_attn(self.input_layernorm(rows), ragged, index)
+        rows += self.mlp(self.post_attention_layernorm(rows))
+        return rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ragged:
+    """Where each chunk's rows lie in the concatenated batch, their caches, and the rows' rope turns."""
+
+    batch: Sequence[Chunk]
+    caches: Sequence[KVCache]
+    spans: Sequence[slice]
+    cosines: FloatArray  # (rows, 1, head_dim / 2)
+    sines: FloatArray
+
+    @classmethod
+    def of(cls, batch: Sequence[Chunk], caches: Sequence[KVCache], frequencies: FloatArray) -> Ragged:
+        """Lay the chunks out one after the other and make room in their caches."""
+        ends = np.cumsum([chunk.rows for chunk in batch]).tolist()
+        spans = [slice(end - chunk.rows, end) for chunk, end in zip(batch, ends, strict=True)]
+        for chunk, cache in zip(batch, caches, strict=True):
+            cache.reserve(chunk.position + chunk.rows)
+        positions = np.concatenate([np.arange(c.position, c.position + c.rows) for c in batch])
+        angles = positions[:, None, None].astype(np.float32) * frequencies
+        return cls(batch, caches, spans, np.cos(angles), np.sin(angles))
+
+
+class Llama:
+    """The layers of one shard, with the embedding, final norm and head where the shard has them."""
+
+    def __init__(self, config: ModelConfig, shard: Shard, weights: Weights) -> None:
+        self.config = config
+        self.shard = shard
+        self._frequencies = frequencies(config)
+        tied = config.tie_word_embeddings
+        if shard.is_first or (shard.is_last and tied):
+            self.embed_tokens = weights.tensor("model.embed_tokens.weight")
+        self.layers = [Layer(config, weights, layer) for layer in shard.layers]
+        if shard.is_last:
+            self.norm = RMSNorm(weights.tensor("model.norm.weight"), config.rms_norm_eps)
+            self.lm_head = self.embed_tokens if tied else weights.tensor("lm_head.weight")
+
+    def forward(self, batch: Sequence[Chunk], caches: Sequence[KVCache]) -> list[FloatArray]:
+        """Each chunk's hidden states (rows, hidden), or on the last stage its logits (vocab,)."""
+        ragged = Ragged.of(batch, caches, self._frequencies)
+        rows = self._enter(np.concatenate([chunk.inputs for chunk in batch]))
+        for index, layer in enumerate(self.layers):
+            rows = layer(rows, ragged, index)
+        if not self.shard.is_last:
+            return [rows[span] for span in ragged.spans]
+        return self._logits(rows, ragged)
+
+    def truncate(self, cache: KVCache, position: int) -> None:
+        """Nothing to do: what lies behind a slot's end is written over before it is read."""
+
+    def cache(self) -> KVCache:
+        """An empty cache for one slot of this shard."""
+        return KVCache(len(self.layers), self.config.n_kv_heads, self.config.head_dim)
+
+    def _enter(self, inputs: Array) -> FloatArray:
+        if self.shard.is_first:
+            return np.asarray(self.embed_tokens[inputs])
+        return inputs.astype(np.float32)
+
+    def _logits(self, rows: FloatArray, ragged: Ragged) -> list[FloatArray]:
+        wanting = [chunk.wants_logits for chunk in ragged.batch]
+        if not any(wanting):
+            return [NO_LOGITS] * len(wanting)
+        last = [span.stop - 1 for span, wants in zip(ragged.spans, wanting, strict=True) if wants]
+        logits = iter(self.norm(rows[last]) @ self.lm_head.T)
+        return [next(logits) if wants else NO_LOGITS for wants in wanting]
+
+
+def rotate(heads: FloatArray, cosines: FloatArray, sines: FloatArray) -> None:
+    """Turn (rows, heads, head_dim) in place; a plane is made of dimension i and i + head_dim / 2."""
+    half = heads.shape[-1] // 2
+    first, second = heads[..., :half].copy(), heads[..., half:]
+    heads[..., :half] = first * cosines - second * sines
+    heads[..., half:] = second * cosines + first * sines
+
+
+def silu(gate: FloatArray) -> FloatArray:
+    """x * sigmoid(x), written so that exp cannot overflow into a warning."""
+    return np.asarray(gate * (0.5 * (1 + np.tanh(0.5 * gate))), np.float32)
+
+
+def softmax(scores: FloatArray) -> None:
+    """Softmax over the last axis, in place."""
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=-1, keepdims=True)

@@ -1,0 +1,144 @@
+"""How fast each engine is here: `python -m engines.probe NAME` measures one, in a process of its own.
+
+The parent starts one such child after the other and chooses. No model files are read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import numpy as np
+
+from cluster.capabilities import EngineCapability
+from cluster.shard import Shard
+from engines.engine import Chunk, EngineError, InferenceEngine
+from engines.random_weights import RandomWeights
+from engines.registry import create
+from models.config import ModelConfig
+
+LAYERS = 4
+WARM_STEPS = 3
+TIMED_STEPS = 8
+
+CONFIG = ModelConfig(
+    model_type="llama",
+    n_layers=LAYERS + 2,
+    hidden_size=1024,
+    n_heads=16,
+    n_kv_heads=4,
+    head_dim=64,
+    intermediate_size=2816,
+    vocab_size=256,
+    rope_theta=10000.0,
+    rms_norm_eps=1e-5,
+    context_length=512,
+)
+"""About 11 million weights a layer: too many for a processor's cache, few enough to make in a second."""
+
+SHARD = Shard("probe", 1, 1 + LAYERS, CONFIG.n_layers)
+"""Layers from the middle, so that neither embedding nor head is measured."""
+
+PACKAGES = ("numpy", "mlx", "mlx-lm", "tinygrad", "ziglang")
+
+
+def measure(names: Iterable[str], deadline_s: float) -> tuple[EngineCapability, ...]:
+    """Probe each engine in a child process, one after the other, each for at most `deadline_s` seconds.
+
+    An engine that cannot be measured comes back with `ms_per_layer` None and the reason in `detail`.
+    """
+    return tuple(_measure_one(name, deadline_s) for name in names)
+
+
+def choose(capabilities: Sequence[EngineCapability]) -> tuple[str, str]:
+    """The engine that measured fastest and a sentence that says why. EngineError when none is usable."""
+    timed = sorted((c.ms_per_layer, c.name, c.device) for c in capabilities if c.ms_per_layer is not None)
+    if not timed:
+        reasons = "; ".join(f"{c.name}: {c.detail}" for c in capabilities) or "none was probed"
+        raise EngineError(f"no engine works on this machine ({reasons})")
+    (ms, name, device), *others = timed
+    figures = ", ".join(f"{other} {slower:.2f} ms" for slower, other, _ in others)
+    why = f"{name} on {device} takes {ms:.2f} ms a layer"
+    return name, f"{why}, the fastest measured ({figures})" if figures else f"{why}, the only one that works"
+
+
+def fingerprint(packages: Sequence[str] = PACKAGES) -> str:
+    """Changes when a measurement may: processor, Python and the engines' packages. A key for kept results."""
+    facts = [platform.machine(), _processor(), platform.python_version()]
+    facts += [f"{package}={_version(package)}" for package in packages]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+
+
+def probe(name: str) -> EngineCapability:
+    """Measure one engine in this process: the median decode step through `LAYERS` layers, per layer."""
+    engine = create(name)
+    engine.read(SHARD, RandomWeights(CONFIG))
+    seconds = _decode_steps(engine)
+    found = msgspec.structs.replace(engine.capabilities(), ms_per_layer=1000 * median(seconds) / LAYERS)
+    engine.close()
+    return found
+
+
+def _decode_steps(engine: InferenceEngine) -> list[float]:
+    """Seconds of each timed step; the warm ones before them compile and touch the memory."""
+    row = np.full((1, CONFIG.hidden_size), 0.01, np.float32)
+    seconds = []
+    for position in range(WARM_STEPS + TIMED_STEPS):
+        began = time.perf_counter()
+        engine.forward([Chunk(slot=0, position=position, inputs=row, wants_logits=False)])
+        seconds.append(time.perf_counter() - began)
+    return seconds[WARM_STEPS:]
+
+
+def _measure_one(name: str, deadline_s: float) -> EngineCapability:
+    command = [sys.executable, "-m", "engines.probe", name]
+    # From the folder that holds our packages, so that the child finds the same code as its parent.
+    folder = Path(__file__).resolve().parent.parent
+    try:
+        done = subprocess.run(
+            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=deadline_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return EngineCapability(name=name, detail=f"took longer than {deadline_s:g} s")
+    try:
+        return msgspec.json.decode(done.stdout.splitlines()[-1], type=EngineCapability)
+    except (IndexError, msgspec.DecodeError):
+        last_words = "".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])
+        return EngineCapability(name=name, detail=f"the probe ended with status {done.returncode}: {last_words}")
+
+
+def _processor() -> str:
+    """The processor's name as the system tells it; `platform.processor` says little on Linux."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def main(name: str) -> None:
+    """Print one JSON line, an EngineCapability; one that cannot start says why in `detail`."""
+    try:
+        found = probe(name)
+    except EngineError as error:
+        found = EngineCapability(name=name, detail=str(error))
+    sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

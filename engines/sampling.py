@@ -1,0 +1,81 @@
+"""Choosing the next token: a pure function of logits, parameters and position. No state, no engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cluster.sampling import SEEDS, SamplingParams
+from engines.engine import EngineError, FloatArray
+
+__all__ = ["SamplingParams", "sample"]
+
+
+def sample(logits: FloatArray, params: SamplingParams, position: int) -> int:
+    """The token id chosen from `logits` (vocab,) for `position`, the place that the token will take.
+
+    The random number is number `position` of a counter-based stream keyed by the seed (Philox: Salmon et
+    al., "Parallel random numbers: as easy as 1, 2, 3", 2011), so a replay on any node chooses the same.
+    Greedy takes the lowest id among equals. Raises EngineError when the logits are not finite numbers.
+    """
+    _check_finite(logits)
+    if params.temperature == 0:
+        return int(logits.argmax())
+    ids, probabilities = kept(logits, params)
+    # Ids stay in ascending order: a last-bit difference between two engines cannot swap two tokens' places.
+    cumulative = probabilities.cumsum()
+    drawn = uniform(params.seed, position) * cumulative[-1]
+    return int(ids[min(int(cumulative.searchsorted(drawn, side="right")), len(ids) - 1)])
+
+
+def kept(logits: FloatArray, params: SamplingParams) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    """The ids that survive the filters, ascending, and their probabilities (sum 1); temperature is above 0.
+
+    The filters apply in the order temperature, top_k, top_p, min_p, each to what the one before left.
+    """
+    scaled = logits.astype(np.float64) / params.temperature
+    ids = np.arange(len(scaled))
+    if 0 < params.top_k < len(scaled):
+        ids = _likeliest(scaled, params.top_k)
+    probabilities = _softmax(scaled[ids])
+    if params.top_p < 1:
+        inside = _nucleus(probabilities, params.top_p)
+        ids, probabilities = ids[inside], probabilities[inside]
+    if params.min_p > 0:
+        inside = np.flatnonzero(probabilities >= params.min_p * probabilities.max())
+        ids, probabilities = ids[inside], probabilities[inside]
+    return ids, probabilities / probabilities.sum()
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) that depends on seed and position only."""
+    return float(np.random.Generator(np.random.Philox(key=seed % SEEDS, counter=position)).random())
+
+
+def _check_finite(logits: FloatArray) -> None:
+    """The largest is enough to look at: one NaN makes it NaN."""
+    if not np.isfinite(logits.max()):
+        raise EngineError("the model's logits are not finite numbers; its weights are damaged, fetch it again")
+
+
+def _likeliest(scaled: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.intp]:
+    """Ids of the `count` largest values, ascending; among equals the lower id is kept."""
+    least = np.partition(scaled, -count)[-count]
+    above = np.flatnonzero(scaled > least)
+    equal = np.flatnonzero(scaled == least)[: count - len(above)]
+    return np.sort(np.concatenate((above, equal)))
+
+
+def _nucleus(probabilities: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.intp]:
+    """Indices, ascending, of the smallest set of the likeliest whose probabilities reach `top_p`."""
+    # Values below (1 - top_p) / n sum to less than 1 - top_p, so the set lies among the others, and only
+    # those are sorted. Halved so that rounding never leaves out a flat distribution whole.
+    candidates = np.flatnonzero(probabilities >= (1 - top_p) / (2 * len(probabilities)))
+    order = candidates[np.argsort(-probabilities[candidates], kind="stable")]
+    size = int(probabilities[order].cumsum().searchsorted(top_p)) + 1
+    return np.sort(order[:size])
+
+
+def _softmax(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    weights = np.exp(values - values.max())
+    return np.asarray(weights / weights.sum())

@@ -1,0 +1,40 @@
+"""The tinygrad engine: whatever tinygrad drives (AMD, NVIDIA, Apple, CPU). The arithmetic is in `stage`."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import ClassVar
+
+from tinygrad import Device, Tensor
+
+from cluster.capabilities import EngineCapability
+from cluster.shard import Shard
+from engines.engine import EngineError
+from engines.staged import StagedEngine
+from engines.tinygrad.clang import ensure_clang
+from engines.tinygrad.llama import Llama
+from engines.tinygrad.stage import TinygradStage
+from models.weights import Weights
+
+FAMILIES = {"llama": Llama}
+
+
+class TinygradEngine(StagedEngine[list[Tensor]]):
+    """Runs on tinygrad's default device. The first two chunks of a shape wait for its kernels to compile."""
+
+    name: ClassVar[str] = "tinygrad"
+
+    def __init__(self) -> None:
+        super().__init__()
+        ensure_clang()
+
+    def build(self, shard: Shard, weights: Weights) -> TinygradStage:
+        """Read the shard into float32 tensors on the device."""
+        family = FAMILIES.get(weights.config.model_type)
+        if family is None:
+            raise EngineError(f"the tinygrad engine has no {weights.config.model_type!r} family; try mlx")
+        return TinygradStage(family(weights.config, shard, weights))
+
+    def capabilities(self) -> EngineCapability:
+        """tinygrad's version and its default device."""
+        return EngineCapability(name=self.name, version=version("tinygrad"), device=Device.DEFAULT)

@@ -1,0 +1,97 @@
+"""What is MLX's own: ghosts, and the process that imports mlx_lm. Its answers are checked in `test_engines_agree`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.shard import Shard, whole
+from engines.engine import Chunk, EngineError
+from tests.rig_engines import ROOT, EngineProcess, Ring, cut
+from tests.rig_models import write_tiny_llama
+
+PROMPT = [5, 250, 17, 99, 3, 3, 120, 64, 200, 31, 7]
+LAYERS = 4
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[EngineProcess]:
+    with EngineProcess() as process:
+        yield process
+
+
+def test_loading_does_not_cost_the_process_its_open_files(tiny: Path) -> None:
+    with EngineProcess() as process:
+        soft, hard = process.open_file_limits()
+        process.load("mlx", whole("tiny", LAYERS), tiny)
+        soft_after, hard_after = process.open_file_limits()
+    assert soft_after == min(soft, hard_after)
+    assert hard_after == hard or hard_after == 4096, "mlx_lm sets 4096 and a plain user cannot raise it again"
+
+
+def test_importing_the_engine_does_not_import_mlx_lm() -> None:
+    program = "import sys, engines.registry as r; r.create('mlx'); sys.exit('mlx_lm' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("cuts", [(1,), (2,), (3,), (1, 2, 3)], ids=str)
+def test_ghost_layers_keep_positions_when_a_split_slot_is_set_back(
+    cuts: tuple[int, ...], process: EngineProcess, tiny: Path
+) -> None:
+    unsplit = Ring([process.load("mlx", whole("tiny", LAYERS), tiny)])
+    split = Ring([process.load("mlx", shard, tiny) for shard in cut("tiny", LAYERS, *cuts)])
+    for ring in (unsplit, split):
+        ring.step(0, 0, PROMPT)
+        for stage in ring.stages:
+            stage.truncate(0, 5)
+    after = [(5, [7, 8, 9]), (8, [10]), (9, [11, 12])]
+    for position, ids in after:
+        ours, theirs = split.step(0, position, ids), unsplit.step(0, position, ids)
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_chunks_that_want_no_logits_fill_the_slot_all_the_same(process: EngineProcess, tiny: Path) -> None:
+    ring = Ring([process.load("mlx", shard, tiny) for shard in cut("tiny", LAYERS, 2)])
+    assert ring.step(0, 0, PROMPT[:6], wants_logits=False).size == 0
+    in_chunks = ring.step(0, 6, PROMPT[6:])
+    np.testing.assert_allclose(in_chunks, ring.step(1, 0, PROMPT), atol=2e-5)
+
+
+def test_a_stage_that_decodes_for_long_does_not_grow(process: EngineProcess, tmp_path: Path) -> None:
+    """A ghost's cache that nobody evaluated would hang on to every step's graph."""
+    deep = write_tiny_llama(tmp_path, n_layers=30, hidden=32)
+    stage = process.load("mlx", Shard("deep", 1, 2, 30), deep)
+    row = np.full((1, 32), 0.1, np.float32)
+    grown = []
+    for slot in (0, 1):
+        stage.forward([Chunk(slot, 0, np.repeat(row, 257, axis=0), False)])
+        before = process.resident_bytes()
+        for position in range(257, 510):
+            stage.forward([Chunk(slot, position, row, False)])
+        grown.append(process.resident_bytes() - before)
+    assert grown[1] < 2 << 20
+
+
+def test_ghosts_keep_the_masks_of_sliding_windows_true_at_every_cut() -> None:
+    command = [sys.executable, "-m", "tests.rig_ghosts"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=60)
+    differences = json.loads(done.stdout)
+    assert set(differences) == {"1", "2", "3", "4", "5"}
+    assert max(differences.values()) < 1e-4
+
+
+def test_a_stage_refuses_tokens_in_place_of_hidden_states(process: EngineProcess, tiny: Path) -> None:
+    stage = process.load("mlx", Shard("tiny", 1, 4, LAYERS), tiny)
+    with pytest.raises(EngineError, match="wants hidden states"):
+        stage.forward([Chunk(0, 0, np.array([1, 2], np.int32), True)])

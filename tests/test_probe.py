@@ -1,0 +1,89 @@
+"""The probe measures in children with a deadline, and the choice is a pure function of what it found."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.capabilities import EngineCapability
+from engines.engine import EngineError
+from engines.probe import choose, fingerprint, measure
+from engines.registry import ENGINES
+
+MEASURED = st.builds(
+    EngineCapability,
+    name=st.sampled_from(ENGINES),
+    device=st.sampled_from(["CPU", "CUDA"]),
+    ms_per_layer=st.none() | st.floats(0.01, 1000),
+    detail=st.just("took longer than 20 s"),
+)
+
+
+def test_every_engine_is_measured_with_its_version_and_device() -> None:
+    found = measure(ENGINES, 60)
+    assert [capability.name for capability in found] == list(ENGINES)
+    for capability in found:
+        assert capability.usable, capability.detail
+        assert capability.version
+        assert capability.device
+        assert 0 < (capability.ms_per_layer or 0) < 1000
+
+
+def test_an_engine_that_takes_too_long_is_reported_and_not_waited_for() -> None:
+    (found,) = measure(["numpy"], 0.01)
+    assert not found.usable
+    assert found.detail == "took longer than 0.01 s"
+
+
+def test_an_engine_that_cannot_start_says_why() -> None:
+    (found,) = measure(["abacus"], 60)
+    assert found == EngineCapability(
+        name="abacus", detail="there is no engine 'abacus'; choose one of mlx, tinygrad, numpy"
+    )
+
+
+def test_a_probe_that_dies_leaves_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHOME", "/nonexistent")
+    (found,) = measure(["numpy"], 60)
+    assert not found.usable
+    assert found.detail.startswith("the probe ended with status 1: ")
+    assert len(found.detail) > len("the probe ended with status 1: ")
+
+
+@given(st.lists(MEASURED, min_size=1, max_size=6))
+def test_the_fastest_measured_engine_is_chosen_and_the_reason_names_it(found: list[EngineCapability]) -> None:
+    usable = [capability for capability in found if capability.ms_per_layer is not None]
+    if not usable:
+        with pytest.raises(EngineError, match=r"no engine works on this machine .*took longer than 20 s"):
+            choose(found)
+        return
+    name, why = choose(found)
+    fastest = min(capability.ms_per_layer or 0 for capability in usable)
+    assert name in {capability.name for capability in usable if capability.ms_per_layer == fastest}
+    assert why.startswith(f"{name} on ")
+    assert f"{fastest:.2f} ms a layer" in why
+
+
+def test_the_reason_gives_the_figures_of_the_others() -> None:
+    found = [
+        EngineCapability(name="mlx", device="METAL", ms_per_layer=0.4),
+        EngineCapability(name="numpy", device="CPU", ms_per_layer=1.25),
+        EngineCapability(name="tinygrad", detail="took longer than 20 s"),
+    ]
+    assert choose(found) == ("mlx", "mlx on METAL takes 0.40 ms a layer, the fastest measured (numpy 1.25 ms)")
+    assert choose(found[1:]) == ("numpy", "numpy on CPU takes 1.25 ms a layer, the only one that works")
+
+
+def test_with_nothing_probed_no_engine_is_chosen() -> None:
+    with pytest.raises(EngineError, match="none was probed"):
+        choose([])
+
+
+def test_the_fingerprint_stays_while_nothing_changes() -> None:
+    assert fingerprint() == fingerprint()
+    assert len(fingerprint()) == 64
+
+
+def test_the_fingerprint_changes_with_the_packages_that_are_there() -> None:
+    assert len({fingerprint(()), fingerprint(["numpy"]), fingerprint(["no-such-package"]), fingerprint()}) == 4
