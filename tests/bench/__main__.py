@@ -1,0 +1,38 @@
+"""`python -m tests.bench [--only name,name]`: measure, print a table, write build/bench.json."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.bench import ring, start
+from tests.bench.figures import Figure, show, write
+
+MEASURES: dict[Callable[[], list[Figure]], tuple[str, ...]] = {
+    start.measure: ("start_s", "idle_mb"),
+    ring.measure: ("hop_us", "decode_eff_2", "decode_eff_4"),
+}
+
+
+def main() -> None:
+    """Run the measures that give the wanted figures."""
+    names = [name for group in MEASURES.values() for name in group]
+    parser = argparse.ArgumentParser(description="measure the numbers of the design")
+    parser.add_argument("--only", default="", help=f"some of {', '.join(names)}; separated by commas")
+    only = {name for name in parser.parse_args().only.split(",") if name}
+    if unknown := only - set(names):
+        parser.error(f"there is no figure {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    figures = [
+        figure
+        for measure, group in MEASURES.items()
+        if not only or only & set(group)
+        for figure in measure()
+        if not only or figure.name in only
+    ]
+    show(figures)
+    write(figures, Path("build/bench.json"))
+
+
+if __name__ == "__main__":
+    main()
