@@ -1,0 +1,63 @@
+"""`exobus bus sub`: prints messages of the bus as they pass, one line each."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import msgspec
+import typer
+
+from bus.client import BusClient
+from bus.wire import Envelope
+from cli.exits import USAGE, leave
+from cli.patterns import check, literal_prefix, matches
+
+WIDEST_FIELD = 60
+
+
+async def run(bus: BusClient, pattern: str, count: int, *, as_json: bool) -> None:
+    """Print what matches; after `count` messages, end (0: never)."""
+    try:
+        check(pattern)
+    except ValueError as error:
+        leave(str(error), USAGE)
+    bus.subscribe(literal_prefix(pattern))
+    seen = 0
+    async for envelope in bus.deliveries():
+        if "/" in envelope.to or not matches(pattern, envelope.to):
+            continue
+        typer.echo(json.dumps(as_object(envelope)) if as_json else as_line(envelope))
+        seen += 1
+        if seen == count:
+            return
+
+
+def fields_of(envelope: Envelope) -> Any:
+    """A message's fields; of a kind that is not known here, whatever came."""
+    if envelope.message is None:
+        return envelope.body
+    fields = msgspec.to_builtins(envelope.message)
+    fields.pop("kind", None)
+    return fields
+
+
+def as_object(envelope: Envelope) -> dict[str, Any]:
+    """For programs: the topic, the header and the fields."""
+    return {"topic": envelope.to, "header": msgspec.to_builtins(envelope.header), "body": fields_of(envelope)}
+
+
+def as_line(envelope: Envelope) -> str:
+    """For people: when, who, what, and the fields cut short."""
+    header = envelope.header
+    moment = time.strftime("%H:%M:%S", time.localtime(header.time)) + f".{int(header.time % 1 * 1000):03d}"
+    fields = fields_of(envelope)
+    pairs = fields.items() if isinstance(fields, dict) else [("body", fields)]
+    brief = "  ".join(f"{name}={_brief(value)}" for name, value in pairs)
+    return f"{moment}  {header.sender:<26}  {envelope.to:<18}  {brief}".rstrip()
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    return text if len(text) <= WIDEST_FIELD else text[: WIDEST_FIELD - 1] + "…"

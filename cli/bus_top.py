@@ -1,0 +1,89 @@
+"""`exobus bus top`: messages and bytes a second by kind, and losses by gaps in the senders' sequences."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import msgspec
+import typer
+
+from bus.client import BusClient
+from bus.wire import Envelope
+from cli.table import table
+
+
+@dataclass
+class Traffic:
+    """What passed since the last report, and what was lost since the beginning."""
+
+    messages: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+    _sequences: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    def count(self, envelope: Envelope, size: int) -> None:
+        """One message of `size` bytes. Facts carry a sequence per sender and kind; work does not."""
+        topic, header = envelope.to, envelope.header
+        self.messages[topic] += 1
+        self.sizes[topic] += size
+        if header.sequence:
+            before = self._sequences.get((header.sender, topic), header.sequence - 1)
+            self.lost[topic] += max(header.sequence - before - 1, 0)
+            self._sequences[header.sender, topic] = header.sequence
+
+    def report(self, seconds: float) -> list[dict[str, float | str]]:
+        """Rates by topic since the last report, the busiest first; begins the next one."""
+        rows: list[dict[str, float | str]] = [
+            {
+                "topic": topic,
+                "messages_per_s": round(count / seconds, 1),
+                "kilobytes_per_s": round(self.sizes[topic] / seconds / 1000, 2),
+                "lost": self.lost[topic],
+            }
+            for topic, count in self.messages.most_common()
+        ]
+        self.messages.clear()
+        self.sizes.clear()
+        return rows
+
+
+async def run(bus: BusClient, count: int, interval: float, *, as_json: bool) -> None:
+    """Report every `interval` seconds; after `count` reports, end (0: never)."""
+    bus.subscribe("")
+    traffic, reports = Traffic(), 0
+    while not count or reports < count:
+        begun = time.monotonic()
+        await _listen(bus, traffic, interval)
+        rows = traffic.report(time.monotonic() - begun)
+        reports += 1
+        _print(rows, as_json=as_json)
+
+
+async def _listen(bus: BusClient, traffic: Traffic, seconds: float) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            async for envelope in bus.deliveries():
+                if "/" not in envelope.to:
+                    traffic.count(envelope, _size(envelope))
+
+
+def _size(envelope: Envelope) -> int:
+    """The bytes of the body, as it came, and of its buffers."""
+    body = envelope.body if envelope.message is None else envelope.message
+    return len(msgspec.msgpack.encode(body)) + sum(map(len, envelope.buffers))
+
+
+def _print(rows: list[dict[str, float | str]], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    if sys.stdout.isatty():
+        typer.echo("\x1b[H\x1b[2J", nl=False)
+    cells = [(str(r["topic"]), f"{r['messages_per_s']}", f"{r['kilobytes_per_s']}", f"{r['lost']}") for r in rows]
+    typer.echo(table(("KIND", "MSG/S", "KB/S", "LOST"), cells))

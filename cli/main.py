@@ -1,0 +1,44 @@
+"""The root of the command line. Imports only typer, so that `exobus --help` is there at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli import bus_commands, models_commands, node_command, run_command, topology_command
+
+app = typer.Typer(
+    name="exobus",
+    help="Run language models across the machines you already own.",
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from bus.version import running_version
+
+        typer.echo(f"exobus {running_version()}")
+        raise typer.Exit()
+
+
+@app.callback(
+    epilog="Try: exobus node   |   exobus run smollm2-135m 'What is a ring?'   |   exobus bus sub 'instance.>'"
+)
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Run language models across the machines you already own."""
+
+
+app.command("node")(node_command.node)
+app.command("run")(run_command.run)
+app.command("topology")(topology_command.topology)
+app.add_typer(models_commands.app, name="models")
+app.add_typer(bus_commands.app, name="bus")

@@ -1,0 +1,160 @@
+"""From what was asked of `exobus node` to a running node: settings checked, folder locked, supervisor run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+
+from actors.node_folder import FolderError, NodeFolder, check_name, first_free, open_folder
+from actors.supervisor import run_node
+from bus.config import DEFAULT_API_PORT, DEFAULT_BUS_PORT, DEFAULT_DISCOVERY_PORT, NodeConfig, write_config
+from cli.exits import FAILED, USAGE
+from cli.nodes import default_parent
+from cli.screen import NodeScreen
+from cli.sizes import parse_bytes
+from engines.registry import ENGINES
+from models.cache import default_cache_root
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_PEER = re.compile(r"(?:tcp://)?(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The options of `exobus node`; None where nothing was asked."""
+
+    name: str | None = None
+    host: str = "127.0.0.1"
+    insecure: bool = False
+    api_port: int | None = None
+    bus_port: int | None = None
+    discovery_port: int = DEFAULT_DISCOVERY_PORT
+    data_dir: Path | None = None
+    peers: tuple[str, ...] = ()
+    engine: str = "auto"
+    memory: str | None = None
+    threads: int | None = None
+    cards: Path | None = None
+
+
+class BadOption(Exception):
+    """An option that cannot be meant; the message is one sentence."""
+
+
+def run(asked: Asked) -> tuple[str, int]:
+    """Run a node to its end: a sentence why it failed (or none), and the exit status."""
+    try:
+        check(asked)
+    except (BadOption, FolderError, ValueError) as error:
+        return str(error), USAGE
+    try:
+        folder = _folder(asked)
+    except FolderError as error:
+        return str(error), FAILED
+    try:
+        config = settings(asked, folder)
+        write_config(config)
+        _log_to(folder)
+        _warn(config)
+        screen = NodeScreen(colour="NO_COLOR" not in os.environ)
+        failure = asyncio.run(run_node(config, folder, screen))
+    finally:
+        folder.close()
+    return failure, FAILED
+
+
+def check(asked: Asked) -> None:
+    """Raises BadOption, FolderError or ValueError, each with one sentence, for what cannot be meant."""
+    check_name(asked.name or default_name())
+    if asked.engine not in ("auto", *ENGINES):
+        raise BadOption(f"there is no engine {asked.engine!r}; choose auto or one of {', '.join(ENGINES)}")
+    if asked.host not in LOOPBACK and not asked.insecure:
+        raise BadOption(
+            f"--host {asked.host} would open the bus to the network, and it is not encrypted yet; "
+            "add --insecure if you trust everyone on it"
+        )
+    if asked.memory is not None and parse_bytes(asked.memory) == 0:
+        raise BadOption("--memory 0 leaves no room for any layer; give an amount such as 12GB")
+    if asked.cards is not None and not asked.cards.exists():
+        raise BadOption(f"--cards {asked.cards} does not exist; give a folder of model cards")
+    for peer in _peers(asked):
+        match = _PEER.fullmatch(peer)
+        if match is None or not 1 <= int(match["port"]) <= 65535:
+            raise BadOption(f"--peer {peer!r} is no bus address; write host:port, as the other node's screen shows it")
+
+
+def settings(asked: Asked, folder: NodeFolder) -> NodeConfig:
+    """The node's settings. A port that nobody asked for is the usual one where that is free, else any."""
+    return NodeConfig(
+        node_id=folder.node_id,
+        name=asked.name or (folder.path.name if asked.data_dir is None else default_name()),
+        incarnation=time.time_ns(),
+        run_dir=str(folder.run_dir),
+        data_dir=str(folder.path),
+        cache_dir=str(default_cache_root()),
+        cards_dir=str(asked.cards.absolute()) if asked.cards else "",
+        host=asked.host,
+        api_port=_port(asked.host, asked.api_port, DEFAULT_API_PORT),
+        bus_port=_port(asked.host, asked.bus_port, DEFAULT_BUS_PORT),
+        discovery_port=asked.discovery_port,
+        peers=tuple(peer.removeprefix("tcp://") for peer in _peers(asked)),
+        engine=asked.engine,
+        memory=parse_bytes(asked.memory) if asked.memory else 0,
+        threads=asked.threads or 0,
+    )
+
+
+def default_name() -> str:
+    """The machine's short host name, made fit for a path."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname().partition(".")[0]).strip("-")[:63] or "node"
+
+
+def _peers(asked: Asked) -> tuple[str, ...]:
+    """The peers that were asked for; those of the environment where the command names none."""
+    listed = os.environ.get("EXOBUS_PEER", "").split(",")
+    return asked.peers or tuple(peer.strip() for peer in listed if peer.strip())
+
+
+def _folder(asked: Asked) -> NodeFolder:
+    if asked.data_dir is not None:
+        return open_folder(asked.data_dir.expanduser().absolute())
+    if asked.name is not None:
+        return open_folder(default_parent() / asked.name)
+    return first_free(default_parent(), default_name())
+
+
+def _port(host: str, wanted: int | None, usual: int) -> int:
+    if wanted is not None:
+        return wanted
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, usual), family=family).close()
+    except OSError:
+        return 0
+    return usual
+
+
+def _log_to(folder: NodeFolder) -> None:
+    """The supervisor's own log, beside those of its children."""
+    logging.basicConfig(
+        level=os.environ.get("EXOBUS_LOG", "INFO").upper(),
+        format="%(asctime)s %(levelname)s supervisor %(name)s: %(message)s",
+        filename=folder.logs / "supervisor.log",
+    )
+
+
+def _warn(config: NodeConfig) -> None:
+    if not config.loopback:
+        sentence = (
+            f"warning: the bus and the API listen on {config.host} without encryption or keys; "
+            "everyone who reaches it can use and read them"
+        )
+        typer.echo(sentence, err=True)

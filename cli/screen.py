@@ -1,0 +1,98 @@
+"""The one calm screen of `exobus node`: who this node is and what to do next, then one line for each event.
+
+Writes to a terminal or, without colour and moving lines, to anything else.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TextIO
+
+from bus.config import NodeConfig
+from bus.messages import HubState
+from cli.sizes import show_bytes
+from cluster.capabilities import DeviceCapabilities
+from models.catalogue import DEFAULT_MODEL
+
+PLAIN_EVERY_S = 5.0  # between lines of progress where they cannot replace each other
+
+
+class NodeScreen:
+    """What `actors.supervisor.Screen` asks for."""
+
+    def __init__(self, out: TextIO | None = None, *, colour: bool = False) -> None:
+        self._out = out or sys.stdout
+        self._moving = self._out.isatty()
+        self._colour = colour and self._moving
+        self._line = ""
+        self._said_at = 0.0
+
+    def starting(self, text: str) -> None:
+        """The node is not up yet."""
+        self.progress(text)
+
+    def ready(self, config: NodeConfig, hub: HubState, capabilities: DeviceCapabilities) -> None:
+        """The gateway answers and the engine is chosen."""
+        self._clear()
+        for line in ready_lines(config, hub, capabilities):
+            self._out.write(self._painted(line) + "\n")
+        self._out.flush()
+
+    def progress(self, text: str) -> None:
+        """One line that replaces the one before it, or now and then a line where nothing can be replaced."""
+        if self._moving:
+            self._clear()
+            self._out.write(text)
+            self._line = text
+        elif time.monotonic() - self._said_at >= PLAIN_EVERY_S or not self._said_at:
+            self._said_at = time.monotonic()
+            self._out.write(text + "\n")
+        self._out.flush()
+
+    def event(self, text: str) -> None:
+        """A line that stays."""
+        self._clear()
+        self._out.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
+        self._out.flush()
+
+    def _clear(self) -> None:
+        if self._line:
+            self._out.write("\r\x1b[2K")
+            self._line = ""
+
+    def _painted(self, line: str) -> str:
+        """Labels dimmed, so that the eye falls on what can be copied."""
+        label, text = line[:10], line[10:]
+        return f"\x1b[2m{label}\x1b[0m{text}" if self._colour and label.strip() else line
+
+
+def ready_lines(config: NodeConfig, hub: HubState, capabilities: DeviceCapabilities) -> list[str]:
+    """The screen's lines, uncoloured."""
+    api = config.api()
+    body = f'{{"model":"{DEFAULT_MODEL}","stream":true,"messages":[{{"role":"user","content":"What is a ring?"}}]}}'
+    return [
+        "",
+        f"exobus    node {config.name} is ready ({config.node_id})",
+        f"machine   {capabilities.chip or capabilities.model}, {show_bytes(capabilities.memory_available)} for models",
+        f"engine    {capabilities.engine}: {capabilities.why}",
+        f"api       {api}/v1",
+        "",
+        f'chat      exobus run {DEFAULT_MODEL} "What is a ring?" --api {api}',
+        f"          curl -N {api}/v1/chat/completions -H 'content-type: application/json' \\",
+        f"               -d '{body}'",
+        f"add node  {add_node_command(config, hub)}",
+        f"look      exobus topology --api {api}   or   exobus bus sub '>' --node {config.name}",
+        "stop      Ctrl-C",
+        "",
+    ]
+
+
+def add_node_command(config: NodeConfig, hub: HubState) -> str:
+    """What to type to give this node a second one."""
+    endpoint = hub.endpoint.removeprefix("tcp://")
+    if config.loopback:
+        return f"exobus node --name second --peer {endpoint}   (here; for other machines see --host)"
+    port = endpoint.rpartition(":")[2]
+    host = "THIS-MACHINE" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104
+    return f"exobus node --host OWN-ADDRESS --insecure --peer {host}:{port}   (on the other machine)"

@@ -1,0 +1,72 @@
+"""What a client is told when a request fails: OpenAI's error shape as an exception. No HTTP here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bus.client import RequestError
+
+INVALID = "invalid_request_error"
+SERVER = "server_error"
+RETRY_SOON = {"retry-after": "2"}
+DO_NOT_RETRY = {"x-should-retry": "false"}
+
+
+class ApiError(Exception):
+    """A refusal or a failure: HTTP status, one sentence, and what a program may act on."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = INVALID,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.kind = kind
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """`{"error": {message, type, param, code}}`."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def unavailable(code: str, message: str) -> ApiError:
+    """503: the same request may work in a moment."""
+    return ApiError(503, message, kind=SERVER, code=code, headers=RETRY_SOON)
+
+
+def queue_full(message: str) -> ApiError:
+    """429: too much at one time."""
+    return ApiError(429, message, kind="rate_limit_error", code="queue_full", headers=RETRY_SOON)
+
+
+def internal() -> ApiError:
+    """500: a fault of ours; the log has what happened, the client only where to look."""
+    return ApiError(
+        500, "the gateway failed at this request; see its log on the node", kind=SERVER, code="internal_error"
+    )
+
+
+def from_bus(error: RequestError) -> ApiError:
+    """What an actor answered, as a client should see it."""
+    if error.code == "model_not_found":
+        return model_not_found(error.message)
+    if error.code == "insufficient_memory":
+        return ApiError(400, error.message, code=error.code, param="model", headers=DO_NOT_RETRY)
+    if error.code == "internal":
+        return ApiError(500, error.message, kind=SERVER, code="internal_error")
+    return unavailable(error.code, error.message)
+
+
+def model_not_found(message: str) -> ApiError:
+    """404 for a model that no card describes."""
+    return ApiError(404, message, code="model_not_found", param="model")

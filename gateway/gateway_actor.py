@@ -1,0 +1,158 @@
+"""The gateway's process: the bus actor and the HTTP server side by side on one loop. Answers are `chat`'s."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import uvicorn
+
+from bus.actor import Actor, on
+from bus.client import BusClient
+from bus.config import API_FILE, NodeConfig
+from bus.messages import DownloadProgress, InstanceDown, PeerDown, Status
+from bus.process import CannotStart
+from bus.wire import Envelope
+from gateway.app import build_app
+from gateway.chat import Chat
+from gateway.sessions import DataPlane
+from gateway.texts import TextModels
+from models.catalogue import Catalogue
+from models.errors import CatalogueError
+
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
+
+
+class GatewayActor(Actor):
+    """Hears what may end or delay a session; everything else comes over HTTP and the data plane."""
+
+    name = "gateway"
+
+    def __init__(self, config: NodeConfig, bus: BusClient) -> None:
+        super().__init__(bus)
+        self._config = config
+        self._tasks: list[asyncio.Task[None]] = []
+        self._plane: DataPlane
+        self._chat: Chat
+        self._server: _Server
+
+    async def started(self) -> None:
+        """Listen for clients and for tokens, then say where."""
+        listener = listen(self._config)
+        texts = TextModels(self.bus, _catalogue(self._config))
+        self._plane = DataPlane(self._config.run_path, self._config.host)
+        self._chat = Chat(self.bus, texts, self._plane)
+        self._server = _server(self._config, self.bus, texts, self._chat)
+        for running in (self._server.serve([listener]), self._plane.hear()):
+            task = asyncio.create_task(running)
+            task.add_done_callback(lambda _: self.stop())
+            self._tasks.append(task)
+        announce(self._config, listener)
+
+    async def stopping(self) -> None:
+        """End the answers that run. Raises what ended the server or the data plane before its time."""
+        if not self._tasks:
+            return
+        serving, hearing = self._tasks
+        self._plane.fail_where(lambda _: True, "this gateway is stopping; try again")
+        self._server.should_exit = True
+        hearing.cancel()
+        results = await asyncio.gather(serving, hearing, return_exceptions=True)
+        self._plane.close()
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    @on(DownloadProgress)
+    async def progress(self, message: DownloadProgress, envelope: Envelope) -> None:
+        """Somebody may wait for this download."""
+        share = 100 * message.done_bytes // max(message.total_bytes, 1)
+        self._chat.tell(message.model_id, f"downloading {message.model_id}: {share} %")
+
+    @on(Status)
+    async def status(self, message: Status, envelope: Envelope) -> None:
+        """Somebody may wait for this model to load."""
+        self._chat.tell(message.subject, message.text)
+
+    @on(InstanceDown)
+    async def instance_down(self, message: InstanceDown, envelope: Envelope) -> None:
+        """Its sessions end at once."""
+        sentence = f"the model lost a part of its ring: {message.reason}; try again"
+        self._plane.fail_where(lambda instance: instance.instance_id == message.instance_id, sentence)
+
+    @on(PeerDown)
+    async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
+        """The sessions that ran over that node end at once."""
+        sentence = f"node {message.node_id} is gone: {message.reason}; try again"
+        self._plane.fail_where(lambda instance: message.node_id in instance.node_ids, sentence)
+
+
+def listen(config: NodeConfig) -> socket.socket:
+    """The listening socket. Port 0 is the port from before a restart, or any free one. Raises CannotStart."""
+    port = config.api_port or _port_before(config)
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, port), family=family, backlog=1024)
+    except OSError as error:
+        if port and not config.api_port:
+            return socket.create_server((config.host, 0), family=family, backlog=1024)
+        sentence = (
+            f"the gateway cannot listen on {config.host}:{port} ({error.strerror}); pass another --api-port or --host"
+        )
+        raise CannotStart(sentence) from None
+
+
+def announce(config: NodeConfig, listener: socket.socket) -> None:
+    """Write the gateway's URL into the run folder, whole or not at all."""
+    host = _ANYWHERE.get(config.host, config.host)
+    place = f"[{host}]" if ":" in host else host
+    path = _api_file(config)
+    part = path.with_suffix(".part")
+    part.write_text(f"http://{place}:{listener.getsockname()[1]}")
+    os.replace(part, path)
+
+
+def _api_file(config: NodeConfig) -> Path:
+    return config.run_path / API_FILE
+
+
+def _port_before(config: NodeConfig) -> int:
+    with suppress(OSError, ValueError):
+        return urlsplit(_api_file(config).read_text()).port or 0
+    return 0
+
+
+def _catalogue(config: NodeConfig) -> Catalogue:
+    try:
+        return Catalogue.load(config.cards_path)
+    except CatalogueError as error:
+        raise CannotStart(str(error)) from None
+
+
+class _Server(uvicorn.Server):
+    """Signals are the actor's."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+def _server(config: NodeConfig, bus: BusClient, texts: TextModels, chat: Chat) -> _Server:
+    app = build_app(config, bus, texts, chat)
+    settings = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        loop="asyncio",
+        timeout_graceful_shutdown=1,
+        server_header=False,
+    )
+    return _Server(settings)

@@ -1,0 +1,211 @@
+"""The gateway's end of the data plane: opens sessions on first stages, hears their tokens, closes them once.
+
+Knows token ids and instances; text, HTTP and the bus are others'. Lives on one asyncio loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import zmq
+import zmq.asyncio
+
+from bus.frame import GATEWAY_STAGE, Flag, Frame, FrameError, dtype_code, unpack
+from bus.ring import best_endpoint
+from bus.sockets import bind_tcp, connect, open_async_socket
+from cluster.placement import Instance
+from cluster.sessions import Opening, TokenGap, TokenLog
+
+OPEN_WITHIN_S = 5.0
+FIRST_TOKEN_WITHIN_S = 300.0  # a long prompt on a slow machine
+NEXT_TOKEN_WITHIN_S = 60.0
+MAX_STAGES = 64  # connections to first stages; the one used longest ago is closed
+
+logger = logging.getLogger(__name__)
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class SessionFailed(Exception):
+    """A generation cannot go on; `code` is for programs, the message one sentence for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Session:
+    """One generation on an instance, from its opening to its close frame."""
+
+    def __init__(self, instance: Instance, opening: Opening) -> None:
+        self.id = secrets.randbits(64)
+        self.instance = instance
+        self.opening = opening
+        self._log = TokenLog()
+        self._arrivals: asyncio.Queue[tuple[int, bool] | SessionFailed] = asyncio.Queue()
+
+    @property
+    def name(self) -> str:
+        """The id as observers see it."""
+        return f"{self.id:016x}"
+
+    async def next_token(self) -> tuple[int, bool]:
+        """The next token, each once and in order, and whether it is the last. Raises SessionFailed."""
+        deadline_s = NEXT_TOKEN_WITHIN_S if self._log.tokens else FIRST_TOKEN_WITHIN_S
+        try:
+            async with asyncio.timeout(deadline_s):
+                arrival = await self._arrivals.get()
+        except TimeoutError:
+            raise SessionFailed("timeout", f"no token came for {deadline_s:g} s; try again") from None
+        if isinstance(arrival, SessionFailed):
+            raise arrival
+        return arrival
+
+    def hear(self, frame: Frame, token: int) -> None:
+        """A token came in. There are never more of them than `max_tokens`, which bounds the queue."""
+        try:
+            fresh = self._log.accept(frame.position - self.opening.prompt_tokens, token)
+        except TokenGap:
+            self.fail("token_lost", "a token was lost between the machines; try again")
+            return
+        if fresh and len(self._log.tokens) <= self.opening.max_tokens:
+            self._arrivals.put_nowait((token, Flag.FINISHED in frame.flags))
+
+    def fail(self, code: str, message: str) -> None:
+        """End the session from outside."""
+        self._arrivals.put_nowait(SessionFailed(code, message))
+
+
+class DataPlane:
+    """All sessions of a gateway, and the sockets that they share."""
+
+    def __init__(self, run_dir: Path, host: str) -> None:
+        """Listen for tokens on an ipc end point of the node and on a free tcp port of `host`. Raises OSError."""
+        self.dropped: Counter[str] = Counter()
+        self._context = zmq.asyncio.Context()
+        self._inbox = open_async_socket(self._context, zmq.ROUTER)
+        ipc = run_dir / "gateway.ring"
+        ipc.unlink(missing_ok=True)
+        self._inbox.bind(f"ipc://{ipc}")
+        self.endpoints = (f"ipc://{ipc}", bind_tcp(self._inbox, host, 0))
+        self._sessions: dict[int, Session] = {}
+        self._stages: OrderedDict[str, zmq.asyncio.Socket] = OrderedDict()
+        self._sent: Counter[str] = Counter()
+
+    @asynccontextmanager
+    async def session(self, instance: Instance, opening: Opening) -> AsyncIterator[Session]:
+        """A session that is open while the block runs; its close frame goes out exactly once, however it ends.
+
+        Raises SessionFailed where the first stage cannot be reached.
+        """
+        session = Session(instance, opening)
+        endpoint = _first_stage(instance)
+        self._sessions[session.id] = session
+        try:
+            await self._open(endpoint, session)
+            try:
+                yield session
+            finally:
+                self._close(endpoint, session)
+        finally:
+            del self._sessions[session.id]
+
+    async def hear(self) -> None:
+        """Give every frame that comes to its session, for ever. What is not ours is counted and dropped."""
+        while True:
+            _, *parts = await self._inbox.recv_multipart()
+            try:
+                self._serve(parts)
+            except FrameError as error:
+                self.dropped[error.reason] += 1
+
+    def fail_where(self, lost: Callable[[Instance], bool], message: str) -> None:
+        """End the sessions whose instance is lost."""
+        for session in self._sessions.values():
+            if lost(session.instance):
+                session.fail("node_lost", message)
+
+    def close(self) -> None:
+        """Close every socket; frames on their way out get a moment."""
+        self._context.destroy(linger=200)
+
+    def _serve(self, parts: list[bytes]) -> None:
+        if len(parts) != 2:
+            raise FrameError("parts")
+        frame, payload = unpack(parts[0], parts[1])
+        session = self._sessions.get(frame.session)
+        if session is None:
+            raise FrameError("no such session")
+        if frame.epoch != session.instance.epoch:
+            raise FrameError("another epoch")
+        if Flag.FAILED in frame.flags:
+            session.fail("stage_failed", payload.tobytes().decode(errors="replace"))
+        elif Flag.TOKEN in frame.flags and frame.rows == 1 and payload.dtype == np.int32:
+            session.hear(frame, int(payload.flat[0]))
+        else:
+            raise FrameError("flags")
+
+    async def _open(self, endpoint: str, session: Session) -> None:
+        payload = _encode(session.opening)
+        try:
+            async with asyncio.timeout(OPEN_WITHIN_S):
+                await self._send(endpoint, _frame(session, Flag.OPEN), payload)
+        except TimeoutError:
+            self._forget(endpoint)
+            raise SessionFailed("node_lost", f"the first stage at {endpoint} cannot be reached; try again") from None
+
+    def _close(self, endpoint: str, session: Session) -> None:
+        """Sent without waiting, so that a cancelled task cannot lose it; a stage that takes nothing is dead."""
+        self._send(endpoint, _frame(session, Flag.CLOSE), b"", zmq.DONTWAIT).add_done_callback(_seen)
+
+    def _send(self, endpoint: str, frame: Frame, payload: bytes, flags: int = 0) -> asyncio.Future[object]:
+        stage = self._stage(endpoint)
+        self._sent[endpoint] += 1
+        header = frame._replace(
+            rows=len(payload),
+            dtype=dtype_code(np.empty(0, np.uint8)),
+            sequence=self._sent[endpoint],
+            sent_ns=time.monotonic_ns(),
+        )
+        return asyncio.ensure_future(stage.send_multipart([header.pack(), payload], flags))
+
+    def _stage(self, endpoint: str) -> zmq.asyncio.Socket:
+        stage = self._stages.get(endpoint)
+        if stage is None:
+            stage = self._stages[endpoint] = open_async_socket(self._context, zmq.DEALER)
+            connect(stage, endpoint)
+            self._sent[endpoint] = 0
+            if len(self._stages) > MAX_STAGES:
+                self._forget(next(iter(self._stages)))
+        self._stages.move_to_end(endpoint)
+        return stage
+
+    def _forget(self, endpoint: str) -> None:
+        if stage := self._stages.pop(endpoint, None):
+            stage.close(linger=200)
+
+
+def _frame(session: Session, flags: Flag) -> Frame:
+    return Frame(flags, session.instance.epoch, session.id, stage=GATEWAY_STAGE)
+
+
+def _first_stage(instance: Instance) -> str:
+    try:
+        return best_endpoint(instance.stages[0].endpoints)
+    except ValueError as error:
+        raise SessionFailed("node_lost", f"{error}; try again") from None
+
+
+def _seen(sent: asyncio.Future[object]) -> None:
+    """Take note of a failure to send a close frame: a full or broken pipe means that the stage is gone."""
+    if not sent.cancelled() and isinstance(error := sent.exception(), zmq.ZMQError):
+        logger.info("a close frame found no taker: %s", error)

@@ -1,0 +1,49 @@
+"""`cli.patterns`: NATS wildcards, against a definition by regular expressions."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli.patterns import check, literal_prefix, matches
+
+WORDS = st.sampled_from(["a", "b", "tap", "session"])
+TOPICS = st.lists(WORDS, min_size=1, max_size=4).map(".".join)
+PATTERNS = st.tuples(
+    st.lists(st.one_of(WORDS, st.just("*")), min_size=0, max_size=3), st.sampled_from(["a", "*", ">"])
+).map(lambda parts: ".".join([*parts[0], parts[1]]))
+
+
+def by_definition(pattern: str, topic: str) -> bool:
+    """Each `*` one word, a last `>` one or more; work that is tapped only where it is asked for by that word."""
+    if topic.startswith("tap.") and not pattern.startswith("tap."):
+        return False
+    expression = re.escape(pattern).replace(r"\*", r"[^.]+").replace(">", ".+")
+    return re.fullmatch(expression, topic) is not None
+
+
+@given(PATTERNS, TOPICS)
+def test_a_pattern_matches_by_its_definition(pattern: str, topic: str) -> None:
+    check(pattern)
+    assert matches(pattern, topic) == by_definition(pattern, topic)
+
+
+@given(PATTERNS, TOPICS)
+def test_whatever_matches_begins_with_the_literal_prefix(pattern: str, topic: str) -> None:
+    assert not matches(pattern, topic) or topic.startswith(literal_prefix(pattern))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "prefix"), [("session.*", "session."), (">", ""), ("a.b", "a.b"), ("a.*.b", "a."), ("tap.>", "tap.")]
+)
+def test_the_literal_prefix_is_the_longest(pattern: str, prefix: str) -> None:
+    assert literal_prefix(pattern) == prefix
+
+
+@pytest.mark.parametrize("pattern", ["", ".", "a..b", ">.a", "a."])
+def test_a_pattern_that_can_match_nothing_is_refused(pattern: str) -> None:
+    with pytest.raises(ValueError, match="no pattern"):
+        check(pattern)

@@ -1,0 +1,213 @@
+"""An actor's line to its hub: requests, replies, deadlines and losses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+import zmq
+
+from bus.client import FACTS_WAITING, BusClient, HubPaths, RequestError
+from bus.messages import (
+    ActorDown,
+    HubDescribe,
+    HubState,
+    LinkProbe,
+    RequestCancel,
+    RequestDone,
+    RequestFailed,
+    Status,
+    TopologyState,
+)
+from bus.wire import encode, new_header
+from tests.rig_bus import WITHIN_S, client, heard, run_folder, running_hub, subscribed
+
+A = "a" * 16
+Test = Callable[[BusClient, BusClient], Awaitable[None]]
+
+
+def with_two(test: Test) -> None:
+    """Run with an `asker` and a `worker` at one hub."""
+
+    async def main() -> None:
+        with running_hub(A) as hub:
+            async with client(hub.run_dir, A, "asker", Status) as asker, client(hub.run_dir, A, "worker") as worker:
+                await test(asker, worker)
+
+    asyncio.run(main())
+
+
+def test_an_address_without_a_node_means_this_node() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        assert asker.address == f"{A}/asker"
+        for address in ("worker", f"{A}/worker"):
+            await asker.send(address, LinkProbe())
+            assert (await heard(worker, LinkProbe))[1].to == f"{A}/worker"
+
+    with_two(test)
+
+
+def test_an_answer_finds_its_request_among_several() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        requests = [asyncio.create_task(asker.request("worker", LinkProbe(), HubState, WITHIN_S)) for _ in range(5)]
+        probes = [(await heard(worker, LinkProbe))[1].header for _ in requests]
+        for number, header in reversed(list(enumerate(probes))):
+            await worker.send(header.sender, HubState(str(number), "", ""), cause=header.id)
+        assert [state.node_id for state in await asyncio.gather(*requests)] == ["0", "1", "2", "3", "4"]
+
+    with_two(test)
+
+
+def test_a_failure_comes_with_its_code_and_sentence() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, WITHIN_S))
+        header = (await heard(worker, LinkProbe))[1].header
+        await worker.send(header.sender, RequestFailed("no_luck", "try tomorrow"), cause=header.id)
+        with pytest.raises(RequestError, match="try tomorrow") as refused:
+            await request
+        assert refused.value.code == "no_luck"
+
+    with_two(test)
+
+
+def test_an_answer_that_does_not_fit_is_an_error() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        with pytest.raises(RequestError, match=r"answered hub\.state, which does not fit") as refused:
+            await asker.request("hub", HubDescribe(), TopologyState, WITHIN_S)
+        assert refused.value.code == "unexpected"
+
+    with_two(test)
+
+
+def test_a_request_without_an_answer_ends_at_its_deadline_and_is_cancelled_there() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        with pytest.raises(RequestError, match=r"worker did not answer link\.probe within 0\.05 s") as refused:
+            await asker.request("worker", LinkProbe(), RequestDone, 0.05)
+        assert refused.value.code == "timeout"
+        asked = (await heard(worker, LinkProbe))[1].header.id
+        assert (await heard(worker, RequestCancel))[0] == RequestCancel(asked)
+
+    with_two(test)
+
+
+def test_a_request_that_is_cancelled_here_is_cancelled_there() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, WITHIN_S))
+        asked = (await heard(worker, LinkProbe))[1].header.id
+        request.cancel()
+        assert (await heard(worker, RequestCancel))[0] == RequestCancel(asked)
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+    with_two(test)
+
+
+def test_an_answer_that_comes_too_late_is_dropped() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        with pytest.raises(RequestError, match="did not answer"):
+            await asker.request("worker", LinkProbe(), RequestDone, 0.01)
+        late = (await heard(worker, LinkProbe))[1].header
+        await worker.send(late.sender, RequestDone(), cause=late.id)
+        await worker.send("asker", LinkProbe())
+        assert (await heard(asker, (RequestDone, LinkProbe)))[0] == LinkProbe()
+
+    with_two(test)
+
+
+def test_a_request_ends_when_the_actor_that_serves_it_dies() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, 60.0))
+        await heard(worker, LinkProbe)
+        await subscribed(worker, "hub", "actor.down")
+        await worker.publish(ActorDown("another", "killed", False))
+        await worker.publish(ActorDown("worker", "killed by SIGKILL", False))
+        with pytest.raises(RequestError, match=f"actor {A}/worker is gone: killed by SIGKILL") as refused:
+            await request
+        assert refused.value.code == "undeliverable"
+
+    with_two(test)
+
+
+def test_facts_are_numbered_by_sender_and_kind() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        await subscribed(worker, "hub", "status")
+        for number in range(3):
+            await worker.publish(Status("m", str(number)))
+        sequences = [(await heard(asker, Status))[1].header.sequence for _ in range(3)]
+        assert sequences == [1, 2, 3]
+
+    with_two(test)
+
+
+def test_an_actor_that_reads_no_facts_still_gets_its_answers() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        await subscribed(worker, "hub", "status")
+        for batch in range(10):  # beyond what sockets may hold, a fact is dropped: the hub is asked in between
+            for number in range(FACTS_WAITING // 5):
+                await worker.publish(Status("m", str(batch * 1000 + number)))
+            await worker.request("hub", HubDescribe(), HubState, WITHIN_S)
+        async with asyncio.timeout(WITHIN_S):
+            while not asker.dropped.get("inbox full"):
+                assert (await asker.request("hub", HubDescribe(), HubState, WITHIN_S)).node_id == A
+
+    with_two(test)
+
+
+def test_frames_that_are_no_message_are_counted() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as raw:
+            raw.connect(worker._paths.work)
+            address, header, _ = encode("asker", new_header(LinkProbe(), "raw"), LinkProbe())
+            raw.send_multipart([f"{A}/".encode() + address, header, b"\xc1"])
+            async with asyncio.timeout(WITHIN_S):
+                while not asker.dropped:
+                    await asker.request("hub", HubDescribe(), HubState, WITHIN_S)
+        assert asker.dropped == {"body": 1}
+
+    with_two(test)
+
+
+def test_without_a_hub_a_request_ends_at_its_deadline() -> None:
+    async def main() -> None:
+        with run_folder() as folder:
+            bus = BusClient(folder, A, "asker")
+            await bus.start()
+            with pytest.raises(RequestError) as refused:
+                await bus.request("hub", HubDescribe(), HubState, 0.1)
+            assert refused.value.code == "timeout"
+            await bus.publish(Status("m", "nobody hears it"))
+            await bus.close()
+
+    asyncio.run(main())
+
+
+def test_end_points_lie_in_the_run_folder() -> None:
+    with run_folder() as folder:
+        paths = HubPaths(folder)
+        assert {paths.facts_in, paths.facts_out, paths.work} == {
+            f"ipc://{folder}/{name}" for name in ("facts-in", "facts-out", "work")
+        }
+
+
+def test_a_hello_goes_out_before_anything_else() -> None:
+    async def main() -> None:
+        with running_hub(A) as hub:
+            bus = BusClient(hub.run_dir, A, "early")
+            await bus.start()
+            state = await bus.request("hub", HubDescribe(), HubState, WITHIN_S)
+            assert "early" in [actor.name for actor in state.actors]
+            await bus.close()
+
+    asyncio.run(main())
+
+
+def test_sockets_are_closed_with_their_client() -> None:
+    async def main() -> None:
+        with running_hub(A) as hub:
+            async with client(hub.run_dir, A, "asker") as bus:
+                pass
+            with pytest.raises(zmq.ZMQError):
+                await bus.send("hub", HubDescribe())
+
+    asyncio.run(main())
