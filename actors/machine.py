@@ -59,9 +59,13 @@ class Machine:
         return msgspec.structs.replace(capabilities, memory_total=memory.total, memory_available=offer)
 
     def threads(self, nodes_here: int) -> int:
-        """Threads for an engine: what was asked for, or this node's share of the cores."""
+        """Threads for an engine: what was asked for, or this node's share of the cores but one.
+
+        One is left to everything else: a matrix library whose spinning threads have to share a core is many
+        times slower than one with a thread less.
+        """
         cores = psutil.cpu_count(logical=False) or 1
-        return self._config.threads or max(cores // nodes_here, 1)
+        return self._config.threads or max(cores // nodes_here - 1, 1)
 
     async def _measure(self) -> DeviceCapabilities:
         self._child = await asyncio.create_subprocess_exec(

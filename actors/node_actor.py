@@ -88,7 +88,8 @@ class NodeActor(Actor):
         """Measure in the background: only a shard has to wait for it."""
         self._machine.begin()
         self._endpoint = (await self.bus.request("hub", HubDescribe(), HubState, SHORT_S)).endpoint
-        state = await self._ask_topology()
+        state = await self.bus.request_at_start("topology", TopologyGet(), TopologyState, SHORT_S)
+        self._topology = state.topology
         for instance in state.instances:
             self._instances.stands(instance)
 

@@ -218,7 +218,7 @@ class Stage(threading.Thread):
 
     def _choose(self, session: StageSession, position: int, logits: Array, spent_ns: int) -> None:
         """Sample the token for `position`; it goes to the gateway and, where the generation goes on, round the ring."""
-        opening = session.opening
+        opening, begun = session.opening, time.monotonic_ns()
         try:
             token = sample(logits.astype(np.float32, copy=False), opening.sampling, position)
         except EngineError as error:
@@ -226,6 +226,7 @@ class Stage(threading.Thread):
             return
         finished = opening.finish_reason(token, position - opening.prompt_tokens)
         payload = np.array([token], np.int32)
+        spent_ns += time.monotonic_ns() - begun
         frame = self._frame(session, Flag.TOKEN)._replace(position=position, compute_ns=spent_ns)
         to_gateway = frame._replace(flags=Flag.TOKEN | Flag.FINISHED) if finished else frame
         if not finished and self._shard.is_first:

@@ -189,6 +189,7 @@ class Supervisor(Actor):
     async def _report(self, child: Child, status: int, final: bool) -> None:
         reason = self._reason(child.name, status)
         logger.warning("%s ended (%s)", child.name, reason)
+        self._screen.event(f"{child.name} ended ({reason}){'' if final else '; it is started again'}")
         if final and not child.name.startswith("engine"):
             self.failure = f"{child.name}: {reason}"
             self.stop()

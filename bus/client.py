@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TypeVar
 
 import zmq
 import zmq.asyncio
+from zmq.utils.monitor import recv_monitor_message
 
 from bus.messages import (
     ActorDown,
@@ -36,6 +38,7 @@ R = TypeVar("R", bound=Message)
 INBOX = 1000  # deliveries that wait for the actor; beyond it we stop reading and back-pressure the hub
 FACTS_WAITING = 500  # beyond it facts are dropped, so that work and replies still get in
 HELLO_EVERY_S = 1.0
+ASK_AGAIN_S = 0.05
 
 
 class RequestError(Exception):
@@ -88,6 +91,7 @@ class BusClient:
             self._subscriber.subscribe(topic)
         connect(self._subscriber, self._paths.facts_out)
         connect(self._publisher, self._paths.facts_in)
+        hub_events = self._dealer.get_monitor_socket(zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED)
         connect(self._dealer, self._paths.work)
         # Not awaited: the hub may come later. Queued first, so that the hub knows us before it has to answer us.
         self._first_hello = self._dealer.send_multipart(self._hello())
@@ -95,6 +99,7 @@ class BusClient:
             asyncio.create_task(self._read(self._subscriber)),
             asyncio.create_task(self._read(self._dealer)),
             asyncio.create_task(self._say_hello()),
+            asyncio.create_task(self._watch_hub(hub_events)),
         ]
 
     def subscribe(self, topic: str) -> None:
@@ -137,6 +142,17 @@ class BusClient:
             self._waiting.pop(header.id, None)
         return _expected(reply, expects, to)
 
+    async def request_at_start(self, to: str, work: Work, expects: type[R], deadline_s: float) -> R:
+        """As `request`, to an actor that may be starting just now: asked again while it cannot be delivered to."""
+        deadline = time.monotonic() + deadline_s
+        while True:
+            try:
+                return await self.request(to, work, expects, deadline_s)
+            except RequestError as error:
+                if error.code != "undeliverable" or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(ASK_AGAIN_S)
+
     async def deliveries(self) -> AsyncIterator[Envelope]:
         """Facts that we subscribed to and work that was sent to us, for ever, in order of arrival."""
         while True:
@@ -172,6 +188,16 @@ class BusClient:
             await asyncio.sleep(HELLO_EVERY_S)
             with suppress(RequestError):
                 await self._send(self._hello(), HELLO_EVERY_S)
+
+    async def _watch_hub(self, events: zmq.asyncio.Socket) -> None:
+        """A hub that is started again knows nobody, and what went through the old one is never answered."""
+        while True:
+            event = (await recv_monitor_message(events))["event"]
+            if event == zmq.Event.DISCONNECTED:
+                self._give_up(lambda to: True, "the hub of this node", "it is started again; try again")
+            else:
+                with suppress(RequestError):
+                    await self._send(self._hello(), HELLO_EVERY_S)
 
     async def _read(self, socket: zmq.asyncio.Socket) -> None:
         while True:

@@ -92,7 +92,9 @@ class Hub:
             try:
                 socket.bind(path)
             except zmq.ZMQError as error:
-                raise OSError(f"cannot listen on {path}: {error}; check the temporary folder") from None
+                raise OSError(
+                    f"cannot listen on {path}: {zmq.strerror(error.errno or 0)}; check the temporary folder"
+                ) from None
         return endpoint
 
     def run(self, stopped: Callable[[], bool]) -> None:
@@ -119,6 +121,8 @@ class Hub:
 
     def _work_from_actor(self, routing_id: bytes, frames: list[bytes]) -> None:
         node_id, _, actor = frames[0].decode().partition("/")
+        sender = decode_header(frames).sender.partition("/")[2]
+        self._roster.heard(sender, routing_id, time.monotonic())
         self._tap(frames)
         if node_id not in ("", self.node_id):
             self._forward(node_id, frames)
@@ -130,7 +134,7 @@ class Hub:
     def _from_hub(self) -> None:
         parts = self._tcp.recv_multipart(copy=False)
         source, *frames = (part.bytes for part in parts)
-        self._count(self._message_from_hub, source, frames, str(parts[-1].get("Peer-Address") or ""))
+        self._count(self._message_from_hub, source, frames, _peer_address(parts[-1]))
 
     def _message_from_hub(self, source: bytes, frames: list[bytes], peer_address: str) -> None:
         if b"/" not in frames[0]:
@@ -154,8 +158,8 @@ class Hub:
 
     def _check_sender(self, source: bytes, frames: Sequence[bytes]) -> None:
         """A hub speaks for its own actors only."""
-        sender = decode_header(frames).sender
-        if sender.partition("/")[0] != self._links.node_of(source):
+        node_id = self._links.node_of(source)
+        if decode_header(frames).sender.partition("/")[0] != node_id:
             raise WireError("sender")
 
     def _from_publisher(self) -> None:
@@ -184,8 +188,10 @@ class Hub:
         """Serve frames from outside; what is not ours is counted and dropped."""
         try:
             serve(*arguments)
-        except (WireError, UnicodeDecodeError) as error:
-            self.counters[f"dropped: {getattr(error, 'reason', 'frames')}"] += 1
+        except WireError as error:
+            self.counters[f"dropped: {error.reason}"] += 1
+        except UnicodeDecodeError:
+            self.counters["dropped: address"] += 1
 
     # -- work for the hub itself
 
@@ -293,6 +299,14 @@ class Hub:
 
     def _subscriptions(self) -> tuple[str, ...]:
         return tuple(sorted(topic.decode(errors="replace") for topic in self._topics))
+
+
+def _peer_address(part: zmq.Frame) -> str:
+    """Where a message came from; one that speaks an old ZMTP, as random bytes may seem to, has no such property."""
+    try:
+        return str(part.get("Peer-Address") or "")
+    except zmq.ZMQError:
+        return ""
 
 
 def main() -> None:

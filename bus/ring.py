@@ -24,6 +24,7 @@ Array = npt.NDArray[np.generic]
 
 SEND_WITHIN_MS = 2000
 GONE_FOR_S = 5.0  # so long nobody waits again for a neighbour that took nothing
+COPY_BELOW = 64 << 10  # bytes; sending a smaller frame without a copy costs more than the copy
 MAX_SENDERS = 1024  # a sender that reconnects counts as a new one
 MAX_NEIGHBOURS = 64  # gateways come and go; the one used longest ago is closed
 
@@ -71,17 +72,17 @@ class Ring:
         """The next frame that is here already, else None. What is not ours is counted and dropped."""
         while True:
             try:
-                source, *parts = self._inbox.recv_multipart(zmq.DONTWAIT, copy=False)
+                source, *parts = self._inbox.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
                 return None
             try:
                 if len(parts) != 2:
                     raise FrameError("parts")
-                frame, payload = unpack(parts[0].bytes, parts[1].buffer)
+                frame, payload = unpack(parts[0], parts[1])
             except FrameError as error:
                 self.dropped[error.reason] += 1
                 continue
-            self._check_sequence(source.bytes, frame)
+            self._check_sequence(source, frame)
             return frame, payload
 
     def send(self, endpoint: str, frame: Frame, payload: Array | bytes) -> None:
@@ -106,7 +107,7 @@ class Ring:
                 sequence=self._sent[endpoint],
                 sent_ns=time.monotonic_ns(),
             )
-            self._push(endpoint, [header.pack(), part.data])
+            self._push(endpoint, header.pack(), part.data)
 
     def introduce(self, endpoint: str) -> None:
         """Connect ahead of the first frame, also to one that was gone. Raises ValueError for what is no end point."""
@@ -117,9 +118,9 @@ class Ring:
         """Close every socket; what was not sent is dropped."""
         self._context.destroy(linger=0)
 
-    def _push(self, endpoint: str, parts: Sequence[bytes | memoryview]) -> None:
+    def _push(self, endpoint: str, header: bytes, payload: memoryview) -> None:
         try:
-            self._neighbour(endpoint).send_multipart(parts, copy=False)
+            self._neighbour(endpoint).send_multipart([header, payload], copy=payload.nbytes < COPY_BELOW)
         except zmq.Again:
             self._neighbours.pop(endpoint).close()
             self._gone[endpoint] = time.monotonic() + GONE_FOR_S
@@ -129,13 +130,21 @@ class Ring:
         dealer = self._neighbours.get(endpoint)
         if dealer is None:
             self._check_gone(endpoint)
-            dealer = self._open(zmq.DEALER)
-            connect(dealer, endpoint)
+            dealer = self._connected(endpoint)
             self._neighbours[endpoint] = dealer
             self._sent[endpoint] = 0
             while len(self._neighbours) > MAX_NEIGHBOURS:
                 self._neighbours.popitem(last=False)[1].close()
         self._neighbours.move_to_end(endpoint)
+        return dealer
+
+    def _connected(self, endpoint: str) -> zmq.Socket[bytes]:
+        dealer = self._open(zmq.DEALER)
+        try:
+            connect(dealer, endpoint)
+        except ValueError:
+            dealer.close()
+            raise
         return dealer
 
     def _check_gone(self, endpoint: str) -> None:

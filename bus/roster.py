@@ -27,6 +27,11 @@ class Roster:
         self._actors[hello.name] = _Known(routing_id, hello.pid, now)
         return known is None or known.pid != hello.pid
 
+    def heard(self, name: str, routing_id: bytes, now: float) -> None:
+        """An actor spoke: answers go where it spoke from, also before its hello (after a restart of the hub)."""
+        known = self._actors.get(name)
+        self._actors[name] = _Known(routing_id, known.pid if known else 0, now)
+
     def routing_id(self, name: str) -> bytes | None:
         """Where frames for an actor go; None for a stranger."""
         known = self._actors.get(name)
@@ -39,4 +44,4 @@ class Roster:
     def present(self, now: float) -> tuple[HubActor, ...]:
         """Who is there, by name; who fell silent is forgotten."""
         self._actors = {n: known for n, known in self._actors.items() if now - known.heard_at < SILENT_AFTER_S}
-        return tuple(HubActor(name, known.pid) for name, known in sorted(self._actors.items()))
+        return tuple(HubActor(name, known.pid) for name, known in sorted(self._actors.items()) if known.pid)

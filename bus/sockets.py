@@ -65,7 +65,9 @@ def bind_tcp(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, host: str, port: in
     try:
         socket.bind(f"tcp://{place}:{port or '*'}")
     except zmq.ZMQError as error:
-        raise OSError(f"cannot listen on {host}:{port}: {error}; choose another port or host") from None
+        raise OSError(
+            f"cannot listen on {host}:{port}: {zmq.strerror(error.errno or 0)}; choose another port or host"
+        ) from None
     return socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
 

@@ -1,0 +1,155 @@
+"""Writes the tables of protocol.md from the message classes: `python -m bus.document`, with `--check` only compares.
+
+The prose around the tables is by hand. No sockets here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import inspect as shapes
+
+from bus import frame
+from bus.messages import MESSAGES, Fact, Header, LocalFact, Message, Reply, Work
+
+DOCUMENT = Path(__file__).resolve().parent.parent / "protocol.md"
+BEGIN, END = "<!-- begin generated -->", "<!-- end generated -->"
+STALE = "protocol.md is stale: run `make protocol`"
+
+_WAYS: tuple[tuple[str, type[Message], str], ...] = (
+    ("Facts", Fact, "Published; heard on every node where somebody subscribed."),
+    ("Local facts", LocalFact, "Published; heard on their own node only."),
+    ("Work", Work, "Sent to one address."),
+    ("Replies", Reply, "Sent to the sender of some work, whose id is the header's `cause`."),
+)
+_FRAME_FIELD = re.compile(r"^ +(?:offset +)?(\d+)  (\w+) +(\w+) *(.*)$", re.MULTILINE)
+_FLAG = re.compile(r"^ +(\w+) = (\d+)  # (.*)$", re.MULTILINE)
+_DTYPE = re.compile(r"^ +(\d+): np\.dtype\(\"<?(\w+)\"\),(?:  # (.*))?$", re.MULTILINE)
+
+
+def generated() -> str:
+    """All tables, as Markdown."""
+    source = inspect.getsource(frame)
+    blocks = [
+        "## Header of a message",
+        _fields(Header),
+        *(block for title, way, meaning in _WAYS for block in (f"## {title}", meaning, *_messages(way))),
+        "## Values inside messages",
+        *(block for value in _values() for block in (f"### {value.__name__}", _doc(value), _fields(value))),
+        "## Header of a data frame",
+        _table(("offset", "field", "type", "meaning"), _FRAME_FIELD.findall(frame.__doc__ or "")),
+        "Flags, of which several may be set:",
+        _table(("flag", "bit", "meaning"), _FLAG.findall(source)),
+        "Types of a payload's values:",
+        _table(("number", "numpy type, little-endian", "note"), _DTYPE.findall(source)),
+    ]
+    return "\n\n".join(block for block in blocks if block)
+
+
+def merged(document: str) -> str:
+    """The document with fresh tables. Raises ValueError where the marks are missing."""
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"protocol.md lacks {BEGIN} and {END}; put them back where the tables belong")
+    return f"{before}{BEGIN}\n\n{generated()}\n\n{END}{after}"
+
+
+def _messages(way: type[Message]) -> Iterator[str]:
+    for kind, cls in MESSAGES.items():
+        local = issubclass(cls, LocalFact)
+        if issubclass(cls, way) and local == (way is LocalFact):
+            yield from (f"### `{kind}`", _doc(cls), _fields(cls))
+
+
+def _doc(cls: type[Any]) -> str:
+    return inspect.cleandoc(cls.__doc__ or "")
+
+
+def _fields(cls: type[Any]) -> str:
+    described = shapes.type_info(cls)
+    assert isinstance(described, shapes.StructType), f"{cls.__name__} is no struct"
+    rows = [(f"`{f.name}`", _type(f.type), _default(f), _meaning(f.type)) for f in described.fields]
+    return _table(("field", "type", "default", "meaning"), rows) if rows else "No fields."
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in lines)
+
+
+def _type(kind: shapes.Type) -> str:
+    match kind:
+        case shapes.Metadata(type=inner):
+            return _type(inner)
+        case shapes.StructType(cls=cls):
+            return f"[{cls.__name__}](#{cls.__name__.lower()})"
+        case shapes.VarTupleType(item_type=item):
+            return f"array of {_type(item)}"
+        case shapes.DictType(key_type=key, value_type=value):
+            return f"map of {_type(key)} to {_type(value)}"
+        case shapes.UnionType(types=types):
+            return " or ".join(_type(member) for member in types)
+        case _:
+            names = {shapes.NoneType: "nil", shapes.StrType: "str", shapes.IntType: "int", shapes.FloatType: "float"}
+            return names.get(type(kind), type(kind).__name__.removesuffix("Type").lower())
+
+
+def _default(field: shapes.Field) -> str:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return f"`{msgspec.json.encode(field.default_factory()).decode()}`"
+    if field.default is msgspec.NODEFAULT:
+        return ""
+    return f"`{msgspec.json.encode(field.default).decode()}`" if not _is_struct(field.default) else "all defaults"
+
+
+def _is_struct(value: object) -> bool:
+    return isinstance(value, msgspec.Struct)
+
+
+def _meaning(kind: shapes.Type) -> str:
+    described = isinstance(kind, shapes.Metadata) and kind.extra_json_schema
+    return str(described.get("description", "")) if described else ""
+
+
+def _values() -> list[type[Any]]:
+    """The structs that messages hold, each once, in the order in which they are first met."""
+    found: dict[type[Any], None] = {}
+    for cls in MESSAGES.values():
+        _collect(shapes.type_info(cls), found)
+    return [cls for cls in found if not issubclass(cls, Message)]
+
+
+def _collect(kind: shapes.Type, found: dict[type[Any], None]) -> None:
+    match kind:
+        case shapes.Metadata(type=inner) | shapes.VarTupleType(item_type=inner):
+            _collect(inner, found)
+        case shapes.UnionType(types=types):
+            for member in types:
+                _collect(member, found)
+        case shapes.StructType(cls=cls, fields=fields) if cls not in found:
+            found[cls] = None
+            for field in fields:
+                _collect(field.type, found)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the tables, or with `--check` exit with status 1 where they differ."""
+    held = DOCUMENT.read_text()
+    fresh = merged(held)
+    if "--check" in arguments:
+        sys.exit(STALE if fresh != held else 0)
+    part = DOCUMENT.with_suffix(".part")
+    part.write_text(fresh)
+    os.replace(part, DOCUMENT)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
