@@ -18,6 +18,8 @@ from msgspec import inspect as shapes
 
 from bus import frame
 from bus.messages import MESSAGES, Fact, Header, LocalFact, Message, Reply, Work
+from cluster.sampling import SamplingParams
+from cluster.sessions import Opening
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "protocol.md"
 BEGIN, END = "<!-- begin generated -->", "<!-- end generated -->"
@@ -42,7 +44,9 @@ def generated() -> str:
         _fields(Header),
         *(block for title, way, meaning in _WAYS for block in (f"## {title}", meaning, *_messages(way))),
         "## Values inside messages",
-        *(block for value in _values() for block in (f"### {value.__name__}", _doc(value), _fields(value))),
+        *(block for value in _values() for block in _value(value)),
+        "## Payload of an opening data frame",
+        *(block for value in (Opening, SamplingParams) for block in _value(value)),
         "## Header of a data frame",
         _table(("offset", "field", "type", "meaning"), _FRAME_FIELD.findall(frame.__doc__ or "")),
         "Flags, of which several may be set:",
@@ -69,6 +73,10 @@ def _messages(way: type[Message]) -> Iterator[str]:
             yield from (f"### `{kind}`", _doc(cls), _fields(cls))
 
 
+def _value(cls: type[Any]) -> tuple[str, str, str]:
+    return f"### {cls.__name__}", _doc(cls), _fields(cls)
+
+
 def _doc(cls: type[Any]) -> str:
     return inspect.cleandoc(cls.__doc__ or "")
 
@@ -82,7 +90,7 @@ def _fields(cls: type[Any]) -> str:
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in lines)
+    return "\n".join("|" + "".join(f" {cell} |" if cell else " |" for cell in cells) for cells in lines)
 
 
 def _type(kind: shapes.Type) -> str:
@@ -91,7 +99,7 @@ def _type(kind: shapes.Type) -> str:
             return _type(inner)
         case shapes.StructType(cls=cls):
             return f"[{cls.__name__}](#{cls.__name__.lower()})"
-        case shapes.VarTupleType(item_type=item):
+        case shapes.VarTupleType(item_type=item) | shapes.FrozenSetType(item_type=item):
             return f"array of {_type(item)}"
         case shapes.DictType(key_type=key, value_type=value):
             return f"map of {_type(key)} to {_type(value)}"
@@ -107,11 +115,9 @@ def _default(field: shapes.Field) -> str:
         return f"`{msgspec.json.encode(field.default_factory()).decode()}`"
     if field.default is msgspec.NODEFAULT:
         return ""
-    return f"`{msgspec.json.encode(field.default).decode()}`" if not _is_struct(field.default) else "all defaults"
-
-
-def _is_struct(value: object) -> bool:
-    return isinstance(value, msgspec.Struct)
+    if isinstance(field.default, msgspec.Struct):
+        return "all defaults"
+    return f"`{msgspec.json.encode(field.default).decode()}`"
 
 
 def _meaning(kind: shapes.Type) -> str:

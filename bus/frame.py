@@ -41,7 +41,7 @@ DTYPES: dict[int, np.dtype[np.generic]] = {
     1: np.dtype("<f4"),
     2: np.dtype("<f2"),
     3: np.dtype("<u2"),  # bfloat16 bits, which numpy has no name for
-    4: np.dtype("u1"),  # MessagePack
+    4: np.dtype("u1"),  # MessagePack, or UTF-8
 }
 _codes = {dtype: code for code, dtype in DTYPES.items()}
 
@@ -52,11 +52,11 @@ class Flag(IntFlag):
     OPEN = 1  # payload: MessagePack of an Opening
     CLOSE = 2  # free the session's slot
     TOKEN = 4  # payload: token ids
-    ROLLBACK = 8  # forget positions from `position` on
+    ROLLBACK = 8  # forget positions from `position` on; kept for replays, nothing sends it yet
     MORE = 16  # the next frame of this session continues the same chunk
     LAST = 32  # the last chunk of a prompt, or a decode step: its last row is sampled
     FINISHED = 64  # on a token to the gateway: no further one comes
-    FAILED = 128  # payload: UTF-8 sentence; to the gateway
+    FAILED = 128  # to the gateway, payload: a UTF-8 sentence; the session is over
 
 
 class FrameError(Exception):

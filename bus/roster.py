@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from bus.messages import ActorHello, HubActor
 
-SILENT_AFTER_S = 10.0  # actors say hello every second; one that stopped is forgotten
+SILENT_AFTER_S = 3.0  # actors say hello every second; one that stopped is forgotten
 
 
 class _Known(NamedTuple):
