@@ -8,7 +8,8 @@ import time
 from bus.actor import Actor, every, on
 from bus.client import BusClient
 from bus.config import NodeConfig
-from bus.messages import VERSION, ActorUp, HubDescribe, HubState, PeerDial, PeerDown, PeerUp, RequestDone
+from bus.messages import VERSION, ActorUp, HubDescribe, HubState, PeerDown, PeerUp
+from bus.peer import BusPeerHandle
 from bus.process import CannotStart, run_actor
 from bus.wire import Envelope
 from cluster.membership import Beacon, Membership
@@ -69,7 +70,7 @@ class DiscoveryActor(Actor):
         """Have the hub dial who is due."""
         self._membership, endpoints = self._membership.due(time.monotonic())
         for endpoint in endpoints:
-            await self.bus.request("hub", PeerDial(endpoint), RequestDone, 5.0)
+            await BusPeerHandle(self.bus, endpoint).connect()
 
     async def _listen_on(self, way: Discovery, state: HubState) -> None:
         config = self._config

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
@@ -21,6 +20,7 @@ from bus.messages import (
     TopologyGet,
     TopologyState,
 )
+from bus.peer import BusPeerHandle, PeerHandle
 from bus.process import run_actor
 from bus.wire import Envelope
 from cluster.placement import Instance
@@ -37,31 +37,34 @@ class TopologyActor(Actor):
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
         super().__init__(bus)
         self._topology = Topology()
-        self._linked = {config.node_id}
+        self._peers: dict[str, BusPeerHandle] = {}
         self._instances: dict[str, tuple[Instance, ...]] = {}
 
     async def started(self) -> None:
         """Ask the hub for the links that stood before we came."""
         state = await self.bus.request("hub", HubDescribe(), HubState, 5.0)
-        self._linked |= {peer.node_id for peer in state.peers}
+        for peer in state.peers:
+            self._meet(peer.node_id, peer.name, peer.endpoint)
 
     @on(PeerUp)
     async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
         """From now on its records count."""
-        self._linked.add(message.node_id)
+        self._meet(message.node_id, message.name, message.endpoint)
 
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
         """Forget the node, its links and what it placed."""
-        self._linked.discard(message.node_id)
+        self._peers.pop(message.node_id, None)
         self._instances.pop(message.node_id, None)
         await self._adopt(self._topology.without_node(message.node_id))
 
     @on(NodeRecorded)
     async def recorded(self, message: NodeRecorded, envelope: Envelope) -> None:
         """A node speaks for itself only."""
-        if envelope.node != message.record.node_id or envelope.node not in self._linked:
+        if envelope.node != message.record.node_id or envelope.node not in {self.bus.node_id, *self._peers}:
             return
+        if peer := self._peers.get(envelope.node):
+            peer.capabilities = message.record.capabilities
         self._instances[envelope.node] = message.instances
         await self._adopt(self._topology.with_node(message.record))
 
@@ -84,21 +87,20 @@ class TopologyActor(Actor):
     @every(5.0)
     async def probe_links(self) -> None:
         """Time a round trip to every linked node."""
-        peers = [node for node in self._topology.node_ids if node != self.bus.node_id]
-        for link in await asyncio.gather(*(self._probe(peer) for peer in peers)):
+        for link in await asyncio.gather(*(self._probe(peer) for peer in self._peers.values())):
             if link is not None:
                 await self.bus.publish(LinkMeasured(link))
 
-    async def _probe(self, peer: str) -> Link | None:
-        trips = []
-        for _ in range(PROBES):
-            begun = time.perf_counter()
-            try:
-                await self.bus.request(f"{peer}/topology", LinkProbe(), RequestDone, 2.0)
-            except RequestError:
-                return None  # its hub will tell whether the node is gone
-            trips.append(time.perf_counter() - begun)
-        return Link(self.bus.node_id, peer, "bus", round(min(trips) * 500, 2))
+    async def _probe(self, peer: PeerHandle) -> Link | None:
+        try:
+            trips = [await peer.health_check() for _ in range(PROBES)]
+        except RequestError:
+            return None  # its hub will tell whether the node is gone
+        return Link(self.bus.node_id, peer.id, "bus", round(min(trips) / 2, 2))
+
+    def _meet(self, node_id: str, name: str, endpoint: str) -> None:
+        peer = self._peers[node_id] = BusPeerHandle(self.bus, endpoint)
+        peer.linked(node_id, name)
 
     async def _adopt(self, topology: Topology) -> None:
         changed = topology.version != self._topology.version

@@ -32,6 +32,7 @@ from bus.messages import (
     LinkSubscribe,
     Message,
     PeerDial,
+    PeerDrop,
     Reply,
     RequestCancel,
     RequestDone,
@@ -204,6 +205,9 @@ class Hub:
             self._answer(envelope, self._state())
         elif isinstance(message, PeerDial):
             self._links.dial(message.endpoint)
+            self._answer(envelope, RequestDone())
+        elif isinstance(message, PeerDrop):
+            self._links.drop(message.endpoint)
             self._answer(envelope, RequestDone())
         else:
             self._refuse(envelope)

@@ -55,6 +55,10 @@ class Links:
         """Begin a link to the hub at `endpoint`."""
         self._act(self._mesh.dial(endpoint))
 
+    def drop(self, endpoint: str) -> None:
+        """End the link to the hub at `endpoint`."""
+        self._act(self._mesh.disconnected(endpoint, "it was dropped"))
+
     def greeted(self, source: bytes, hello: LinkHello, peer_address: str) -> None:
         """A hub said hello over its dial to us. Raises WireError for one that does not belong to us."""
         if reason := self._mesh.refusal(hello):

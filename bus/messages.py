@@ -154,6 +154,12 @@ class PeerDial(Work, frozen=True, tag="peer.dial"):
     endpoint: str
 
 
+class PeerDrop(Work, frozen=True, tag="peer.drop"):
+    """End the link to the hub at `endpoint`. Sent by discovery to its hub; answered by `request.done`."""
+
+    endpoint: str
+
+
 class LinkHello(Work, frozen=True, tag="link.hello"):
     """A hub introduces itself on a fresh link, and the other dials back. Sent hub to hub; never answered."""
 
