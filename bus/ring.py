@@ -7,6 +7,7 @@ frames from queueing: it fails within a deadline instead.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -49,6 +50,7 @@ class Ring:
         self._gone: dict[str, float] = {}  # end point -> when it may be tried again
         self._sent: Counter[str] = Counter()
         self._heard: OrderedDict[bytes, int] = OrderedDict()
+        self._waking = threading.Lock()  # a socket must not be used while it is closed
         self._wake_in, self._wake_out = self._open(zmq.PAIR), self._open(zmq.PAIR)
         self._wake_in.bind("inproc://wake")
         self._wake_out.connect("inproc://wake")
@@ -57,9 +59,10 @@ class Ring:
         self._poller.register(self._wake_in, zmq.POLLIN)
 
     def wake(self) -> None:
-        """End a `wait` early. The one method for another thread, and always the same other thread."""
-        with suppress(zmq.Again):  # enough wake-ups wait there already
-            self._wake_out.send(b"", zmq.DONTWAIT)
+        """End a `wait` early. The one method for other threads, also after `close`."""
+        with self._waking, suppress(zmq.Again):  # enough wake-ups wait there already
+            if not self._wake_out.closed:
+                self._wake_out.send(b"", zmq.DONTWAIT)
 
     def wait(self, milliseconds: int) -> bool:
         """Wait for a frame; False when none came, or when we were woken."""
@@ -116,6 +119,8 @@ class Ring:
 
     def close(self) -> None:
         """Close every socket; what was not sent is dropped."""
+        with self._waking:
+            self._wake_out.close()
         self._context.destroy(linger=0)
 
     def _push(self, endpoint: str, header: bytes, payload: memoryview) -> None:

@@ -97,7 +97,7 @@ def book_layer(weights: Weights, config: ModelConfig, prefix: str, rows: np.ndar
     normed = book_norm(rows, weights.tensor(f"{prefix}.post_attention_layernorm.weight"), config)
     gate = book_linear(weights, f"{prefix}.mlp.gate_proj", normed)
     inner = gate / (1 + np.exp(-gate)) * book_linear(weights, f"{prefix}.mlp.up_proj", normed)
-    return rows + book_linear(weights, f"{prefix}.mlp.down_proj", inner)
+    return np.asarray(rows + book_linear(weights, f"{prefix}.mlp.down_proj", inner))
 
 
 def book_attention(weights: Weights, config: ModelConfig, prefix: str, rows: np.ndarray) -> np.ndarray:
@@ -267,7 +267,8 @@ def test_inputs_that_do_not_fit_a_later_stage_are_refused(tiny: Path, inputs: np
 def test_hidden_states_may_come_in_another_floating_format(tiny: Path) -> None:
     first, later = (loaded(tiny, shard) for shard in cut("tiny", 4, 2))
     hidden = first.forward([tokens(0, 0, PROMPT)])[0]
-    assert (hidden.shape, hidden.dtype) == ((len(PROMPT), 64), np.float32)
+    assert hidden.shape == (len(PROMPT), 64)
+    assert hidden.dtype == np.float32
     exact = later.forward([Chunk(0, 0, hidden, True)])[0]
     halved = later.forward([Chunk(1, 0, hidden.astype(np.float16), True)])[0]
     np.testing.assert_allclose(halved, exact, atol=2e-2)

@@ -44,8 +44,7 @@ def process() -> Iterator[EngineProcess]:
 def test_a_machine_without_any_compiler_runs_it(tmp_path: Path) -> None:
     path = write_tiny_llama(tmp_path / "tiny")
     # No program to be found, no compiled kernel from an earlier run.
-    bare = {"PATH": "", "CC": "", "XDG_CACHE_HOME": str(tmp_path), "DEV": "CPU"}
-    with EngineProcess(**bare) as process:
+    with EngineProcess(PATH="", CC="", XDG_CACHE_HOME=str(tmp_path), DEV="CPU") as process:
         made = Ring([process.load("tinygrad", TINY, path)]).generate(PROMPT, 3)
     reference = NumpyEngine()
     reference.load(TINY, path)
