@@ -142,27 +142,27 @@ class Stage(threading.Thread):
 
     def _turn(self) -> None:
         """All frames that are here, then one prompt chunk."""
-        prompt_left = self._sessions.with_prompt_left()
-        if prompt_left is None:
-            self._ring.wait(IDLE_WAIT_MS)
-        self._reap(time.monotonic())
+        patience_ms = 0 if self._sessions.with_prompt_left() else IDLE_WAIT_MS
+        received = self._ring.receive(patience_ms)
+        while received is not None:
+            self._serve(*received)
+            received = self._ring.receive()
         while not self._commands.empty():
             self._commands.get()()
-        while (received := self._ring.receive()) is not None:
-            self._serve(*received)
+        self._reap(time.monotonic())
         if (session := self._sessions.with_prompt_left()) is not None:
             position, tokens = session.pending.popleft()
-            self._step(session, position, np.asarray(tokens, np.int32), Flag(0) if session.pending else Flag.LAST, 0)
+            self._step(session, position, np.asarray(tokens, np.int32), 0 if session.pending else Flag.LAST, 0)
 
     def _serve(self, frame: Frame, payload: Array) -> None:
         if frame.epoch != self._epoch:
             self._ring.dropped["another epoch"] += 1
-        elif Flag.OPEN in frame.flags:
+        elif frame.flags & Flag.OPEN:
             self._open(frame, payload)
         elif (session := self._sessions.by_id.get(frame.session)) is None:
-            if Flag.CLOSE not in frame.flags:  # a close walks on until nobody knows the session
+            if not frame.flags & Flag.CLOSE:  # a close walks on until nobody knows the session
                 self._ring.dropped["no such session"] += 1
-        elif Flag.CLOSE in frame.flags:
+        elif frame.flags & Flag.CLOSE:
             self._close(session, onward=True)
         else:
             self._continue(session, frame, payload)
@@ -189,16 +189,16 @@ class Stage(threading.Thread):
         if payload.shape[1:] != parts[0].shape[1:] or payload.dtype != parts[0].dtype:
             self._fail(session, "the parts of a chunk do not fit together; ask again")
             return
-        if Flag.MORE in frame.flags:
+        if frame.flags & Flag.MORE:
             return
         del self._fragments[frame.session]
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
         first_row = frame.position + frame.rows - len(rows)
-        last = Flag.LAST if frame.flags & (Flag.LAST | Flag.TOKEN) else Flag(0)
-        spent = 0 if Flag.TOKEN in frame.flags else frame.compute_ns
+        last = Flag.LAST if frame.flags & (Flag.LAST | Flag.TOKEN) else 0
+        spent = 0 if frame.flags & Flag.TOKEN else frame.compute_ns
         self._step(session, first_row, rows, last, spent)
 
-    def _step(self, session: StageSession, position: int, inputs: Array, last: Flag, spent_ns: int) -> None:
+    def _step(self, session: StageSession, position: int, inputs: Array, last: int, spent_ns: int) -> None:
         """One chunk through the engine, and on to the next stage or into a token."""
         begun = time.monotonic_ns()
         try:
@@ -287,7 +287,7 @@ class Stage(threading.Thread):
     def _end(self) -> None:
         self._finished = True
 
-    def _frame(self, session: StageSession, flags: Flag) -> Frame:
+    def _frame(self, session: StageSession, flags: int) -> Frame:
         return Frame(flags, self._epoch, session.session, stage=self._place.index)
 
     def _count(self, rows: int, spent_ns: int) -> None:

@@ -32,7 +32,7 @@ _WAYS: tuple[tuple[str, type[Message], str], ...] = (
     ("Replies", Reply, "Sent to the sender of some work, whose id is the header's `cause`."),
 )
 _FRAME_FIELD = re.compile(r"^ +(?:offset +)?(\d+)  (\w+) +(\w+) *(.*)$", re.MULTILINE)
-_FLAG = re.compile(r"^ +(\w+) = (\d+)  # (.*)$", re.MULTILINE)
+_FLAG = re.compile(r"^ +(\w+): Final = (\d+)  # (.*)$", re.MULTILINE)
 _DTYPE = re.compile(r"^ +(\d+): np\.dtype\(\"<?(\w+)\"\),(?:  # (.*))?$", re.MULTILINE)
 
 

@@ -21,8 +21,8 @@ All little-endian.
 from __future__ import annotations
 
 import struct
-from enum import IntFlag
-from typing import NamedTuple
+import time
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,17 +46,20 @@ DTYPES: dict[int, np.dtype[np.generic]] = {
 _codes = {dtype: code for code, dtype in DTYPES.items()}
 
 
-class Flag(IntFlag):
-    """What a frame is. A frame without OPEN, CLOSE or TOKEN carries hidden states."""
+class Flag:
+    """What a frame is, as bits. A frame without OPEN, CLOSE or TOKEN carries hidden states.
 
-    OPEN = 1  # payload: MessagePack of an Opening
-    CLOSE = 2  # free the session's slot
-    TOKEN = 4  # payload: token ids
-    ROLLBACK = 8  # forget positions from `position` on; kept for replays, nothing sends it yet
-    MORE = 16  # the next frame of this session continues the same chunk
-    LAST = 32  # the last chunk of a prompt, or a decode step: its last row is sampled
-    FINISHED = 64  # on a token to the gateway: no further one comes
-    FAILED = 128  # to the gateway, payload: a UTF-8 sentence; the session is over
+    Plain integers: every hop tests them several times, and an enum's operators are Python functions.
+    """
+
+    OPEN: Final = 1  # payload: MessagePack of an Opening
+    CLOSE: Final = 2  # free the session's slot
+    TOKEN: Final = 4  # payload: token ids
+    ROLLBACK: Final = 8  # forget positions from `position` on; kept for replays, nothing sends it yet
+    MORE: Final = 16  # the next frame of this session continues the same chunk
+    LAST: Final = 32  # the last chunk of a prompt, or a decode step: its last row is sampled
+    FINISHED: Final = 64  # on a token to the gateway: no further one comes
+    FAILED: Final = 128  # to the gateway, payload: a UTF-8 sentence; the session is over
 
 
 class FrameError(Exception):
@@ -70,7 +73,7 @@ class FrameError(Exception):
 class Frame(NamedTuple):
     """A data-plane header. Fields as laid out in the module's table."""
 
-    flags: Flag
+    flags: int
     epoch: int
     session: int
     position: int = 0
@@ -125,11 +128,22 @@ def unpack(header: bytes, payload: bytes | memoryview) -> tuple[Frame, npt.NDArr
     if rows * max(width, 1) * kind.itemsize != len(payload):
         raise FrameError("payload size")
     array: npt.NDArray[np.generic] = np.frombuffer(payload, kind)
-    array.flags.writeable = False
-    frame = Frame(Flag(flags), epoch, session, position, rows, width, dtype, sequence, stage, trace, sent, spent)
+    if array.flags.writeable:
+        array.flags.writeable = False
+    frame = Frame(flags, epoch, session, position, rows, width, dtype, sequence, stage, trace, sent, spent)
     return frame, array.reshape(rows, width) if width else array
+
+
+def pack_part(frame: Frame, flags: int, position: int, part: npt.NDArray[np.generic], sequence: int) -> bytes:
+    """The header of a frame that carries `part`, (rows, width) or (values,), and is sent now."""
+    rows, width = part.shape if part.ndim == 2 else (len(part), 0)
+    return _layout.pack(
+        MAGIC, FRAME_VERSION, flags, sequence, frame.epoch, frame.session, position, rows,
+        width, dtype_code(part), frame.stage, 0, frame.trace, time.monotonic_ns(), frame.compute_ns,
+    )  # fmt: skip
 
 
 def dtype_code(array: npt.NDArray[np.generic]) -> int:
     """The wire's number for an array's dtype. Raises KeyError for one that does not travel."""
-    return _codes[array.dtype.newbyteorder("<")]
+    code = _codes.get(array.dtype)
+    return _codes[array.dtype.newbyteorder("<")] if code is None else code

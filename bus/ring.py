@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import zmq
 
-from bus.frame import FRAGMENT_BYTES, Flag, Frame, FrameError, dtype_code, unpack
+from bus.frame import FRAGMENT_BYTES, Flag, Frame, FrameError, pack_part, unpack
 from bus.sockets import DATA_BYTES, DATA_MARK, bind_tcp, connect, open_socket
 
 Array = npt.NDArray[np.generic]
@@ -27,6 +27,8 @@ SEND_WITHIN_MS = 2000
 GONE_FOR_S = 5.0  # so long nobody waits again for a neighbour that took nothing
 COPY_BELOW = 64 << 10  # bytes; sending a smaller frame without a copy costs more than the copy
 MAX_SENDERS = 1024  # a sender that reconnects counts as a new one
+WAKE, WAKER = "inproc://wake", b"waker"  # nobody else can take this routing id: it is connected first
+NOBODY = b""
 MAX_NEIGHBOURS = 64  # gateways come and go; the one used longest ago is closed
 
 
@@ -51,32 +53,26 @@ class Ring:
         self._sent: Counter[str] = Counter()
         self._heard: OrderedDict[bytes, int] = OrderedDict()
         self._waking = threading.Lock()  # a socket must not be used while it is closed
-        self._wake_in, self._wake_out = self._open(zmq.PAIR), self._open(zmq.PAIR)
-        self._wake_in.bind("inproc://wake")
-        self._wake_out.connect("inproc://wake")
-        self._poller = zmq.Poller()
-        self._poller.register(self._inbox, zmq.POLLIN)
-        self._poller.register(self._wake_in, zmq.POLLIN)
+        self._inbox.bind(WAKE)
+        self._waker = self._open(zmq.DEALER)
+        self._waker.setsockopt(zmq.ROUTING_ID, WAKER)
+        self._waker.connect(WAKE)
+        self._patience_ms = 0
 
     def wake(self) -> None:
-        """End a `wait` early. The one method for other threads, also after `close`."""
+        """End a waiting `receive` early. The one method for other threads, also after `close`."""
         with self._waking, suppress(zmq.Again):  # enough wake-ups wait there already
-            if not self._wake_out.closed:
-                self._wake_out.send(b"", zmq.DONTWAIT)
+            if not self._waker.closed:
+                self._waker.send(b"", zmq.DONTWAIT)
 
-    def wait(self, milliseconds: int) -> bool:
-        """Wait for a frame; False when none came, or when we were woken."""
-        ready = dict(self._poller.poll(milliseconds))
-        if self._wake_in in ready:
-            self._wake_in.recv()
-        return self._inbox in ready
+    def receive(self, milliseconds: int = 0) -> tuple[Frame, Array] | None:
+        """The next frame, waited for at most so long. None when none came, or when we were woken.
 
-    def receive(self) -> tuple[Frame, Array] | None:
-        """The next frame that is here already, else None. What is not ours is counted and dropped."""
+        What is not ours is counted and dropped. One blocking call, because each one costs a token its time.
+        """
         while True:
-            try:
-                source, *parts = self._inbox.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
+            source, parts = self._take(milliseconds)
+            if source in (NOBODY, WAKER):
                 return None
             try:
                 if len(parts) != 2:
@@ -88,29 +84,37 @@ class Ring:
             self._check_sequence(source, frame)
             return frame, payload
 
+    def _take(self, milliseconds: int) -> tuple[bytes, list[bytes]]:
+        """Who sent the next message, and its parts; NOBODY in time."""
+        inbox = self._inbox
+        if milliseconds and milliseconds != self._patience_ms:
+            inbox.setsockopt(zmq.RCVTIMEO, milliseconds)
+            self._patience_ms = milliseconds
+        try:
+            source = inbox.recv(0 if milliseconds else zmq.DONTWAIT)
+        except zmq.Again:
+            return NOBODY, []
+        parts = []
+        while inbox.getsockopt(zmq.RCVMORE):
+            parts.append(inbox.recv())
+        return source, parts
+
     def send(self, endpoint: str, frame: Frame, payload: Array | bytes) -> None:
         """Hand one frame to a neighbour, rows cut into fragments of at most 256 KiB. The array is not written again.
 
         Raises NeighbourGone after two seconds, and at once for five seconds more.
         """
-        self._neighbour(endpoint)  # a new one counts its frames from 1
-        array = np.frombuffer(payload, np.uint8) if isinstance(payload, bytes) else np.ascontiguousarray(payload)
-        width = array.shape[1] if array.ndim == 2 else 0
-        step = max(FRAGMENT_BYTES // max(array.itemsize * width, 1), 1) if width else max(len(array), 1)
-        for at in range(0, max(len(array), 1), step):
-            part = array[at : at + step]
-            more = Flag.MORE if at + step < len(array) else Flag(0)
-            self._sent[endpoint] += 1
-            header = frame._replace(
-                flags=frame.flags | more,
-                position=frame.position + at,
-                rows=len(part),
-                width=width,
-                dtype=dtype_code(array),
-                sequence=self._sent[endpoint],
-                sent_ns=time.monotonic_ns(),
-            )
-            self._push(endpoint, header.pack(), part.data)
+        dealer = self._neighbour(endpoint)
+        array = np.frombuffer(payload, np.uint8) if isinstance(payload, bytes) else payload
+        if (
+            array.ndim == 1 or array.nbytes <= FRAGMENT_BYTES
+        ):  # every decode step; written out because this path is run cold
+            self._push(dealer, endpoint, frame, frame.flags, frame.position, array)
+            return
+        step = FRAGMENT_BYTES // (array.nbytes // len(array))
+        for at in range(0, len(array), step):
+            more = Flag.MORE if at + step < len(array) else 0
+            self._push(dealer, endpoint, frame, frame.flags | more, frame.position + at, array[at : at + step])
 
     def introduce(self, endpoint: str) -> None:
         """Connect ahead of the first frame, also to one that was gone. Raises ValueError for what is no end point."""
@@ -120,12 +124,17 @@ class Ring:
     def close(self) -> None:
         """Close every socket; what was not sent is dropped."""
         with self._waking:
-            self._wake_out.close()
+            self._waker.close()
         self._context.destroy(linger=0)
 
-    def _push(self, endpoint: str, header: bytes, payload: memoryview) -> None:
+    def _push(
+        self, dealer: zmq.Socket[bytes], endpoint: str, frame: Frame, flags: int, position: int, part: Array
+    ) -> None:
+        sequence = self._sent[endpoint] = self._sent[endpoint] + 1
+        header = pack_part(frame, flags, position, part, sequence)
         try:
-            self._neighbour(endpoint).send_multipart([header, payload], copy=payload.nbytes < COPY_BELOW)
+            dealer.send(header, zmq.SNDMORE)
+            dealer.send(np.ascontiguousarray(part).data, 0, copy=part.nbytes < COPY_BELOW)
         except zmq.Again:
             self._neighbours.pop(endpoint).close()
             self._gone[endpoint] = time.monotonic() + GONE_FOR_S

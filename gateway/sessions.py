@@ -78,7 +78,7 @@ class Session:
             self.fail("token_lost", "a token was lost between the machines; try again")
             return
         if fresh and len(self._log.tokens) <= self.opening.max_tokens:
-            self._arrivals.put_nowait((token, Flag.FINISHED in frame.flags))
+            self._arrivals.put_nowait((token, bool(frame.flags & Flag.FINISHED)))
 
     def fail(self, code: str, message: str) -> None:
         """End the session from outside."""
@@ -147,9 +147,9 @@ class DataPlane:
             raise FrameError("no such session")
         if frame.epoch != session.instance.epoch:
             raise FrameError("another epoch")
-        if Flag.FAILED in frame.flags:
+        if frame.flags & Flag.FAILED:
             session.fail("stage_failed", payload.tobytes().decode(errors="replace"))
-        elif Flag.TOKEN in frame.flags and frame.rows == 1 and payload.dtype == np.int32:
+        elif frame.flags & Flag.TOKEN and frame.rows == 1 and payload.dtype == np.int32:
             session.hear(frame, int(payload.flat[0]))
         else:
             raise FrameError("flags")
@@ -194,7 +194,7 @@ class DataPlane:
             stage.close(linger=200)
 
 
-def _frame(session: Session, flags: Flag) -> Frame:
+def _frame(session: Session, flags: int) -> Frame:
     return Frame(flags, session.instance.epoch, session.id, stage=GATEWAY_STAGE)
 
 

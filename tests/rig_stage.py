@@ -51,8 +51,8 @@ class StageThread(threading.Thread):
         ring = Ring(self._run_dir, "stage", "127.0.0.1")
         self.endpoints.put(ring.endpoints)
         while not self._stopped.is_set():
-            ring.wait(1 if self._due else 20)
-            while (received := ring.receive()) is not None:
+            wait_ms = 1 if self._due else 20
+            while (received := ring.receive(wait_ms)) is not None:
                 self._serve(*received)
             for session, (when, index) in list(self._due.items()):
                 if time.monotonic() >= when:
@@ -67,10 +67,10 @@ class StageThread(threading.Thread):
     def _serve(self, frame: Frame, payload: Array) -> None:
         self.sequences.append(frame.sequence)
         self.epochs.add(frame.epoch)
-        if Flag.OPEN in frame.flags:
+        if frame.flags & Flag.OPEN:
             self.openings[frame.session] = msgspec.msgpack.decode(payload.tobytes(), type=Opening)
             self._due[frame.session] = (time.monotonic(), 0)
-        elif Flag.CLOSE in frame.flags:
+        elif frame.flags & Flag.CLOSE:
             self.closed.append(frame.session)
             self._due.pop(frame.session, None)
 

@@ -75,16 +75,13 @@ class Streams:
         """Close the sockets."""
         self._ring.close()
 
-    def _send(self, flag: Flag, session: int, payload: bytes) -> None:
+    def _send(self, flag: int, session: int, payload: bytes) -> None:
         frame = Frame(flag, self._instance.epoch, session, stage=GATEWAY_STAGE)
         self._ring.send(self._first, frame, payload)
 
     def _next(self) -> Timed:
-        received = self._ring.receive()
-        if received is None:
-            assert self._ring.wait(TOKEN_WITHIN_MS), "no token came"
-            received = self._ring.receive()
-        assert received is not None, "woken without a frame"
+        received = self._ring.receive(TOKEN_WITHIN_MS)
+        assert received is not None, "no token came"
         frame, payload = received
-        assert Flag.FAILED not in frame.flags, payload.tobytes().decode()
+        assert not frame.flags & Flag.FAILED, payload.tobytes().decode()
         return Timed(int(payload[0]), time.monotonic_ns(), frame.compute_ns)
