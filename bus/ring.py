@@ -106,9 +106,7 @@ class Ring:
         """
         dealer = self._neighbour(endpoint)
         array = np.frombuffer(payload, np.uint8) if isinstance(payload, bytes) else payload
-        if (
-            array.ndim == 1 or array.nbytes <= FRAGMENT_BYTES
-        ):  # every decode step; written out because this path is run cold
+        if array.ndim == 1 or array.nbytes <= FRAGMENT_BYTES:  # every decode step: written out, since it runs cold
             self._push(dealer, endpoint, frame, frame.flags, frame.position, array)
             return
         step = FRAGMENT_BYTES // (array.nbytes // len(array))

@@ -1,0 +1,256 @@
+"""Examples of messages, hubs on threads and in child processes, and clients at them: shared by the bus's tests."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import zmq
+from hypothesis import strategies as st
+from msgspec import inspect
+
+from bus.client import BusClient, HubPaths, RequestError
+from bus.config import NodeConfig, write_config
+from bus.hub import Hub
+from bus.messages import HubDescribe, HubState, Message, PeerDial, RequestDone, kind_of
+from bus.process import ADDRESS_VARIABLE
+from bus.wire import Envelope
+from cluster.shard import Shard
+
+ROOT = Path(__file__).resolve().parent.parent
+WITHIN_S = 10.0
+
+M = TypeVar("M", bound=Message)
+
+# -- examples of messages, made from what msgspec knows of their classes
+
+
+def example(cls: type[M]) -> M:
+    """One value of a message class, always the same: no field has its default."""
+    return msgspec.convert(_sample(inspect.type_info(cls), cls.__name__), cls)
+
+
+def _sample(kind: inspect.Type, path: str) -> Any:
+    match kind:
+        case inspect.Metadata(type=inner):
+            return _sample(inner, path)
+        case inspect.StructType():
+            return _sample_struct(kind, path)
+        case inspect.VarTupleType(item_type=item):
+            return [_sample(item, f"{path}[{index}]") for index in range(2)]
+        case inspect.DictType(key_type=key, value_type=value):
+            return {_sample(key, f"{path} key"): _sample(value, f"{path} value")}
+        case inspect.UnionType(types=types):
+            return _sample(next(member for member in types if not isinstance(member, inspect.NoneType)), path)
+        case _:
+            scalars = {bool: True, int: len(path) * 1001, float: len(path) + 0.25, str: f"{path} é"}
+            return scalars[_SCALARS[type(kind)]]
+
+
+def _sample_struct(kind: inspect.StructType, path: str) -> Any:
+    if kind.cls is Shard:
+        return {"model_id": "tiny", "start_layer": 1, "end_layer": 3, "n_layers": 4}
+    tags = {kind.tag_field: kind.tag} if kind.tag_field else {}
+    return tags | {field.name: _sample(field.type, f"{path}.{field.name}") for field in kind.fields}
+
+
+_SCALARS: dict[type[inspect.Type], type] = {
+    inspect.BoolType: bool,
+    inspect.IntType: int,
+    inspect.FloatType: float,
+    inspect.StrType: str,
+    inspect.NoneType: type(None),
+}
+_ANY_SCALAR: dict[type, st.SearchStrategy[Any]] = {
+    bool: st.booleans(),
+    int: st.integers(-(2**63), 2**64 - 1),
+    float: st.floats(allow_nan=False),
+    str: st.text(max_size=8),
+    type(None): st.none(),
+}
+
+
+def any_value(kind: inspect.Type) -> st.SearchStrategy[Any]:
+    """Values of a field's type, as plain Python objects."""
+    match kind:
+        case inspect.Metadata(type=inner):
+            return any_value(inner)
+        case inspect.StructType():
+            return _any_struct(kind)
+        case inspect.VarTupleType(item_type=item):
+            return st.lists(any_value(item), max_size=2)
+        case inspect.DictType(key_type=key, value_type=value):
+            return st.dictionaries(any_value(key), any_value(value), max_size=2)
+        case inspect.UnionType(types=types):
+            return st.one_of([any_value(member) for member in types])
+        case _:
+            return _ANY_SCALAR[_SCALARS[type(kind)]]
+
+
+def _any_struct(kind: inspect.StructType) -> st.SearchStrategy[Any]:
+    if kind.cls is Shard:
+        return st.lists(st.integers(0, 99), min_size=3, max_size=3, unique=True).map(_shard)
+    tags = {kind.tag_field: st.just(kind.tag)} if kind.tag_field else {}
+    return st.fixed_dictionaries(tags | {field.name: any_value(field.type) for field in kind.fields})
+
+
+def _shard(numbers: list[int]) -> dict[str, Any]:
+    start, end, n_layers = sorted(numbers)
+    return {"model_id": "m", "start_layer": start, "end_layer": end, "n_layers": n_layers}
+
+
+# -- hubs and clients
+
+
+@dataclass
+class RunningHub:
+    """A hub that serves on a thread; read its `hub` only after `stop`, or only what never changes."""
+
+    hub: Hub
+    run_dir: Path
+    thread: threading.Thread
+    stopped: threading.Event
+
+    @property
+    def node_id(self) -> str:
+        return self.hub.node_id
+
+    @property
+    def endpoint(self) -> str:
+        return self.hub.endpoint
+
+    def stop(self) -> None:
+        """End it with a good-bye. Twice is no error."""
+        self.stopped.set()
+        if self.thread.is_alive():
+            with zmq.Context() as context, context.socket(zmq.DEALER) as knock:  # or it waits for its poll to end
+                knock.setsockopt(zmq.LINGER, 0)
+                knock.connect(HubPaths(self.run_dir).work)
+                knock.send(b"")
+                self.thread.join(WITHIN_S)
+        self.thread.join(WITHIN_S)
+        assert not self.thread.is_alive(), "the hub does not stop"
+
+
+@contextmanager
+def run_folder() -> Iterator[Path]:
+    """A short path for ipc end points."""
+    folder = Path(tempfile.mkdtemp(prefix="xb-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def running_hub(node_id: str, *, cluster: str = "home", incarnation: int = 1, port: int = 0) -> Iterator[RunningHub]:
+    """A real hub on loopback. Its name is `name of NODE_ID`."""
+    with run_folder() as run_dir:
+        hub = Hub(run_dir, node_id, f"name of {node_id}", incarnation, cluster, "127.0.0.1", port)
+        stopped = threading.Event()
+
+        def serve() -> None:
+            hub.run(stopped.is_set)
+            hub.close()
+
+        running = RunningHub(hub, run_dir, threading.Thread(target=serve, name=f"hub {node_id}"), stopped)
+        running.thread.start()
+        try:
+            yield running
+        finally:
+            running.stop()
+
+
+@dataclass
+class HubProcess:
+    """A hub in a process of its own, which a test may kill."""
+
+    process: subprocess.Popen[bytes]
+    config: NodeConfig
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+
+@contextmanager
+def hub_process(config: NodeConfig) -> Iterator[HubProcess]:
+    """`python -m bus.hub` as a supervisor would start it."""
+    write_config(config)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bus.hub"],
+        cwd=ROOT,
+        env={ADDRESS_VARIABLE: config.run_dir, "PATH": "", "EXOBUS_LOG": "ERROR"},
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        yield HubProcess(process, config)
+    finally:
+        process.kill()
+        process.communicate(timeout=WITHIN_S)
+
+
+@asynccontextmanager
+async def client(run_dir: Path, node_id: str, name: str, *topics: type[Message] | str) -> AsyncIterator[BusClient]:
+    """A client that its hub has met."""
+    bus = BusClient(run_dir, node_id, name)
+    await bus.start([topic if isinstance(topic, str) else kind_of(topic) for topic in topics])
+    try:
+        await described(bus, lambda state: name in [actor.name for actor in state.actors])
+        yield bus
+    finally:
+        await bus.close()
+
+
+async def described(bus: BusClient, wanted: Callable[[HubState], bool], hub: str = "hub") -> HubState:
+    """The first state of a hub that is as wanted. Asks until then; TimeoutError at the deadline."""
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            try:
+                state = await bus.request(hub, HubDescribe(), HubState, 1.0)
+            except RequestError:
+                continue
+            if wanted(state):
+                return state
+
+
+async def heard(bus: BusClient, cls: type[M] | tuple[type[M], ...], within_s: float = WITHIN_S) -> tuple[M, Envelope]:
+    """The next delivery of this class; others are passed over."""
+    async with asyncio.timeout(within_s):
+        async for envelope in bus.deliveries():
+            if isinstance(envelope.message, cls):
+                return envelope.message, envelope
+    raise AssertionError("deliveries never end")
+
+
+async def link(bus: BusClient, *endpoints: str) -> HubState:
+    """Have the client's hub dial others, and wait until as many links stand."""
+    for endpoint in endpoints:
+        await bus.request("hub", PeerDial(endpoint), RequestDone, WITHIN_S)
+    return await described(bus, lambda state: len(state.peers) >= len(endpoints))
+
+
+async def subscribed(bus: BusClient, hub: str, *topics: str) -> None:
+    """Wait until the hub at this address knows that somebody behind it wants these topics."""
+    await described(bus, lambda state: set(topics) <= set(state.subscriptions), hub)
+
+
+def in_time(what: Callable[[], bool], within_s: float = WITHIN_S) -> bool:
+    """Whether `what` comes true in time."""
+    pause, tries = threading.Event(), round(within_s / 0.005)
+    return any(what() or pause.wait(0.005) for _ in range(tries))
+
+
+def kinds(classes: Sequence[type[Message]]) -> list[str]:
+    return [kind_of(cls) for cls in classes]
