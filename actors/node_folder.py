@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from bus.config import CONFIG_FILE, NodeConfig, read_config
 
+_RUN_PREFIX = "exobus-"
 _NODE_ID = re.compile(r"[0-9a-f]{16}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -73,12 +74,21 @@ def open_folder(path: Path) -> NodeFolder:
         raise FolderError(f"{path} cannot be written ({error.strerror}); pass another --data-dir") from None
     try:
         node_id = _identity(path)
-        run_dir = Path(tempfile.mkdtemp(prefix="exobus-"))
+        _clear_left_behind(path)
+        run_dir = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX))
         (path / "run").write_text(str(run_dir))
     except BaseException:
         lock.release()
         raise
     return NodeFolder(path, node_id, run_dir, lock)
+
+
+def _clear_left_behind(path: Path) -> None:
+    """Remove the run folder of a node that was killed: we hold its lock, so it is not there any more."""
+    with suppress(OSError):
+        run_dir = Path((path / "run").read_text())
+        if run_dir.parent == Path(tempfile.gettempdir()) and run_dir.name.startswith(_RUN_PREFIX):
+            shutil.rmtree(run_dir)
 
 
 def _identity(path: Path) -> str:

@@ -101,23 +101,9 @@ def unpack(header: bytes, payload: bytes | memoryview) -> tuple[Frame, npt.NDArr
     """
     if len(header) != HEADER_BYTES:
         raise FrameError("header size")
-    (
-        magic,
-        version,
-        flags,
-        sequence,
-        epoch,
-        session,
-        position,
-        rows,
-        width,
-        dtype,
-        stage,
-        _,
-        trace,
-        sent,
-        spent,
-    ) = _layout.unpack(header)
+    magic, version, flags, sequence, epoch, session, position, rows, width, dtype, stage, _, trace, sent, spent = (
+        _layout.unpack(header)
+    )  # fmt: skip
     if magic != MAGIC:
         raise FrameError("magic")
     if version != FRAME_VERSION:
