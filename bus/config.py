@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 
@@ -57,7 +58,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def loopback(self) -> bool:
         """Whether nothing but this machine can reach the node."""
-        return self.host in ("127.0.0.1", "::1", "localhost")
+        return ipaddress.ip_address(self.host).is_loopback
 
 
 def write_config(config: NodeConfig) -> Path:

@@ -18,6 +18,7 @@ from pathlib import Path
 import zmq
 
 from bus.client import HubPaths
+from bus.facts import Facts
 from bus.links import Links
 from bus.mesh import Mesh
 from bus.messages import (
@@ -46,7 +47,6 @@ from bus.wire import Envelope, WireError, decode, decode_header, encode, new_hea
 
 logger = logging.getLogger(__name__)
 
-TAP = b"tap."  # work passing through is repeated under this topic, for whoever inspects the bus
 _STAY_HERE = frozenset(kind.encode() for kind in LOCAL_KINDS)
 
 
@@ -61,8 +61,7 @@ class Hub:
         self.counters: Counter[str] = Counter()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 8192)
-        self._facts_in = open_socket(self._context, zmq.XSUB)
-        self._facts_out = open_socket(self._context, zmq.XPUB)
+        self._facts = Facts(self._context)
         self._work = open_socket(self._context, zmq.ROUTER)
         self._tcp = open_socket(self._context, zmq.ROUTER)
         try:
@@ -71,8 +70,6 @@ class Hub:
             self._context.destroy(linger=0)
             raise
         self._roster = Roster()
-        self._topics: set[bytes] = set()  # topics that our own actors subscribed to
-        self._upstream: set[bytes] = set()  # topics that our publishers are asked for
         self._sequence = 0
         self._poller = zmq.Poller()
         mesh = Mesh(node_id, cluster)
@@ -80,15 +77,16 @@ class Hub:
         self._sources: dict[zmq.Socket[bytes], Callable[[], None]] = {
             self._work: self._from_actor,
             self._tcp: self._from_hub,
-            self._facts_in: self._from_publisher,
-            self._facts_out: self._from_subscriber,
+            self._facts.publishers: self._from_publisher,
+            self._facts.subscribers: self._from_subscriber,
         }
         for source in self._sources:
             self._poller.register(source, zmq.POLLIN)
 
     def _bind(self, paths: HubPaths, host: str, port: int) -> str:
         endpoint = bind_tcp(self._tcp, host, port)
-        ipc = {self._facts_in: paths.facts_in, self._facts_out: paths.facts_out, self._work: paths.work}
+        facts = {self._facts.publishers: paths.facts_in, self._facts.subscribers: paths.facts_out}
+        ipc = {**facts, self._work: paths.work}
         for socket, path in ipc.items():
             try:
                 socket.bind(path)
@@ -124,7 +122,7 @@ class Hub:
         node_id, _, actor = frames[0].decode().partition("/")
         sender = decode_header(frames).sender.partition("/")[2]
         self._roster.heard(sender, routing_id, time.monotonic())
-        self._tap(frames)
+        self._facts.tap(frames)
         if node_id not in ("", self.node_id):
             self._forward(node_id, frames)
         elif actor == "hub":
@@ -148,14 +146,14 @@ class Hub:
         self._check_sender(source, frames)
         if node_id != self.node_id:
             raise WireError("misdirected")
-        self._tap(frames)
+        self._facts.tap(frames)
         self._deliver(actor, frames)
 
     def _fact_from_hub(self, source: bytes, frames: list[bytes]) -> None:
         self._check_sender(source, frames)
         if frames[0] in _STAY_HERE or frames[0] != decode_header(frames).kind.encode():
             raise WireError("misdirected")
-        self._facts_out.send_multipart(frames)
+        self._facts.tell(frames)
 
     def _check_sender(self, source: bytes, frames: Sequence[bytes]) -> None:
         """A hub speaks for its own actors only."""
@@ -164,26 +162,15 @@ class Hub:
             raise WireError("sender")
 
     def _from_publisher(self) -> None:
-        frames = self._facts_in.recv_multipart()
-        self._facts_out.send_multipart(frames)
+        frames = self._facts.next_fact()
+        self._facts.tell(frames)
         if frames[0] not in _STAY_HERE:
             self._links.publish(frames)
 
     def _from_subscriber(self) -> None:
-        message = self._facts_out.recv()
-        topic = message[1:]
-        self._topics.add(topic) if message[:1] == b"\x01" else self._topics.discard(topic)
-        self._links.tell_all(LinkSubscribe(self._subscriptions()))
-        self._filter_at_source()
-
-    def _filter_at_source(self) -> None:
-        """Have our publishers send what anyone wants, here or behind a link, and nothing else."""
-        wanted = self._topics | self._links.wanted()
-        for topic in wanted - self._upstream:
-            self._facts_in.send(b"\x01" + topic)
-        for topic in self._upstream - wanted:
-            self._facts_in.send(b"\x00" + topic)
-        self._upstream = wanted
+        self._facts.next_subscription()
+        self._links.tell_all(LinkSubscribe(self._facts.topics()))
+        self._facts.filter_at_source(self._links.wanted())
 
     def _count(self, serve: Callable[..., None], *arguments: object) -> None:
         """Serve frames from outside; what is not ours is counted and dropped."""
@@ -216,14 +203,14 @@ class Hub:
         message = envelope.message
         if isinstance(message, LinkHello):
             self._links.greeted(source, message, peer_address)
-            self._filter_at_source()
+            self._facts.filter_at_source(self._links.wanted())
             return
         node_id = self._links.node_of(source)
         if envelope.node != node_id:
             raise WireError("sender")
         if isinstance(message, LinkSubscribe):
             self._links.wants(node_id, message)
-            self._filter_at_source()
+            self._facts.filter_at_source(self._links.wanted())
         elif isinstance(message, LinkBye):
             self._links.left(node_id)
         elif isinstance(message, HubDescribe):
@@ -237,7 +224,7 @@ class Hub:
             self._answer(envelope, RequestFailed("unsupported", f"a hub does not serve {envelope.header.kind}"))
 
     def _introduction(self) -> LinkHello:
-        return LinkHello(self.node_id, self.name, self.incarnation, self.endpoint, self.cluster, self._subscriptions())
+        return LinkHello(self.node_id, self.name, self.incarnation, self.endpoint, self.cluster, self._facts.topics())
 
     def _state(self) -> HubState:
         own = HubActor("hub", os.getpid())
@@ -247,7 +234,7 @@ class Hub:
             self.endpoint,
             (own, *self._roster.present(time.monotonic())),
             self._links.standing(),
-            self._subscriptions(),
+            self._facts.topics(),
             dict(self.counters),
         )
 
@@ -291,18 +278,10 @@ class Hub:
         else:
             self._forward(node_id, frames)
 
-    def _tap(self, frames: Sequence[bytes]) -> None:
-        if any(TAP.startswith(topic) or topic.startswith(TAP) for topic in self._topics):
-            kind = decode_header(frames).kind.encode()
-            self._facts_out.send_multipart([TAP + kind, *frames[1:3]])
-
     def _announce(self, fact: Message) -> None:
         self._sequence += 1
         header = new_header(fact, f"{self.node_id}/hub", sequence=self._sequence)
-        self._facts_out.send_multipart(encode(header.kind, header, fact))
-
-    def _subscriptions(self) -> tuple[str, ...]:
-        return tuple(sorted(topic.decode(errors="replace") for topic in self._topics))
+        self._facts.tell(encode(header.kind, header, fact))
 
 
 def _peer_address(part: zmq.Frame) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import re
@@ -11,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import typer
 
 from actors.node_folder import FolderError, NodeFolder, check_name, first_free, open_folder
@@ -20,11 +22,9 @@ from cli.exits import FAILED, USAGE
 from cli.nodes import default_parent
 from cli.screen import NodeScreen
 from cli.sizes import parse_bytes
+from discovery.manual import peer_endpoint
 from engines.registry import ENGINES
 from models.cache import default_cache_root
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_PEER = re.compile(r"(?:tcp://)?(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,19 +76,34 @@ def check(asked: Asked) -> None:
     check_name(asked.name or default_name())
     if asked.engine not in ("auto", *ENGINES):
         raise BadOption(f"there is no engine {asked.engine!r}; choose auto or one of {', '.join(ENGINES)}")
-    if asked.host not in LOOPBACK and not asked.insecure:
-        raise BadOption(
-            f"--host {asked.host} would open the bus to the network, and it is not encrypted yet; "
-            "add --insecure if you trust everyone on it"
-        )
+    check_host(asked.host, insecure=asked.insecure)
     if asked.memory is not None and parse_bytes(asked.memory) == 0:
         raise BadOption("--memory 0 leaves no room for any layer; give an amount such as 12GB")
     if asked.cards is not None and not asked.cards.exists():
         raise BadOption(f"--cards {asked.cards} does not exist; give a folder of model cards")
     for peer in _peers(asked):
-        match = _PEER.fullmatch(peer)
-        if match is None or not 1 <= int(match["port"]) <= 65535:
-            raise BadOption(f"--peer {peer!r} is no bus address; write host:port, as the other node's screen shows it")
+        peer_endpoint(peer)
+
+
+def check_host(host: str, *, insecure: bool) -> None:
+    """Raises BadOption for what is no address, for the wildcard, and for the network while nobody asked for it."""
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+    except ValueError:
+        raise BadOption(f"--host {host!r} is no address; {_addresses_here()}") from None
+    if address.is_unspecified:
+        raise BadOption(f"--host {host} is no address that other machines can dial; {_addresses_here()}")
+    if not address.is_loopback and not insecure:
+        raise BadOption(
+            f"--host {host} would open the bus to the network, and it is not encrypted yet; "
+            "add --insecure if you trust everyone on it"
+        )
+
+
+def _addresses_here() -> str:
+    families = (socket.AF_INET, socket.AF_INET6)
+    found = {a.address for addresses in psutil.net_if_addrs().values() for a in addresses if a.family in families}
+    return f"name one of this machine's: {', '.join(sorted(found))}"
 
 
 def settings(asked: Asked, folder: NodeFolder) -> NodeConfig:
@@ -101,11 +116,11 @@ def settings(asked: Asked, folder: NodeFolder) -> NodeConfig:
         data_dir=str(folder.path),
         cache_dir=str(default_cache_root()),
         cards_dir=str(asked.cards.absolute()) if asked.cards else "",
-        host=asked.host,
+        host="127.0.0.1" if asked.host == "localhost" else asked.host,
         api_port=_port(asked.host, asked.api_port, DEFAULT_API_PORT),
         bus_port=_port(asked.host, asked.bus_port, DEFAULT_BUS_PORT),
         discovery_port=asked.discovery_port,
-        peers=tuple(peer.removeprefix("tcp://") for peer in _peers(asked)),
+        peers=_peers(asked),
         engine=asked.engine,
         memory=parse_bytes(asked.memory) if asked.memory else 0,
         threads=asked.threads or 0,
@@ -120,7 +135,8 @@ def default_name() -> str:
 def _peers(asked: Asked) -> tuple[str, ...]:
     """The peers that were asked for; those of the environment where the command names none."""
     listed = os.environ.get("EXOBUS_PEER", "").split(",")
-    return asked.peers or tuple(peer.strip() for peer in listed if peer.strip())
+    named = asked.peers or tuple(peer.strip() for peer in listed if peer.strip())
+    return tuple(peer.removeprefix("tcp://") for peer in named)
 
 
 def _folder(asked: Asked) -> NodeFolder:

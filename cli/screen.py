@@ -93,6 +93,4 @@ def add_node_command(config: NodeConfig, hub: HubState) -> str:
     endpoint = hub.endpoint.removeprefix("tcp://")
     if config.loopback:
         return f"exobus node --name second --peer {endpoint}   (here; for other machines see --host)"
-    port = endpoint.rpartition(":")[2]
-    host = "THIS-MACHINE" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104
-    return f"exobus node --host OWN-ADDRESS --insecure --peer {host}:{port}   (on the other machine)"
+    return f"exobus node --host OWN-ADDRESS --insecure --peer {endpoint}   (on the other machine)"

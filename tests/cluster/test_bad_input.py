@@ -91,7 +91,8 @@ def test_two_nodes_cannot_share_a_data_folder(tmp_path: Path) -> None:
     [
         (("--engine", "abacus"), "mlx, tinygrad, numpy"),
         (("--memory", "lots"), "12GB"),
-        (("--host", "0.0.0.0"), "--insecure"),
+        (("--host", "0.0.0.0"), "127.0.0.1"),
+        (("--host", "192.0.2.1"), "--insecure"),
         (("--peer", "not a peer"), "host:port"),
         (("--name", "../up"), "node name"),
     ],
