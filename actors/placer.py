@@ -120,14 +120,16 @@ class Placer:
         await self._bus.publish(InstanceDown(instance.instance_id, instance.epoch, "it was replaced"))
 
     async def _unload(self, instance: Instance) -> None:
+        """The first stage before the others: once it is empty, no opening is on its way to them."""
+        for stages in (instance.stages[:1], instance.stages[1:]):
+            await asyncio.gather(*(self._unload_stage(instance, stage) for stage in stages))
+
+    async def _unload_stage(self, instance: Instance, stage: Stage) -> None:
         work = ShardUnload(instance.instance_id, instance.epoch)
-        nodes = [f"{stage.node_id}/node" for stage in instance.stages]
-        unloads = (self._bus.request(node, work, RequestDone, DRAIN_WITHIN_S) for node in nodes)
-        for node, result in zip(nodes, await asyncio.gather(*unloads, return_exceptions=True), strict=True):
-            if isinstance(result, RequestError):
-                logger.warning("%s could not unload %s: %s", node, instance.model_id, result.message)
-            elif isinstance(result, BaseException):
-                raise result
+        try:
+            await self._bus.request(f"{stage.node_id}/node", work, RequestDone, DRAIN_WITHIN_S)
+        except RequestError as error:
+            logger.warning("%s could not be unloaded: %s", stage.shard, error.message)
 
 
 def _raise_first(results: list[Stage | BaseException]) -> None:

@@ -13,11 +13,11 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import zmq
 
 from bus.client import HubPaths
+from bus.config import NodeConfig
 from bus.facts import Facts
 from bus.links import Links
 from bus.mesh import Mesh
@@ -53,11 +53,10 @@ _STAY_HERE = frozenset(kind.encode() for kind in LOCAL_KINDS)
 class Hub:
     """One hub. `run` serves until `stopped()` is true; everything happens on the calling thread."""
 
-    def __init__(
-        self, run_dir: Path, node_id: str, name: str, incarnation: int, cluster: str, host: str, port: int
-    ) -> None:
+    def __init__(self, config: NodeConfig) -> None:
         """Bind everything. Raises OSError with a sentence where a port or the folder cannot be used."""
-        self.node_id, self.name, self.incarnation, self.cluster = node_id, name, incarnation, cluster
+        self.node_id, self.name = config.node_id, config.name
+        self._config = config
         self.counters: Counter[str] = Counter()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 8192)
@@ -65,14 +64,14 @@ class Hub:
         self._work = open_socket(self._context, zmq.ROUTER)
         self._tcp = open_socket(self._context, zmq.ROUTER)
         try:
-            self.endpoint = self._bind(HubPaths(run_dir), host, port)
+            self.endpoint = self._bind(HubPaths(config.run_path), config.host, config.bus_port)
         except OSError:
             self._context.destroy(linger=0)
             raise
         self._roster = Roster()
         self._sequence = 0
         self._poller = zmq.Poller()
-        mesh = Mesh(node_id, cluster)
+        mesh = Mesh(config.node_id, config.cluster)
         self._links = Links(self._context, self._poller, mesh, self._introduction, self._announce, self.counters)
         self._sources: dict[zmq.Socket[bytes], Callable[[], None]] = {
             self._work: self._from_actor,
@@ -224,7 +223,8 @@ class Hub:
             self._answer(envelope, RequestFailed("unsupported", f"a hub does not serve {envelope.header.kind}"))
 
     def _introduction(self) -> LinkHello:
-        return LinkHello(self.node_id, self.name, self.incarnation, self.endpoint, self.cluster, self._facts.topics())
+        life, cluster = self._config.incarnation, self._config.cluster
+        return LinkHello(self.node_id, self.name, life, self.endpoint, cluster, self._facts.topics())
 
     def _state(self) -> HubState:
         own = HubActor("hub", os.getpid())
@@ -299,15 +299,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: stopping.append(number))
     try:
-        hub = Hub(
-            config.run_path,
-            config.node_id,
-            config.name,
-            config.incarnation,
-            config.cluster,
-            config.host,
-            config.bus_port,
-        )
+        hub = Hub(config)
     except OSError as error:
         logger.error("%s", error)
         raise SystemExit(CANNOT_START) from None

@@ -24,6 +24,7 @@ from bus.sockets import DATA_BYTES, DATA_MARK, bind_tcp, connect, open_socket
 Array = npt.NDArray[np.generic]
 
 SEND_WITHIN_MS = 2000
+LINGER_MS = 200
 GONE_FOR_S = 5.0  # so long nobody waits again for a neighbour that took nothing
 COPY_BELOW = 64 << 10  # bytes; sending a smaller frame without a copy costs more than the copy
 MAX_SENDERS = 1024  # a sender that reconnects counts as a new one
@@ -120,10 +121,10 @@ class Ring:
         self._neighbour(endpoint)
 
     def close(self) -> None:
-        """Close every socket; what was not sent is dropped."""
+        """Close every socket; frames on their way out, such as a close, have a moment."""
         with self._waking:
             self._waker.close()
-        self._context.destroy(linger=0)
+        self._context.destroy(linger=LINGER_MS)
 
     def _push(
         self, dealer: zmq.Socket[bytes], endpoint: str, frame: Frame, flags: int, position: int, part: Array

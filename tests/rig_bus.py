@@ -153,11 +153,27 @@ def run_folder() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+def hub_config(
+    run_dir: Path, node_id: str, name: str = "a hub", incarnation: int = 1, cluster: str = "home", port: int = 0
+) -> NodeConfig:
+    """The settings of a node that is nothing but a hub on loopback."""
+    return NodeConfig(
+        node_id=node_id,
+        name=name,
+        incarnation=incarnation,
+        cluster=cluster,
+        run_dir=str(run_dir),
+        data_dir="",
+        cache_dir="",
+        bus_port=port,
+    )
+
+
 @contextmanager
 def running_hub(node_id: str, *, cluster: str = "home", incarnation: int = 1, port: int = 0) -> Iterator[RunningHub]:
     """A real hub on loopback. Its name is `name of NODE_ID`."""
     with run_folder() as run_dir:
-        hub = Hub(run_dir, node_id, f"name of {node_id}", incarnation, cluster, "127.0.0.1", port)
+        hub = Hub(hub_config(run_dir, node_id, f"name of {node_id}", incarnation, cluster, port))
         stopped = threading.Event()
 
         def serve() -> None:

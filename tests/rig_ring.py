@@ -42,6 +42,7 @@ from cluster.placement import Instance, Stage
 from cluster.shard import Shard
 from cluster.topology import NodeRecord, Topology
 from models.tokenizer import Tokenizer
+from tests.rig_bus import hub_config
 from tests.rig_models import EOS_TOKEN_ID, write_tokenizer_files
 from tests.rig_stage import EPOCH, WITHIN_S, StageThread, Telling
 
@@ -198,7 +199,7 @@ def stop_gateway(process: subprocess.Popen[bytes]) -> int:
 @contextmanager
 def running_hub(run_dir: Path) -> Iterator[Hub]:
     """A hub on a thread."""
-    hub, stopped = Hub(run_dir, NODE_ID, "rig", 1, "test", "127.0.0.1", 0), threading.Event()
+    hub, stopped = Hub(hub_config(run_dir, NODE_ID, "rig", cluster="test")), threading.Event()
     thread = threading.Thread(target=hub.run, args=(stopped.is_set,), daemon=True)
     thread.start()
     try:

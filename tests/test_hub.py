@@ -38,6 +38,7 @@ from tests.rig_bus import (
     client,
     described,
     heard,
+    hub_config,
     hub_process,
     link,
     run_folder,
@@ -213,7 +214,7 @@ def test_a_hub_says_what_it_does_not_do_also_to_another_node() -> None:
 
 def test_a_killed_peer_is_down_in_a_moment_and_requests_to_it_end() -> None:
     async def test(hub: RunningHub, folder: Path) -> None:
-        config = NodeConfig(node_id=B, name="victim", incarnation=1, run_dir=str(folder), data_dir="", cache_dir="")
+        config = hub_config(folder, B, "victim")
         with hub_process(config) as victim:
             async with client(folder, B, "worker") as worker, clients([hub], "asker", PeerDown) as [asker]:
                 await link(worker, hub.endpoint)
@@ -234,7 +235,7 @@ def test_a_killed_peer_is_down_in_a_moment_and_requests_to_it_end() -> None:
 
 def test_a_hub_that_begins_anew_knows_its_actors_and_its_peer_again() -> None:
     async def test(hub: RunningHub, folder: Path) -> None:
-        config = NodeConfig(node_id=B, name="victim", incarnation=1, run_dir=str(folder), data_dir="", cache_dir="")
+        config = hub_config(folder, B, "victim")
         with hub_process(config) as victim:
             async with client(folder, B, "worker") as worker, clients([hub], "asker", PeerUp, PeerDown) as [asker]:
                 port = int((await link(worker, hub.endpoint)).endpoint.rpartition(":")[2])
@@ -412,9 +413,9 @@ def test_a_taken_port_is_one_sentence() -> None:
     with running_hub(A) as hub, run_folder() as folder:
         port = int(hub.endpoint.rpartition(":")[2])
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another"):
-            Hub(folder, B, "second", 1, "home", "127.0.0.1", port)
+            Hub(hub_config(folder, B, port=port))
 
 
 def test_a_folder_that_is_not_there_is_one_sentence() -> None:
     with pytest.raises(OSError, match="cannot listen on ipc:///no/such/folder/"):
-        Hub(Path("/no/such/folder"), B, "second", 1, "home", "127.0.0.1", 0)
+        Hub(hub_config(Path("/no/such/folder"), B))
