@@ -10,6 +10,8 @@ from bus.config import NodeConfig
 from bus.messages import (
     HubDescribe,
     HubState,
+    InstanceDown,
+    InstanceUp,
     LinkMeasured,
     LinkProbe,
     NodeRecorded,
@@ -67,6 +69,17 @@ class TopologyActor(Actor):
             peer.capabilities = message.record.capabilities
         self._instances[envelope.node] = message.instances
         await self._adopt(self._topology.with_node(message.record))
+
+    @on(InstanceUp)
+    async def instance_up(self, message: InstanceUp, envelope: Envelope) -> None:
+        """Known at once; the placer's next record repeats it."""
+        self._instances[envelope.node] = (*self._instances.get(envelope.node, ()), message.instance)
+
+    @on(InstanceDown)
+    async def instance_down(self, message: InstanceDown, envelope: Envelope) -> None:
+        """Whoever saw it first says so, for all."""
+        for node, placed in self._instances.items():
+            self._instances[node] = tuple(i for i in placed if i.instance_id != message.instance_id)
 
     @on(LinkMeasured)
     async def measured(self, message: LinkMeasured, envelope: Envelope) -> None:
