@@ -21,7 +21,8 @@ run-node: $(VENV)/.node ## start a node here (ARGS="--name second --peer host:po
 	@$(BIN)/exobus node $(ARGS)
 
 run-cluster: $(VENV)/.node ## start N nodes on this machine (N=2)
-	@trap 'kill 0' INT TERM; for i in $$(seq 1 $(N)); do $(BIN)/exobus node --name node-$$i $(ARGS) & done; wait
+	@trap 'kill $$(jobs -p) 2>/dev/null || true' INT TERM; \
+	for i in $$(seq 1 $(N)); do $(BIN)/exobus node --name node-$$i $(ARGS) & done; wait || wait
 
 check: $(VENV)/.dev ## formatting, lint, types, and whether protocol.md is true
 	$(BIN)/ruff format --check .

@@ -16,9 +16,10 @@ DEFAULT_DISCOVERY_PORT = 52413
 
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """A node's settings. Ports: 0 means any free one. Memory in bytes: 0 means all that is available.
+    """A node's settings.
 
-    Threads of an engine: 0 means this node's share of the machine's cores.
+    Ports: 0 means any free one, None the usual one or, where that is taken, any. Memory in bytes: 0 means all that is
+    available. Threads of an engine: 0 means this node's share of the machine's cores.
     """
 
     node_id: str
@@ -29,8 +30,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache_dir: str
     cards_dir: str = ""
     host: str = "127.0.0.1"
-    api_port: int = 0
-    bus_port: int = 0
+    api_port: int | None = 0
+    bus_port: int | None = 0
     discovery_port: int = DEFAULT_DISCOVERY_PORT
     cluster: str = "home"
     peers: tuple[str, ...] = ()
@@ -59,6 +60,14 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     def loopback(self) -> bool:
         """Whether nothing but this machine can reach the node."""
         return ipaddress.ip_address(self.host).is_loopback
+
+
+def ports_to_try(asked: int | None, usual: int) -> tuple[int, ...]:
+    """The ports to bind to, in order of preference; 0 is any free one.
+
+    Trying is the only way to know: a port that was free a moment ago may be another node's by now.
+    """
+    return (usual, 0) if asked is None else (asked,)
 
 
 def write_config(config: NodeConfig) -> Path:

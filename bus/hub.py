@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from bus.client import HubPaths
-from bus.config import NodeConfig
+from bus.config import DEFAULT_BUS_PORT, NodeConfig, ports_to_try
 from bus.facts import Facts
 from bus.links import Links
 from bus.mesh import Mesh
@@ -42,7 +42,7 @@ from bus.messages import (
 )
 from bus.process import CANNOT_START, begin
 from bus.roster import Roster
-from bus.sockets import bind_tcp, open_socket
+from bus.sockets import bind_first, open_socket
 from bus.wire import Envelope, WireError, decode, decode_header, encode, new_header
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Hub:
         self._work = open_socket(self._context, zmq.ROUTER)
         self._tcp = open_socket(self._context, zmq.ROUTER)
         try:
-            self.endpoint = self._bind(HubPaths(config.run_path), config.host, config.bus_port)
+            self.endpoint = self._bind(HubPaths(config.run_path), ports_to_try(config.bus_port, DEFAULT_BUS_PORT))
         except OSError:
             self._context.destroy(linger=0)
             raise
@@ -82,8 +82,8 @@ class Hub:
         for source in self._sources:
             self._poller.register(source, zmq.POLLIN)
 
-    def _bind(self, paths: HubPaths, host: str, port: int) -> str:
-        endpoint = bind_tcp(self._tcp, host, port)
+    def _bind(self, paths: HubPaths, ports: Sequence[int]) -> str:
+        endpoint = bind_first(self._tcp, self._config.host, ports)
         facts = {self._facts.publishers: paths.facts_in, self._facts.subscribers: paths.facts_out}
         ipc = {**facts, self._work: paths.work}
         for socket, path in ipc.items():

@@ -5,6 +5,9 @@ Knows options and end points, nothing of messages.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
+
 import zmq
 import zmq.asyncio
 
@@ -69,6 +72,14 @@ def bind_tcp(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, host: str, port: in
             f"cannot listen on {host}:{port}: {zmq.strerror(error.errno or 0)}; choose another port or host"
         ) from None
     return socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+
+def bind_first(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, host: str, ports: Sequence[int]) -> str:
+    """Bind to the first of `ports` that can be had. Raises OSError with the last one's sentence."""
+    for port in ports[:-1]:
+        with suppress(OSError):
+            return bind_tcp(socket, host, port)
+    return bind_tcp(socket, host, ports[-1])
 
 
 def connect(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str) -> None:

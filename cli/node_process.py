@@ -17,7 +17,7 @@ import typer
 
 from actors.node_folder import FolderError, NodeFolder, check_name, first_free, open_folder
 from actors.supervisor import run_node
-from bus.config import DEFAULT_API_PORT, DEFAULT_BUS_PORT, DEFAULT_DISCOVERY_PORT, NodeConfig, write_config
+from bus.config import DEFAULT_DISCOVERY_PORT, NodeConfig, write_config
 from cli.exits import FAILED, USAGE
 from cli.nodes import default_parent
 from cli.screen import NodeScreen
@@ -107,7 +107,7 @@ def _addresses_here() -> str:
 
 
 def settings(asked: Asked, folder: NodeFolder) -> NodeConfig:
-    """The node's settings. A port that nobody asked for is the usual one where that is free, else any."""
+    """The node's settings."""
     return NodeConfig(
         node_id=folder.node_id,
         name=asked.name or (folder.path.name if asked.data_dir is None else default_name()),
@@ -117,8 +117,8 @@ def settings(asked: Asked, folder: NodeFolder) -> NodeConfig:
         cache_dir=str(default_cache_root()),
         cards_dir=str(asked.cards.absolute()) if asked.cards else "",
         host="127.0.0.1" if asked.host == "localhost" else asked.host,
-        api_port=_port(asked.host, asked.api_port, DEFAULT_API_PORT),
-        bus_port=_port(asked.host, asked.bus_port, DEFAULT_BUS_PORT),
+        api_port=asked.api_port,
+        bus_port=asked.bus_port,
         discovery_port=asked.discovery_port,
         peers=_peers(asked),
         engine=asked.engine,
@@ -145,17 +145,6 @@ def _folder(asked: Asked) -> NodeFolder:
     if asked.name is not None:
         return open_folder(default_parent() / asked.name)
     return first_free(default_parent(), default_name())
-
-
-def _port(host: str, wanted: int | None, usual: int) -> int:
-    if wanted is not None:
-        return wanted
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, usual), family=family).close()
-    except OSError:
-        return 0
-    return usual
 
 
 def _log_to(folder: NodeFolder) -> None:

@@ -14,7 +14,7 @@ import uvicorn
 
 from bus.actor import Actor, on
 from bus.client import BusClient
-from bus.config import API_FILE, NodeConfig
+from bus.config import API_FILE, DEFAULT_API_PORT, NodeConfig, ports_to_try
 from bus.messages import DownloadProgress, InstanceDown, PeerDown, Status
 from bus.process import CannotStart
 from bus.wire import Envelope
@@ -93,18 +93,25 @@ class GatewayActor(Actor):
 
 
 def listen(config: NodeConfig) -> socket.socket:
-    """The listening socket. Port 0 is the port from before a restart, or any free one. Raises CannotStart."""
-    port = config.api_port or _port_before(config)
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    """The listening socket; after a restart, on the port from before if nothing else was asked. Raises CannotStart."""
+    *preferred, last = ports_to_try(config.api_port, DEFAULT_API_PORT)
+    if last == 0 and (before := _port_before(config)):
+        preferred.insert(0, before)
+    for port in preferred:
+        with suppress(OSError):
+            return _bound(config.host, port)
     try:
-        return socket.create_server((config.host, port), family=family, backlog=1024)
+        return _bound(config.host, last)
     except OSError as error:
-        if port and not config.api_port:
-            return socket.create_server((config.host, 0), family=family, backlog=1024)
         sentence = (
-            f"the gateway cannot listen on {config.host}:{port} ({error.strerror}); pass another --api-port or --host"
+            f"the gateway cannot listen on {config.host}:{last} ({error.strerror}); pass another --api-port or --host"
         )
         raise CannotStart(sentence) from None
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=1024)
 
 
 def announce(config: NodeConfig, listener: socket.socket) -> None:

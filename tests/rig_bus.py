@@ -154,7 +154,7 @@ def run_folder() -> Iterator[Path]:
 
 
 def hub_config(
-    run_dir: Path, node_id: str, name: str = "a hub", incarnation: int = 1, cluster: str = "home", port: int = 0
+    run_dir: Path, node_id: str, name: str = "a hub", incarnation: int = 1, cluster: str = "home", port: int | None = 0
 ) -> NodeConfig:
     """The settings of a node that is nothing but a hub on loopback."""
     return NodeConfig(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.node_folder import open_folder
-from bus.config import DEFAULT_API_PORT, NodeConfig
+from bus.config import NodeConfig, ports_to_try
 from bus.messages import HubState
 from cli.node_process import Asked, BadOption, check, settings
 from cli.screen import NodeScreen, add_node_command, ready_lines
@@ -129,15 +128,11 @@ def test_peers_come_from_the_environment_where_the_command_names_none(
     folder.close()
 
 
-def test_a_usual_port_that_is_taken_gives_way_to_any_free_one(tmp_path: Path) -> None:
+def test_a_port_that_nobody_asked_for_is_left_to_who_binds_it(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
-    try:
-        taken = socket.create_server(("127.0.0.1", DEFAULT_API_PORT))
-    except OSError:  # somebody else has it, which serves as well
-        taken = socket.socket()
-    with taken:
-        assert settings(Asked(), folder).api_port == 0
-        assert settings(Asked(api_port=DEFAULT_API_PORT), folder).api_port == DEFAULT_API_PORT
+    assert settings(Asked(), folder).api_port is None
+    assert settings(Asked(api_port=0, bus_port=7000), folder).bus_port == 7000
+    assert (ports_to_try(None, 52415), ports_to_try(0, 52415), ports_to_try(7000, 52415)) == ((52415, 0), (0,), (7000,))
     folder.close()
 
 

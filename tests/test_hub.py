@@ -419,3 +419,12 @@ def test_a_taken_port_is_one_sentence() -> None:
 def test_a_folder_that_is_not_there_is_one_sentence() -> None:
     with pytest.raises(OSError, match="cannot listen on ipc:///no/such/folder/"):
         Hub(hub_config(Path("/no/such/folder"), B))
+
+
+def test_two_hubs_that_want_the_usual_port_both_get_one() -> None:
+    with run_folder() as one, run_folder() as other:
+        first = Hub(hub_config(one, A, port=None))
+        second = Hub(hub_config(other, B, port=None))
+        assert first.endpoint != second.endpoint
+        first.close()
+        second.close()
