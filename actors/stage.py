@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 
 from bus.frame import Flag, Frame
 from bus.ring import Array, NeighbourGone, Ring, best_endpoint
+from cluster.batching import MicroBatches, micro_batch
 from cluster.placement import Instance
 from cluster.sessions import Opening, StageSession, StageSessions
 from cluster.shard import Shard
@@ -33,6 +34,7 @@ PROMPT_CHUNK = 128  # tokens: long enough for a matrix product, short enough not
 IDLE_S = 120.0  # a session nothing was heard of for so long lost a frame somewhere
 REAP_EVERY_S = 1.0
 IDLE_WAIT_MS = 1000
+REST_WAIT_MS = 50  # for the rest of a micro-batch: it was sent in one go, so what is late is lost
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_opening = msgspec.msgpack.Decoder(Opening).decode
@@ -50,9 +52,10 @@ class StageCounts:
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """A stage's place in its ring: the end points of the next stage and of the first, and its own index."""
+    """A stage's place in its ring: its index among how many, the end points of the next stage and of the first."""
 
     index: int
+    stages: int
     following: str
     first: str
 
@@ -61,7 +64,31 @@ def neighbours(instance: Instance, actor: str) -> Neighbours:
     """Find the stage of `actor` in an instance. Raises StopIteration where it is not a member."""
     index = next(i for i, stage in enumerate(instance.stages) if stage.actor == actor)
     following = instance.stages[(index + 1) % len(instance.stages)]
-    return Neighbours(index, best_endpoint(following.endpoints), best_endpoint(instance.stages[0].endpoints))
+    return Neighbours(
+        index, len(instance.stages), best_endpoint(following.endpoints), best_endpoint(instance.stages[0].endpoints)
+    )
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """One session's share of a micro-batch: rows that continue it at `position`. The `last` row is sampled."""
+
+    session: StageSession
+    position: int
+    inputs: Array
+    last: bool
+    spent_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """A sampled token, as the payload that carries it."""
+
+    session: StageSession
+    position: int
+    payload: Array
+    finished: bool
+    spent_ns: int
 
 
 class Stage(threading.Thread):
@@ -81,8 +108,9 @@ class Stage(threading.Thread):
         self._finished = False
         self._reap_at = 0.0
         self._sessions = StageSessions()
+        self._steps: MicroBatches[Step] = MicroBatches()
         self._fragments: dict[int, list[Array]] = {}
-        self._place = Neighbours(0, "", "")
+        self._place = Neighbours(0, 1, "", "")
         self._engine: InferenceEngine
         self._ring: Ring
 
@@ -141,18 +169,33 @@ class Stage(threading.Thread):
             self._engine.close()
 
     def _turn(self) -> None:
-        """All frames that are here, then one prompt chunk."""
-        patience_ms = 0 if self._sessions.with_prompt_left() else IDLE_WAIT_MS
-        received = self._ring.receive(patience_ms)
-        while received is not None:
-            self._serve(*received)
-            received = self._ring.receive()
+        """All frames that are here, then one micro-batch of decode steps, then one prompt chunk."""
+        self._take_frames()
         while not self._commands.empty():
             self._commands.get()()
         self._reap(time.monotonic())
+        if batch := self._next_batch():
+            self._compute(batch)
         if (session := self._sessions.with_prompt_left()) is not None:
             position, tokens = session.pending.popleft()
-            self._step(session, position, np.asarray(tokens, np.int32), 0 if session.pending else Flag.LAST, 0)
+            self._compute([Step(session, position, np.asarray(tokens, np.int32), not session.pending)])
+
+    def _take_frames(self) -> None:
+        """What is here now; and of a micro-batch that has begun to come, the rest."""
+        busy = self._steps or self._sessions.with_prompt_left()
+        received = self._ring.receive(0 if busy else IDLE_WAIT_MS)
+        while received is not None:
+            self._serve(*received)
+            received = self._ring.receive(REST_WAIT_MS if self._steps.incomplete else 0)
+        self._steps.complete()
+
+    def _next_batch(self) -> list[Step]:
+        batch = (
+            self._steps.next_dealt(micro_batch(self._sessions.decoding, self._place.stages))
+            if self._shard.is_first
+            else self._steps.next_whole()
+        )
+        return [step for step in batch if step.session.session in self._sessions.by_id]
 
     def _serve(self, frame: Frame, payload: Array) -> None:
         if frame.epoch != self._epoch:
@@ -194,46 +237,78 @@ class Stage(threading.Thread):
         del self._fragments[frame.session]
         rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
         first_row = frame.position + frame.rows - len(rows)
-        last = Flag.LAST if frame.flags & (Flag.LAST | Flag.TOKEN) else 0
-        spent = 0 if frame.flags & Flag.TOKEN else frame.compute_ns
-        self._step(session, first_row, rows, last, spent)
+        token = bool(frame.flags & Flag.TOKEN)
+        last, spent = token or bool(frame.flags & Flag.LAST), 0 if token else frame.compute_ns
+        self._steps.add(Step(session, first_row, rows, last, spent), frame.rest)
 
-    def _step(self, session: StageSession, position: int, inputs: Array, last: int, spent_ns: int) -> None:
-        """One chunk through the engine, and on to the next stage or into a token."""
+    def _compute(self, batch: list[Step]) -> None:
+        """A micro-batch through the engine, and on to the next stage or into tokens."""
         begun = time.monotonic_ns()
         try:
-            chunk = Chunk(session.slot, position, inputs, wants_logits=bool(last) and self._shard.is_last)
-            (output,) = self._engine.forward([chunk])
+            outputs = self._engine.forward([self._chunk(step) for step in batch])
         except EngineError as error:
-            self._fail(session, str(error))
+            self._one_by_one(batch, str(error))
             return
         spent = time.monotonic_ns() - begun
-        session.touched_at = time.monotonic()
-        self._count(len(inputs), spent)
-        if not self._shard.is_last:
-            frame = self._frame(session, last)._replace(position=position, compute_ns=spent_ns + spent)
-            self._send(session, self._place.following, frame, output)
-        elif last:
-            self._choose(session, position + len(inputs), output, spent_ns + spent)
+        self._count(sum(len(step.inputs) for step in batch), spent)
+        for step in batch:
+            step.session.touched_at = time.monotonic()
+            step.spent_ns += spent
+        if self._shard.is_last:
+            self._choose([(step, output) for step, output in zip(batch, outputs, strict=True) if step.last])
+        else:
+            self._pass_on(batch, outputs)
 
-    def _choose(self, session: StageSession, position: int, logits: Array, spent_ns: int) -> None:
-        """Sample the token for `position`; it goes to the gateway and, where the generation goes on, round the ring."""
-        opening, begun = session.opening, time.monotonic_ns()
+    def _chunk(self, step: Step) -> Chunk:
+        return Chunk(step.session.slot, step.position, step.inputs, wants_logits=step.last and self._shard.is_last)
+
+    def _one_by_one(self, batch: list[Step], sentence: str) -> None:
+        """A micro-batch that was refused: only the session that is at fault shall end."""
+        if len(batch) == 1:
+            self._fail(batch[0].session, sentence)
+            return
+        for step in batch:
+            self._compute([step])
+
+    def _pass_on(self, batch: list[Step], outputs: Sequence[Array]) -> None:
+        for at, (step, output) in enumerate(zip(batch, outputs, strict=True), 1):
+            frame = self._frame(step.session, Flag.LAST if step.last else 0)._replace(
+                position=step.position, compute_ns=step.spent_ns, rest=len(batch) - at
+            )
+            self._send(step.session, self._place.following, frame, output)
+
+    def _choose(self, answers: Sequence[tuple[Step, Array]]) -> None:
+        """Sample a token for each; they go round the ring where the generation goes on, and then to the gateways."""
+        chosen = [choice for step, logits in answers if (choice := self._sample(step, logits))]
+        going_on = [choice for choice in chosen if not choice.finished]
+        for at, choice in enumerate(going_on, 1):
+            self._close_ring(choice, rest=len(going_on) - at)
+        for choice in chosen:
+            flags = Flag.TOKEN | (Flag.FINISHED if choice.finished else 0)
+            self._send(choice.session, choice.session.reply_to, self._token_frame(choice, flags), choice.payload)
+
+    def _sample(self, step: Step, logits: Array) -> Choice | None:
+        session, begun = step.session, time.monotonic_ns()
+        position = step.position + len(step.inputs)
         try:
-            token = sample(logits.astype(np.float32, copy=False), opening.sampling, position)
+            token = sample(logits.astype(np.float32, copy=False), session.opening.sampling, position)
         except EngineError as error:
             self._fail(session, str(error))
-            return
-        finished = opening.finish_reason(token, position - opening.prompt_tokens)
-        payload = np.array([token], np.int32)
-        spent_ns += time.monotonic_ns() - begun
-        frame = self._frame(session, Flag.TOKEN)._replace(position=position, compute_ns=spent_ns)
-        to_gateway = frame._replace(flags=Flag.TOKEN | Flag.FINISHED) if finished else frame
-        if not finished and self._shard.is_first:
-            session.pending.append((position, (token,)))  # a ring of one stage closes here
-        elif not finished:
-            self._send(session, self._place.first, frame, payload)
-        self._send(session, session.reply_to, to_gateway, payload)
+            return None
+        finished = session.opening.finish_reason(token, position - session.opening.prompt_tokens)
+        spent = step.spent_ns + time.monotonic_ns() - begun
+        return Choice(session, position, np.array([token], np.int32), bool(finished), spent)
+
+    def _close_ring(self, choice: Choice, rest: int) -> None:
+        """The token goes to the first stage, which in a ring of one is here."""
+        if self._shard.is_first:
+            self._steps.add(Step(choice.session, choice.position, choice.payload, True), rest)
+        else:
+            frame = self._token_frame(choice, Flag.TOKEN)._replace(rest=rest)
+            self._send(choice.session, self._place.first, frame, choice.payload)
+
+    def _token_frame(self, choice: Choice, flags: int) -> Frame:
+        return self._frame(choice.session, flags)._replace(position=choice.position, compute_ns=choice.spent_ns)
 
     def _send(self, session: StageSession, endpoint: str, frame: Frame, payload: Array | bytes) -> None:
         """Send, or end the session where the neighbour is gone; nothing is sent for one that has ended."""

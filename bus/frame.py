@@ -11,7 +11,7 @@
            32  width        u32  values a row (0 for tokens)
            36  dtype        u8   see DTYPES
            37  stage        u8   index of the sending stage; 255: a gateway
-           38  spare        u16
+           38  rest         u16  how many more frames of the same micro-batch follow
            40  trace        u64  W3C trace id, low half
            48  sent_ns      u64  the sender's monotonic clock
            56  compute_ns   u64  what this step has cost in engines so far, all stages together
@@ -85,12 +85,13 @@ class Frame(NamedTuple):
     trace: int = 0
     sent_ns: int = 0
     compute_ns: int = 0
+    rest: int = 0
 
     def pack(self) -> bytes:
         """The 64 bytes."""
         return _layout.pack(
             MAGIC, FRAME_VERSION, self.flags, self.sequence, self.epoch, self.session, self.position, self.rows,
-            self.width, self.dtype, self.stage, 0, self.trace, self.sent_ns, self.compute_ns,
+            self.width, self.dtype, self.stage, self.rest, self.trace, self.sent_ns, self.compute_ns,
         )  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def unpack(header: bytes, payload: bytes | memoryview) -> tuple[Frame, npt.NDArr
     """
     if len(header) != HEADER_BYTES:
         raise FrameError("header size")
-    magic, version, flags, sequence, epoch, session, position, rows, width, dtype, stage, _, trace, sent, spent = (
+    magic, version, flags, sequence, epoch, session, position, rows, width, dtype, stage, rest, trace, sent, spent = (
         _layout.unpack(header)
     )  # fmt: skip
     if magic != MAGIC:
@@ -116,7 +117,7 @@ def unpack(header: bytes, payload: bytes | memoryview) -> tuple[Frame, npt.NDArr
     array: npt.NDArray[np.generic] = np.frombuffer(payload, kind)
     if array.flags.writeable:
         array.flags.writeable = False
-    frame = Frame(flags, epoch, session, position, rows, width, dtype, sequence, stage, trace, sent, spent)
+    frame = Frame(flags, epoch, session, position, rows, width, dtype, sequence, stage, trace, sent, spent, rest)
     return frame, array.reshape(rows, width) if width else array
 
 
@@ -125,7 +126,7 @@ def pack_part(frame: Frame, flags: int, position: int, part: npt.NDArray[np.gene
     rows, width = part.shape if part.ndim == 2 else (len(part), 0)
     return _layout.pack(
         MAGIC, FRAME_VERSION, flags, sequence, frame.epoch, frame.session, position, rows,
-        width, dtype_code(part), frame.stage, 0, frame.trace, time.monotonic_ns(), frame.compute_ns,
+        width, dtype_code(part), frame.stage, frame.rest, frame.trace, time.monotonic_ns(), frame.compute_ns,
     )  # fmt: skip
 
 

@@ -79,6 +79,11 @@ class StageSessions:
         waiting = [session for session in self.by_id.values() if session.pending]
         return min(waiting, key=lambda session: session.touched_at, default=None)
 
+    @property
+    def decoding(self) -> int:
+        """How many sessions have their whole prompt behind them here."""
+        return sum(not session.pending for session in self.by_id.values())
+
     def idle_since(self, before: float) -> list[int]:
         """Sessions that nothing was heard of since then, and that have no work waiting here."""
         return [s.session for s in self.by_id.values() if s.touched_at < before and not s.pending]

@@ -26,6 +26,7 @@ frames = st.builds(
     trace=u64,
     sent_ns=u64,
     compute_ns=u64,
+    rest=st.integers(0, 2**16 - 1),
 )
 
 

@@ -1,0 +1,56 @@
+"""Which steps of which sessions a stage computes together. Pure: no arrays, no clock, no sockets.
+
+A ring of N stages is busy everywhere only while N micro-batches are under way. So the first stage deals the M
+sessions that decode into micro-batches of at most M / N steps, and the other stages keep what comes to them together:
+merged once, micro-batches would travel as one for ever, and N - 1 stages would wait.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Generic, TypeVar
+
+StepT = TypeVar("StepT")
+
+
+def micro_batch(sessions: int, stages: int) -> int:
+    """The most steps of one micro-batch, so that `sessions` steps make one for each of `stages`; at least 1."""
+    return max(-(-sessions // stages), 1)
+
+
+class MicroBatches(Generic[StepT]):
+    """Steps that wait on a stage, oldest first. Of one session there is never more than one."""
+
+    def __init__(self) -> None:
+        self._whole: deque[list[StepT]] = deque()
+        self._coming: list[StepT] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._whole)
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether more steps of the micro-batch that comes in just now have been announced."""
+        return bool(self._coming)
+
+    def add(self, step: StepT, rest: int = 0) -> None:
+        """Take in a step; `rest` more of its micro-batch follow."""
+        self._coming.append(step)
+        if rest == 0:
+            self.complete()
+
+    def complete(self) -> None:
+        """Wait no longer for the rest: it came, or was lost."""
+        if self._coming:
+            self._whole.append(self._coming)
+            self._coming = []
+
+    def next_whole(self) -> list[StepT]:
+        """The oldest micro-batch as it came, for a stage that is not the first. Empty where none waits."""
+        return self._whole.popleft() if self._whole else []
+
+    def next_dealt(self, most: int) -> list[StepT]:
+        """The oldest steps, at most `most`, across micro-batches: the first stage deals them anew."""
+        waiting = [step for batch in self._whole for step in batch]
+        self._whole = deque([waiting[most:]] if waiting[most:] else [])
+        return waiting[:most]

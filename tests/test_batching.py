@@ -1,0 +1,59 @@
+"""Micro-batches: every step once, oldest first, and enough of them to keep every stage of a ring busy."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.batching import MicroBatches, micro_batch
+
+arrivals = st.lists(st.integers(1, 6), max_size=12)  # the sizes of micro-batches that come in
+
+
+def filled(sizes: list[int]) -> tuple[MicroBatches[int], list[list[int]]]:
+    steps: MicroBatches[int] = MicroBatches()
+    numbers = iter(range(10_000))
+    batches = [[next(numbers) for _ in range(size)] for size in sizes]
+    for batch in batches:
+        for at, number in enumerate(batch, 1):
+            steps.add(number, len(batch) - at)
+    return steps, batches
+
+
+@given(arrivals)
+def test_a_later_stage_keeps_micro_batches_as_they_came(sizes: list[int]) -> None:
+    steps, batches = filled(sizes)
+    assert [steps.next_whole() for _ in batches] == batches
+    assert steps.next_whole() == []
+    assert not steps
+
+
+@given(arrivals, st.integers(1, 8))
+def test_the_first_stage_deals_every_step_once_in_order_and_never_too_many(sizes: list[int], most: int) -> None:
+    steps, batches = filled(sizes)
+    dealt = []
+    while steps:
+        dealt.append(steps.next_dealt(most))
+    assert [number for batch in dealt for number in batch] == [number for batch in batches for number in batch]
+    assert all(1 <= len(batch) <= most for batch in dealt)
+    assert all(len(batch) == most for batch in dealt[:-1])
+
+
+@given(st.integers(0, 500), st.integers(1, 8))
+def test_there_is_a_micro_batch_for_every_stage_while_there_are_sessions_enough(sessions: int, stages: int) -> None:
+    most = micro_batch(sessions, stages)
+    assert most >= 1
+    assert most * stages >= sessions
+    assert (most - 1) * stages < max(sessions, 1)
+
+
+def test_a_micro_batch_is_waited_for_until_its_rest_is_there_or_given_up() -> None:
+    steps: MicroBatches[str] = MicroBatches()
+    steps.add("first", 2)
+    assert steps.incomplete
+    assert not steps
+    steps.add("second", 1)
+    assert steps.next_whole() == []
+    steps.complete()
+    assert not steps.incomplete
+    assert steps.next_whole() == ["first", "second"]
