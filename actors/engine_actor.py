@@ -8,7 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from actors.stage import Stage, StageCounts, neighbours
+from actors.stage import StageCounts, neighbours
+from actors.stage_thread import StageThread
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
 from bus.config import NodeConfig
@@ -28,7 +29,7 @@ class EngineActor(Actor):
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
         super().__init__(bus)
         self._config = config
-        self._stage: Stage | None = None
+        self._stage: StageThread | None = None
         self._load: EngineLoad | None = None
         self._reported = StageCounts()
 
@@ -46,7 +47,7 @@ class EngineActor(Actor):
         begun = time.monotonic()
         self._load = message
         run_dir, name, host = self._config.run_path, self.bus.name, self._config.host
-        self._stage = Stage(
+        self._stage = StageThread(
             message.engine,
             message.shard,
             message.epoch,
@@ -97,7 +98,7 @@ class EngineActor(Actor):
             self._stage.dropped if self._stage else {},
         )
 
-    def _loaded(self) -> Stage:
+    def _loaded(self) -> StageThread:
         if self._stage is None or not self._stage.loaded.done():
             raise RequestError("conflict", f"{self.bus.address} has no stage yet; load a shard first")
         return self._stage

@@ -1,4 +1,4 @@
-"""One stage's data-plane loop: receive, compute, send, on a thread of its own, so that control never waits for it.
+"""One stage's part of the data plane: frames in, micro-batches through the engine, frames out.
 
 Decode steps of running sessions come before the next prompt chunk of any other. Tokens go to the first stage (the
 ring closes) and to the gateway; text is unknown here.
@@ -7,13 +7,10 @@ ring closes) and to the gateway; text is unknown here.
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -25,7 +22,6 @@ from cluster.placement import Instance
 from cluster.sessions import Opening, StageSession, StageSessions
 from cluster.shard import Shard
 from engines.engine import Chunk, EngineError, InferenceEngine
-from engines.registry import create
 from engines.sampling import sample
 
 logger = logging.getLogger(__name__)
@@ -91,88 +87,44 @@ class Choice:
     spent_ns: int
 
 
-class Stage(threading.Thread):
-    """Loads a shard, then serves its sessions until `finish`. Results of calls come as futures."""
+class Stage:
+    """The sessions of one shard. One thread makes it, joins it to its ring and calls `turn` over and over."""
 
-    def __init__(self, engine: str, shard: Shard, epoch: int, weights: Path, ring: Callable[[], Ring]) -> None:
-        super().__init__(name=f"stage {shard}", daemon=True)
-        self.loaded: Future[tuple[str, ...]] = Future()
+    def __init__(self, engine: InferenceEngine, shard: Shard, epoch: int, ring: Ring) -> None:
         self.counts = StageCounts()
-        self._drained: Future[None] | None = None
+        self._engine = engine
         self._shard = shard
         self._epoch = epoch
-        self._weights = weights
-        self._engine_name = engine
-        self._make_ring = ring
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._finished = False
-        self._reap_at = 0.0
+        self._ring = ring
+        self._place = Neighbours(0, 1, "", "")
         self._sessions = StageSessions()
         self._steps: MicroBatches[Step] = MicroBatches()
         self._fragments: dict[int, list[Array]] = {}
-        self._place = Neighbours(0, 1, "", "")
-        self._engine: InferenceEngine
-        self._ring: Ring
-
-    # -- called from the control thread
-
-    def join_ring(self, place: Neighbours) -> Future[None]:
-        """Take a place in the ring and connect."""
-        return self._call(lambda: self._connect(place))
-
-    def drain(self) -> Future[None]:
-        """Take no new sessions; done when the last one here is over."""
-        drained: Future[None] = Future()
-        self._call(lambda: self._begin_drain(drained))
-        return drained
-
-    def finish(self) -> Future[None]:
-        """End the loop after the step that runs."""
-        return self._call(self._end)
+        self._drained: Future[None] | None = None
+        self._reap_at = 0.0
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Frames that were refused or missed, by reason."""
+        """Frames that were refused or missed, by reason. May be read from any thread."""
         return dict(self._ring.dropped)
 
-    def _call(self, command: Callable[[], None]) -> Future[None]:
-        future: Future[None] = Future()
+    def connect(self, place: Neighbours) -> None:
+        """Take a place in the ring. Raises ValueError for what is no end point."""
+        self._place = place
+        for endpoint in (place.following, place.first):
+            self._ring.introduce(endpoint)
 
-        def run() -> None:
-            try:
-                command()
-                future.set_result(None)
-            except ValueError as error:
-                future.set_exception(error)
+    def drain(self, drained: Future[None]) -> None:
+        """Take no new sessions; `drained` is done when the last one here is over."""
+        self._drained = drained
+        self._count(0, 0)
 
-        self._commands.put(run)
-        self._ring.wake()
-        return future
+    def turn(self) -> None:
+        """All frames that are here, then one micro-batch of decode steps, then one prompt chunk.
 
-    # -- the thread
-
-    def run(self) -> None:
-        """Load, then loop. A failure to load is the future's; a failure later is logged and ends the process's use."""
-        try:
-            self._engine = create(self._engine_name)
-            self._engine.load(self._shard, self._weights)
-            self._ring = self._make_ring()
-        except Exception as error:  # handed on to whoever asked for the load, whatever it is
-            self.loaded.set_exception(error)
-            return
-        self.loaded.set_result(self._ring.endpoints)
-        try:
-            while not self._finished:
-                self._turn()
-        finally:
-            self._ring.close()
-            self._engine.close()
-
-    def _turn(self) -> None:
-        """All frames that are here, then one micro-batch of decode steps, then one prompt chunk."""
+        Waits for at most a second where there is nothing to do, less when the ring is woken.
+        """
         self._take_frames()
-        while not self._commands.empty():
-            self._commands.get()()
         self._reap(time.monotonic())
         if batch := self._next_batch():
             self._compute(batch)
@@ -349,18 +301,6 @@ class Stage(threading.Thread):
         for session_id in self._sessions.idle_since(now - IDLE_S):
             session = self._sessions.by_id[session_id]
             self._fail(session, f"nothing was heard of this generation for {IDLE_S:g} s")
-
-    def _connect(self, place: Neighbours) -> None:
-        self._place = place
-        for endpoint in (place.following, place.first):
-            self._ring.introduce(endpoint)
-
-    def _begin_drain(self, drained: Future[None]) -> None:
-        self._drained = drained
-        self._count(0, 0)
-
-    def _end(self) -> None:
-        self._finished = True
 
     def _frame(self, session: StageSession, flags: int) -> Frame:
         return Frame(flags, self._epoch, session.session, stage=self._place.index)

@@ -50,10 +50,9 @@ def test_there_is_a_micro_batch_for_every_stage_while_there_are_sessions_enough(
 def test_a_micro_batch_is_waited_for_until_its_rest_is_there_or_given_up() -> None:
     steps: MicroBatches[str] = MicroBatches()
     steps.add("first", 2)
-    assert steps.incomplete
-    assert not steps
+    assert (steps.incomplete, bool(steps)) == (True, False)
     steps.add("second", 1)
     assert steps.next_whole() == []
     steps.complete()
-    assert not steps.incomplete
+    assert (steps.incomplete, bool(steps)) == (False, True)
     assert steps.next_whole() == ["first", "second"]

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from actors import stage as module
-from actors.stage import PROMPT_CHUNK, Stage, neighbours
+from actors.stage import PROMPT_CHUNK, neighbours
+from actors.stage_thread import StageThread
 from bus import ring as data_plane
 from bus.frame import GATEWAY_STAGE, Flag, Frame
 from bus.ring import Ring, best_endpoint
@@ -114,7 +115,7 @@ class Gateway:
 class Rig:
     """A ring of stages and a gateway at it."""
 
-    stages: list[Stage]
+    stages: list[StageThread]
     gateway: Gateway
     instance: Instance
     run_dir: Path
@@ -155,8 +156,8 @@ def rig(weights: Path, count: int) -> Iterator[Rig]:
                 assert not stage.is_alive()
 
 
-def started(shard: Shard, weights: Path, run_dir: Path, index: int) -> Stage:
-    stage = Stage("numpy", shard, EPOCH, weights, lambda: Ring(run_dir, f"stage-{index}", "127.0.0.1"))
+def started(shard: Shard, weights: Path, run_dir: Path, index: int) -> StageThread:
+    stage = StageThread("numpy", shard, EPOCH, weights, lambda: Ring(run_dir, f"stage-{index}", "127.0.0.1"))
     stage.start()
     return stage
 
@@ -206,7 +207,7 @@ def test_a_close_in_the_midst_frees_the_slots_of_all_stages(weights: Path, refer
             ring.gateway.close(session)
         assert ring.all_closed()
         for stage in ring.stages:
-            assert stage._sessions._next_slot <= 3, "slots are not used again"
+            assert stage.stage._sessions._next_slot <= 3, "slots are not used again"
         assert ring.generate(99, PROMPT, 8, GREEDY) == reference.generate(PROMPT, 8).tokens
 
 
@@ -370,3 +371,20 @@ def test_a_stranger_has_no_place_in_a_ring(weights: Path) -> None:
         assert (place.index, place.following) == (1, place.first)
         with pytest.raises(StopIteration):
             neighbours(ring.instance, "n/stage-9")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_many_sessions_share_forwards_and_each_gets_its_own_tokens(
+    weights: Path, reference: rig_engines.Ring, count: int
+) -> None:
+    prompts = {session: [session, *PROMPT[session % 5 :]] for session in range(1, 9)}
+    with rig(weights, count) as ring:
+        for session, prompt in prompts.items():
+            ring.gateway.open(session, prompt, max_tokens=24)
+        ring.gateway.hear(*prompts)
+        for session, prompt in prompts.items():
+            assert ring.gateway.sessions[session].log.tokens == reference.generate(prompt, 24).tokens
+        for stage in ring.stages:
+            decoding = stage.counts.forwards - len(prompts)
+            assert decoding < 23 * len(prompts) / 1.5, "every token had a forward of its own"
+            assert stage.dropped == {}

@@ -14,7 +14,6 @@ from engines.rope import frequencies
 from models.config import ModelConfig
 from models.weights import Weights
 
-
 FEW_ROWS = 5
 
 
