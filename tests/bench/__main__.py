@@ -11,7 +11,7 @@ from tests.bench.figures import Figure, show, write
 
 MEASURES: dict[Callable[[], list[Figure]], tuple[str, ...]] = {
     start.measure: ("start_s", "idle_mb"),
-    ring.measure: ("hop_us", "decode_eff_2", "decode_eff_4"),
+    ring.measure: ("hop_us", "decode_eff_2", "decode_eff_4", "batch_gain_8", "ring2_gain_8"),
 }
 
 

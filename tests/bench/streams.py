@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,14 +63,18 @@ class Streams:
 
     def generate(self, prompt: tuple[int, ...], tokens: int) -> list[Timed]:
         """Greedy decoding of exactly `tokens` tokens. Raises AssertionError where a stage fails or none comes."""
-        session = secrets.randbits(63)
-        opening = Opening(
-            prompt, len(prompt), tokens, frozenset(), SamplingParams(temperature=0.0), self._ring.endpoints
-        )
-        self._send(Flag.OPEN, session, msgspec.msgpack.encode(opening))
-        came = [self._next() for _ in range(tokens)]
-        self._send(Flag.CLOSE, session, b"")
+        (came,) = self.generate_side_by_side([prompt], tokens)
         return came
+
+    def generate_side_by_side(self, prompts: Sequence[tuple[int, ...]], tokens: int) -> list[list[Timed]]:
+        """The same for several sessions at a time, in the order of their prompts."""
+        came: dict[int, list[Timed]] = {self._open(prompt, tokens): [] for prompt in prompts}
+        for _ in range(tokens * len(prompts)):
+            session, token = self._next()
+            came[session].append(token)
+        for session in came:
+            self._send(Flag.CLOSE, session, b"")
+        return list(came.values())
 
     def close(self) -> None:
         """Close the sockets."""
@@ -79,9 +84,16 @@ class Streams:
         frame = Frame(flag, self._instance.epoch, session, stage=GATEWAY_STAGE)
         self._ring.send(self._first, frame, payload)
 
-    def _next(self) -> Timed:
+    def _open(self, prompt: tuple[int, ...], tokens: int) -> int:
+        session = secrets.randbits(63)
+        sampling = SamplingParams(temperature=0.0)
+        opening = Opening(prompt, len(prompt), tokens, frozenset(), sampling, self._ring.endpoints)
+        self._send(Flag.OPEN, session, msgspec.msgpack.encode(opening))
+        return session
+
+    def _next(self) -> tuple[int, Timed]:
         received = self._ring.receive(TOKEN_WITHIN_MS)
         assert received is not None, "no token came"
         frame, payload = received
         assert not frame.flags & Flag.FAILED, payload.tobytes().decode()
-        return Timed(int(payload[0]), time.monotonic_ns(), frame.compute_ns)
+        return frame.session, Timed(int(payload[0]), time.monotonic_ns(), frame.compute_ns)
