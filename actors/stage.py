@@ -155,12 +155,17 @@ class Stage:
         elif frame.flags & Flag.OPEN:
             self._open(frame, payload)
         elif (session := self._sessions.by_id.get(frame.session)) is None:
-            if not frame.flags & Flag.CLOSE:  # a close walks on until nobody knows the session
-                self._ring.dropped["no such session"] += 1
+            self._miss(frame)
         elif frame.flags & Flag.CLOSE:
             self._close(session, onward=True)
         else:
             self._continue(session, frame, payload)
+
+    def _miss(self, frame: Frame) -> None:
+        """A frame of a session that is over here. A close walks on until nobody knows the session."""
+        if not frame.flags & Flag.CLOSE:
+            self._ring.dropped["no such session"] += 1
+            self._steps.skip(frame.rest)
 
     def _open(self, frame: Frame, payload: Array) -> None:
         try:

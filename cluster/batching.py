@@ -39,6 +39,11 @@ class MicroBatches(Generic[StepT]):
         if rest == 0:
             self.complete()
 
+    def skip(self, rest: int) -> None:
+        """A step came whose session is over here; it counts as come, or the others would wait for it."""
+        if rest == 0:
+            self.complete()
+
     def complete(self) -> None:
         """Wait no longer for the rest: it came, or was lost."""
         if self._coming:

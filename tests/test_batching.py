@@ -47,6 +47,16 @@ def test_there_is_a_micro_batch_for_every_stage_while_there_are_sessions_enough(
     assert (most - 1) * stages < max(sessions, 1)
 
 
+def test_a_step_whose_session_is_over_ends_its_micro_batch_all_the_same() -> None:
+    steps: MicroBatches[str] = MicroBatches()
+    steps.skip(2)
+    assert not steps.incomplete
+    steps.add("first", 1)
+    steps.skip(0)
+    assert steps.next_whole() == ["first"]
+    assert not steps.incomplete
+
+
 def test_a_micro_batch_is_waited_for_until_its_rest_is_there_or_given_up() -> None:
     steps: MicroBatches[str] = MicroBatches()
     steps.add("first", 2)
