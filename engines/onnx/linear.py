@@ -1,0 +1,88 @@
+"""Products with the model's matrices, in one of two precisions. Knows no layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from engines.engine import Array, FloatArray
+from engines.onnx.graph import CONTRIBUTED, Graph
+from models.blocks import QuantisedBlocks
+from models.weights import Weights
+
+Precision = Literal["exact", "fast"]
+"""`exact`: every product in float32. `fast`: matrices that are stored as blocks stay so, and the rows that they are
+multiplied with are rounded to 8 bits, block by block, with a float32 scale each; other matrices as in `exact`."""
+
+INTEGER_ROWS = 4
+"""MatMulNBits' `accuracy_level` that rounds the rows to int8."""
+
+
+def linear(graph: Graph, rows: str, weights: Weights, precision: Precision, *names: str) -> str:
+    """Multiply (rows, inputs) with the named checkpoint matrices, their outputs side by side, biases added."""
+    stored = [weights.blocks(f"{name}.weight") if precision == "fast" else None for name in names]
+    blocks = [found for found in stored if found is not None]
+    alike = len({(found.bits, found.block) for found in blocks}) == 1
+    if len(blocks) == len(names) and alike:
+        product = _integers(graph, rows, QuantisedBlocks.stacked(blocks))
+    elif blocks and len(names) > 1:
+        return graph.node("Concat", *(linear(graph, rows, weights, precision, name) for name in names), axis=1)
+    else:
+        return _floats(
+            graph, rows, _stacked([weights.tensor(f"{name}.weight") for name in names]), _bias(weights, names)
+        )
+    bias = _bias(weights, names)
+    return product if bias is None else graph.node("Add", product, graph.weight(bias))
+
+
+def _bias(weights: Weights, names: Sequence[str]) -> FloatArray | None:
+    held = weights.names()
+    biased = [f"{name}.bias" for name in names if f"{name}.bias" in held]
+    return _stacked([weights.tensor(name) for name in biased]) if biased else None
+
+
+def _stacked(arrays: Sequence[FloatArray]) -> FloatArray:
+    return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+
+
+def _floats(graph: Graph, rows: str, matrix: FloatArray, bias: FloatArray | None) -> str:
+    added = [] if bias is None else [graph.weight(bias)]
+    return graph.node("Gemm", rows, graph.weight(matrix), *added, transB=1)
+
+
+def _integers(graph: Graph, rows: str, blocks: QuantisedBlocks) -> str:
+    """The operator's weight is (code - zero) * scale; what that leaves out is the same for a whole block."""
+    outputs, inputs = blocks.codes.shape
+    product = graph.node(
+        "MatMulNBits",
+        rows,
+        graph.weight(_operator_order(blocks)),
+        graph.weight(blocks.scales),
+        domain=CONTRIBUTED,
+        K=inputs,
+        N=outputs,
+        bits=blocks.bits,
+        block_size=blocks.block,
+        accuracy_level=INTEGER_ROWS,
+    )
+    zero = np.float32(1 << (blocks.bits - 1))
+    left_out = blocks.minimums + zero * blocks.scales
+    if not left_out.any():
+        return product
+    return graph.node(
+        "Add", product, graph.node("Gemm", _block_sums(graph, rows, blocks), graph.weight(left_out), transB=1)
+    )
+
+
+def _block_sums(graph: Graph, rows: str, blocks: QuantisedBlocks) -> str:
+    """(rows, inputs) -> (rows, inputs / block)."""
+    shape = graph.constant(-1, blocks.scales.shape[1], blocks.block)
+    return graph.node("ReduceSum", graph.node("Reshape", rows, shape), graph.constant(2), keepdims=0)
+
+
+def _operator_order(blocks: QuantisedBlocks) -> Array:
+    """Codes as MatMulNBits wants them, (outputs, blocks, bytes): two neighbours in a byte, the first one low."""
+    codes = blocks.codes.reshape(*blocks.scales.shape, blocks.block)
+    return codes if blocks.bits == 8 else codes[..., 0::2] | codes[..., 1::2] << np.uint8(4)
