@@ -65,13 +65,13 @@ class GgufWeights:
         return self._in_order(name, read_tensor(self._path, self._stored(name)))
 
     def blocks(self, name: str) -> QuantisedBlocks | None:
-        """The matrix as it is stored, if that is Q4_0, Q4_1 or Q8_0. WeightsError if the file lacks it."""
+        """The matrix as it is stored, if that is in blocks we know. WeightsError if the file lacks it."""
         stored = self._stored(name)
         if stored.kind not in UNPACK:
             return None
         found = UNPACK[stored.kind](_read_packed(self._path, stored), stored.shape[0])
         codes, scales, minimums = (self._in_order(name, part) for part in (found.codes, found.scales, found.minimums))
-        return QuantisedBlocks(codes, scales, minimums, found.bits)
+        return QuantisedBlocks(codes, scales, minimums, found.bits, found.centre)
 
     def _stored(self, name: str) -> GgufTensor:
         stored = self._tensors.get(name)

@@ -9,6 +9,7 @@ from typing import Self
 
 import numpy as np
 import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,13 +19,13 @@ from engines.numpy.engine import NumpyEngine
 from engines.onnx.engine import OnnxEngine
 from engines.onnx.graph import Graph
 from engines.onnx.lanes import FIRST_CAPACITY, Lane, Lanes
-from engines.onnx.linear import linear
+from engines.onnx.linear import integers, linear
 from engines.onnx.stage import session
-from models.blocks import QuantisedBlocks
+from models.blocks import UNPACK, QuantisedBlocks
 from models.tokenizer import Tokenizer
 from models.weights import Weights, open_weights
 from tests.rig_engines import Ring
-from tests.rig_models import default_model_path, write_tiny_gguf, write_tiny_llama
+from tests.rig_models import HALVES, default_model_path, write_tiny_gguf, write_tiny_llama
 
 PROMPT = [5, 250, 17, 99, 3, 3, 120, 64, 200, 31, 7]
 TINY = whole("tiny", 4)
@@ -169,6 +170,17 @@ class TestFast:
         error = np.linalg.norm(answer - expected) / np.linalg.norm(expected)
         assert 1e-4 < error < 0.01
 
+    @pytest.mark.parametrize("kind", sorted(UNPACK), ids=str)
+    def test_every_kind_of_block_is_multiplied_as_its_tensor(self, kind: GGMLQuantizationType) -> None:
+        blocks = random_blocks(kind)
+        rows = np.random.default_rng(3).standard_normal((5, 256), np.float32)
+        graph = Graph()
+        answer = integers(graph, graph.input("rows", np.float32, ("rows", 256)), blocks)
+        graph.nodes("Identity", answer, outputs=[graph.output("answer", ("rows", "outputs"))])
+        found = session(graph).run(["answer"], {"rows": rows})[0]
+        expected = rows @ blocks.rows(slice(None)).T
+        assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.01
+
     def test_a_file_without_blocks_is_as_in_exact(self, tiny: Path, pair: tuple[OnnxEngine, NumpyEngine]) -> None:
         fast = OnnxEngine("fast")
         fast.load(TINY, tiny)
@@ -198,6 +210,15 @@ class TestFast:
                 agreements.append(expected.argmax() == answer.argmax())
         assert np.mean(divergences) < 0.01
         assert np.mean(agreements) > 0.9
+
+
+def random_blocks(kind: GGMLQuantizationType) -> QuantisedBlocks:
+    """24 rows of 256 weights, from bytes that are scales of a like size and any codes."""
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    packed = np.random.default_rng(5).integers(0, 256, (24, 256 // block, block_bytes), np.uint8)
+    for start in HALVES[kind]:
+        packed[..., start + 1] = packed[..., start + 1] & 3 | 0x28
+    return UNPACK[kind](packed.reshape(-1), 24)
 
 
 class ThreeFiles:

@@ -24,9 +24,9 @@ def linear(graph: Graph, rows: str, weights: Weights, precision: Precision, *nam
     """Multiply (rows, inputs) with the named checkpoint matrices, their outputs side by side, biases added."""
     stored = [weights.blocks(f"{name}.weight") if precision == "fast" else None for name in names]
     blocks = [found for found in stored if found is not None]
-    alike = len({(found.bits, found.block) for found in blocks}) == 1
+    alike = len({(found.bits, found.block, found.centre) for found in blocks}) == 1
     if len(blocks) == len(names) and alike:
-        product = _integers(graph, rows, QuantisedBlocks.stacked(blocks))
+        product = integers(graph, rows, QuantisedBlocks.stacked(blocks))
     elif blocks and len(names) > 1:
         return graph.node("Concat", *(linear(graph, rows, weights, precision, name) for name in names), axis=1)
     else:
@@ -52,13 +52,15 @@ def _floats(graph: Graph, rows: str, matrix: FloatArray, bias: FloatArray | None
     return graph.node("Gemm", rows, graph.weight(matrix), *added, transB=1)
 
 
-def _integers(graph: Graph, rows: str, blocks: QuantisedBlocks) -> str:
+def integers(graph: Graph, rows: str, blocks: QuantisedBlocks) -> str:
     """The operator's weight is (code - zero) * scale; what that leaves out is the same for a whole block."""
     outputs, inputs = blocks.codes.shape
+    zero = 1 << (blocks.bits - 1)
+    shift = 0 if blocks.centre is None else zero - blocks.centre
     product = graph.node(
         "MatMulNBits",
         rows,
-        graph.weight(_operator_order(blocks)),
+        graph.weight(_operator_order(blocks, shift)),
         graph.weight(blocks.scales),
         domain=CONTRIBUTED,
         K=inputs,
@@ -67,13 +69,10 @@ def _integers(graph: Graph, rows: str, blocks: QuantisedBlocks) -> str:
         block_size=blocks.block,
         accuracy_level=INTEGER_ROWS,
     )
-    zero = np.float32(1 << (blocks.bits - 1))
-    left_out = blocks.minimums + zero * blocks.scales
-    if not left_out.any():
+    if blocks.centre is not None:
         return product
-    return graph.node(
-        "Add", product, graph.node("Gemm", _block_sums(graph, rows, blocks), graph.weight(left_out), transB=1)
-    )
+    left_out = graph.weight(blocks.minimums + zero * blocks.scales)
+    return graph.node("Add", product, graph.node("Gemm", _block_sums(graph, rows, blocks), left_out, transB=1))
 
 
 def _block_sums(graph: Graph, rows: str, blocks: QuantisedBlocks) -> str:
@@ -82,7 +81,7 @@ def _block_sums(graph: Graph, rows: str, blocks: QuantisedBlocks) -> str:
     return graph.node("ReduceSum", graph.node("Reshape", rows, shape), graph.constant(2), keepdims=0)
 
 
-def _operator_order(blocks: QuantisedBlocks) -> Array:
+def _operator_order(blocks: QuantisedBlocks, shift: int) -> Array:
     """Codes as MatMulNBits wants them, (outputs, blocks, bytes): two neighbours in a byte, the first one low."""
-    codes = blocks.codes.reshape(*blocks.scales.shape, blocks.block)
+    codes = blocks.codes.reshape(*blocks.scales.shape, blocks.block) + np.uint8(shift)
     return codes if blocks.bits == 8 else codes[..., 0::2] | codes[..., 1::2] << np.uint8(4)
