@@ -24,32 +24,30 @@ def linear(graph: Graph, rows: str, weights: Weights, precision: Precision, *nam
     """Multiply (rows, inputs) with the named checkpoint matrices, their outputs side by side, biases added."""
     stored = [weights.blocks(f"{name}.weight") if precision == "fast" else None for name in names]
     blocks = [found for found in stored if found is not None]
-    alike = len({(found.bits, found.block, found.centre) for found in blocks}) == 1
-    if len(blocks) == len(names) and alike:
-        product = integers(graph, rows, QuantisedBlocks.stacked(blocks))
-    elif blocks and len(names) > 1:
+    if len({_form(found) for found in stored}) > 1:
         return graph.node("Concat", *(linear(graph, rows, weights, precision, name) for name in names), axis=1)
+    if blocks:
+        product = integers(graph, rows, QuantisedBlocks.stacked(blocks))
     else:
-        return _floats(
-            graph, rows, _stacked([weights.tensor(f"{name}.weight") for name in names]), _bias(weights, names)
-        )
-    bias = _bias(weights, names)
-    return product if bias is None else graph.node("Add", product, graph.weight(bias))
-
-
-def _bias(weights: Weights, names: Sequence[str]) -> FloatArray | None:
+        product = floats(graph, rows, _stacked(weights, [f"{name}.weight" for name in names]))
     held = weights.names()
-    biased = [f"{name}.bias" for name in names if f"{name}.bias" in held]
-    return _stacked([weights.tensor(name) for name in biased]) if biased else None
+    biases = [f"{name}.bias" for name in names if f"{name}.bias" in held]
+    return graph.node("Add", product, graph.weight(_stacked(weights, biases))) if biases else product
 
 
-def _stacked(arrays: Sequence[FloatArray]) -> FloatArray:
-    return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+def _form(blocks: QuantisedBlocks | None) -> tuple[int, int, int | None] | None:
+    """Matrices of one form can be stacked into one."""
+    return None if blocks is None else (blocks.bits, blocks.block, blocks.centre)
 
 
-def _floats(graph: Graph, rows: str, matrix: FloatArray, bias: FloatArray | None) -> str:
-    added = [] if bias is None else [graph.weight(bias)]
-    return graph.node("Gemm", rows, graph.weight(matrix), *added, transB=1)
+def _stacked(weights: Weights, names: Sequence[str]) -> FloatArray:
+    tensors = [weights.tensor(name) for name in names]
+    return np.concatenate(tensors) if len(tensors) > 1 else tensors[0]
+
+
+def floats(graph: Graph, rows: str, matrix: FloatArray) -> str:
+    """Rows times the transpose of (outputs, inputs)."""
+    return graph.node("Gemm", rows, graph.weight(matrix), transB=1)
 
 
 def integers(graph: Graph, rows: str, blocks: QuantisedBlocks) -> str:
@@ -71,8 +69,8 @@ def integers(graph: Graph, rows: str, blocks: QuantisedBlocks) -> str:
     )
     if blocks.centre is not None:
         return product
-    left_out = graph.weight(blocks.minimums + zero * blocks.scales)
-    return graph.node("Add", product, graph.node("Gemm", _block_sums(graph, rows, blocks), left_out, transB=1))
+    left_out = floats(graph, _block_sums(graph, rows, blocks), blocks.minimums + zero * blocks.scales)
+    return graph.node("Add", product, left_out)
 
 
 def _block_sums(graph: Graph, rows: str, blocks: QuantisedBlocks) -> str:

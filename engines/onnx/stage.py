@@ -52,8 +52,8 @@ class OnnxStage:
     def forward(self, batch: Sequence[Chunk], caches: Sequence[Lane]) -> list[FloatArray]:
         """Each chunk's hidden states (rows, hidden), or on the last stage its logits (vocab,).
 
-        Attention takes several lanes at one row each, or one lane. Chunks of more rows lose nothing by a run of
-        their own: from a few rows on a product costs by the row.
+        The attention kernel takes several lanes at one row each, or one lane: so chunks of more rows run alone.
+        From some thirty rows on that costs nothing, as a product then costs by the row.
         """
         self._lanes.reserve(max(chunk.position + chunk.rows for chunk in batch))
         answers = [NO_LOGITS] * len(batch)
