@@ -19,7 +19,7 @@ from engines.numpy.engine import NumpyEngine
 from engines.onnx.engine import OnnxEngine
 from engines.onnx.graph import Graph
 from engines.onnx.lanes import FIRST_CAPACITY, Lane, Lanes
-from engines.onnx.linear import integers, linear
+from engines.onnx.linear import floats, integers, linear
 from engines.onnx.stage import session
 from models.blocks import UNPACK, QuantisedBlocks
 from models.tokenizer import Tokenizer
@@ -148,6 +148,17 @@ class TestSession:
             array[...] = 0
         given = np.arange(64, dtype=np.float32)[None]
         np.testing.assert_array_equal(opened.run(["answer"], {"rows": given})[0], given + 1)
+
+    def test_a_matrix_too_large_for_one_weight_is_several(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("engines.onnx.linear.MOST_BYTES", 1000)
+        graph = Graph()
+        matrix = np.random.default_rng(1).random((51, 16), np.float32)
+        answer = floats(graph, graph.input("rows", np.float32, ("rows", 16)), matrix)
+        graph.nodes("Identity", answer, outputs=[graph.output("answer", ("rows", 51))])
+        rows = np.random.default_rng(2).random((3, 16), np.float32)
+        found = session(graph).run(["answer"], {"rows": rows})[0]
+        assert len(graph.weights) == 4
+        np.testing.assert_allclose(found, rows @ matrix.T, rtol=1e-5)
 
     @pytest.mark.parametrize(("asked", "threads"), [("3", 3), ("", 0), ("2,1", 0)])
     def test_threads_follow_the_environment(self, asked: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,9 @@ multiplied with are rounded to 8 bits, block by block, with a float32 scale each
 INTEGER_ROWS = 4
 """MatMulNBits' `accuracy_level` that rounds the rows to int8."""
 
+MOST_BYTES = 1 << 30
+"""Of one weight: the runtime takes less than 2 GB."""
+
 
 def linear(graph: Graph, rows: str, weights: Weights, precision: Precision, *names: str) -> str:
     """Multiply (rows, inputs) with the named checkpoint matrices, their outputs side by side, biases added."""
@@ -46,8 +49,10 @@ def _stacked(weights: Weights, names: Sequence[str]) -> FloatArray:
 
 
 def floats(graph: Graph, rows: str, matrix: FloatArray) -> str:
-    """Rows times the transpose of (outputs, inputs)."""
-    return graph.node("Gemm", rows, graph.weight(matrix), transB=1)
+    """Rows times the transpose of (outputs, inputs); a very large head is several products side by side."""
+    parts = np.array_split(matrix, -(-matrix.nbytes // MOST_BYTES))
+    products = [graph.node("Gemm", rows, graph.weight(part), transB=1) for part in parts]
+    return products[0] if len(products) == 1 else graph.node("Concat", *products, axis=1)
 
 
 def integers(graph: Graph, rows: str, blocks: QuantisedBlocks) -> str:
