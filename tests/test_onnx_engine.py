@@ -19,12 +19,12 @@ from engines.numpy.engine import NumpyEngine
 from engines.onnx.engine import OnnxEngine
 from engines.onnx.graph import Graph
 from engines.onnx.lanes import FIRST_CAPACITY, Lane, Lanes
-from engines.onnx.linear import floats, integers, linear
+from engines.onnx.linear import Precision, floats, integers, linear
 from engines.onnx.stage import session
 from models.blocks import UNPACK, QuantisedBlocks
 from models.tokenizer import Tokenizer
 from models.weights import Weights, open_weights
-from tests.rig_engines import Ring
+from tests.rig_engines import Ring, cut
 from tests.rig_models import HALVES, default_model_path, write_tiny_gguf, write_tiny_llama
 
 PROMPT = [5, 250, 17, 99, 3, 3, 120, 64, 200, 31, 7]
@@ -168,6 +168,14 @@ class TestSession:
         assert session(graph).get_session_options().intra_op_num_threads == threads
 
 
+@pytest.mark.parametrize("precision", ["exact", "fast"])
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_a_split_model_gives_the_bits_of_the_unsplit(precision: Precision, layer: int, tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", quantisation="Q4_1")
+    unsplit, split = (onnx_ring(precision, path, *cuts).generate(PROMPT, 16) for cuts in ((), (layer,)))
+    np.testing.assert_array_equal(split.logits, unsplit.logits)
+
+
 class TestFast:
     @pytest.mark.parametrize("quantisation", ["Q4_0", "Q4_1", "Q8_0"])
     def test_a_product_differs_from_the_float32_one_by_the_rounding_of_the_rows(
@@ -221,6 +229,15 @@ class TestFast:
                 agreements.append(expected.argmax() == answer.argmax())
         assert np.mean(divergences) < 0.01
         assert np.mean(agreements) > 0.9
+
+
+def onnx_ring(precision: Precision, path: Path, *cuts: int) -> Ring:
+    stages = []
+    for shard in cut("tiny", TINY.n_layers, *cuts):
+        engine = OnnxEngine(precision)
+        engine.load(shard, path)
+        stages.append(engine)
+    return Ring(stages)
 
 
 def random_blocks(kind: GGMLQuantizationType) -> QuantisedBlocks:

@@ -32,7 +32,8 @@ class _Builder:
 
     def build(self) -> Graph:
         self._declare()
-        stream, change = "hidden", ""
+        # Nothing is added before the first norm, by the same kernel: else a split model differs in its last bits.
+        stream, change = "hidden", self._graph.node("Sub", "hidden", "hidden")
         for index, layer in enumerate(self._shard.layers):
             prefix = f"model.layers.{layer}"
             normed, stream = self._norm(stream, change, f"{prefix}.input_layernorm")
@@ -62,8 +63,6 @@ class _Builder:
         """The norm of stream + change, and the sum itself."""
         graph, eps = self._graph, self._config.rms_norm_eps
         weight = graph.weight(self._weights.tensor(f"{name}.weight"))
-        if not change:
-            return graph.node("SimplifiedLayerNormalization", stream, weight, axis=-1, epsilon=eps), stream
         outputs = (f"{name}.normed", "", "", f"{name}.sum")
         operator = "SkipSimplifiedLayerNormalization"
         graph.nodes(operator, stream, change, weight, outputs=outputs, domain=CONTRIBUTED, epsilon=eps)
