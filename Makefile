@@ -56,5 +56,5 @@ $(VENV)/.node: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.node
 	@echo "installing the engines and the tools for tests"
-	@$(BIN)/python -m pip install --quiet --editable '.[mlx,tinygrad,dev]'
+	@$(BIN)/python -m pip install --quiet --editable '.[mlx,tinygrad,onnx,dev]'
 	@touch $@

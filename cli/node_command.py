@@ -42,7 +42,9 @@ def node(
     peer: Annotated[
         list[str] | None, typer.Option(help="Bus address host:port of another node; may be repeated. [EXOBUS_PEER]")
     ] = None,
-    engine: Annotated[str, typer.Option(envvar="EXOBUS_ENGINE", help="One of auto, numpy, mlx, tinygrad.")] = "auto",
+    engine: Annotated[
+        str, typer.Option(envvar="EXOBUS_ENGINE", help="One of auto, numpy, onnx, mlx, tinygrad.")
+    ] = "auto",
     memory: Annotated[
         str | None,
         typer.Option(envvar="EXOBUS_MEMORY", help="Memory for models, such as 12GB.", show_default="what is free"),

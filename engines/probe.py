@@ -47,7 +47,7 @@ CONFIG = ModelConfig(
 SHARD = Shard("probe", 1, 1 + LAYERS, CONFIG.n_layers)
 """Layers from the middle, so that neither embedding nor head is measured."""
 
-PACKAGES = ("numpy", "mlx", "mlx-lm", "tinygrad", "ziglang")
+PACKAGES = ("numpy", "mlx", "mlx-lm", "onnxruntime", "tinygrad", "ziglang")
 
 
 def measure(names: Iterable[str], deadline_s: float) -> tuple[EngineCapability, ...]:

@@ -38,6 +38,9 @@ class RandomWeights:
         # Small enough that activations stay finite.
         return (random.random(shape, np.float32) - np.float32(0.5)) / np.float32(np.sqrt(shape[-1]))
 
+    def blocks(self, name: str) -> None:
+        """Nothing: these tensors are not quantised."""
+
     def __enter__(self) -> Self:
         return self
 

@@ -8,11 +8,20 @@ from types import MappingProxyType
 
 from engines.engine import EngineError, InferenceEngine
 
-ENGINES = ("mlx", "tinygrad", "numpy")
+ENGINES = ("mlx", "tinygrad", "onnx", "numpy")
 """The names, the likely fastest first."""
 
-_CLASSES = MappingProxyType({"mlx": "MlxEngine", "tinygrad": "TinygradEngine", "numpy": "NumpyEngine"})
-_PACKAGES = MappingProxyType({"mlx": ("mlx", "mlx_lm"), "tinygrad": ("tinygrad",), "numpy": ("numpy",)})
+_CLASSES = MappingProxyType(
+    {"mlx": "MlxEngine", "tinygrad": "TinygradEngine", "onnx": "OnnxEngine", "numpy": "NumpyEngine"}
+)
+_PACKAGES = MappingProxyType(
+    {
+        "mlx": ("mlx", "mlx_lm"),
+        "tinygrad": ("tinygrad",),
+        "onnx": ("onnxruntime", "onnx"),
+        "numpy": ("numpy",),
+    }
+)
 
 
 def create(name: str) -> InferenceEngine:

@@ -1,4 +1,4 @@
-"""What the three engines share: one stage, its slots, and the order of checking, computing and counting."""
+"""What the engines share: one stage, its slots, and the order of checking, computing and counting."""
 
 from __future__ import annotations
 

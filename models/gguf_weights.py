@@ -16,6 +16,7 @@ import gguf
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from models.blocks import UNPACK, QuantisedBlocks
 from models.checkpoint import check_shapes
 from models.config import ModelConfig, checked_config
 from models.errors import WeightsError
@@ -61,15 +62,30 @@ class GgufWeights:
 
     def tensor(self, name: str) -> np.ndarray:
         """A fresh C-contiguous float32 array of the checkpoint's shape. WeightsError if the file lacks it."""
+        return self._in_order(name, read_tensor(self._path, self._stored(name)))
+
+    def blocks(self, name: str) -> QuantisedBlocks | None:
+        """The matrix as it is stored, if that is in blocks we know. WeightsError if the file lacks it."""
+        stored = self._stored(name)
+        if stored.kind not in UNPACK:
+            return None
+        found = UNPACK[stored.kind](_read_packed(self._path, stored), stored.shape[0])
+        codes, scales, minimums = (self._in_order(name, part) for part in (found.codes, found.scales, found.minimums))
+        return QuantisedBlocks(codes, scales, minimums, found.bits, found.centre)
+
+    def _stored(self, name: str) -> GgufTensor:
         stored = self._tensors.get(name)
         if stored is None:
             raise WeightsError(f"{self._path} holds no tensor {name}; fetch the model again")
-        values = read_tensor(self._path, stored)
+        return stored
+
+    def _in_order(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """The tensor's rows in the checkpoint's order."""
         if ".q_proj." in name:
-            return _half_split(values, self.config.n_heads)
+            return _half_split(rows, self.config.n_heads)
         if ".k_proj." in name:
-            return _half_split(values, self.config.n_kv_heads)
-        return values
+            return _half_split(rows, self.config.n_kv_heads)
+        return rows
 
     def __enter__(self) -> Self:
         return self
@@ -92,12 +108,7 @@ def checkpoint_name(name: str) -> str:
 
 def read_tensor(path: Path, stored: GgufTensor) -> np.ndarray:
     """The tensor as float32 in the file's own row order. WeightsError."""
-    try:
-        packed = np.fromfile(path, np.uint8, stored.nbytes, offset=stored.offset)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({error.strerror}); fetch the model again") from error
-    if packed.size != stored.nbytes:
-        raise WeightsError(f"{path} was cut short while it was read; delete it and fetch the model again")
+    packed = _read_packed(path, stored)
     if stored.kind == GGMLQuantizationType.F32:
         return packed.view("<f4").reshape(stored.shape)
     try:
@@ -106,6 +117,17 @@ def read_tensor(path: Path, stored: GgufTensor) -> np.ndarray:
         raise WeightsError(
             f"{path} stores weights as {stored.kind.name}, which cannot be read; pick another"
         ) from error
+
+
+def _read_packed(path: Path, stored: GgufTensor) -> np.ndarray:
+    """The tensor's bytes. WeightsError."""
+    try:
+        packed = np.fromfile(path, np.uint8, stored.nbytes, offset=stored.offset)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}); fetch the model again") from error
+    if packed.size != stored.nbytes:
+        raise WeightsError(f"{path} was cut short while it was read; delete it and fetch the model again")
+    return packed
 
 
 def _dequantised(packed: np.ndarray, stored: GgufTensor) -> np.ndarray:

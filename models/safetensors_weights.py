@@ -70,6 +70,9 @@ class SafetensorsWeights:
             raise WeightsError(f"{self._folder} holds no tensor {name!r}; fetch the model again")
         return _float32(stored).reshape(stored.shape)
 
+    def blocks(self, name: str) -> None:
+        """Nothing: these files hold no quantised blocks."""
+
     def __enter__(self) -> Self:
         return self
 

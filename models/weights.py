@@ -8,6 +8,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from models.blocks import QuantisedBlocks
 from models.checkpoint import shard_names
 from models.config import ModelConfig
 from models.errors import WeightsError
@@ -36,6 +37,10 @@ class Weights(Protocol):
 
     def tensor(self, name: str) -> np.ndarray:
         """A fresh C-contiguous float32 array of the checkpoint's shape; reads only it. WeightsError."""
+        ...
+
+    def blocks(self, name: str) -> QuantisedBlocks | None:
+        """The matrix as codes, scales and minimums where it is stored so, else None. WeightsError."""
         ...
 
     def __enter__(self) -> Self: ...

@@ -30,6 +30,14 @@ CHAT_TEMPLATE = (
     "{{ message['content'] + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+HALVES = {
+    GGMLQuantizationType.Q4_0: (0,),
+    GGMLQuantizationType.Q4_1: (0, 2),
+    GGMLQuantizationType.Q8_0: (0,),
+    GGMLQuantizationType.Q4_K: (0, 2),
+    GGMLQuantizationType.Q6_K: (208,),
+}
+"""Where the 16-bit floats lie in a block of a GGUF tensor."""
 
 
 @dataclass(frozen=True)

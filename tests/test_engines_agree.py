@@ -26,7 +26,7 @@ from models.weights import Weights
 from tests.rig_engines import EngineProcess, Generation, HostedEngine, Ring, largest_difference
 from tests.rig_models import default_model_path, write_tiny_gguf, write_tiny_llama
 
-OTHERS = ("mlx", "tinygrad")
+OTHERS = ("mlx", "tinygrad", "onnx")
 TINY = whole("tiny", 4)
 PROMPT = [5, 250, 17, 99, 3, 3, 120, 64, 200, 31, 7]
 TINY_TOLERANCE = 2e-5
@@ -223,11 +223,11 @@ def test_a_batch_that_breaks_in_the_midst_loses_its_slots_and_no_others(tiny: Pa
 
 
 def test_an_unknown_engine_is_refused_with_the_names_of_the_known() -> None:
-    with pytest.raises(EngineError, match="no engine 'cuda'; choose one of mlx, tinygrad, numpy"):
+    with pytest.raises(EngineError, match="no engine 'cuda'; choose one of mlx, tinygrad, onnx, numpy"):
         create("cuda")
 
 
-@pytest.mark.parametrize(("name", "package"), [("mlx", "mlx_lm"), ("tinygrad", "tinygrad")])
+@pytest.mark.parametrize(("name", "package"), [("mlx", "mlx_lm"), ("onnx", "onnxruntime"), ("tinygrad", "tinygrad")])
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
     name: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,9 +280,9 @@ def test_the_default_model_knows_the_capital_of_france(
 def test_half_a_model_takes_about_half_the_memory(name: str) -> None:
     shards = (whole("smollm2-135m", 30), Shard("smollm2-135m", 0, 15, 30), Shard("smollm2-135m", 15, 30, 30))
     all_of_it, first, last = (resident_growth(name, shard) for shard in shards)
-    # Layers are 425 MB of the 538 MB in float32; the tied embedding of 113 MB is on both ends.
+    # Layers are 425 MB of the 538 MB in float32; the tied embedding is on both ends, 113 MB or, quantised, 34 MB.
     for half in (first, last):
-        assert 0.5 * all_of_it < half < 0.7 * all_of_it
+        assert 0.4 * all_of_it < half < 0.7 * all_of_it
 
 
 def resident_growth(name: str, shard: Shard) -> int:

@@ -39,7 +39,7 @@ def test_an_engine_that_takes_too_long_is_reported_and_not_waited_for() -> None:
 def test_an_engine_that_cannot_start_says_why() -> None:
     (found,) = measure(["abacus"], 60)
     assert found == EngineCapability(
-        name="abacus", detail="there is no engine 'abacus'; choose one of mlx, tinygrad, numpy"
+        name="abacus", detail="there is no engine 'abacus'; choose one of mlx, tinygrad, onnx, numpy"
     )
 
 

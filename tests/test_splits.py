@@ -38,6 +38,7 @@ class WeightsInMemory:
         self.nbytes = weights.nbytes
         self._names = weights.names()
         self.tensor = cache(weights.tensor)
+        self.blocks = weights.blocks
 
     def names(self) -> frozenset[str]:
         return self._names

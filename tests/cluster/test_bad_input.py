@@ -89,7 +89,7 @@ def test_two_nodes_cannot_share_a_data_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        (("--engine", "abacus"), "mlx, tinygrad, numpy"),
+        (("--engine", "abacus"), "mlx, tinygrad, onnx, numpy"),
         (("--memory", "lots"), "12GB"),
         (("--host", "0.0.0.0"), "127.0.0.1"),
         (("--host", "192.0.2.1"), "--insecure"),

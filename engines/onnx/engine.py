@@ -1,0 +1,55 @@
+"""The ONNX Runtime engine: the CPU kernels of onnxruntime. The graph is in `llama`, the running of it in `stage`."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import onnxruntime
+
+from cluster.capabilities import EngineCapability
+from cluster.shard import Shard
+from engines.engine import EngineError, FloatArray
+from engines.onnx.lanes import Lane
+from engines.onnx.linear import Precision
+from engines.onnx.llama import llama_graph
+from engines.onnx.stage import OnnxStage
+from engines.staged import StagedEngine
+from models.blocks import QuantisedBlocks
+from models.weights import Weights
+
+FAMILIES = {"llama": llama_graph}
+HEAD_DIMS = 16
+"""Attention's kernel wants head sizes that are multiples of this."""
+
+
+class OnnxEngine(StagedEngine[Lane]):
+    """Runs on the CPU; `precision` chooses between the reference's float32 and faster 8-bit products."""
+
+    name: ClassVar[str] = "onnx"
+
+    def __init__(self, precision: Precision = "exact") -> None:
+        super().__init__()
+        self._precision: Precision = precision
+
+    def build(self, shard: Shard, weights: Weights) -> OnnxStage:
+        """Make the shard's graph and give it to the runtime."""
+        config = weights.config
+        family = FAMILIES.get(config.model_type)
+        if family is None:
+            raise EngineError(f"the onnx engine has no {config.model_type!r} family; try mlx")
+        if config.head_dim % HEAD_DIMS:
+            raise EngineError(
+                f"the onnx engine needs heads of a multiple of {HEAD_DIMS}, not {config.head_dim}; try numpy"
+            )
+        graph = family(config, shard, weights, self._precision)
+        return OnnxStage(config, shard, graph, _embedding(weights) if shard.is_first else None)
+
+    def capabilities(self) -> EngineCapability:
+        """onnxruntime's version, on the CPU."""
+        return EngineCapability(name=self.name, version=onnxruntime.__version__, device="CPU")
+
+
+def _embedding(weights: Weights) -> FloatArray | QuantisedBlocks:
+    """The embedding in the smallest form that loses nothing."""
+    name = "model.embed_tokens.weight"
+    return weights.blocks(name) or weights.tensor(name)
