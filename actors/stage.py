@@ -229,9 +229,8 @@ class Stage:
 
     def _pass_on(self, batch: list[Step], outputs: Sequence[Array]) -> None:
         for at, (step, output) in enumerate(zip(batch, outputs, strict=True), 1):
-            frame = self._frame(step.session, Flag.LAST if step.last else 0)._replace(
-                position=step.position, compute_ns=step.spent_ns, rest=len(batch) - at
-            )
+            flags, rest = Flag.LAST if step.last else 0, len(batch) - at
+            frame = self._frame(step.session, flags, step.position, step.spent_ns, rest)
             self._send(step.session, self._place.following, frame, output)
 
     def _choose(self, answers: Sequence[tuple[Step, Array]]) -> None:
@@ -241,8 +240,9 @@ class Stage:
         for at, choice in enumerate(going_on, 1):
             self._close_ring(choice, rest=len(going_on) - at)
         for choice in chosen:
-            flags = Flag.TOKEN | (Flag.FINISHED if choice.finished else 0)
-            self._send(choice.session, choice.session.reply_to, self._token_frame(choice, flags), choice.payload)
+            flags = Flag.TOKEN | Flag.FINISHED if choice.finished else Flag.TOKEN
+            frame = self._frame(choice.session, flags, choice.position, choice.spent_ns)
+            self._send(choice.session, choice.session.reply_to, frame, choice.payload)
 
     def _sample(self, step: Step, logits: Array) -> Choice | None:
         session, begun = step.session, time.monotonic_ns()
@@ -261,11 +261,8 @@ class Stage:
         if self._shard.is_first:
             self._steps.add(Step(choice.session, choice.position, choice.payload, True), rest)
         else:
-            frame = self._token_frame(choice, Flag.TOKEN)._replace(rest=rest)
+            frame = self._frame(choice.session, Flag.TOKEN, choice.position, choice.spent_ns, rest)
             self._send(choice.session, self._place.first, frame, choice.payload)
-
-    def _token_frame(self, choice: Choice, flags: int) -> Frame:
-        return self._frame(choice.session, flags)._replace(position=choice.position, compute_ns=choice.spent_ns)
 
     def _send(self, session: StageSession, endpoint: str, frame: Frame, payload: Array | bytes) -> None:
         """Send, or end the session where the neighbour is gone; nothing is sent for one that has ended."""
@@ -307,8 +304,9 @@ class Stage:
             session = self._sessions.by_id[session_id]
             self._fail(session, f"nothing was heard of this generation for {IDLE_S:g} s")
 
-    def _frame(self, session: StageSession, flags: int) -> Frame:
-        return Frame(flags, self._epoch, session.session, stage=self._place.index)
+    def _frame(self, session: StageSession, flags: int, position: int = 0, spent_ns: int = 0, rest: int = 0) -> Frame:
+        index = self._place.index
+        return Frame(flags, self._epoch, session.session, position, stage=index, compute_ns=spent_ns, rest=rest)
 
     def _count(self, rows: int, spent_ns: int) -> None:
         held, sessions = self.counts, len(self._sessions.by_id)
