@@ -7,7 +7,6 @@ import threading
 import time
 from pathlib import Path
 
-from actors.catalogue import load_catalogue
 from bus.actor import Actor, on
 from bus.client import BusClient, RequestError
 from bus.config import NodeConfig
@@ -18,7 +17,8 @@ from cluster.shard import Shard
 from models import sources
 from models.cache import ModelCache
 from models.card import ModelCard
-from models.errors import ModelError, UnknownModel
+from models.catalogue import Catalogue
+from models.errors import CatalogueError, ModelError, UnknownModel
 
 PROGRESS_EVERY_S = 0.25
 
@@ -30,7 +30,7 @@ class DownloadActor(Actor):
 
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
         super().__init__(bus)
-        self._catalogue = load_catalogue(config)
+        self._catalogue = Catalogue.load(config.cards_path)
         self._cache = ModelCache(Path(config.cache_dir))
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -79,4 +79,4 @@ class _Reports:
 
 
 if __name__ == "__main__":
-    run_actor(DownloadActor, DownloadActor.name)
+    run_actor(DownloadActor, DownloadActor.name, hopeless=CatalogueError)

@@ -17,6 +17,8 @@ from bus.messages import EngineLoad, EngineStats, RequestDone, ShardLoaded, Stag
 from bus.process import actor_name, run_actor
 from bus.ring import Ring
 from bus.wire import Envelope
+from engines.engine import EngineError
+from models.errors import ModelError
 
 LOAD_WITHIN_S = 600.0
 
@@ -57,7 +59,7 @@ class EngineActor(Actor):
         self._stage.start()
         try:
             endpoints = await asyncio.wait_for(asyncio.wrap_future(self._stage.loaded), LOAD_WITHIN_S)
-        except Exception as error:
+        except (EngineError, ModelError, OSError, MemoryError) as error:
             raise RequestError("load_failed", f"{message.engine} cannot load {message.shard}: {error}") from error
         resident = psutil.Process().memory_info().rss
         return ShardLoaded(self.bus.address, message.engine, endpoints, time.monotonic() - begun, resident)

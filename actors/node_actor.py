@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 
 import msgspec
 
-from actors.catalogue import load_catalogue
 from actors.machine import Machine, machine_id
 from actors.placer import Placer
 from bus.actor import Actor, every, on
@@ -53,7 +53,8 @@ from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.placement import Instance, placer_of
 from cluster.topology import NodeRecord, Topology
 from models.card import ModelCard
-from models.errors import UnknownModel
+from models.catalogue import Catalogue
+from models.errors import CatalogueError, UnknownModel
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class NodeActor(Actor):
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
         super().__init__(bus)
         self._config = config
-        self._catalogue = load_catalogue(config)
+        self._catalogue = Catalogue.load(config.cards_path)
         self._machine = Machine(config)
         self._machine_id = machine_id()
         self._topology = Topology()
@@ -229,10 +230,15 @@ class NodeActor(Actor):
         starting = asyncio.create_task(self.bus.request("supervisor", start, ActorStarted, ENGINE_WITHIN_S))
         try:
             files = await self.bus.request("download", want, DownloadDone, LOAD_WITHIN_S)
+            return files.path, (await asyncio.shield(starting)).name
         except BaseException:
-            await asyncio.shield(self._stop_engine((await starting).name))
+            await asyncio.shield(self._give_back(starting))
             raise
-        return files.path, (await starting).name
+
+    async def _give_back(self, starting: asyncio.Task[ActorStarted]) -> None:
+        """End an engine that is not wanted any more, once it has started, if it does."""
+        with suppress(RequestError):
+            await self._stop_engine((await starting).name)
 
     @on(ShardUnload)
     async def unload_shard(self, message: ShardUnload, envelope: Envelope) -> RequestDone:
@@ -263,4 +269,4 @@ def _same(record: NodeRecorded, said: NodeRecorded | None) -> bool:
 
 
 if __name__ == "__main__":
-    run_actor(NodeActor, NodeActor.name)
+    run_actor(NodeActor, NodeActor.name, hopeless=CatalogueError)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
 
 from bus.client import BusClient, RequestError
 from bus.messages import (
@@ -88,15 +90,15 @@ class Placer:
         instance_id, epoch = secrets.token_hex(8), self._instances.next_epoch(card.id)
         await self._bus.publish(Status(card.id, f"placing {card.id} on {len(stages)} node{'s' * (len(stages) > 1)}"))
         loads = [self._load(stage, instance_id, epoch) for stage in stages]
-        results = await asyncio.gather(*loads, return_exceptions=True)
-        loaded = tuple(result for result in results if isinstance(result, Stage))
-        instance = Instance(instance_id, card.id, epoch, loaded, self._bus.node_id)
+        planned = Instance(instance_id, card.id, epoch, stages, self._bus.node_id)
         try:
-            _raise_first(results)
+            results = await asyncio.gather(*loads, return_exceptions=True)
+            instance = msgspec.structs.replace(planned, stages=_all_loaded(results))
             await self._join(instance)
-        except RequestError as error:
-            await self._unload(instance)
-            await self._bus.publish(InstanceFailed(card.id, error.code, error.message))
+        except BaseException as error:  # the asker may also have gone, while some members are done and some are not
+            await asyncio.shield(self._unload(planned))
+            if isinstance(error, RequestError):
+                await self._bus.publish(InstanceFailed(card.id, error.code, error.message))
             raise
         self._instances.stands(instance)
         await self._bus.publish(InstanceUp(instance))
@@ -132,7 +134,11 @@ class Placer:
             logger.warning("%s could not be unloaded: %s", stage.shard, error.message)
 
 
-def _raise_first(results: list[Stage | BaseException]) -> None:
+def _all_loaded(results: Sequence[Stage | BaseException]) -> tuple[Stage, ...]:
+    """The stages, all of them. Raises the first failure."""
+    stages = []
     for result in results:
         if isinstance(result, BaseException):
             raise result
+        stages.append(result)
+    return tuple(stages)

@@ -99,19 +99,25 @@ class Supervisor(Actor):
         """Start one more engine process and wait until the hub knows it."""
         self._engines += 1
         child = self._add(f"engine-{self._engines}", ENGINE, message.threads)
-        pid = await self._known_to_hub(child)
-        return ActorStarted(child.name, pid)
+        try:
+            return ActorStarted(child.name, await self._known_to_hub(child))
+        except BaseException:  # too slow, or nobody wants it any more
+            await asyncio.shield(self._end(child.name))
+            raise
 
     @on(ActorStop)
     async def stop_engine(self, message: ActorStop, envelope: Envelope) -> RequestDone:
         """End an engine process; one that is already gone is no error."""
-        keeper = self._keepers.pop(message.name, None)
-        child = self._children.pop(message.name, None)
+        await self._end(message.name)
+        return RequestDone()
+
+    async def _end(self, name: str) -> None:
+        keeper = self._keepers.pop(name, None)
+        child = self._children.pop(name, None)
         if keeper:
             keeper.cancel()
         if child:
             await child.stop()
-        return RequestDone()
 
     @on(ActorUp)
     async def actor_up(self, message: ActorUp, envelope: Envelope) -> None:

@@ -50,8 +50,13 @@ def _die_with_supervisor() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def run_actor(make: Callable[[NodeConfig, BusClient], Actor], name: str) -> None:
-    """Run one actor until it is told to stop. Exits with CANNOT_START and a last log line where it never can."""
+def run_actor(
+    make: Callable[[NodeConfig, BusClient], Actor], name: str, hopeless: type[Exception] = CannotStart
+) -> None:
+    """Run one actor until it is told to stop. Exits with CANNOT_START and a last log line where it never can.
+
+    That is CannotStart, or an exception of a lower package that means the same for this actor: `hopeless`.
+    """
     config = begin(name)
 
     async def main() -> None:
@@ -60,6 +65,6 @@ def run_actor(make: Callable[[NodeConfig, BusClient], Actor], name: str) -> None
 
     try:
         asyncio.run(main())
-    except CannotStart as error:
+    except (CannotStart, hopeless) as error:
         logging.getLogger(name).error("%s", error)
         raise SystemExit(CANNOT_START) from None

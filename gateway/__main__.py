@@ -2,5 +2,6 @@
 
 from bus.process import run_actor
 from gateway.gateway_actor import GatewayActor
+from models.errors import CatalogueError
 
-run_actor(GatewayActor, GatewayActor.name)
+run_actor(GatewayActor, GatewayActor.name, hopeless=CatalogueError)

@@ -23,7 +23,6 @@ from gateway.chat import Chat
 from gateway.sessions import DataPlane
 from gateway.texts import TextModels
 from models.catalogue import Catalogue
-from models.errors import CatalogueError
 
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 
@@ -44,7 +43,7 @@ class GatewayActor(Actor):
     async def started(self) -> None:
         """Listen for clients and for tokens, then say where."""
         listener = listen(self._config)
-        texts = TextModels(self.bus, _catalogue(self._config))
+        texts = TextModels(self.bus, Catalogue.load(self._config.cards_path))
         self._plane = DataPlane(self._config.run_path, self._config.host)
         self._chat = Chat(self.bus, texts, self._plane)
         self._server = _server(self._config, self.bus, texts, self._chat)
@@ -132,13 +131,6 @@ def _port_before(config: NodeConfig) -> int:
     with suppress(OSError, ValueError):
         return urlsplit(_api_file(config).read_text()).port or 0
     return 0
-
-
-def _catalogue(config: NodeConfig) -> Catalogue:
-    try:
-        return Catalogue.load(config.cards_path)
-    except CatalogueError as error:
-        raise CannotStart(str(error)) from None
 
 
 class _Server(uvicorn.Server):
