@@ -281,8 +281,9 @@ def test_half_a_model_takes_about_half_the_memory(name: str) -> None:
     shards = (whole("smollm2-135m", 30), Shard("smollm2-135m", 0, 15, 30), Shard("smollm2-135m", 15, 30, 30))
     all_of_it, first, last = (resident_growth(name, shard) for shard in shards)
     # Layers are 425 MB of the 538 MB in float32; the tied embedding is on both ends, 113 MB or, quantised, 34 MB.
+    at_least = 0.4 if name == "onnx" else 0.5  # which keeps the embedding as it is stored
     for half in (first, last):
-        assert 0.4 * all_of_it < half < 0.7 * all_of_it
+        assert at_least * all_of_it < half < 0.7 * all_of_it
 
 
 def resident_growth(name: str, shard: Shard) -> int:
