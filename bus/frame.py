@@ -2,13 +2,14 @@
 
     offset  0  magic        2s   b"xb"
             2  version      u8
-            3  flags        u8   see Flag
+            3  -            u8   0
             4  sequence     u32  counts the frames of one sender to one receiver, from 1
             8  epoch        u64  of the instance; a stage refuses another
            16  session      u64  random, chosen by the gateway
            24  position     u32  of the first row or token
            28  rows         u32  rows of hidden state, or tokens, in this frame
-           32  width        u32  values a row (0 for tokens)
+           32  width        u16  values a row (0 for tokens)
+           34  flags        u16  see Flag
            36  dtype        u8   see DTYPES
            37  stage        u8   index of the sending stage; 255: a gateway
            38  rest         u16  how many more frames of the same micro-batch follow
@@ -33,7 +34,7 @@ HEADER_BYTES = 64
 GATEWAY_STAGE = 255
 FRAGMENT_BYTES = 256 << 10  # a heartbeat cuts a slow link in the middle of a bigger message
 
-_layout = struct.Struct("<2sBBIQQIIIBBHQQQ")
+_layout = struct.Struct("<2sBxIQQIIHHBBHQQQ")
 assert _layout.size == HEADER_BYTES, "the header is 64 bytes"
 
 DTYPES: dict[int, np.dtype[np.generic]] = {
@@ -47,19 +48,22 @@ _codes = {dtype: code for code, dtype in DTYPES.items()}
 
 
 class Flag:
-    """What a frame is, as bits. A frame without OPEN, CLOSE or TOKEN carries hidden states.
+    """What a frame is, as bits. One without OPEN, CLOSE, TOKEN, PLACE, THROUGH and KEEP carries hidden states.
 
     Plain integers: every hop tests them several times, and an enum's operators are Python functions.
     """
 
     OPEN: Final = 1  # payload: MessagePack of an Opening
     CLOSE: Final = 2  # free the session's slot
-    TOKEN: Final = 4  # payload: token ids
-    ROLLBACK: Final = 8  # forget positions from `position` on; kept for replays, nothing sends it yet
+    TOKEN: Final = 4  # payload: token ids; to the first stage, drafts of what may follow come after the token
+    ROLLBACK: Final = 8  # forget positions from `position` on: drafts that did not come true
     MORE: Final = 16  # the next frame of this session continues the same chunk
-    LAST: Final = 32  # the last chunk of a prompt, or a decode step: its last row is sampled
-    FINISHED: Final = 64  # on a token to the gateway: no further one comes
-    FAILED: Final = 128  # to the gateway, payload: a UTF-8 sentence; the session is over
+    LAST: Final = 32  # the last chunk of a prompt, or a decode step: it is sampled
+    FINISHED: Final = 64  # on a token: no further one comes
+    FAILED: Final = 128  # to the gateway, payload: MessagePack of a Failure; the session is over
+    PLACE: Final = 256  # to the gateway, payload: int32 (sessions ahead in the queue, prompt tokens found in the cache)
+    THROUGH: Final = 512  # to the first stage: a prompt chunk that ended at `position` is through the ring
+    KEEP: Final = 1024  # from the first stage on, payload: MessagePack of a Keeping
 
 
 class FrameError(Exception):
@@ -90,8 +94,8 @@ class Frame(NamedTuple):
     def pack(self) -> bytes:
         """The 64 bytes."""
         return _layout.pack(
-            MAGIC, FRAME_VERSION, self.flags, self.sequence, self.epoch, self.session, self.position, self.rows,
-            self.width, self.dtype, self.stage, self.rest, self.trace, self.sent_ns, self.compute_ns,
+            MAGIC, FRAME_VERSION, self.sequence, self.epoch, self.session, self.position, self.rows,
+            self.width, self.flags, self.dtype, self.stage, self.rest, self.trace, self.sent_ns, self.compute_ns,
         )  # fmt: skip
 
 
@@ -102,7 +106,7 @@ def unpack(header: bytes, payload: bytes | memoryview) -> tuple[Frame, npt.NDArr
     """
     if len(header) != HEADER_BYTES:
         raise FrameError("header size")
-    magic, version, flags, sequence, epoch, session, position, rows, width, dtype, stage, rest, trace, sent, spent = (
+    magic, version, sequence, epoch, session, position, rows, width, flags, dtype, stage, rest, trace, sent, spent = (
         _layout.unpack(header)
     )  # fmt: skip
     if magic != MAGIC:
@@ -125,8 +129,8 @@ def pack_part(frame: Frame, flags: int, position: int, part: npt.NDArray[np.gene
     """The header of a frame that carries `part`, (rows, width) or (values,), and is sent now."""
     rows, width = part.shape if part.ndim == 2 else (len(part), 0)
     return _layout.pack(
-        MAGIC, FRAME_VERSION, flags, sequence, frame.epoch, frame.session, position, rows,
-        width, dtype_code(part), frame.stage, frame.rest, frame.trace, time.monotonic_ns(), frame.compute_ns,
+        MAGIC, FRAME_VERSION, sequence, frame.epoch, frame.session, position, rows,
+        width, flags, dtype_code(part), frame.stage, frame.rest, frame.trace, time.monotonic_ns(), frame.compute_ns,
     )  # fmt: skip
 
 

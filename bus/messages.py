@@ -289,6 +289,7 @@ class ShardLoaded(Reply, frozen=True, tag="shard.loaded"):
     endpoints: Annotated[tuple[str, ...], Meta(description="data-plane addresses, best first")]
     seconds: float = 0.0
     resident_bytes: int = 0
+    positions: Annotated[int, Meta(description="that its KV memory holds, all sessions together")] = 0
 
 
 class ShardUnload(Work, frozen=True, tag="shard.unload"):
@@ -305,6 +306,8 @@ class EngineLoad(Work, frozen=True, tag="engine.load"):
     epoch: int
     shard: Shard
     path: str
+    kv_bytes: Annotated[int, Meta(description="memory for keys and values, all sessions together")] = 0
+    precision: Annotated[str, Meta(description="`fast` or `exact`, where the engine has a choice")] = "fast"
 
 
 class StageJoin(Work, frozen=True, tag="stage.join"):

@@ -15,7 +15,8 @@ from cluster.topology import Topology
 class Stage(msgspec.Struct, frozen=True):
     """One shard of an instance and the engine process that runs it.
 
-    `actor` is the engine's bus address, `endpoints` its data-plane addresses, best first.
+    `actor` is the engine's bus address, `endpoints` its data-plane addresses, best first, `positions` what its memory
+    for keys and values holds.
     """
 
     node_id: str
@@ -23,6 +24,7 @@ class Stage(msgspec.Struct, frozen=True):
     actor: str = ""
     engine: str = ""
     endpoints: tuple[str, ...] = ()
+    positions: int = 0
 
 
 class Instance(msgspec.Struct, frozen=True):

@@ -14,9 +14,10 @@ from cluster.sampling import SamplingParams
 
 
 class Opening(msgspec.Struct, frozen=True):
-    """What travels once, at a session's start. Stages after the first get it with an empty prompt.
+    """What travels once, at a session's start: from its owner to the first stage, and on from stage to stage.
 
     The owner ends the session; the last stage only stops feeding the ring at an `eos` token or `max_tokens`.
+    `reuse` and `drop` are numbers of stored prefix blocks, the first stage's word to the others.
     """
 
     prompt: tuple[int, ...]
@@ -25,16 +26,27 @@ class Opening(msgspec.Struct, frozen=True):
     eos: frozenset[int]
     sampling: SamplingParams
     reply_to: tuple[str, ...]
+    reuse: tuple[int, ...] = ()
+    drop: tuple[int, ...] = ()
 
-    def onward(self) -> Opening:
-        """The same without the prompt."""
-        return msgspec.structs.replace(self, prompt=())
+    @property
+    def positions(self) -> int:
+        """The most positions that the session can come to hold on a stage."""
+        return self.prompt_tokens + self.max_tokens
 
     def finish_reason(self, token: int, index: int) -> str:
         """`stop`, `length`, or empty where the generation goes on after token number `index` (from 0)."""
         if token in self.eos:
             return "stop"
         return "length" if index + 1 >= self.max_tokens else ""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a stage ended a session: a stable word, a sentence, and in how many seconds to ask again (0: no matter)."""
+
+    code: str
+    message: str
+    retry_after_s: int = 0
 
 
 @dataclass(slots=True)

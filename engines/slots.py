@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from cluster.shard import Shard
-from engines.engine import Chunk, EngineError
+from engines.engine import MAX_SLOTS, Chunk, EngineError
 from models.config import ModelConfig
 
 CacheT = TypeVar("CacheT")
@@ -35,7 +35,9 @@ class Slots(Generic[CacheT]):
             seen.add(chunk.slot)
             self._check_place(chunk)
             self._check_shape(chunk)
-        for slot in seen - self._caches.keys():
+        fresh = seen - self._caches.keys()
+        self._check_room(len(fresh))
+        for slot in fresh:
             self._caches[slot] = self._create()
         return [self._caches[chunk.slot] for chunk in batch]
 
@@ -53,10 +55,30 @@ class Slots(Generic[CacheT]):
         self._lengths[slot] = position
         return self._caches[slot]
 
-    def release(self, slot: int) -> None:
-        """Forget the slot, if it is there."""
-        self._caches.pop(slot, None)
+    def held(self, slot: int, start: int, end: int) -> CacheT:
+        """The cache of a slot that holds positions `start` to `end`. Raises EngineError."""
+        if not 0 <= start < end <= self.length(slot):
+            raise EngineError(f"slot {slot} holds {self.length(slot)} positions, so not {start} to {end}")
+        return self._caches[slot]
+
+    def extend(self, slot: int, start: int, end: int) -> CacheT:
+        """The cache of a slot, a fresh one where `start` is 0, whose positions are to be `end`. Raises EngineError."""
+        if start != self.length(slot) or not start < end <= self._config.context_length:
+            raise EngineError(f"slot {slot} holds {self.length(slot)} positions and takes no copy of {start} to {end}")
+        if slot not in self._caches:
+            self._check_room(1)
+            self._caches[slot] = self._create()
+        self._lengths[slot] = end
+        return self._caches[slot]
+
+    def release(self, slot: int) -> CacheT | None:
+        """Forget the slot, if it is there, and answer its cache."""
         self._lengths.pop(slot, None)
+        return self._caches.pop(slot, None)
+
+    def _check_room(self, fresh: int) -> None:
+        if len(self._caches) + fresh > MAX_SLOTS:
+            raise EngineError(f"this engine holds {len(self._caches)} of {MAX_SLOTS} slots; close a session first")
 
     def _check_place(self, chunk: Chunk) -> None:
         held = self.length(chunk.slot)
@@ -80,6 +102,7 @@ class Slots(Generic[CacheT]):
             fits = chunk.inputs.ndim == 2 and chunk.inputs.shape[1] == self._config.hidden_size
             fits = fits and chunk.inputs.dtype.kind == "f"
             wanted = f"hidden states of shape (rows, {self._config.hidden_size})"
+        fits = fits and 0 <= chunk.logits <= chunk.rows
         if not fits or chunk.rows == 0:
             raise EngineError(f"{self._shard} wants {wanted}, got {chunk.inputs.dtype} of shape {chunk.inputs.shape}")
         vocabulary = self._config.vocab_size

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
 from cluster.shard import Shard
-from engines.engine import Chunk, EngineError, FloatArray, InferenceEngine
+from engines.engine import Chunk, EngineError, FloatArray, InferenceEngine, SavedKV
 from engines.slots import Slots
-from models.config import ModelConfig
+from models.config import Dtype, ModelConfig
 from models.weights import Weights
 
 CacheT = TypeVar("CacheT")
@@ -28,6 +28,11 @@ class Stage(Protocol[CacheT]):
         """The layers that this stage owns."""
         ...
 
+    @property
+    def position_bytes(self) -> int:
+        """As `InferenceEngine.position_bytes`."""
+        ...
+
     def cache(self) -> CacheT:
         """An empty cache for one slot."""
         ...
@@ -38,6 +43,18 @@ class Stage(Protocol[CacheT]):
 
     def truncate(self, cache: CacheT, position: int) -> None:
         """Set a cache back to its first `position` positions."""
+        ...
+
+    def save(self, cache: CacheT, start: int, end: int) -> SavedKV:
+        """Copy positions that the cache holds."""
+        ...
+
+    def restore(self, cache: CacheT, saved: SavedKV) -> None:
+        """Write a copy behind the first `saved.start` positions, which are all that the cache holds."""
+        ...
+
+    def release(self, cache: CacheT) -> None:
+        """Nobody will use this cache again."""
         ...
 
 
@@ -63,6 +80,16 @@ class StagedEngine(InferenceEngine, Generic[CacheT]):
         stage = self.build(shard, weights)
         self._held = stage, Slots(shard, stage.config, stage.cache)
 
+    @property
+    def activations(self) -> Dtype:
+        """The model's own dtype."""
+        return self._loaded()[0].config.dtype
+
+    @property
+    def position_bytes(self) -> int:
+        """Over all layers of the shard."""
+        return self._loaded()[0].position_bytes
+
     def forward(self, batch: Sequence[Chunk]) -> list[FloatArray]:
         """Check the whole batch, compute it, then count its rows."""
         stage, slots = self._loaded()
@@ -74,7 +101,7 @@ class StagedEngine(InferenceEngine, Generic[CacheT]):
         except BaseException:
             # Some caches have moved on, others not: a slot that is gone is loud, one that is wrong is not.
             for chunk in batch:
-                slots.release(chunk.slot)
+                self.release(chunk.slot)
             raise
         slots.advance(batch)
         return answers
@@ -84,9 +111,21 @@ class StagedEngine(InferenceEngine, Generic[CacheT]):
         stage, slots = self._loaded()
         stage.truncate(slots.truncate(slot, position), position)
 
+    def save(self, slot: int, start: int, end: int) -> SavedKV:
+        """Copy positions of a slot."""
+        stage, slots = self._loaded()
+        return stage.save(slots.held(slot, start, end), start, end)
+
+    def restore(self, slot: int, saved: SavedKV) -> None:
+        """Continue a slot with a copy."""
+        stage, slots = self._loaded()
+        stage.restore(slots.extend(slot, saved.start, saved.end), saved)
+
     def release(self, slot: int) -> None:
         """Drop the slot's cache."""
-        self._loaded()[1].release(slot)
+        stage, slots = self._loaded()
+        if (cache := slots.release(slot)) is not None:
+            stage.release(cache)
 
     def close(self) -> None:
         """Drop weights and slots."""

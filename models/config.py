@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -17,7 +17,8 @@ ROPE_SCALINGS = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
-DTYPES = ("float32", "bfloat16", "float16")
+Dtype = Literal["float32", "bfloat16", "float16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 _MAX_CONFIG_BYTES = 1 << 20
 
 
@@ -41,7 +42,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     mlp_bias: bool = False
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
 
     def hf(self) -> dict[str, Any]:
         """The same as a Hugging Face `config.json` would say it."""
@@ -123,6 +124,8 @@ def config_from_hf(config: Mapping[str, Any], generation: Mapping[str, Any], whe
 
 def checked_config(values: Mapping[str, Any], where: str) -> ModelConfig:
     """Type- and range-checked; WeightsError names `where` and the field."""
+    if (dtype := values.get("dtype", "float32")) not in DTYPES:
+        raise WeightsError(f"{where} stores {dtype}, but exobus reads {', '.join(DTYPES)}; pick another model")
     try:
         config = msgspec.convert(values, ModelConfig)
     except msgspec.ValidationError as error:
@@ -141,8 +144,6 @@ def checked_config(values: Mapping[str, Any], where: str) -> ModelConfig:
             raise WeightsError(f"{where} gives {name} as {getattr(config, name)}; fetch the model again")
     if config.n_heads % config.n_kv_heads or config.head_dim % 2:
         raise WeightsError(f"{where} has heads that do not divide evenly; fetch the model again")
-    if config.dtype not in DTYPES:
-        raise WeightsError(f"{where} stores {config.dtype}, but exobus reads {', '.join(DTYPES)}; pick another model")
     _check_rope(config, where)
     return config
 

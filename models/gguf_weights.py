@@ -24,7 +24,7 @@ from models.gguf_header import GgufHeader, GgufTensor, read_header
 
 _ROPE_FACTORS = "rope_freqs.weight"
 _PIECE_WEIGHTS = 1 << 16
-_STORED_DTYPES = {GGMLQuantizationType.F16: "float16", GGMLQuantizationType.BF16: "bfloat16"}
+_STORED_DTYPES = {GGMLQuantizationType.F32: "float32", GGMLQuantizationType.BF16: "bfloat16"}
 _CHECKPOINT_NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -185,7 +185,7 @@ def _values(header: GgufHeader, embedding: GgufTensor, even_head_dim: int) -> di
         "mlp_bias": "blk.0.ffn_gate.bias" in header.tensors,
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_ids": eos_token_ids(metadata),
-        "dtype": _STORED_DTYPES.get(embedding.kind, "float32"),
+        "dtype": _STORED_DTYPES.get(embedding.kind, "float16"),
     }
 
 
