@@ -93,7 +93,7 @@ def _decode_steps(engine: InferenceEngine) -> list[float]:
     seconds = []
     for position in range(WARM_STEPS + TIMED_STEPS):
         began = time.perf_counter()
-        engine.forward([Chunk(slot=0, position=position, inputs=row, wants_logits=False)])
+        engine.forward([Chunk(slot=0, position=position, inputs=row)])
         seconds.append(time.perf_counter() - began)
     return seconds[WARM_STEPS:]
 

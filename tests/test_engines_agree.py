@@ -16,7 +16,7 @@ import pytest
 
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard, whole
-from engines.engine import Chunk, EngineError, FloatArray
+from engines.engine import Chunk, EngineError, FloatArray, SavedKV
 from engines.numpy.engine import NumpyEngine
 from engines.registry import ENGINES, create
 from engines.staged import StagedEngine
@@ -86,7 +86,7 @@ def load_reference(path: Path) -> NumpyEngine:
 
 
 def tokens(slot: int, position: int, ids: list[int], wants_logits: bool = True) -> Chunk:
-    return Chunk(slot, position, np.array(ids, np.int32), wants_logits)
+    return Chunk(slot, position, np.array(ids, np.int32), int(wants_logits))
 
 
 def test_greedy_tokens_and_logits_are_the_references(engine: HostedEngine, reference: NumpyEngine) -> None:
@@ -192,6 +192,8 @@ class Brittle(StagedEngine[list[int]]):
 
 
 class BrittleStage:
+    position_bytes = 1
+
     def __init__(self, config: ModelConfig, shard: Shard) -> None:
         self.config = config
         self.shard = shard
@@ -208,6 +210,15 @@ class BrittleStage:
 
     def truncate(self, cache: list[int], position: int) -> None:
         del cache[position:]
+
+    def save(self, cache: list[int], start: int, end: int) -> SavedKV:
+        return SavedKV(start, end, end - start, cache[start:end])
+
+    def restore(self, cache: list[int], saved: SavedKV) -> None:
+        cache += saved.content
+
+    def release(self, cache: list[int]) -> None:
+        cache.clear()
 
 
 def test_a_batch_that_breaks_in_the_midst_loses_its_slots_and_no_others(tiny: Path) -> None:
