@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 
-from actors.stage import StageCounts, neighbours
 from actors.stage_thread import StageThread
+from actors.step import StageCounts, neighbours
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
 from bus.config import NodeConfig
@@ -55,6 +55,8 @@ class EngineActor(Actor):
             message.epoch,
             Path(message.path),
             lambda: Ring(run_dir, name, host),
+            kv_bytes=message.kv_bytes,
+            precision=message.precision,
         )
         self._stage.start()
         try:
@@ -62,7 +64,9 @@ class EngineActor(Actor):
         except (EngineError, ModelError, OSError, MemoryError) as error:
             raise RequestError("load_failed", f"{message.engine} cannot load {message.shard}: {error}") from error
         resident = psutil.Process().memory_info().rss
-        return ShardLoaded(self.bus.address, message.engine, endpoints, time.monotonic() - begun, resident)
+        return ShardLoaded(
+            self.bus.address, message.engine, endpoints, time.monotonic() - begun, resident, self._stage.positions
+        )
 
     @on(StageJoin)
     async def join(self, message: StageJoin, envelope: Envelope) -> RequestDone:

@@ -61,7 +61,7 @@ class Flag:
     LAST: Final = 32  # the last chunk of a prompt, or a decode step: it is sampled
     FINISHED: Final = 64  # on a token: no further one comes
     FAILED: Final = 128  # to the gateway, payload: MessagePack of a Failure; the session is over
-    PLACE: Final = 256  # to the gateway, payload: int32 (sessions ahead in the queue, prompt tokens found in the cache)
+    PLACE: Final = 256  # to the gateway, payload: int32 (place in the queue from 1, or 0 once in; prompt tokens known)
     THROUGH: Final = 512  # to the first stage: a prompt chunk that ended at `position` is through the ring
     KEEP: Final = 1024  # from the first stage on, payload: MessagePack of a Keeping
 
