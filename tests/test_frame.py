@@ -14,7 +14,7 @@ from bus.frame import DTYPES, HEADER_BYTES, Flag, Frame, FrameError, dtype_code,
 u8, u32, u64 = st.integers(0, 2**8 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
 frames = st.builds(
     Frame,
-    flags=u8,
+    flags=st.integers(0, 2**16 - 1),
     epoch=u64,
     session=u64,
     position=u32,
@@ -72,8 +72,8 @@ def test_damaged_frames_unpack_consistently_or_are_refused(frame: Frame, at: int
 def test_the_layout_is_the_one_written_down() -> None:
     flags = Flag.TOKEN | Flag.FINISHED
     frame = Frame(flags, 3, 0x1122334455667788, 41, 1, 0, 0, 9, 1, 0xAA, 0xBB, 0xCC)
-    by_hand = struct.pack("<2sBBI", b"xb", 1, 68, 9) + struct.pack("<QQ", 3, 0x1122334455667788)
-    by_hand += struct.pack("<III", 41, 1, 0) + struct.pack("<BBH", 0, 1, 0) + struct.pack("<QQQ", 0xAA, 0xBB, 0xCC)
+    by_hand = struct.pack("<2sBBI", b"xb", 1, 0, 9) + struct.pack("<QQ", 3, 0x1122334455667788)
+    by_hand += struct.pack("<II", 41, 1) + struct.pack("<HHBBH", 0, 68, 0, 1, 0) + struct.pack("<QQQ", 0xAA, 0xBB, 0xCC)
     assert frame.pack() == by_hand
 
 
@@ -91,7 +91,7 @@ def test_a_header_of_another_size_is_refused() -> None:
 
 
 def test_a_header_may_not_claim_more_than_came() -> None:
-    header = Frame(0, 1, 1, rows=2**32 - 1, width=2**32 - 1, dtype=1).pack()
+    header = Frame(0, 1, 1, rows=2**32 - 1, width=2**16 - 1, dtype=1).pack()
     with pytest.raises(FrameError, match="payload size"):
         unpack(header, bytes(16))
 
