@@ -109,7 +109,7 @@ class Stage:
 
     def _take_frames(self) -> None:
         """What is here now; and of a micro-batch that has begun to come, the rest."""
-        busy = self._in or (self._shard.is_first and self._due_chunks())
+        busy = self._in or self._due_chunks()
         received = self._ring.receive(0 if busy else IDLE_WAIT_MS)
         while received is not None:
             self._serve(*received)
@@ -127,12 +127,14 @@ class Stage:
         return [self._chunk_step(session, rows) for session, rows in self._due_chunks()]
 
     def _due_chunks(self) -> list[tuple[StageSession, int]]:
-        in_flight = PROMPT_CHUNK * (self._out.place.stages + 1)
-        return prompt_chunks(self._sessions.by_id.values(), PROMPT_CHUNK, in_flight)
+        if not self._sessions.reading:
+            return []
+        on_their_way = PROMPT_CHUNK * (self._out.place.stages + 1)
+        return prompt_chunks(self._sessions.reading.values(), PROMPT_CHUNK, on_their_way - self._sessions.in_flight)
 
     def _chunk_step(self, session: StageSession, rows: int) -> Step:
-        begin, session.sent = session.sent, session.sent + rows
-        tokens = np.asarray(session.opening.prompt[begin : session.sent], np.int32)
+        begin = session.sent
+        tokens = np.asarray(self._sessions.read(session, rows), np.int32)
         return Step(session, begin, tokens, session.prompt_left == 0)
 
     def _living(self, batch: list[Step]) -> list[Step]:
@@ -240,7 +242,7 @@ class Stage:
             self._fail(session, Failure("prefix_lost", f"{error}; ask again", 1))
             return
         if self._shard.is_first:
-            session.begin(restored)
+            self._sessions.begin(session, restored)
         if self._shard.is_last:
             self._last_stage.open(session)
             self._out.admitted(session, restored)  # from here, so that it comes before the first token

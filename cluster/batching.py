@@ -21,16 +21,16 @@ def micro_batch(sessions: int, stages: int) -> int:
     return max(-(-sessions // stages), 1)
 
 
-def prompt_chunks(sessions: Iterable[StageSession], rows: int, in_flight: int) -> list[tuple[StageSession, int]]:
+def prompt_chunks(reading: Iterable[StageSession], rows: int, room: int) -> list[tuple[StageSession, int]]:
     """Whose prompts go on next, with how many tokens each: `rows` at most together, who waited longest first.
 
-    None go while `in_flight` tokens are on their way: a fast stage would only fill the queue of a slow one, and
-    decode steps would have to wait behind it. Where a prompt is cut does not depend on who else is here.
+    None while there is no `room` left among the tokens that may be on their way: a fast stage would only fill the
+    queue of a slow one, and decode steps would have to wait behind it. Where a prompt is cut does not depend on who
+    else is here.
     """
-    held = list(sessions)
-    room = min(rows, in_flight - sum(session.in_flight for session in held))
+    room = min(rows, room)
     chosen = []
-    for session in sorted((s for s in held if s.has_prompt_waiting), key=lambda s: s.touched_at):
+    for session in sorted(reading, key=lambda session: session.touched_at):
         chunk = min(session.prompt_left, rows)
         if chunk <= room:
             chosen.append((session, chunk))

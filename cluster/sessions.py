@@ -74,21 +74,6 @@ class StageSession:
         """Prompt tokens that the first stage has not sent on."""
         return self.opening.prompt_tokens - self.sent
 
-    @property
-    def has_prompt_waiting(self) -> bool:
-        """Whether a part of its prompt waits here; only ever on the first stage."""
-        return bool(self.tokens) and self.prompt_left > 0
-
-    @property
-    def in_flight(self) -> int:
-        """Prompt tokens that left the first stage and are not through the ring."""
-        return max(self.sent - self.through, 0)
-
-    def begin(self, known: int) -> None:
-        """The first stage takes up the prompt, of which every stage has the first `known` tokens already."""
-        self.tokens = list(self.opening.prompt)
-        self.sent = self.through = known
-
     def returned(self, position: int, tokens: list[int]) -> None:
         """The ring gave back what comes at `position`: whatever stood there and after it is void."""
         self.through = position
@@ -100,6 +85,7 @@ class StageSessions:
     """All sessions of a stage. Slots are small numbers, used again."""
 
     by_id: dict[int, StageSession] = field(default_factory=dict)
+    reading: dict[int, StageSession] = field(default_factory=dict)  # on the first stage: those with prompt left
     _free: list[int] = field(default_factory=list)
     _next_slot: int = 0
 
@@ -114,18 +100,38 @@ class StageSessions:
     def close(self, session: int) -> StageSession | None:
         """Forget a session and free its slot number; None where it is not here."""
         closed = self.by_id.pop(session, None)
+        self.reading.pop(session, None)
         if closed:
             self._free.append(closed.slot)
         return closed
 
+    def begin(self, session: StageSession, known: int) -> None:
+        """The first stage takes up a prompt, of which every stage has the first `known` tokens already."""
+        session.tokens = list(session.opening.prompt)
+        session.sent = session.through = known
+        self.reading[session.session] = session
+
+    def read(self, session: StageSession, count: int) -> tuple[int, ...]:
+        """The first stage sends on the next `count` tokens of a prompt; answers them."""
+        begin, session.sent = session.sent, session.sent + count
+        if not session.prompt_left:
+            del self.reading[session.session]
+        return session.opening.prompt[begin : session.sent]
+
     @property
     def decoding(self) -> int:
         """How many sessions have their whole prompt behind them; known on the first stage."""
-        return sum(session.prompt_left <= 0 for session in self.by_id.values())
+        return len(self.by_id) - len(self.reading)
+
+    @property
+    def in_flight(self) -> int:
+        """Prompt tokens of all sessions that left the first stage and are not through the ring."""
+        return sum(max(session.sent - session.through, 0) for session in self.by_id.values())
 
     def idle_since(self, before: float) -> list[StageSession]:
         """Sessions that nothing was heard of since then, and that have no prompt waiting here."""
-        return [s for s in self.by_id.values() if s.touched_at < before and not s.has_prompt_waiting]
+        idle = [session for session in self.by_id.values() if session.touched_at < before]
+        return [session for session in idle if session.session not in self.reading]
 
     def _new_slot(self) -> int:
         self._next_slot += 1

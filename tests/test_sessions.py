@@ -55,13 +55,14 @@ def test_idle_sessions_are_those_without_a_prompt_here_that_nothing_was_heard_of
     sessions = StageSessions()
     idle = sessions.open(1, opening(), 1.0)
     sessions.open(2, opening(), 9.0)
-    sessions.open(3, opening(), 1.0).begin(known=0)
+    sessions.begin(sessions.open(3, opening(), 1.0), known=0)
     assert sessions.idle_since(5.0) == [idle]
 
 
 def test_what_the_ring_gave_back_refutes_the_drafts_behind_it() -> None:
-    session = StageSessions().open(1, opening((7, 8, 9)), 0.0)
-    session.begin(known=0)
+    sessions = StageSessions()
+    session = sessions.open(1, opening((7, 8, 9)), 0.0)
+    sessions.begin(session, known=0)
     session.returned(3, [20, 21, 22, 23])
     session.returned(5, [30])
     assert session.tokens == [7, 8, 9, 20, 21, 30]
@@ -71,10 +72,14 @@ def test_what_the_ring_gave_back_refutes_the_drafts_behind_it() -> None:
 def test_a_session_decodes_once_its_prompt_is_sent_on() -> None:
     sessions = StageSessions()
     session = sessions.open(1, opening((7, 8, 9)), 0.0)
-    session.begin(known=1)
-    assert (session.prompt_left, session.has_prompt_waiting, session.in_flight, sessions.decoding) == (2, True, 0, 0)
-    session.sent = 3
-    assert (session.prompt_left, session.has_prompt_waiting, session.in_flight, sessions.decoding) == (0, False, 2, 1)
+    sessions.begin(session, known=1)
+    assert (sessions.decoding, sessions.in_flight) == (0, 0)
+    assert sessions.read(session, 2) == (8, 9)
+    assert (sessions.decoding, sessions.in_flight) == (1, 2)
+    session.returned(3, [20])
+    assert (sessions.decoding, sessions.in_flight) == (1, 0)
+    sessions.close(1)
+    assert (sessions.decoding, sessions.in_flight) == (0, 0)
 
 
 def test_a_generation_ends_at_a_stop_token_or_at_its_limit() -> None:
