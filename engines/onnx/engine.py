@@ -9,7 +9,6 @@ import onnxruntime
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.engine import EngineError, FloatArray
-from engines.onnx.lanes import Lane
 from engines.onnx.linear import Precision
 from engines.onnx.llama import llama_graph
 from engines.onnx.stage import OnnxStage
@@ -22,7 +21,7 @@ HEAD_DIMS = 16
 """Attention's kernel wants head sizes that are multiples of this."""
 
 
-class OnnxEngine(StagedEngine[Lane]):
+class OnnxEngine(StagedEngine[int]):
     """Runs on the CPU; `precision` chooses between the reference's float32 and faster 8-bit products."""
 
     name: ClassVar[str] = "onnx"
