@@ -11,8 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from cluster.sessions import Failure
 from tests.rig_ring import MODEL, NODE_ID, ROOT, Rig, running_rig
 
+BROKEN = Failure("stage_failed", "the engine ran out of memory")
 NOWHERE = "http://127.0.0.1:9"
 HEAVY = ("zmq", "numpy", "httpx", "msgspec", "asyncio", "rich", "starlette", "tokenizers")
 
@@ -101,7 +103,7 @@ def test_run_shows_the_gateways_sentence_and_ends_with_status_1(rig: Rig) -> Non
 
 
 def test_run_tells_of_a_failure_in_the_middle_of_an_answer(rig: Rig) -> None:
-    rig.tell("Hello", end=False, failure="the engine ran out of memory")
+    rig.tell("Hello", end=False, failure=BROKEN)
     result = exobus("run", MODEL, "hello", "--api", rig.url)
     assert (result.returncode, result.stdout) == (1, "Hello")
     assert "the engine ran out of memory" in result.stderr
