@@ -54,15 +54,19 @@ class EngineActor(Actor):
             message.shard,
             message.epoch,
             Path(message.path),
-            lambda: Ring(run_dir, name, host),
+            precision=message.precision,
+            kv_bytes=message.kv_bytes,
+            ring=lambda: Ring(run_dir, name, host),
         )
         self._stage.start()
         try:
             endpoints = await asyncio.wait_for(asyncio.wrap_future(self._stage.loaded), LOAD_WITHIN_S)
         except (EngineError, ModelError, OSError, MemoryError) as error:
             raise RequestError("load_failed", f"{message.engine} cannot load {message.shard}: {error}") from error
-        resident = psutil.Process().memory_info().rss
-        return ShardLoaded(self.bus.address, message.engine, endpoints, time.monotonic() - begun, resident)
+        resident, seconds = psutil.Process().memory_info().rss, time.monotonic() - begun
+        return ShardLoaded(
+            self.bus.address, message.engine, endpoints, seconds, resident, positions=self._stage.positions
+        )
 
     @on(StageJoin)
     async def join(self, message: StageJoin, envelope: Envelope) -> RequestDone:
