@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 from collections.abc import Callable
@@ -80,6 +81,7 @@ class StageThread(threading.Thread):
             self.positions = self._kv_bytes // engine.position_bytes
             self._ring = self._make_ring()
             self.stage = Stage(engine, self._shard, self._epoch, self._ring)
+            gc.freeze()  # what is loaded stays: a collection in the midst of a token need not walk through it
         except Exception as error:  # handed on to whoever asked for the load, whatever it is
             self.loaded.set_exception(error)
             return

@@ -88,9 +88,9 @@ class DataPlane:
         self._context.destroy(linger=200)
 
     def _serve(self, parts: list[bytes]) -> None:
-        if len(parts) != 2:
+        if len(parts) != 1:
             raise FrameError("parts")
-        frame, payload = unpack(parts[0], parts[1])
+        frame, payload = unpack(parts[0])
         session = self._sessions.get(frame.session)
         if session is None:
             raise FrameError("no such session")
@@ -128,7 +128,7 @@ class DataPlane:
             sequence=self._sent[endpoint],
             sent_ns=time.monotonic_ns(),
         )
-        return asyncio.ensure_future(stage.send_multipart([header.pack(), payload], flags))
+        return asyncio.ensure_future(stage.send(header.pack(payload), flags))
 
     def _stage(self, endpoint: str) -> zmq.asyncio.Socket:
         stage = self._stages.get(endpoint)
