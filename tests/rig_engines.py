@@ -205,7 +205,7 @@ class Host:
         self._saved: list[SavedKV] = []
 
     def create(self, name: str) -> int:
-        self._engines.append(importlib.import_module("engines.registry").create(name))
+        self._engines.append(importlib.import_module("engines.registry").create(name, "exact"))
         return len(self._engines) - 1
 
     def load(self, index: int, edges: list[Any], weights: str) -> None:

@@ -270,13 +270,21 @@ def test_an_unknown_engine_is_refused_with_the_names_of_the_known() -> None:
         create("cuda")
 
 
-@pytest.mark.parametrize(("name", "package"), [("mlx", "mlx_lm"), ("onnx", "onnxruntime"), ("tinygrad", "tinygrad")])
+@pytest.mark.parametrize(("name", "package"), [("mlx", "mlx_lm"), ("tinygrad", "tinygrad")])
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
     name: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(EngineError, match=rf"engine {name} needs {package}: pip install 'exobus\[{name}\]'"):
         create(name)
+
+
+def test_a_missing_package_that_comes_with_exobus_asks_for_another_installation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(EngineError, match="engine onnx needs onnxruntime: install exobus again"):
+        create("onnx")
 
 
 @pytest.fixture(scope="module")
