@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from types import MappingProxyType
 
 from engines.engine import EngineError, InferenceEngine
-from engines.precision import PRECISIONS, Precision
+from engines.precision import PRECISIONS
 
 ENGINES = ("mlx", "tinygrad", "onnx", "numpy")
 """The names, the likely fastest first."""
@@ -27,7 +27,7 @@ _PACKAGES = MappingProxyType(
 )
 
 
-def create(name: str, precision: Precision = "fast") -> InferenceEngine:
+def create(name: str, precision: str = "fast") -> InferenceEngine:
     """A fresh engine that holds nothing yet. All but onnx are exact, whatever `precision` says.
 
     EngineError for an unknown name or precision, and for a package that is missing.
