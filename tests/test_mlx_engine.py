@@ -121,18 +121,6 @@ def test_a_ragged_batch_gives_each_session_the_references_answers(
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_a_split_model_of_16_bits_gives_the_bits_of_a_whole_one(
-    dtype: Dtype, process: EngineProcess, tmp_path: Path
-) -> None:
-    path = write_tiny_llama(tmp_path, dtype=dtype)
-    split, unsplit = (
-        [process.load("mlx", shard, path) for shard in cut("tiny", LAYERS, *cuts)] for cuts in ((1, 3), ())
-    )
-    ours, theirs = Ring(split, carried=dtype).generate(PROMPT, 8), Ring(unsplit).generate(PROMPT, 8)
-    np.testing.assert_array_equal(ours.logits, theirs.logits)
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_hidden_states_are_rounded_as_frames_round_them(dtype: Dtype, process: EngineProcess, tmp_path: Path) -> None:
     stage = process.load("mlx", Shard("tiny", 1, 2, LAYERS), write_tiny_llama(tmp_path, dtype=dtype))
     exact = process.load("mlx", Shard("tiny", 1, 2, LAYERS), with_dtype(tmp_path, "float32"))
