@@ -1,0 +1,36 @@
+"""Whether all stages of a ring compute all the time, once two streams for each are there."""
+
+from __future__ import annotations
+
+from tests.bench.figures import Figure
+from tests.bench.streams import Timed
+from tests.rig_synthetic_engine import Model
+from tests.rig_synthetic_ring import synthetic_ring
+
+RINGS = (2, 4, 8)
+STREAMS = 2  # for each stage
+STEP_MS = 10.0
+TOKENS = 72
+SETTLED = 12  # tokens of each stream that are not counted: micro-batches form, the first is not full
+
+
+def measure() -> list[Figure]:
+    """One figure for each size of ring."""
+    return [_overlap(stages) for stages in RINGS]
+
+
+def _overlap(stages: int) -> Figure:
+    """Tokens a second, by those of a ring whose stages never wait: a micro-batch of two every step."""
+    prompts = [(stream + 1, stages) for stream in range(STREAMS * stages)]
+    with synthetic_ring(Model(call_ms=STEP_MS), stages) as ring:
+        rate = together(ring.streams.generate_side_by_side(prompts, TOKENS))
+    ideal = STREAMS * 1000 / STEP_MS
+    note = f"{len(prompts)} streams, {stages} stages of {STEP_MS:g} ms a micro-batch of {STREAMS}: {rate:.1f} tok/s"
+    return Figure(f"overlap_eff_{stages}", rate / ideal, "ratio", "≥ 0.95", baseline=ideal, note=note)
+
+
+def together(came: list[list[Timed]]) -> float:
+    """Tokens a second of all streams, while all of them are well under way."""
+    begun, ended = max(tokens[SETTLED].at_ns for tokens in came), min(tokens[-1].at_ns for tokens in came)
+    counted = sum(begun < token.at_ns <= ended for tokens in came for token in tokens)
+    return counted / ((ended - begun) / 1e9)
