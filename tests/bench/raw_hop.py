@@ -22,17 +22,17 @@ def raw_hop_us(payload_bytes: int) -> float:
         dealer = context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.RCVTIMEO, WITHIN_MS)
         dealer.connect(child.stdout.readline().strip())
-        return median(_round_trip_ns(dealer, [bytes(64), bytes(payload_bytes)]) for _ in range(PINGS)) / 2000
+        return median(_round_trip_ns(dealer, bytes(64 + payload_bytes)) for _ in range(PINGS)) / 2000
     finally:
         child.kill()
         child.wait()
         context.destroy(linger=0)
 
 
-def _round_trip_ns(dealer: zmq.Socket[bytes], parts: list[bytes]) -> int:
+def _round_trip_ns(dealer: zmq.Socket[bytes], message: bytes) -> int:
     begun = time.perf_counter_ns()
-    dealer.send_multipart(parts)
-    dealer.recv_multipart()
+    dealer.send(message)
+    dealer.recv()
     return time.perf_counter_ns() - begun
 
 
