@@ -17,15 +17,16 @@ import numpy as np
 from actors.inlet import Inlet, Unfit
 from actors.last_stage import LastStage
 from actors.outlet import Mail, Outlet
+from actors.passes import Passes
 from actors.step import Choice, Neighbours, StageCounts, Step
 from bus.frame import GATEWAY_STAGE, Flag, Frame
 from bus.ring import Array, NeighbourGone, Ring, best_endpoint
 from cluster.batching import micro_batch, prompt_chunks
 from cluster.entrance import Entrance
-from cluster.prefixes import BLOCK, Keeping, PrefixLost, PrefixStore
+from cluster.prefixes import BLOCK, Keeping, PrefixLost
 from cluster.sessions import Failure, Opening, StageSession, StageSessions
 from cluster.shard import Shard
-from engines.engine import MAX_SLOTS, Chunk, EngineError, FloatArray, InferenceEngine, SavedKV
+from engines.engine import MAX_SLOTS, EngineError, FloatArray, InferenceEngine
 
 logger = logging.getLogger(__name__)
 
@@ -45,19 +46,18 @@ class Stage:
     """The sessions of one shard. One thread makes it, joins it to its ring and calls `turn` over and over."""
 
     def __init__(self, engine: InferenceEngine, shard: Shard, epoch: int, ring: Ring) -> None:
-        self._engine = engine
         self._shard = shard
         self._epoch = epoch
         self._ring = ring
         self._in = Inlet(PROMPT_CHUNK)
-        self._out = Outlet(ring, epoch, Neighbours(0, 1, "", "", 0), engine.activations)
+        self._activations = engine.activations
+        self._out = Outlet(ring, epoch, Neighbours(0, 1, "", "", 0), self._activations)
         self._entrance = Entrance(0, MAX_SLOTS)
         self._last_stage = LastStage()
+        self._passes = Passes(engine, self._last_stage if shard.is_last else None)
         self._sessions = StageSessions()
-        self._blocks: PrefixStore[SavedKV] = PrefixStore()
         self._drained: Future[None] | None = None
         self._reap_at = 0.0
-        self._forwards = self._rows = self._reused_rows = self._busy_ns = 0
 
     @property
     def counts(self) -> StageCounts:
@@ -65,13 +65,13 @@ class Stage:
         return StageCounts(
             sessions=len(self._sessions.by_id),
             waiting=self._entrance.waiting,
-            forwards=self._forwards,
-            rows=self._rows,
-            reused_rows=self._reused_rows,
-            stored_positions=len(self._blocks) * BLOCK,
+            forwards=self._passes.forwards,
+            rows=self._passes.rows,
+            reused_rows=self._passes.reused_rows,
+            stored_positions=len(self._passes.blocks) * BLOCK,
             drafted=self._last_stage.drafted,
             accepted=self._last_stage.accepted,
-            busy_seconds=self._busy_ns / 1e9,
+            busy_seconds=self._passes.busy_ns / 1e9,
         )
 
     @property
@@ -83,7 +83,7 @@ class Stage:
         """Take a place in the ring. Raises ValueError for what is no end point."""
         for endpoint in (place.following, place.first):
             self._ring.introduce(endpoint)
-        self._out = Outlet(self._ring, self._epoch, place, self._engine.activations)
+        self._out = Outlet(self._ring, self._epoch, place, self._activations)
         self._entrance = Entrance(place.positions, MAX_SLOTS)
 
     def drain(self, drained: Future[None]) -> None:
@@ -197,9 +197,12 @@ class Stage:
 
     def _hear_keeping(self, session: StageSession, payload: Array) -> None:
         try:
-            self._save(session, _decode_keeping(payload.tobytes()))
-        except msgspec.DecodeError:
+            self._passes.save(session, _decode_keeping(payload.tobytes()))
+        except (msgspec.DecodeError, KeyError):
             self._ring.dropped["keeping"] += 1
+            return
+        except EngineError as error:
+            self._fail(session, Failure("prefix_lost", f"{error}; ask again", 1))
             return
         if not self._shard.is_last:
             self._onward(session, Flag.KEEP, payload.tobytes())
@@ -233,11 +236,11 @@ class Stage:
 
     def _enter(self, session_id: int, opening: Opening) -> None:
         """A session begins here, with what the prefix cache has of it."""
-        self._blocks.drop(opening.drop)
+        self._passes.blocks.drop(opening.drop)
         session = self._sessions.open(session_id, opening, time.monotonic())
         session.reply_to = best_endpoint(opening.reply_to)
         try:
-            restored = self._restore(session)
+            restored = self._passes.restore(session)
         except (PrefixLost, EngineError) as error:
             self._fail(session, Failure("prefix_lost", f"{error}; ask again", 1))
             return
@@ -249,69 +252,32 @@ class Stage:
         else:
             self._onward(session, Flag.OPEN, msgspec.msgpack.encode(opening))
 
-    def _restore(self, session: StageSession) -> int:
-        """Copy stored blocks into the session's slot; answers how many positions they are."""
-        blocks = self._blocks.take(session.opening.reuse)
-        for block in blocks:
-            self._engine.restore(session.slot, block)
-        self._reused_rows += len(blocks) * BLOCK
-        return len(blocks) * BLOCK
-
     def _keep(self, session: StageSession, tokens: Sequence[int]) -> None:
         """Have every stage store what stands at the session's first positions; all of them have computed it."""
         if keeping := self._entrance.keep(tokens):
-            self._save(session, keeping)
+            self._passes.save(session, keeping)
             if not self._shard.is_last:
                 self._onward(session, Flag.KEEP, msgspec.msgpack.encode(keeping))
-
-    def _save(self, session: StageSession, keeping: Keeping) -> None:
-        self._blocks.drop(keeping.drop)
-        for number, start, end in keeping.spans:
-            self._blocks.put(number, self._engine.save(session.slot, start, end))
 
     # -- computing
 
     def _compute(self, batch: list[Step]) -> None:
         """A micro-batch through the engine, and on to the next stage or into tokens."""
-        begun = time.monotonic_ns()
-        try:
-            outputs = self._forward(batch)
-        except EngineError as error:
-            self._one_by_one(batch, str(error))
-            return
-        spent = time.monotonic_ns() - begun
-        self._forwards += 1
-        self._busy_ns += spent
-        for step in batch:
-            self._rows += len(step.inputs)
-            step.session.touched_at = begun / 1e9
-            step.spent_ns += spent
+        done = []
+        for computed in self._passes.run(batch):
+            if computed.output is None:
+                self._fail(computed.step.session, Failure("engine", computed.refused))
+            else:
+                done.append((computed.step, computed.output))
         if self._shard.is_last:
-            self._choose(batch, outputs)
-        else:
-            for at, (step, output) in enumerate(zip(batch, outputs, strict=True), 1):
-                self._deliver(step.session, self._out.hidden(step, output, rest=len(batch) - at))
-
-    def _forward(self, batch: list[Step]) -> list[FloatArray]:
-        chunks = []
-        for step in batch:
-            logits = self._last_stage.wanted(step) if self._shard.is_last else 0
-            if step.rollback:
-                self._engine.truncate(step.session.slot, step.position)
-            chunks.append(Chunk(step.session.slot, step.position, step.inputs, logits))
-        return self._engine.forward(chunks)
-
-    def _one_by_one(self, batch: list[Step], sentence: str) -> None:
-        """A micro-batch that was refused: only the session that is at fault shall end."""
-        if len(batch) == 1:
-            self._fail(batch[0].session, Failure("engine", sentence))
+            self._choose(done)
             return
-        for step in batch:
-            self._compute([step])
+        for rest, (step, output) in zip(reversed(range(len(done))), done, strict=True):
+            self._deliver(step.session, self._out.hidden(step, output, rest))
 
-    def _choose(self, batch: list[Step], outputs: Sequence[FloatArray]) -> None:
+    def _choose(self, done: list[tuple[Step, FloatArray]]) -> None:
         """Tokens for each; they go round the ring where the generation goes on, and then to the gateways."""
-        sampled = [(step, logits) for step, logits in zip(batch, outputs, strict=True) if step.last]
+        sampled = [(step, logits) for step, logits in done if step.last]
         chosen = [choice for step, logits in sampled if (choice := self._sample(step, logits, len(sampled)))]
         going_on = [choice for choice in chosen if not choice.finished]
         for at, choice in enumerate(going_on, 1):
@@ -320,7 +286,7 @@ class Stage:
             if choice.finished:  # the first stage hears of it before the owner closes
                 self._close_ring(choice, rest=0)
             self._deliver(choice.session, self._out.tokens(choice))
-        for step in batch:
+        for step, _ in done:
             if not step.last:
                 self._through(step)
 
@@ -376,7 +342,7 @@ class Stage:
         self._entrance.leave(session.session, time.monotonic())
         self._last_stage.close(session)
         self._in.close(session)
-        self._engine.release(session.slot)
+        self._passes.release(session)
         if self._out.place.stages > 1:
             self._out.closed(session, self._out.place.following)
         self._see_drained()

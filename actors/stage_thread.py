@@ -76,7 +76,7 @@ class StageThread(threading.Thread):
     def run(self) -> None:
         """Load, then loop. A failure to load is the future's; a failure later is logged and ends the process's use."""
         try:
-            engine = create(self._engine_name)
+            engine = create(self._engine_name, self._precision)
             engine.load(self._shard, self._weights)
             self.positions = self._kv_bytes // engine.position_bytes
             self._ring = self._make_ring()

@@ -13,7 +13,6 @@ API_FILE = "api"  # in the run folder: the gateway's URL, once it listens
 DEFAULT_API_PORT = 52415
 DEFAULT_BUS_PORT = 52414
 DEFAULT_DISCOVERY_PORT = 52413
-PRECISIONS = ("fast", "exact")  # what an engine that has the choice is told
 
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,7 +20,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     Ports: 0 means any free one, None the usual one or, where that is taken, any. Memory in bytes: 0 means all that is
     available; `kv_memory` bounds what one stage gets for keys and values, and 0 leaves it to the node. Threads of an
-    engine: 0 means this node's share of the machine's cores. `precision` is one of PRECISIONS.
+    engine: 0 means this node's share of the machine's cores. `precision` is one of `engines.precision`'s.
     """
 
     node_id: str

@@ -17,12 +17,13 @@ import typer
 
 from actors.node_folder import FolderError, NodeFolder, check_name, first_free, open_folder
 from actors.supervisor import run_node
-from bus.config import DEFAULT_DISCOVERY_PORT, PRECISIONS, NodeConfig, write_config
+from bus.config import DEFAULT_DISCOVERY_PORT, NodeConfig, write_config
 from cli.exits import FAILED, USAGE
 from cli.nodes import default_parent
 from cli.screen import NodeScreen
 from cli.sizes import parse_bytes
 from discovery.manual import peer_endpoint
+from engines.precision import PRECISIONS
 from engines.registry import ENGINES
 from models.cache import default_cache_root
 

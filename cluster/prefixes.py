@@ -10,9 +10,9 @@ a ring are ordered, every stage sees the same puts, drops and takes in the same 
 
     a session opens    drop = index.shrink(admission.free, prompt); reuse = index.match(prompt)
                        every stage, at the opening: store.drop(drop), then store.take(reuse)
-    its prompt is in   keeping = index.keep(prompt, admission.free); at its end the same with the answer
+    its prompt is in   keeping = index.keep(prompt, admission.free); before its close the same with the answer
                        every stage, once it has computed these positions: store.drop, then store.put for each span
-    it failed          drop = index.forget(what it reused and kept), for a stage may not have come to keep it
+    a stage failed it  drop = index.forget(what it reused and kept), for that stage may not have come to keep it
                        every stage: store.drop(drop), which may come as a `Keeping` without numbers
 
 No arrays, no sockets, no clock: a payload is whatever the engine saved.
@@ -22,8 +22,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -50,8 +49,7 @@ class Keeping(msgspec.Struct, frozen=True):
         return [(number, start, start + BLOCK) for number, start in zip(self.numbers, starts, strict=True)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """Where a block is in the trie: the number of the block before it, and its tokens."""
 
     parent: int

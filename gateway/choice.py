@@ -95,4 +95,4 @@ def _failure(error: SessionFailed, *, begun: bool) -> ApiError:
         return too_large(error.message, "max_tokens")
     if begun:
         return ApiError(500, error.message, kind=SERVER, code=error.code, headers={"x-should-retry": "false"})
-    return unavailable(error.code, error.message)
+    return unavailable(error.code, error.message, error.retry_after_s)

@@ -39,15 +39,14 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
-def unavailable(code: str, message: str) -> ApiError:
-    """503: the same request may work in a moment."""
-    return ApiError(503, message, kind=SERVER, code=code, headers=_retry_after(RETRY_AFTER_S))
+def unavailable(code: str, message: str, retry_after_s: int = 0) -> ApiError:
+    """503: the same request may work in `retry_after_s` seconds (0: in a moment)."""
+    return ApiError(503, message, kind=SERVER, code=code, headers=_retry_after(retry_after_s))
 
 
 def queue_full(message: str, retry_after_s: int = 0) -> ApiError:
     """429: too much at one time; ask again in `retry_after_s` seconds (0: soon)."""
-    headers = _retry_after(retry_after_s or RETRY_AFTER_S)
-    return ApiError(429, message, kind="rate_limit_error", code="queue_full", headers=headers)
+    return ApiError(429, message, kind="rate_limit_error", code="queue_full", headers=_retry_after(retry_after_s))
 
 
 def too_large(message: str, param: str) -> ApiError:
@@ -57,7 +56,8 @@ def too_large(message: str, param: str) -> ApiError:
 
 def _retry_after(seconds: int) -> dict[str, str]:
     """The header of HTTP, and the one that OpenAI's clients look for first."""
-    return {"retry-after": str(seconds), "retry-after-ms": str(seconds * 1000)}
+    asked = seconds or RETRY_AFTER_S
+    return {"retry-after": str(asked), "retry-after-ms": str(asked * 1000)}
 
 
 def internal() -> ApiError:

@@ -46,6 +46,9 @@ class Place(NamedTuple):
     cached: int
 
 
+NO_PLACE = Place(-1, 0)  # none was heard of yet
+
+
 class Session:
     """One generation on an instance, from its opening to its close frame."""
 
@@ -54,7 +57,7 @@ class Session:
         self.instance = instance
         self.opening = opening
         self._log = TokenLog()
-        self._place = Place(0, 0)
+        self._place = NO_PLACE
         self._arrivals: asyncio.Queue[Token | Place | SessionFailed] = asyncio.Queue()
 
     @property
@@ -87,9 +90,13 @@ class Session:
                 self._arrivals.put_nowait(Token(token, at == last and bool(frame.flags & Flag.FINISHED)))
 
     def hear_place(self, place: Place) -> None:
-        """A place in the queue came in. At most one of them waits to be read. Raises FrameError after a token."""
-        if self._log.tokens:
-            raise FrameError("place after a token")
+        """A place in the queue came in. At most one of them waits to be read.
+
+        Raises FrameError after the admission: places come from the first stage and the admission from the last, so an
+        old place may be late.
+        """
+        if self._log.tokens or self._place.ahead == 0:
+            raise FrameError("late place")
         self._place = place
         if self._arrivals.empty():
             self._arrivals.put_nowait(place)
@@ -101,4 +108,4 @@ class Session:
     def _deadline_s(self) -> float:
         if self._log.tokens:
             return NEXT_TOKEN_WITHIN_S
-        return PLACE_WITHIN_S if self._place.ahead else FIRST_TOKEN_WITHIN_S
+        return PLACE_WITHIN_S if self._place.ahead > 0 else FIRST_TOKEN_WITHIN_S

@@ -331,11 +331,13 @@ def test_a_client_that_leaves_while_the_model_loads_opens_no_session(rig: Rig, s
 # -- failures of the ring
 
 
-def test_a_stage_that_fails_before_the_first_token_makes_the_request_worth_repeating(rig: Rig) -> None:
-    rig.tell("", end=False, failure=BROKEN)
+@pytest.mark.parametrize(("wait_s", "header"), [(0, "2"), (1, "1")])
+def test_a_stage_that_fails_before_the_first_token_makes_the_request_worth_repeating(
+    rig: Rig, wait_s: int, header: str
+) -> None:
+    rig.tell("", end=False, failure=msgspec.structs.replace(BROKEN, retry_after_s=wait_s))
     response = post(rig, {**PLAIN, "stream": True})
-    assert response.status_code == 503
-    assert response.headers["retry-after"]
+    assert (response.status_code, response.headers["retry-after"]) == (503, header)
     assert response.json()["error"]["message"] == "the engine ran out of memory"
 
 

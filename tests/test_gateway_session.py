@@ -106,6 +106,18 @@ def test_a_place_after_a_token_is_refused() -> None:
         session.hear_place(Place(0, 0))
 
 
+def test_a_place_that_comes_after_the_admission_does_not_put_the_session_back() -> None:
+    async def test() -> None:
+        session = opened()
+        session.hear_place(Place(1, 0))
+        session.hear_place(Place(0, 2))
+        with pytest.raises(FrameError):
+            session.hear_place(Place(1, 0))
+        assert await session.next() == Place(0, 2)
+
+    run(test())
+
+
 @pytest.mark.parametrize(
     ("place", "short"),
     [

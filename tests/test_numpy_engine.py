@@ -21,7 +21,7 @@ from engines.numpy.kv_cache import KVCache
 from engines.sampling import sample
 from models.config import ModelConfig
 from models.weights import Weights, open_weights
-from tests.rig_engines import GREEDY, Ring, cut
+from tests.rig_engines import GREEDY, TINY_TOLERANCES, Ring, cut
 from tests.rig_models import write_tiny_gguf, write_tiny_llama
 
 TINY = whole("tiny", 4)
@@ -44,9 +44,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bfloat16": {"dtype": "bfloat16"},
     "float16": {"dtype": "float16"},
 }
-TOLERANCES = {"float32": 2e-5, "float16": 0.004, "bfloat16": 0.03}
-"""Of logits of the size of 1. Where the last bit of a product turns the rounding of a hidden state, the 16-bit ones
-differ by about one unit of that dtype's last place, which the layers after it carry on."""
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +164,7 @@ def test_logits_are_those_of_a_llama_by_the_book(variant: str, tmp_path: Path) -
     with open_weights(path) as weights:
         expected = by_the_book(weights, ids)
         dtype = weights.config.dtype
-    np.testing.assert_allclose(logits_of(loaded(path), ids), expected, atol=TOLERANCES[dtype])
+    np.testing.assert_allclose(logits_of(loaded(path), ids), expected, atol=TINY_TOLERANCES[dtype])
 
 
 def test_a_gguf_answers_the_same_bits_as_its_checkpoint(tiny: Path, tmp_path: Path) -> None:

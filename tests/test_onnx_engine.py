@@ -19,8 +19,9 @@ from engines.numpy.engine import NumpyEngine
 from engines.onnx.engine import OnnxEngine
 from engines.onnx.graph import Graph
 from engines.onnx.lanes import Lanes
-from engines.onnx.linear import Precision, floats, integers, linear
+from engines.onnx.linear import floats, integers, linear
 from engines.onnx.stage import session
+from engines.precision import Precision
 from models.blocks import UNPACK, QuantisedBlocks
 from models.tokenizer import Tokenizer
 from models.weights import Weights, open_weights
@@ -41,7 +42,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(tiny: Path) -> tuple[OnnxEngine, NumpyEngine]:
-    ours, reference = OnnxEngine(), NumpyEngine()
+    ours, reference = OnnxEngine("exact"), NumpyEngine()
     ours.load(TINY, tiny)
     reference.load(TINY, tiny)
     return ours, reference

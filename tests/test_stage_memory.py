@@ -162,7 +162,7 @@ def test_a_stage_that_lost_stored_blocks_fails_one_session_and_the_ring_starts_a
     with rig(weights, 3) as ring:
         ring.generate(1, prompt, 4, GREEDY)
         assert ring.all_closed()
-        ring.stages[1].stage._blocks.clear()
+        ring.stages[1].stage._passes.blocks.clear()
         ring.gateway.open(2, prompt, max_tokens=4)
         assert "is gone from a stage" in ring.failure(2)
         assert ring.all_closed()
@@ -171,4 +171,4 @@ def test_a_stage_that_lost_stored_blocks_fails_one_session_and_the_ring_starts_a
             assert ring.generate(session, prompt, 4, GREEDY) == reference.generate(prompt, 4).tokens
         assert cached(ring, 3) == 0
         assert cached(ring, 4) == 3 * BLOCK
-        assert len({stage.stage._blocks.numbers for stage in ring.stages}) == 1
+        assert len({stage.stage._passes.blocks.numbers for stage in ring.stages}) == 1

@@ -8,7 +8,8 @@ from onnx import TensorProto
 from cluster.shard import Shard
 from engines.activations import LARGEST_HALF
 from engines.onnx.graph import CONTRIBUTED, Graph
-from engines.onnx.linear import Precision, linear
+from engines.onnx.linear import linear
+from engines.precision import Precision
 from models.config import ModelConfig
 from models.weights import Weights
 
