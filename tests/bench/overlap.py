@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from statistics import mean
+
 from tests.bench.figures import Figure
 from tests.bench.streams import Timed
+from tests.rig_synthetic import Seen
 from tests.rig_synthetic_engine import Model
 from tests.rig_synthetic_ring import synthetic_ring
 
@@ -20,13 +23,19 @@ def measure() -> list[Figure]:
 
 
 def _overlap(stages: int) -> Figure:
-    """Tokens a second, by those of a ring whose stages never wait: a micro-batch of two every step."""
+    """Tokens a second, by those of a ring whose stages never wait: a micro-batch of two for each of its steps."""
     prompts = [(stream + 1, stages) for stream in range(STREAMS * stages)]
     with synthetic_ring(Model(call_ms=STEP_MS), stages) as ring:
         rate = together(ring.streams.generate_side_by_side(prompts, TOKENS))
-    ideal = STREAMS * 1000 / STEP_MS
-    note = f"{len(prompts)} streams, {stages} stages of {STEP_MS:g} ms a micro-batch of {STREAMS}: {rate:.1f} tok/s"
+        step_ms = max(_step_ms(stage) for stage in ring.look(journal=True))
+    ideal = STREAMS * 1000 / step_ms
+    note = f"{len(prompts)} streams, {stages} stages, {STREAMS} rows in {step_ms:.2f} ms: {rate:.1f} tok/s"
     return Figure(f"overlap_eff_{stages}", rate / ideal, "ratio", "≥ 0.95", baseline=ideal, note=note)
+
+
+def _step_ms(stage: Seen) -> float:
+    """What a call took, which is what it should and what the machine added."""
+    return mean((call.ended_ns - call.begun_ns) / 1e6 for call in stage.calls)
 
 
 def together(came: list[list[Timed]]) -> float:
