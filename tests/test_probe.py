@@ -42,7 +42,7 @@ def test_an_engine_is_measured_in_the_precision_that_it_will_run_in() -> None:
 
 def test_an_unknown_precision_is_refused_with_the_names_of_the_known() -> None:
     with pytest.raises(EngineError, match="no precision 'quick'; choose one of fast, exact"):
-        create("numpy", "quick")  # type: ignore[arg-type]
+        create("numpy", "quick")
 
 
 def test_random_matrices_are_the_same_in_blocks_and_in_float32() -> None:
