@@ -6,12 +6,15 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import ring, start
+from tests.bench import ring, start, throughput
 from tests.bench.figures import Figure, show, write
+from tests.bench.peers import beside
 
 MEASURES: dict[Callable[[], list[Figure]], tuple[str, ...]] = {
     start.measure: ("start_s", "idle_mb"),
     ring.measure: ("hop_us", "decode_eff_2", "decode_eff_4", "batch_gain_8", "ring2_gain_8"),
+    beside.measure: beside.NAMES,
+    throughput.measure: ("throughput",),
 }
 
 
