@@ -20,7 +20,7 @@ RESULTS = Path("build/peers.json")
 
 
 class Row(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one server did; where it did nothing, `why_not` says the reason in a sentence."""
+    """What one server did; where something is None, `why_not` says the reason in a sentence."""
 
     name: str
     first_ms: float | None = None
@@ -67,7 +67,7 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def _row(name: str, measured: Speed, resident_mb: float) -> Row:
-    return Row(name, measured.first_s * 1000, measured.rate, measured.crowd_rate, resident_mb)
+    return Row(name, measured.first_s * 1000, measured.rate, measured.crowd_rate, resident_mb, measured.why_not)
 
 
 if __name__ == "__main__":
