@@ -38,10 +38,12 @@ def main() -> None:
     if unknown := set(wanted) - set(PEERS):
         parser.error(f"there is no peer {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
     print(load_sentence(), flush=True)
-    rows = [measure(name, PEERS[name]) for name in wanted]
-    show(rows)
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=1))
+    rows: list[Row] = []
+    for name in wanted:
+        rows.append(measure(name, PEERS[name]))
+        RESULTS.write_bytes(msgspec.json.format(msgspec.json.encode(rows), indent=1))
+    show(rows)
 
 
 def measure(name: str, start: Callable[[], AbstractContextManager[Server]]) -> Row:

@@ -55,7 +55,7 @@ class Ours:
 
 @contextmanager
 def ring_of_nodes(stages: int, precision: str, engine: str = "onnx") -> Iterator[tuple[list[NodeProcess], Streams]]:
-    """A ring of that many nodes, each with one engine process on a core of its own while there are so many."""
+    """A ring of that many nodes with one engine process of one thread each."""
     arguments = ["--engine", engine, "--threads", "1"]
     names = [f"{precision}-{stage}" for stage in range(stages)]
     with nodes(*names, arguments=arguments, environment={"EXOBUS_PRECISION": precision}) as started:
@@ -63,8 +63,6 @@ def ring_of_nodes(stages: int, precision: str, engine: str = "onnx") -> Iterator
         config = node_config(started[0].data_dir)
         instance = place(config, DEFAULT_MODEL)
         assert len(instance.stages) == stages, f"{len(instance.stages)} stages where {stages} were wanted"
-        for core, node in enumerate(started):
-            _pin_engines(node, core)
         streams = Streams(config, instance)
         try:
             yield started, streams
@@ -74,8 +72,10 @@ def ring_of_nodes(stages: int, precision: str, engine: str = "onnx") -> Iterator
 
 @contextmanager
 def ring(stages: int, precision: str, engine: str = "onnx") -> Iterator[Ours]:
-    """The streams of such a ring, warm."""
-    with ring_of_nodes(stages, precision, engine) as (_, streams):
+    """The streams of such a ring, warm, each engine on a core of its own while there are so many."""
+    with ring_of_nodes(stages, precision, engine) as (started, streams):
+        for core, node in enumerate(started):
+            _pin_engines(node, core)
         ours = Ours(streams, seed=os.getpid() + stages)
         ours.decode_rate(32, 8)
         yield ours
