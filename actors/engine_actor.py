@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 
-from actors.stage import StageCounts, neighbours
 from actors.stage_thread import StageThread
+from actors.step import StageCounts, neighbours
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
 from bus.config import NodeConfig
@@ -54,15 +55,19 @@ class EngineActor(Actor):
             message.shard,
             message.epoch,
             Path(message.path),
-            lambda: Ring(run_dir, name, host),
+            precision=message.precision,
+            kv_bytes=message.kv_bytes,
+            ring=lambda: Ring(run_dir, name, host),
         )
         self._stage.start()
         try:
             endpoints = await asyncio.wait_for(asyncio.wrap_future(self._stage.loaded), LOAD_WITHIN_S)
         except (EngineError, ModelError, OSError, MemoryError) as error:
             raise RequestError("load_failed", f"{message.engine} cannot load {message.shard}: {error}") from error
-        resident = psutil.Process().memory_info().rss
-        return ShardLoaded(self.bus.address, message.engine, endpoints, time.monotonic() - begun, resident)
+        resident, seconds = psutil.Process().memory_info().rss, time.monotonic() - begun
+        return ShardLoaded(
+            self.bus.address, message.engine, endpoints, seconds, resident, positions=self._stage.positions
+        )
 
     @on(StageJoin)
     async def join(self, message: StageJoin, envelope: Envelope) -> RequestDone:
@@ -89,16 +94,8 @@ class EngineActor(Actor):
             await self.bus.publish(self._stats(self._load, counts))
 
     def _stats(self, load: EngineLoad, counts: StageCounts) -> EngineStats:
-        return EngineStats(
-            self.bus.address,
-            load.shard.model_id,
-            load.epoch,
-            counts.sessions,
-            counts.forwards,
-            counts.rows,
-            counts.busy_seconds,
-            self._stage.dropped if self._stage else {},
-        )
+        dropped = self._stage.dropped if self._stage else {}
+        return EngineStats(self.bus.address, load.shard.model_id, load.epoch, **asdict(counts), dropped=dropped)
 
     def _loaded(self) -> StageThread:
         if self._stage is None or not self._stage.loaded.done():

@@ -82,6 +82,7 @@ class Machine:
         finally:
             with suppress(ProcessLookupError):
                 self._child.kill()
+            await self._child.wait()
         if self._child.returncode:
             sentence = complaint.decode(errors="replace").strip().splitlines()[-1:] or ["measuring the engines failed"]
             raise RequestError("no_engine", sentence[0])

@@ -49,9 +49,11 @@ from bus.process import run_actor
 from bus.version import running_version
 from bus.wire import Envelope
 from cluster.instances import Instances
+from cluster.kv_promises import KvPromises, KvWish
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.placement import Instance, placer_of
 from cluster.topology import NodeRecord, Topology
+from engines.engine import MAX_SLOTS
 from models.card import ModelCard
 from models.catalogue import Catalogue
 from models.errors import CatalogueError, UnknownModel
@@ -80,6 +82,7 @@ class NodeActor(Actor):
         self._instances = Instances()
         self._placer = Placer(bus, self._instances, RingMemoryWeightedPartitioningStrategy(), self._look)
         self._stages: dict[str, str] = {}  # instance id -> the name of our engine
+        self._kv = KvPromises()
         self._sequence = 0
         self._said: NodeRecorded | None = None
         self._said_at = 0.0
@@ -151,7 +154,7 @@ class NodeActor(Actor):
         if envelope.node != self.bus.node_id:
             return
         for instance_id in [i for i, actor in self._stages.items() if actor == message.name]:
-            del self._stages[instance_id]
+            self._forget_stage(instance_id)
             if instance := self._instances.with_id(instance_id):
                 await self._declare_down(instance, f"{message.name} on {self._config.name} ended ({message.reason})")
 
@@ -212,16 +215,27 @@ class NodeActor(Actor):
     @on(ShardLoad)
     async def load_shard(self, message: ShardLoad, envelope: Envelope) -> ShardLoaded:
         """Fetch the shard's files and start an engine for it meanwhile, then load."""
-        machine = await self._machine.measured()
+        machine, card = await self._machine.measured(), self._card(message.shard.model_id)
         files, engine = await self._files_and_engine(message)
         self._stages[message.instance_id] = engine
         await self.bus.publish(Status(message.shard.model_id, f"loading {message.shard} on {self._config.name}"))
         try:
-            load = EngineLoad(machine.engine, message.epoch, message.shard, files)
-            return await self.bus.request(engine, load, ShardLoaded, LOAD_WITHIN_S)
+            kv_bytes, precision = self._promise(message, card), self._config.precision
+            load = EngineLoad(machine.engine, message.epoch, message.shard, files, kv_bytes, precision)
+            loaded = await self.bus.request(engine, load, ShardLoaded, LOAD_WITHIN_S)
         except BaseException:
             await asyncio.shield(self._end_stage(message.instance_id))
             raise
+        self._kv.loaded(message.instance_id)
+        return loaded
+
+    def _promise(self, message: ShardLoad, card: ModelCard) -> int:
+        """The bytes that our stage may use for keys and values; at most what MAX_SLOTS whole contexts take."""
+        shard, limit = message.shard, self._config.kv_memory
+        most = card.kv_bytes(shard, MAX_SLOTS * card.context_length)
+        wish = KvWish(card.shard_bytes(shard), card.least_kv_bytes(shard), most, limit)
+        offer = self._machine.now(self._nodes_here()).memory_available
+        return self._kv.promise(message.instance_id, card.id, wish, offer)
 
     async def _files_and_engine(self, message: ShardLoad) -> tuple[str, str]:
         """The path of the shard's files and the name of a fresh engine; where one fails the other is given back."""
@@ -249,8 +263,12 @@ class NodeActor(Actor):
         return RequestDone()
 
     async def _end_stage(self, instance_id: str) -> None:
-        if actor := self._stages.pop(instance_id, None):
+        if actor := self._forget_stage(instance_id):
             await self._stop_engine(actor)
+
+    def _forget_stage(self, instance_id: str) -> str | None:
+        self._kv.ended(instance_id)
+        return self._stages.pop(instance_id, None)
 
     async def _stop_engine(self, actor: str) -> None:
         await self.bus.request("supervisor", ActorStop(actor), RequestDone, SHORT_S)

@@ -62,7 +62,7 @@ class Placer:
         """A standing instance is kept unless a node that should be in its ring is not."""
         held = self._instances.of_model(card.id)
         topology = await self._look()
-        members = able(topology, card.id, card.n_layers, card.shard_bytes)
+        members = able(topology, card.id, card.n_layers, card.least_bytes)
         wanted = {part.node_id for part in self._strategy.partition(members, card.n_layers)}
         if held is not None and wanted <= set(held.node_ids):
             return held
@@ -83,7 +83,7 @@ class Placer:
         return instance
 
     def _plan(self, card: ModelCard, topology: Topology) -> tuple[Stage, ...]:
-        return plan(topology, self._strategy, card.id, card.n_layers, card.shard_bytes)
+        return plan(topology, self._strategy, card.id, card.n_layers, card.least_bytes)
 
     async def _place(self, card: ModelCard, stages: tuple[Stage, ...]) -> Instance:
         """Load all shards at once, then connect. On a failure nothing stays loaded."""
@@ -107,7 +107,9 @@ class Placer:
     async def _load(self, stage: Stage, instance_id: str, epoch: int) -> Stage:
         work = ShardLoad(instance_id, epoch, stage.shard)
         loaded = await self._bus.request(f"{stage.node_id}/node", work, ShardLoaded, LOAD_WITHIN_S)
-        return Stage(stage.node_id, stage.shard, loaded.actor, loaded.engine, loaded.endpoints)
+        return Stage(
+            stage.node_id, stage.shard, loaded.actor, loaded.engine, loaded.endpoints, positions=loaded.positions
+        )
 
     async def _join(self, instance: Instance) -> None:
         join = StageJoin(instance)

@@ -1,7 +1,7 @@
-"""One stage's part of the data plane: frames in, micro-batches through the engine, frames out.
+"""One stage of a ring: frames in, micro-batches through the engine, frames out.
 
-Decode steps of running sessions come before the next prompt chunk of any other. Tokens go to the first stage (the
-ring closes) and to the gateway; text is unknown here.
+Decode steps of running sessions come before the next prompt chunks. What is decided for the whole ring is decided by
+the first stage (`cluster.entrance`), tokens are chosen by the last one (`actors.last_stage`). Text is unknown here.
 """
 
 from __future__ import annotations
@@ -10,98 +10,69 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
-from bus.frame import Flag, Frame
+from actors.inlet import Inlet, Unfit
+from actors.last_stage import LastStage
+from actors.outlet import Mail, Outlet
+from actors.passes import Passes
+from actors.step import Choice, Neighbours, StageCounts, Step
+from bus.frame import GATEWAY_STAGE, Flag, Frame
 from bus.ring import Array, NeighbourGone, Ring, best_endpoint
-from cluster.batching import MicroBatches, micro_batch
-from cluster.placement import Instance
-from cluster.sessions import Opening, StageSession, StageSessions
+from cluster.batching import micro_batch, prompt_chunks
+from cluster.entrance import Entrance
+from cluster.prefixes import BLOCK, Keeping, PrefixLost
+from cluster.sessions import Failure, Opening, StageSession, StageSessions
 from cluster.shard import Shard
-from engines.engine import Chunk, EngineError, InferenceEngine
-from engines.sampling import sample
+from engines.engine import MAX_SLOTS, EngineError, FloatArray, InferenceEngine
 
 logger = logging.getLogger(__name__)
 
-PROMPT_CHUNK = 128  # tokens: long enough for a matrix product, short enough not to stop others for long
+PROMPT_CHUNK = 64  # tokens: long enough for a matrix product, short enough not to stop others for long
 IDLE_S = 120.0  # a session nothing was heard of for so long lost a frame somewhere
+IDLE_FURTHER_ON_S = 600.0  # a stage that is not the first does not know how long a prompt waits there
 REAP_EVERY_S = 1.0
 IDLE_WAIT_MS = 1000
 REST_WAIT_MS = 50  # for the rest of a micro-batch: it was sent in one go, so what is late is lost
+REPLACED = Failure("replaced", "this instance is being replaced; ask again", 1)
 
-_encode = msgspec.msgpack.Encoder().encode
 _decode_opening = msgspec.msgpack.Decoder(Opening).decode
-
-
-@dataclass(frozen=True, slots=True)
-class StageCounts:
-    """What a stage did since it was loaded."""
-
-    sessions: int = 0
-    forwards: int = 0
-    rows: int = 0
-    busy_seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Neighbours:
-    """A stage's place in its ring: its index among how many, the end points of the next stage and of the first."""
-
-    index: int
-    stages: int
-    following: str
-    first: str
-
-
-def neighbours(instance: Instance, actor: str) -> Neighbours:
-    """Find the stage of `actor` in an instance. Raises StopIteration where it is not a member."""
-    index = next(i for i, stage in enumerate(instance.stages) if stage.actor == actor)
-    following = instance.stages[(index + 1) % len(instance.stages)]
-    return Neighbours(
-        index, len(instance.stages), best_endpoint(following.endpoints), best_endpoint(instance.stages[0].endpoints)
-    )
-
-
-@dataclass(slots=True, eq=False)
-class Step:
-    """One session's share of a micro-batch: rows that continue it at `position`. The `last` row is sampled."""
-
-    session: StageSession
-    position: int
-    inputs: Array
-    last: bool
-    spent_ns: int = 0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Choice:
-    """A sampled token, as the payload that carries it."""
-
-    session: StageSession
-    position: int
-    payload: Array
-    finished: bool
-    spent_ns: int
+_decode_keeping = msgspec.msgpack.Decoder(Keeping).decode
 
 
 class Stage:
     """The sessions of one shard. One thread makes it, joins it to its ring and calls `turn` over and over."""
 
     def __init__(self, engine: InferenceEngine, shard: Shard, epoch: int, ring: Ring) -> None:
-        self.counts = StageCounts()
-        self._engine = engine
         self._shard = shard
         self._epoch = epoch
         self._ring = ring
-        self._place = Neighbours(0, 1, "", "")
+        self._in = Inlet(PROMPT_CHUNK)
+        self._activations = engine.activations
+        self._out = Outlet(ring, epoch, Neighbours(0, 1, "", "", 0), self._activations)
+        self._entrance = Entrance(0, MAX_SLOTS)
+        self._last_stage = LastStage()
+        self._passes = Passes(engine, self._last_stage if shard.is_last else None)
         self._sessions = StageSessions()
-        self._steps: MicroBatches[Step] = MicroBatches()
-        self._fragments: dict[int, list[Array]] = {}
         self._drained: Future[None] | None = None
         self._reap_at = 0.0
+
+    @property
+    def counts(self) -> StageCounts:
+        """What the stage did so far. May be read from any thread."""
+        return StageCounts(
+            sessions=len(self._sessions.by_id),
+            waiting=self._entrance.waiting,
+            forwards=self._passes.forwards,
+            rows=self._passes.rows,
+            reused_rows=self._passes.reused_rows,
+            stored_positions=len(self._passes.blocks) * BLOCK,
+            drafted=self._last_stage.drafted,
+            accepted=self._last_stage.accepted,
+            busy_seconds=self._passes.busy_ns / 1e9,
+        )
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -110,208 +81,280 @@ class Stage:
 
     def connect(self, place: Neighbours) -> None:
         """Take a place in the ring. Raises ValueError for what is no end point."""
-        self._place = place
         for endpoint in (place.following, place.first):
             self._ring.introduce(endpoint)
+        self._out = Outlet(self._ring, self._epoch, place, self._activations)
+        self._entrance = Entrance(place.positions, MAX_SLOTS)
 
     def drain(self, drained: Future[None]) -> None:
         """Take no new sessions; `drained` is done when the last one here is over."""
         self._drained = drained
-        self._count(0, 0)
+        for session, opening in self._entrance.leave_waiting():
+            self._out.failed(session, best_endpoint(opening.reply_to), REPLACED)
+        self._see_drained()
 
     def turn(self) -> None:
-        """All frames that are here, then one micro-batch of decode steps, then one prompt chunk.
+        """All frames that are here, then one micro-batch of decode steps, then one of prompt chunks.
 
         Waits for at most a second where there is nothing to do, less when the ring is woken.
         """
         self._take_frames()
         self._reap(time.monotonic())
-        if batch := self._next_batch():
+        if self._shard.is_first:
+            self._admit()
+        if batch := self._living(self._next_steps()):
             self._compute(batch)
-        if (session := self._sessions.with_prompt_left()) is not None:
-            position, tokens = session.pending.popleft()
-            self._compute([Step(session, position, np.asarray(tokens, np.int32), not session.pending)])
+        if batch := self._living(self._next_prompts()):
+            self._compute(batch)
 
     def _take_frames(self) -> None:
         """What is here now; and of a micro-batch that has begun to come, the rest."""
-        busy = self._steps or self._sessions.with_prompt_left()
+        busy = self._in or self._due_chunks()
         received = self._ring.receive(0 if busy else IDLE_WAIT_MS)
         while received is not None:
             self._serve(*received)
-            received = self._ring.receive(REST_WAIT_MS if self._steps.incomplete else 0)
-        self._steps.complete()
+            received = self._ring.receive(REST_WAIT_MS if self._in.incomplete else 0)
+        self._in.complete()
 
-    def _next_batch(self) -> list[Step]:
-        batch = (
-            self._steps.next_dealt(micro_batch(self._sessions.decoding, self._place.stages))
-            if self._shard.is_first
-            else self._steps.next_whole()
-        )
+    def _next_steps(self) -> list[Step]:
+        if self._shard.is_first:
+            return self._in.steps.next_dealt(micro_batch(self._sessions.decoding, self._out.place.stages))
+        return self._in.steps.next_whole()
+
+    def _next_prompts(self) -> list[Step]:
+        if not self._shard.is_first:
+            return self._in.prompts.next_whole()
+        return [self._chunk_step(session, rows) for session, rows in self._due_chunks()]
+
+    def _due_chunks(self) -> list[tuple[StageSession, int]]:
+        if not self._sessions.reading:
+            return []
+        on_their_way = PROMPT_CHUNK * (self._out.place.stages + 1)
+        return prompt_chunks(self._sessions.reading.values(), PROMPT_CHUNK, on_their_way - self._sessions.in_flight)
+
+    def _chunk_step(self, session: StageSession, rows: int) -> Step:
+        begin = session.sent
+        tokens = np.asarray(self._sessions.read(session, rows), np.int32)
+        return Step(session, begin, tokens, session.prompt_left == 0)
+
+    def _living(self, batch: list[Step]) -> list[Step]:
         return [step for step in batch if step.session.session in self._sessions.by_id]
 
+    # -- frames
+
     def _serve(self, frame: Frame, payload: Array) -> None:
+        flags = frame.flags
         if frame.epoch != self._epoch:
             self._ring.dropped["another epoch"] += 1
-        elif frame.flags & Flag.OPEN:
-            self._open(frame, payload)
+        elif flags & Flag.OPEN:
+            self._hear_opening(frame, payload)
         elif (session := self._sessions.by_id.get(frame.session)) is None:
             self._miss(frame)
-        elif frame.flags & Flag.CLOSE:
-            self._close(session, onward=True)
+        elif flags & Flag.CLOSE:
+            self._hear_close(session, frame)
+        elif flags & Flag.TOKEN:
+            self._hear_token(session, frame, payload)
+        elif flags & Flag.THROUGH:
+            session.through = max(session.through, frame.position)
+        elif flags & Flag.KEEP:
+            self._hear_keeping(session, payload)
         else:
-            self._continue(session, frame, payload)
+            self._hear_hidden(session, frame, payload)
 
     def _miss(self, frame: Frame) -> None:
-        """A frame of a session that is over here. A close walks on until nobody knows the session."""
-        if not frame.flags & Flag.CLOSE:
+        """A frame of a session that is over here, or waits. A close walks on until nobody knows the session."""
+        if frame.flags & Flag.CLOSE:
+            self._entrance.leave(frame.session, time.monotonic())
+        elif not frame.flags & Flag.FINISHED:  # the owner may be faster than the ring
             self._ring.dropped["no such session"] += 1
-            self._steps.skip(frame.rest)
+            self._in.skip(frame)
 
-    def _open(self, frame: Frame, payload: Array) -> None:
+    def _hear_opening(self, frame: Frame, payload: Array) -> None:
         try:
             opening = _decode_opening(payload.tobytes())
             reply_to = best_endpoint(opening.reply_to)
             self._ring.introduce(reply_to)
-            session = self._sessions.open(frame.session, opening, PROMPT_CHUNK, time.monotonic())
+            if self._shard.is_first:
+                self._ask(frame.session, opening, reply_to)
+            else:
+                self._enter(frame.session, opening)
         except (msgspec.DecodeError, KeyError, ValueError):
             self._ring.dropped["opening"] += 1
-            return
-        session.reply_to = reply_to
-        if self._drained and self._shard.is_first:
-            self._fail(session, "this instance is being replaced; ask again")
-        elif not self._shard.is_last:
-            self._send(session, self._place.following, self._frame(session, Flag.OPEN), _encode(opening.onward()))
 
-    def _continue(self, session: StageSession, frame: Frame, payload: Array) -> None:
-        """Hidden states from the stage before, or the ring's own token on the first stage."""
-        parts = self._fragments.setdefault(frame.session, [])
-        parts.append(payload)
-        if payload.shape[1:] != parts[0].shape[1:] or payload.dtype != parts[0].dtype:
-            self._fail(session, "the parts of a chunk do not fit together; ask again")
+    def _hear_token(self, session: StageSession, frame: Frame, tokens: Array) -> None:
+        """The ring closes: a token, with drafts of what may follow, is the next step of its session."""
+        if session.through < session.opening.prompt_tokens <= frame.position:
+            self._keep(session, session.opening.prompt)
+        session.returned(frame.position, tokens.tolist())
+        if not frame.flags & Flag.FINISHED:
+            self._in.token(session, frame, tokens)
+
+    def _hear_hidden(self, session: StageSession, frame: Frame, payload: Array) -> None:
+        try:
+            self._in.hidden(session, frame, payload)
+        except Unfit as error:
+            self._fail(session, Failure("frames", str(error)))
+
+    def _hear_keeping(self, session: StageSession, payload: Array) -> None:
+        try:
+            self._passes.save(session, _decode_keeping(payload.tobytes()))
+        except (msgspec.DecodeError, KeyError):
+            self._ring.dropped["keeping"] += 1
             return
-        if frame.flags & Flag.MORE:
+        except EngineError as error:
+            self._fail(session, Failure("prefix_lost", f"{error}; ask again", 1))
             return
-        del self._fragments[frame.session]
-        rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        first_row = frame.position + frame.rows - len(rows)
-        token = bool(frame.flags & Flag.TOKEN)
-        last, spent = token or bool(frame.flags & Flag.LAST), 0 if token else frame.compute_ns
-        self._steps.add(Step(session, first_row, rows, last, spent), frame.rest)
+        if not self._shard.is_last:
+            self._onward(session, Flag.KEEP, payload.tobytes())
+
+    def _hear_close(self, session: StageSession, frame: Frame) -> None:
+        """From the owner, by way of the first stage; a close that comes to the first from the ring is a failure."""
+        if self._shard.is_first and frame.stage != GATEWAY_STAGE:
+            self._entrance.forget()
+        elif self._shard.is_first and session.through >= session.opening.prompt_tokens:
+            self._keep(session, session.tokens[: session.through])
+        self._close(session)
+
+    # -- beginnings
+
+    def _ask(self, session: int, opening: Opening, reply_to: str) -> None:
+        """Into the queue, or back with a reason."""
+        if failure := REPLACED if self._drained else self._entrance.ask(session, opening):
+            self._out.failed(session, reply_to, failure)
+        else:
+            self._admit()
+
+    def _admit(self) -> None:
+        """Let in who fits, and tell who waits how many are ahead."""
+        if not self._entrance.waiting:
+            return
+        now = time.monotonic()
+        while admitted := self._entrance.admit(now):
+            self._enter(*admitted)
+        for session, opening, ahead in self._entrance.places(now):
+            self._out.place_in_queue(session, best_endpoint(opening.reply_to), ahead)
+
+    def _enter(self, session_id: int, opening: Opening) -> None:
+        """A session begins here, with what the prefix cache has of it."""
+        self._passes.blocks.drop(opening.drop)
+        session = self._sessions.open(session_id, opening, time.monotonic())
+        session.reply_to = best_endpoint(opening.reply_to)
+        try:
+            restored = self._passes.restore(session)
+        except (PrefixLost, EngineError) as error:
+            self._fail(session, Failure("prefix_lost", f"{error}; ask again", 1))
+            return
+        if self._shard.is_first:
+            self._sessions.begin(session, restored)
+        if self._shard.is_last:
+            self._last_stage.open(session)
+            self._out.admitted(session, restored)  # from here, so that it comes before the first token
+        else:
+            self._onward(session, Flag.OPEN, msgspec.msgpack.encode(opening))
+
+    def _keep(self, session: StageSession, tokens: Sequence[int]) -> None:
+        """Have every stage store what stands at the session's first positions; all of them have computed it."""
+        if keeping := self._entrance.keep(tokens):
+            self._passes.save(session, keeping)
+            if not self._shard.is_last:
+                self._onward(session, Flag.KEEP, msgspec.msgpack.encode(keeping))
+
+    # -- computing
 
     def _compute(self, batch: list[Step]) -> None:
         """A micro-batch through the engine, and on to the next stage or into tokens."""
-        begun = time.monotonic_ns()
-        try:
-            outputs = self._engine.forward([self._chunk(step) for step in batch])
-        except EngineError as error:
-            self._one_by_one(batch, str(error))
-            return
-        spent = time.monotonic_ns() - begun
-        self._count(sum(len(step.inputs) for step in batch), spent)
-        for step in batch:
-            step.session.touched_at = time.monotonic()
-            step.spent_ns += spent
+        done = []
+        for computed in self._passes.run(batch):
+            if computed.output is None:
+                self._fail(computed.step.session, Failure("engine", computed.refused))
+            else:
+                done.append((computed.step, computed.output))
         if self._shard.is_last:
-            self._choose([(step, output) for step, output in zip(batch, outputs, strict=True) if step.last])
-        else:
-            self._pass_on(batch, outputs)
-
-    def _chunk(self, step: Step) -> Chunk:
-        return Chunk(step.session.slot, step.position, step.inputs, wants_logits=step.last and self._shard.is_last)
-
-    def _one_by_one(self, batch: list[Step], sentence: str) -> None:
-        """A micro-batch that was refused: only the session that is at fault shall end."""
-        if len(batch) == 1:
-            self._fail(batch[0].session, sentence)
+            self._choose(done)
             return
-        for step in batch:
-            self._compute([step])
+        for rest, (step, output) in zip(reversed(range(len(done))), done, strict=True):
+            self._deliver(step.session, self._out.hidden(step, output, rest))
 
-    def _pass_on(self, batch: list[Step], outputs: Sequence[Array]) -> None:
-        for at, (step, output) in enumerate(zip(batch, outputs, strict=True), 1):
-            flags, rest = Flag.LAST if step.last else 0, len(batch) - at
-            frame = self._frame(step.session, flags, step.position, step.spent_ns, rest)
-            self._send(step.session, self._place.following, frame, output)
-
-    def _choose(self, answers: Sequence[tuple[Step, Array]]) -> None:
-        """Sample a token for each; they go round the ring where the generation goes on, and then to the gateways."""
-        chosen = [choice for step, logits in answers if (choice := self._sample(step, logits))]
+    def _choose(self, done: list[tuple[Step, FloatArray]]) -> None:
+        """Tokens for each; they go round the ring where the generation goes on, and then to the gateways."""
+        sampled = [(step, logits) for step, logits in done if step.last]
+        chosen = [choice for step, logits in sampled if (choice := self._sample(step, logits, len(sampled)))]
         going_on = [choice for choice in chosen if not choice.finished]
         for at, choice in enumerate(going_on, 1):
             self._close_ring(choice, rest=len(going_on) - at)
         for choice in chosen:
-            flags = Flag.TOKEN | Flag.FINISHED if choice.finished else Flag.TOKEN
-            frame = self._frame(choice.session, flags, choice.position, choice.spent_ns)
-            self._send(choice.session, choice.session.reply_to, frame, choice.payload)
+            if choice.finished:  # the first stage hears of it before the owner closes
+                self._close_ring(choice, rest=0)
+            self._deliver(choice.session, self._out.tokens(choice))
+        for step, _ in done:
+            if not step.last:
+                self._through(step)
 
-    def _sample(self, step: Step, logits: Array) -> Choice | None:
-        session, begun = step.session, time.monotonic_ns()
-        position = step.position + len(step.inputs)
+    def _sample(self, step: Step, logits: FloatArray, in_batch: int) -> Choice | None:
         try:
-            token = sample(logits.astype(np.float32, copy=False), session.opening.sampling, position)
+            return self._last_stage.choose(step, logits, in_batch)
         except EngineError as error:
-            self._fail(session, str(error))
+            self._fail(step.session, Failure("engine", str(error)))
             return None
-        finished = session.opening.finish_reason(token, position - session.opening.prompt_tokens)
-        spent = step.spent_ns + time.monotonic_ns() - begun
-        return Choice(session, position, np.array([token], np.int32), bool(finished), spent)
 
     def _close_ring(self, choice: Choice, rest: int) -> None:
         """The token goes to the first stage, which in a ring of one is here."""
+        frame, tokens = self._out.ring_token(choice, rest)
         if self._shard.is_first:
-            self._steps.add(Step(choice.session, choice.position, choice.payload, True), rest)
+            self._hear_token(choice.session, frame, tokens)
         else:
-            frame = self._frame(choice.session, Flag.TOKEN, choice.position, choice.spent_ns, rest)
-            self._send(choice.session, self._place.first, frame, choice.payload)
+            self._deliver(choice.session, (self._out.place.first, frame, tokens))
 
-    def _send(self, session: StageSession, endpoint: str, frame: Frame, payload: Array | bytes) -> None:
+    def _through(self, step: Step) -> None:
+        if self._shard.is_first:
+            step.session.through = step.end
+        else:
+            self._deliver(step.session, self._out.through(step))
+
+    # -- endings
+
+    def _onward(self, session: StageSession, flags: int, payload: bytes) -> None:
+        self._deliver(session, self._out.onward(session, flags, payload))
+
+    def _deliver(self, session: StageSession, mail: Mail) -> None:
         """Send, or end the session where the neighbour is gone; nothing is sent for one that has ended."""
         if session.session not in self._sessions.by_id:
             return
         try:
-            self._ring.send(endpoint, frame, payload)
+            self._ring.send(*mail)
         except NeighbourGone as error:
-            self._fail(session, f"stage {self._place.index} lost its neighbour: {error}")
+            self._fail(session, Failure("stage_failed", f"stage {self._out.place.index} lost its neighbour: {error}"))
 
-    def _fail(self, session: StageSession, sentence: str) -> None:
+    def _fail(self, session: StageSession, failure: Failure) -> None:
         """Tell the gateway in one sentence, and close the session here and further on."""
         if session.session not in self._sessions.by_id:
             return
-        logger.warning("session %x: %s", session.session, sentence)
-        self._close(session, onward=True)
-        try:
-            self._ring.send(session.reply_to, self._frame(session, Flag.FAILED), sentence.encode())
-        except NeighbourGone:
-            self._ring.dropped["gateway gone"] += 1
+        logger.warning("session %x: %s", session.session, failure.message)
+        self._entrance.forget()
+        self._close(session)
+        if not self._shard.is_first:  # the stages between may not know the session, and would not pass the close on
+            self._out.closed(session, self._out.place.first)
+        self._out.failed(session.session, session.reply_to, failure)
 
-    def _close(self, session: StageSession, *, onward: bool) -> None:
+    def _close(self, session: StageSession) -> None:
         """Free the slot; the close frame walks on until it is back at a stage that knows nothing of the session."""
         self._sessions.close(session.session)
-        self._fragments.pop(session.session, None)
-        self._engine.release(session.slot)
-        self._count(0, 0)
-        if onward and not (self._shard.is_first and self._shard.is_last):
-            try:
-                self._ring.send(self._place.following, self._frame(session, Flag.CLOSE), b"")
-            except NeighbourGone:
-                self._ring.dropped["neighbour gone"] += 1
+        self._entrance.leave(session.session, time.monotonic())
+        self._last_stage.close(session)
+        self._in.close(session)
+        self._passes.release(session)
+        if self._out.place.stages > 1:
+            self._out.closed(session, self._out.place.following)
+        self._see_drained()
 
     def _reap(self, now: float) -> None:
         if now < self._reap_at:
             return
         self._reap_at = now + REAP_EVERY_S
-        for session_id in self._sessions.idle_since(now - IDLE_S):
-            session = self._sessions.by_id[session_id]
-            self._fail(session, f"nothing was heard of this generation for {IDLE_S:g} s")
+        patience = IDLE_S if self._shard.is_first else IDLE_FURTHER_ON_S
+        for session in self._sessions.idle_since(now - patience):
+            self._fail(session, Failure("timeout", f"nothing was heard of this generation for {patience:g} s"))
 
-    def _frame(self, session: StageSession, flags: int, position: int = 0, spent_ns: int = 0, rest: int = 0) -> Frame:
-        index = self._place.index
-        return Frame(flags, self._epoch, session.session, position, stage=index, compute_ns=spent_ns, rest=rest)
-
-    def _count(self, rows: int, spent_ns: int) -> None:
-        held, sessions = self.counts, len(self._sessions.by_id)
-        self.counts = StageCounts(
-            sessions, held.forwards + bool(rows), held.rows + rows, held.busy_seconds + spent_ns / 1e9
-        )
-        if self._drained and not sessions and not self._drained.done():
+    def _see_drained(self) -> None:
+        if self._drained and not self._sessions.by_id and not self._drained.done():
             self._drained.set_result(None)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
-from actors.stage import Neighbours, Stage, StageCounts
+from actors.stage import Stage
+from actors.step import Neighbours, StageCounts
 from bus.ring import Ring
 from cluster.shard import Shard
 from engines.registry import create
@@ -17,14 +19,28 @@ from engines.registry import create
 class StageThread(threading.Thread):
     """Loads a shard, then serves its sessions until `finish`. Results of calls come as futures.
 
-    Engine and sockets belong to this thread: both may be used only where they were made.
+    Engine and sockets belong to this thread: both may be used only where they were made. `kv_bytes` of memory are for
+    keys and values; once loaded, `positions` is how many positions they hold.
     """
 
-    def __init__(self, engine: str, shard: Shard, epoch: int, weights: Path, ring: Callable[[], Ring]) -> None:
+    def __init__(
+        self,
+        engine: str,
+        shard: Shard,
+        epoch: int,
+        weights: Path,
+        ring: Callable[[], Ring],
+        *,
+        kv_bytes: int,
+        precision: str = "fast",
+    ) -> None:
         super().__init__(name=f"stage {shard}", daemon=True)
         self.loaded: Future[tuple[str, ...]] = Future()
         self.stage: Stage
+        self.positions = 0
         self._engine_name = engine
+        self._precision = precision
+        self._kv_bytes = kv_bytes
         self._shard = shard
         self._epoch = epoch
         self._weights = weights
@@ -60,10 +76,12 @@ class StageThread(threading.Thread):
     def run(self) -> None:
         """Load, then loop. A failure to load is the future's; a failure later is logged and ends the process's use."""
         try:
-            engine = create(self._engine_name)
+            engine = create(self._engine_name, self._precision)
             engine.load(self._shard, self._weights)
+            self.positions = self._kv_bytes // engine.position_bytes
             self._ring = self._make_ring()
             self.stage = Stage(engine, self._shard, self._epoch, self._ring)
+            gc.freeze()  # what is loaded stays: a collection in the midst of a token need not walk through it
         except Exception as error:  # handed on to whoever asked for the load, whatever it is
             self.loaded.set_exception(error)
             return

@@ -19,7 +19,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A node's settings.
 
     Ports: 0 means any free one, None the usual one or, where that is taken, any. Memory in bytes: 0 means all that is
-    available. Threads of an engine: 0 means this node's share of the machine's cores.
+    available; `kv_memory` bounds what one stage gets for keys and values, and 0 leaves it to the node. Threads of an
+    engine: 0 means this node's share of the machine's cores. `precision` is one of `engines.precision`'s.
     """
 
     node_id: str
@@ -37,6 +38,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     peers: tuple[str, ...] = ()
     engine: str = "auto"
     memory: int = 0
+    kv_memory: int = 0
+    precision: str = "fast"
     threads: int = 0
 
     @property

@@ -1,8 +1,8 @@
-"""The data plane's frame: a fixed 64-byte header and a payload. A pure pair of functions; no sockets here.
+"""The data plane's frame: a fixed 64-byte header, and its payload behind it. Pure functions; no sockets here.
 
     offset  0  magic        2s   b"xb"
             2  version      u8
-            3  -            u8   0
+            3  reserved     u8   0
             4  sequence     u32  counts the frames of one sender to one receiver, from 1
             8  epoch        u64  of the instance; a stage refuses another
            16  session      u64  random, chosen by the gateway
@@ -61,7 +61,7 @@ class Flag:
     LAST: Final = 32  # the last chunk of a prompt, or a decode step: it is sampled
     FINISHED: Final = 64  # on a token: no further one comes
     FAILED: Final = 128  # to the gateway, payload: MessagePack of a Failure; the session is over
-    PLACE: Final = 256  # to the gateway, payload: int32 (sessions ahead in the queue, prompt tokens found in the cache)
+    PLACE: Final = 256  # to the gateway, payload: int32 (place in the queue from 1, or 0 once in; prompt tokens known)
     THROUGH: Final = 512  # to the first stage: a prompt chunk that ended at `position` is through the ring
     KEEP: Final = 1024  # from the first stage on, payload: MessagePack of a Keeping
 
@@ -91,23 +91,23 @@ class Frame(NamedTuple):
     compute_ns: int = 0
     rest: int = 0
 
-    def pack(self) -> bytes:
-        """The 64 bytes."""
+    def pack(self, payload: bytes = b"") -> bytes:
+        """The 64 bytes, with the payload behind them."""
         return _layout.pack(
             MAGIC, FRAME_VERSION, self.sequence, self.epoch, self.session, self.position, self.rows,
             self.width, self.flags, self.dtype, self.stage, self.rest, self.trace, self.sent_ns, self.compute_ns,
-        )  # fmt: skip
+        ) + payload  # fmt: skip
 
 
-def unpack(header: bytes, payload: bytes | memoryview) -> tuple[Frame, npt.NDArray[np.generic]]:
-    """A header and its payload as a read-only array: (rows, width), or (rows,) where width is 0.
+def unpack(message: bytes) -> tuple[Frame, npt.NDArray[np.generic]]:
+    """A frame's header and its payload as a read-only array: (rows, width), or (rows,) where width is 0.
 
     Raises FrameError unless every field agrees with the bytes that came.
     """
-    if len(header) != HEADER_BYTES:
+    if len(message) < HEADER_BYTES:
         raise FrameError("header size")
     magic, version, sequence, epoch, session, position, rows, width, flags, dtype, stage, rest, trace, sent, spent = (
-        _layout.unpack(header)
+        _layout.unpack_from(message)
     )  # fmt: skip
     if magic != MAGIC:
         raise FrameError("magic")
@@ -116,22 +116,24 @@ def unpack(header: bytes, payload: bytes | memoryview) -> tuple[Frame, npt.NDArr
     kind = DTYPES.get(dtype)
     if kind is None:
         raise FrameError("dtype")
-    if rows * max(width, 1) * kind.itemsize != len(payload):
+    if rows * max(width, 1) * kind.itemsize != len(message) - HEADER_BYTES:
         raise FrameError("payload size")
-    array: npt.NDArray[np.generic] = np.frombuffer(payload, kind)
-    if array.flags.writeable:
-        array.flags.writeable = False
+    array: npt.NDArray[np.generic] = np.frombuffer(message, kind, offset=HEADER_BYTES)
     frame = Frame(flags, epoch, session, position, rows, width, dtype, sequence, stage, trace, sent, spent, rest)
     return frame, array.reshape(rows, width) if width else array
 
 
 def pack_part(frame: Frame, flags: int, position: int, part: npt.NDArray[np.generic], sequence: int) -> bytes:
-    """The header of a frame that carries `part`, (rows, width) or (values,), and is sent now."""
+    """A frame that carries `part`, (rows, width) or (values,), and is sent now.
+
+    One message part with a copy of the payload: a second part costs more than copying 256 KiB.
+    """
     rows, width = part.shape if part.ndim == 2 else (len(part), 0)
-    return _layout.pack(
+    header = _layout.pack(
         MAGIC, FRAME_VERSION, sequence, frame.epoch, frame.session, position, rows,
         width, flags, dtype_code(part), frame.stage, frame.rest, frame.trace, time.monotonic_ns(), frame.compute_ns,
     )  # fmt: skip
+    return header + part.tobytes()
 
 
 def dtype_code(array: npt.NDArray[np.generic]) -> int:

@@ -388,6 +388,11 @@ class EngineStats(Fact, frozen=True, tag="engine.stats"):
     rows: int
     busy_seconds: float
     dropped: dict[str, int] = {}
+    waiting: Annotated[int, Meta(description="sessions in the queue; the first stage's")] = 0
+    reused_rows: Annotated[int, Meta(description="positions that came out of the prefix cache")] = 0
+    stored_positions: Annotated[int, Meta(description="positions that the prefix cache holds now")] = 0
+    drafted: Annotated[int, Meta(description="tokens guessed ahead; the last stage's")] = 0
+    accepted: Annotated[int, Meta(description="of those, how many came true")] = 0
 
 
 class Status(Fact, frozen=True, tag="status"):

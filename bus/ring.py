@@ -26,7 +26,7 @@ Array = npt.NDArray[np.generic]
 SEND_WITHIN_MS = 2000
 LINGER_MS = 200
 GONE_FOR_S = 5.0  # so long nobody waits again for a neighbour that took nothing
-COPY_BELOW = 64 << 10  # bytes; sending a smaller frame without a copy costs more than the copy
+COPY_BELOW = 64 << 10  # bytes; handing a smaller frame over without a copy costs more than the copy
 MAX_SENDERS = 1024  # a sender that reconnects counts as a new one
 WAKE, WAKER = "inproc://wake", b"waker"  # nobody else can take this routing id: it is connected first
 NOBODY = b""
@@ -73,35 +73,34 @@ class Ring:
         What is not ours is counted and dropped. One blocking call, because each one costs a token its time.
         """
         while True:
-            source, parts = self._take(milliseconds)
+            source, message = self._take(milliseconds)
             if source in (NOBODY, WAKER):
                 return None
             try:
-                if len(parts) != 2:
-                    raise FrameError("parts")
-                frame, payload = unpack(parts[0], parts[1])
+                frame, payload = unpack(message)
             except FrameError as error:
                 self.dropped[error.reason] += 1
                 continue
             self._check_sequence(source, frame)
             return frame, payload
 
-    def _take(self, milliseconds: int) -> tuple[bytes, list[bytes]]:
-        """Who sent the next message, and its parts; NOBODY in time."""
+    def _take(self, milliseconds: int) -> tuple[bytes, bytes]:
+        """Who sent the next message, and it; NOBODY in time. What has several parts is none of ours: an empty one."""
         inbox = self._inbox
         if milliseconds and milliseconds != self._patience_ms:
             inbox.setsockopt(zmq.RCVTIMEO, milliseconds)
             self._patience_ms = milliseconds
         elif not milliseconds and not int(inbox.getsockopt(zmq.EVENTS)) & READABLE:
-            return NOBODY, []  # the usual answer, at a tenth of an exception's price
+            return NOBODY, b""  # the usual answer, at a tenth of an exception's price
         try:
             source = inbox.recv(0 if milliseconds else zmq.DONTWAIT)
         except zmq.Again:
-            return NOBODY, []
-        parts = []
+            return NOBODY, b""
+        message = inbox.recv()
         while inbox.getsockopt(zmq.RCVMORE):
-            parts.append(inbox.recv())
-        return source, parts
+            inbox.recv()
+            message = b""
+        return source, message
 
     def send(self, endpoint: str, frame: Frame, payload: Array | bytes) -> None:
         """Hand one frame to a neighbour, rows cut into fragments of at most 256 KiB. The array is not written again.
@@ -133,10 +132,9 @@ class Ring:
         self, dealer: zmq.Socket[bytes], endpoint: str, frame: Frame, flags: int, position: int, part: Array
     ) -> None:
         sequence = self._sent[endpoint] = self._sent[endpoint] + 1
-        header = pack_part(frame, flags, position, part, sequence)
+        message = pack_part(frame, flags, position, part, sequence)
         try:
-            dealer.send(header, zmq.SNDMORE)
-            dealer.send(np.ascontiguousarray(part).data, 0, copy=part.nbytes < COPY_BELOW)
+            dealer.send(message, 0, copy=len(message) < COPY_BELOW)
         except zmq.Again:
             self._neighbours.pop(endpoint).close()
             self._gone[endpoint] = time.monotonic() + GONE_FOR_S

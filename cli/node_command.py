@@ -49,6 +49,17 @@ def node(
         str | None,
         typer.Option(envvar="EXOBUS_MEMORY", help="Memory for models, such as 12GB.", show_default="what is free"),
     ] = None,
+    kv_memory: Annotated[
+        str | None,
+        typer.Option(
+            envvar="EXOBUS_KV_MEMORY",
+            help="Most memory of a stage for keys and values, such as 2GB; 0: by itself.",
+            show_default="by itself",
+        ),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(envvar="EXOBUS_PRECISION", help="fast or exact, for an engine that has the choice.")
+    ] = "fast",
     threads: Annotated[
         int | None,
         typer.Option(envvar="EXOBUS_THREADS", min=1, help="Threads of an engine.", show_default="its share of cores"),
@@ -69,6 +80,8 @@ def node(
         peers=tuple(peer or ()),
         engine=engine,
         memory=memory,
+        kv_memory=kv_memory,
+        precision=precision,
         threads=threads,
         cards=cards,
     )

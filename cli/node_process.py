@@ -23,6 +23,7 @@ from cli.nodes import default_parent
 from cli.screen import NodeScreen
 from cli.sizes import parse_bytes
 from discovery.manual import peer_endpoint
+from engines.precision import PRECISIONS
 from engines.registry import ENGINES
 from models.cache import default_cache_root
 
@@ -41,6 +42,8 @@ class Asked:
     peers: tuple[str, ...] = ()
     engine: str = "auto"
     memory: str | None = None
+    kv_memory: str | None = None
+    precision: str = "fast"
     threads: int | None = None
     cards: Path | None = None
 
@@ -79,6 +82,9 @@ def check(asked: Asked) -> None:
     check_host(asked.host, insecure=asked.insecure)
     if asked.memory is not None and parse_bytes(asked.memory) == 0:
         raise BadOption("--memory 0 leaves no room for any layer; give an amount such as 12GB")
+    parse_bytes(asked.kv_memory or "0")
+    if asked.precision not in PRECISIONS:
+        raise BadOption(f"--precision {asked.precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
     if asked.cards is not None and not asked.cards.exists():
         raise BadOption(f"--cards {asked.cards} does not exist; give a folder of model cards")
     for peer in _peers(asked):
@@ -123,6 +129,8 @@ def settings(asked: Asked, folder: NodeFolder) -> NodeConfig:
         peers=_peers(asked),
         engine=asked.engine,
         memory=parse_bytes(asked.memory) if asked.memory else 0,
+        kv_memory=parse_bytes(asked.kv_memory) if asked.kv_memory else 0,
+        precision=asked.precision,
         threads=asked.threads or 0,
     )
 

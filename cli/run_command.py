@@ -52,14 +52,14 @@ def request_body(
 
 
 def stats_line(timings: Mapping[str, Any], first_token_s: float) -> str:
-    """Such as `128 tok · 28.9 tok/s · first token 0.53 s · prompt 512 · 2 nodes`."""
-    nodes = timings["nodes"]
+    """Such as `128 tok · 28.9 tok/s · first token 0.53 s · prompt 512 (480 cached) · 2 nodes`."""
+    nodes, cached = timings["nodes"], timings["cache_n"]
     return " · ".join(
         (
             f"{timings['predicted_n']} tok",
             f"{timings['predicted_per_second']:.1f} tok/s",
             f"first token {first_token_s:.2f} s",
-            f"prompt {timings['prompt_n']}",
+            f"prompt {timings['prompt_n'] + cached}" + (f" ({cached} cached)" if cached else ""),
             f"{nodes} node{'s' if nodes != 1 else ''}",
         )
     )

@@ -52,7 +52,8 @@ def _instance(instance: Mapping[str, Any]) -> str:
     for stage in instance["stages"]:
         first, last = stage["start_layer"], stage["end_layer"] - 1
         bar = "".join("█" if first <= layer <= last else "░" for layer in range(stage["n_layers"]))
+        held = f"  {stage['positions']:,} positions" if stage["positions"] else ""
         lines.append(
-            f"  {stage['node'] or stage['node_id']:<20} layers {first:>3}-{last:<3} {stage['engine']:<9} {bar}"
+            f"  {stage['node'] or stage['node_id']:<20} layers {first:>3}-{last:<3} {stage['engine']:<9} {bar}{held}"
         )
     return "\n".join(lines)

@@ -8,7 +8,10 @@ merged once, micro-batches would travel as one for ever, and N - 1 stages would 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import Generic, TypeVar
+
+from cluster.sessions import StageSession
 
 StepT = TypeVar("StepT")
 
@@ -16,6 +19,23 @@ StepT = TypeVar("StepT")
 def micro_batch(sessions: int, stages: int) -> int:
     """The most steps of one micro-batch, so that `sessions` steps make one for each of `stages`; at least 1."""
     return max(-(-sessions // stages), 1)
+
+
+def prompt_chunks(reading: Iterable[StageSession], rows: int, room: int) -> list[tuple[StageSession, int]]:
+    """Whose prompts go on next, with how many tokens each: `rows` at most together, who waited longest first.
+
+    None while there is no `room` left among the tokens that may be on their way: a fast stage would only fill the
+    queue of a slow one, and decode steps would have to wait behind it. Where a prompt is cut does not depend on who
+    else is here.
+    """
+    room = min(rows, room)
+    chosen = []
+    for session in sorted(reading, key=lambda session: session.touched_at):
+        chunk = min(session.prompt_left, rows)
+        if chunk <= room:
+            chosen.append((session, chunk))
+            room -= chunk
+    return chosen
 
 
 class MicroBatches(Generic[StepT]):

@@ -51,9 +51,9 @@ def placer_of(model_id: str, node_ids: Iterable[str]) -> str:
     return max(node_ids, key=lambda node_id: hashlib.sha256(f"{model_id}\0{node_id}".encode()).digest())
 
 
-def able(topology: Topology, model_id: str, n_layers: int, shard_bytes: Callable[[Shard], int]) -> Topology:
+def able(topology: Topology, model_id: str, n_layers: int, least_bytes: Callable[[Shard], int]) -> Topology:
     """The topology without nodes that cannot hold even the last layer with the head: they would only be in the way."""
-    least = shard_bytes(Shard(model_id, n_layers - 1, n_layers, n_layers))
+    least = least_bytes(Shard(model_id, n_layers - 1, n_layers, n_layers))
     for node in topology.nodes:
         if node.capabilities.memory_available < least:
             topology = topology.without_node(node.node_id)
@@ -65,17 +65,18 @@ def plan(
     strategy: PartitioningStrategy,
     model_id: str,
     n_layers: int,
-    shard_bytes: Callable[[Shard], int],
+    least_bytes: Callable[[Shard], int],
 ) -> tuple[Stage, ...]:
     """Stages for a model of `n_layers`, without actors or endpoints yet.
 
-    `shard_bytes` gives the resident bytes that a shard needs. Raises DoesNotFit.
+    `least_bytes` gives the memory that a shard needs to be of use: weights, and keys and values of one session.
+    Raises DoesNotFit.
     """
-    partitions = strategy.partition(able(topology, model_id, n_layers, shard_bytes), n_layers)
+    partitions = strategy.partition(able(topology, model_id, n_layers, least_bytes), n_layers)
     shards = shards_of(partitions, model_id, n_layers) if partitions else ()
     stages = tuple(Stage(part.node_id, shard) for part, shard in zip(partitions, shards, strict=True))
-    if not stages or any(shard_bytes(stage.shard) > _memory(topology, stage.node_id) for stage in stages):
-        raise DoesNotFit(_shortage(topology, model_id, shard_bytes(whole(model_id, n_layers))))
+    if not stages or any(least_bytes(stage.shard) > _memory(topology, stage.node_id) for stage in stages):
+        raise DoesNotFit(_shortage(topology, model_id, least_bytes(whole(model_id, n_layers))))
     return stages
 
 
@@ -87,7 +88,8 @@ def _memory(topology: Topology, node_id: str) -> int:
 def _shortage(topology: Topology, model_id: str, need: int) -> str:
     offers = ", ".join(f"{n.name} {_gb(n.capabilities.memory_available)}" for n in topology.nodes) or "no node"
     return (
-        f"{model_id} needs {_gb(need)} of memory and does not fit on the nodes here ({offers} free); "
+        f"{model_id} needs {_gb(need)} of memory for its weights and one chat, and does not fit on the nodes here "
+        f"({offers} free); "
         "add a node, free memory, or choose a smaller model"
     )
 

@@ -5,19 +5,21 @@ No arrays, no sockets, no clock: times are handed in.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
 import msgspec
 
 from cluster.sampling import SamplingParams
 
+MOST_DRAFTS = 8  # more rows than that cost a pass of their own
+
 
 class Opening(msgspec.Struct, frozen=True):
     """What travels once, at a session's start: from its owner to the first stage, and on from stage to stage.
 
     The owner ends the session; the last stage only stops feeding the ring at an `eos` token or `max_tokens`.
-    `reuse` and `drop` are numbers of stored prefix blocks, the first stage's word to the others.
+    `drafts` bounds the tokens that may be guessed ahead and verified in one pass. `reuse` and `drop` are numbers of
+    stored prefix blocks, the first stage's word to the others.
     """
 
     prompt: tuple[int, ...]
@@ -26,6 +28,7 @@ class Opening(msgspec.Struct, frozen=True):
     eos: frozenset[int]
     sampling: SamplingParams
     reply_to: tuple[str, ...]
+    drafts: int = MOST_DRAFTS
     reuse: tuple[int, ...] = ()
     drop: tuple[int, ...] = ()
 
@@ -51,14 +54,30 @@ class Failure(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class StageSession:
-    """A session on one stage: its KV slot, and on the first stage the part of the prompt not yet computed."""
+    """A session on one stage, and its KV slot there.
+
+    The first stage also counts: how much of the prompt it has sent on (`sent`), up to where every stage of the ring
+    has computed (`through`), and what stands at each position (`tokens`; drafts too, until they are refuted).
+    """
 
     session: int
     slot: int
     opening: Opening
     touched_at: float
-    pending: deque[tuple[int, tuple[int, ...]]] = field(default_factory=deque)  # (position, token ids)
     reply_to: str = ""  # the one of the owner's end points that can be reached from here
+    sent: int = 0
+    through: int = 0
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def prompt_left(self) -> int:
+        """Prompt tokens that the first stage has not sent on."""
+        return self.opening.prompt_tokens - self.sent
+
+    def returned(self, position: int, tokens: list[int]) -> None:
+        """The ring gave back what comes at `position`: whatever stood there and after it is void."""
+        self.through = position
+        self.tokens[position:] = tokens
 
 
 @dataclass(slots=True)
@@ -66,39 +85,53 @@ class StageSessions:
     """All sessions of a stage. Slots are small numbers, used again."""
 
     by_id: dict[int, StageSession] = field(default_factory=dict)
+    reading: dict[int, StageSession] = field(default_factory=dict)  # on the first stage: those with prompt left
     _free: list[int] = field(default_factory=list)
     _next_slot: int = 0
 
-    def open(self, session: int, opening: Opening, chunk: int, now: float) -> StageSession:
-        """Take in a session; its prompt is cut into chunks of at most `chunk` tokens. Raises KeyError if it is open."""
+    def open(self, session: int, opening: Opening, now: float) -> StageSession:
+        """Take in a session. Raises KeyError if it is open."""
         if session in self.by_id:
             raise KeyError(session)
         slot = self._free.pop() if self._free else self._new_slot()
-        pending = deque((at, opening.prompt[at : at + chunk]) for at in range(0, len(opening.prompt), chunk))
-        opened = StageSession(session, slot, opening, now, pending)
-        self.by_id[session] = opened
+        opened = self.by_id[session] = StageSession(session, slot, opening, now)
         return opened
 
     def close(self, session: int) -> StageSession | None:
         """Forget a session and free its slot number; None where it is not here."""
         closed = self.by_id.pop(session, None)
+        self.reading.pop(session, None)
         if closed:
             self._free.append(closed.slot)
         return closed
 
-    def with_prompt_left(self) -> StageSession | None:
-        """The session whose next prompt chunk is due: the one served longest ago."""
-        waiting = [session for session in self.by_id.values() if session.pending]
-        return min(waiting, key=lambda session: session.touched_at, default=None)
+    def begin(self, session: StageSession, known: int) -> None:
+        """The first stage takes up a prompt, of which every stage has the first `known` tokens already."""
+        session.tokens = list(session.opening.prompt)
+        session.sent = session.through = known
+        self.reading[session.session] = session
+
+    def read(self, session: StageSession, count: int) -> tuple[int, ...]:
+        """The first stage sends on the next `count` tokens of a prompt; answers them."""
+        begin, session.sent = session.sent, session.sent + count
+        if not session.prompt_left:
+            del self.reading[session.session]
+        return session.opening.prompt[begin : session.sent]
 
     @property
     def decoding(self) -> int:
-        """How many sessions have their whole prompt behind them here."""
-        return sum(not session.pending for session in self.by_id.values())
+        """How many sessions have their whole prompt behind them; known on the first stage."""
+        return len(self.by_id) - len(self.reading)
 
-    def idle_since(self, before: float) -> list[int]:
-        """Sessions that nothing was heard of since then, and that have no work waiting here."""
-        return [s.session for s in self.by_id.values() if s.touched_at < before and not s.pending]
+    @property
+    def in_flight(self) -> int:
+        """Prompt tokens of all sessions that left the first stage and are not through the ring."""
+        return sum(max(session.sent - session.through, 0) for session in self.by_id.values())
+
+    def idle_since(self, before: float) -> list[StageSession]:
+        """Sessions that nothing was heard of since then, and that have no prompt waiting here."""
+        idle = [session for session in self.by_id.values() if session.touched_at < before]
+        return [session for session in idle if session.session not in self.reading]
 
     def _new_slot(self) -> int:
         self._next_slot += 1

@@ -12,7 +12,9 @@ import numpy.typing as npt
 
 from models.config import Dtype
 
-_LARGEST_HALF = np.float32(65504)
+LARGEST_HALF = 65504.0
+"""The largest number that float16 holds."""
+
 _HALF_OF_LOWEST = np.uint32(0x7FFF)
 _HIGH_BITS = np.uint32(0xFFFF0000)
 
@@ -45,4 +47,4 @@ def unpacked(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _half(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    return np.clip(rows, -_LARGEST_HALF, _LARGEST_HALF).astype(np.float16)
+    return np.clip(rows, np.float32(-LARGEST_HALF), np.float32(LARGEST_HALF)).astype(np.float16)

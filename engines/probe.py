@@ -1,4 +1,4 @@
-"""How fast each engine is here: `python -m engines.probe NAME` measures one, in a process of its own.
+"""How fast each engine is here: `python -m engines.probe NAME [PRECISION]` measures one, in a process of its own.
 
 The parent starts one such child after the other and chooses. No model files are read.
 """
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
+from typing import cast
 
 import msgspec
 import numpy as np
@@ -21,6 +22,7 @@ import numpy as np
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.engine import Chunk, EngineError, InferenceEngine
+from engines.precision import Precision
 from engines.random_weights import RandomWeights
 from engines.registry import create
 from models.config import ModelConfig
@@ -41,6 +43,7 @@ CONFIG = ModelConfig(
     rope_theta=10000.0,
     rms_norm_eps=1e-5,
     context_length=512,
+    dtype="float16",
 )
 """About 11 million weights a layer: too many for a processor's cache, few enough to make in a second."""
 
@@ -50,12 +53,12 @@ SHARD = Shard("probe", 1, 1 + LAYERS, CONFIG.n_layers)
 PACKAGES = ("numpy", "mlx", "mlx-lm", "onnxruntime", "tinygrad", "ziglang")
 
 
-def measure(names: Iterable[str], deadline_s: float) -> tuple[EngineCapability, ...]:
+def measure(names: Iterable[str], deadline_s: float, precision: Precision = "fast") -> tuple[EngineCapability, ...]:
     """Probe each engine in a child process, one after the other, each for at most `deadline_s` seconds.
 
     An engine that cannot be measured comes back with `ms_per_layer` None and the reason in `detail`.
     """
-    return tuple(_measure_one(name, deadline_s) for name in names)
+    return tuple(_measure_one(name, deadline_s, precision) for name in names)
 
 
 def choose(capabilities: Sequence[EngineCapability]) -> tuple[str, str]:
@@ -70,16 +73,16 @@ def choose(capabilities: Sequence[EngineCapability]) -> tuple[str, str]:
     return name, f"{why}, the fastest measured ({figures})" if figures else f"{why}, the only one that works"
 
 
-def fingerprint(packages: Sequence[str] = PACKAGES) -> str:
-    """Changes when a measurement may: processor, Python and the engines' packages. A key for kept results."""
-    facts = [platform.machine(), _processor(), platform.python_version()]
+def fingerprint(packages: Sequence[str] = PACKAGES, precision: Precision = "fast") -> str:
+    """Changes when a measurement may: processor, Python, packages and precision. A key for kept results."""
+    facts = [platform.machine(), _processor(), platform.python_version(), precision]
     facts += [f"{package}={_version(package)}" for package in packages]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 
-def probe(name: str) -> EngineCapability:
+def probe(name: str, precision: Precision = "fast") -> EngineCapability:
     """Measure one engine in this process: the median decode step through `LAYERS` layers, per layer."""
-    engine = create(name)
+    engine = create(name, precision)
     engine.read(SHARD, RandomWeights(CONFIG))
     seconds = _decode_steps(engine)
     found = msgspec.structs.replace(engine.capabilities(), ms_per_layer=1000 * median(seconds) / LAYERS)
@@ -93,13 +96,13 @@ def _decode_steps(engine: InferenceEngine) -> list[float]:
     seconds = []
     for position in range(WARM_STEPS + TIMED_STEPS):
         began = time.perf_counter()
-        engine.forward([Chunk(slot=0, position=position, inputs=row, wants_logits=False)])
+        engine.forward([Chunk(slot=0, position=position, inputs=row)])
         seconds.append(time.perf_counter() - began)
     return seconds[WARM_STEPS:]
 
 
-def _measure_one(name: str, deadline_s: float) -> EngineCapability:
-    command = [sys.executable, "-m", "engines.probe", name]
+def _measure_one(name: str, deadline_s: float, precision: Precision) -> EngineCapability:
+    command = [sys.executable, "-m", "engines.probe", name, precision]
     # From the folder that holds our packages, so that the child finds the same code as its parent.
     folder = Path(__file__).resolve().parent.parent
     try:
@@ -131,14 +134,14 @@ def _version(package: str) -> str:
         return ""
 
 
-def main(name: str) -> None:
+def main(name: str, precision: str = "fast") -> None:
     """Print one JSON line, an EngineCapability; one that cannot start says why in `detail`."""
     try:
-        found = probe(name)
+        found = probe(name, cast(Precision, precision))  # which `create` checks
     except EngineError as error:
         found = EngineCapability(name=name, detail=str(error))
     sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -7,9 +7,12 @@ from importlib.util import find_spec
 from types import MappingProxyType
 
 from engines.engine import EngineError, InferenceEngine
+from engines.precision import PRECISIONS
 
 ENGINES = ("mlx", "tinygrad", "onnx", "numpy")
 """The names, the likely fastest first."""
+_EXTRAS = ("mlx", "tinygrad")
+"""Those that are a choice of the installation; the others come with exobus."""
 
 _CLASSES = MappingProxyType(
     {"mlx": "MlxEngine", "tinygrad": "TinygradEngine", "onnx": "OnnxEngine", "numpy": "NumpyEngine"}
@@ -24,16 +27,25 @@ _PACKAGES = MappingProxyType(
 )
 
 
-def create(name: str) -> InferenceEngine:
-    """A fresh engine that holds nothing yet. EngineError for an unknown name or a package that is missing."""
+def create(name: str, precision: str = "fast") -> InferenceEngine:
+    """A fresh engine that holds nothing yet. All but onnx are exact, whatever `precision` says.
+
+    EngineError for an unknown name or precision, and for a package that is missing.
+    """
     if name not in ENGINES:
         raise EngineError(f"there is no engine {name!r}; choose one of {', '.join(ENGINES)}")
+    if precision not in PRECISIONS:
+        raise EngineError(f"there is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     missing = [package for package in _PACKAGES[name] if find_spec(package) is None]
     if missing:
-        raise EngineError(f"engine {name} needs {' and '.join(missing)}: pip install 'exobus[{name}]'")
+        raise EngineError(f"engine {name} needs {' and '.join(missing)}: {_remedy(name)}")
     try:
         module = import_module(f"engines.{name}.engine")
     except (ImportError, OSError) as error:
-        raise EngineError(f"engine {name} cannot start ({error}): pip install 'exobus[{name}]'") from error
-    engine: InferenceEngine = getattr(module, _CLASSES[name])()
+        raise EngineError(f"engine {name} cannot start ({error}): {_remedy(name)}") from error
+    engine: InferenceEngine = getattr(module, _CLASSES[name])(*((precision,) if name == "onnx" else ()))
     return engine
+
+
+def _remedy(name: str) -> str:
+    return f"pip install 'exobus[{name}]'" if name in _EXTRAS else "install exobus again"

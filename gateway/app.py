@@ -118,6 +118,7 @@ def _instance(instance: Instance, names: Mapping[str, str]) -> dict[str, Any]:
             "start_layer": stage.shard.start_layer,
             "end_layer": stage.shard.end_layer,
             "n_layers": stage.shard.n_layers,
+            "positions": stage.positions,
         }
         for stage in instance.stages
     ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import Sequence
 
 from bus.client import BusClient, RequestError
@@ -14,7 +13,7 @@ from cluster.placement import Instance
 from cluster.sampling import SEEDS, SamplingParams
 from cluster.sessions import Opening
 from gateway.choice import Choice, ChoiceText
-from gateway.errors import ApiError, from_bus, internal, queue_full
+from gateway.errors import ApiError, from_bus, internal, queue_full, too_large
 from gateway.events import Answer, Ended, Failed
 from gateway.requests import ChatRequest
 from gateway.sessions import DataPlane
@@ -24,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 ENSURE_WITHIN_S = 3600.0  # a first download counts in it; the client may leave whenever it likes
 MAX_ANSWERS = 128  # being worked on at one time
+DEFAULT_MAX_TOKENS = 2048  # a session reserves memory for all that it may say before it says the first word
 
 
 class Chat:
@@ -64,14 +64,14 @@ class Chat:
         model, prompt = await self._prompt(answer)
         request, seed = answer.request, seed_of(answer.request)
         max_tokens = room_for(request, len(prompt), model.card.context_length)
+        instance = await self._instance(answer)
+        max_tokens = within_memory(max_tokens, len(prompt), instance)
         samplings = [sampling_of(request, model, (seed + choice) % SEEDS) for choice in range(request.choices)]
         eos, reply_to = model.tokenizer.eos_token_ids, self._plane.endpoints
         openings = [Opening(prompt, len(prompt), max_tokens, eos, sampling, reply_to) for sampling in samplings]
-        instance = await self._instance(answer)
-        answer.waits_for = f"reading a prompt of {len(prompt)} tokens"
-        answer.opened = time.monotonic()
+        answer.open(len(prompt))
         await self._all_choices(answer, model, instance, openings)
-        return Ended(answer.timings(len(prompt), seed, len(set(instance.node_ids))))
+        return Ended(answer.timings(seed, len(set(instance.node_ids))))
 
     async def _prompt(self, answer: Answer) -> tuple[TextModel, tuple[int, ...]]:
         """The text model and the prompt's token ids; off the loop, for a long prompt takes a while."""
@@ -107,7 +107,7 @@ class Chat:
 
 
 def room_for(request: ChatRequest, prompt_tokens: int, context_length: int) -> int:
-    """How many tokens a choice may have: what was asked for, at most what is left of the context.
+    """How many tokens a choice may have: what was asked for, else DEFAULT_MAX_TOKENS; at most the rest of the context.
 
     ApiError 400 with both numbers where the prompt leaves no room for one.
     """
@@ -118,7 +118,23 @@ def room_for(request: ChatRequest, prompt_tokens: int, context_length: int) -> i
             "one of the answer; shorten the messages"
         )
         raise ApiError(400, sentence, code="context_length_exceeded", param="messages")
-    return min(request.token_limit or left, left)
+    return min(request.token_limit or DEFAULT_MAX_TOKENS, left)
+
+
+def within_memory(max_tokens: int, prompt_tokens: int, instance: Instance) -> int:
+    """The same, at most what the smallest memory for keys and values of the ring holds beside the prompt.
+
+    ApiError 400 with both numbers where the prompt leaves no room for one token. A stage that does not tell its
+    memory sets no limit here; it refuses what is too large for it.
+    """
+    held = min((stage.positions for stage in instance.stages if stage.positions), default=0)
+    if held and prompt_tokens >= held:
+        sentence = (
+            f"the prompt has {prompt_tokens} tokens, and the nodes' memory for keys and values holds {held} with at "
+            "least one of the answer; shorten the messages, or give the nodes more (--kv-memory)"
+        )
+        raise too_large(sentence, "messages")
+    return min(max_tokens, held - prompt_tokens) if held else max_tokens
 
 
 def seed_of(request: ChatRequest) -> int:

@@ -9,9 +9,10 @@ from bus.client import BusClient
 from bus.messages import SessionFinished, SessionToken
 from cluster.placement import Instance
 from cluster.sessions import Opening
-from gateway.errors import SERVER, ApiError, unavailable
+from gateway.errors import SERVER, ApiError, queue_full, too_large, unavailable
 from gateway.events import Answer, Finished, Piece
-from gateway.sessions import DataPlane, Session, SessionFailed
+from gateway.session import Place, Session, SessionFailed, Token
+from gateway.sessions import DataPlane
 from gateway.stops import StopFilter
 from gateway.texts import TextModel
 
@@ -71,17 +72,27 @@ class Choice:
 
     async def _generate(self, bus: BusClient, session: Session) -> None:
         while not self.text.reason:
-            token, finished = await session.next_token()
-            self.answer.count_token()
-            piece = self.text.push(token, finished=finished)
-            if piece:
-                await self.answer.events.put(Piece(self.index, piece))
-            await bus.publish(SessionToken(session.name, self.tokens, token, piece))
-            self.tokens += 1
+            match await session.next():
+                case Place() as place:
+                    self.answer.place(self.index, place)
+                case Token() as token:
+                    await self._take(bus, session, token)
+
+    async def _take(self, bus: BusClient, session: Session, token: Token) -> None:
+        self.answer.count_token()
+        piece = self.text.push(token.id, finished=token.finished)
+        if piece:
+            await self.answer.events.put(Piece(self.index, piece))
+        await bus.publish(SessionToken(session.name, self.tokens, token.id, piece))
+        self.tokens += 1
 
 
 def _failure(error: SessionFailed, *, begun: bool) -> ApiError:
     """Before the first token the client may simply ask again; after it, it has to know that the text is cut."""
+    if error.code == "queue_full":
+        return queue_full(error.message, error.retry_after_s)
+    if error.code == "too_large":
+        return too_large(error.message, "max_tokens")
     if begun:
         return ApiError(500, error.message, kind=SERVER, code=error.code, headers={"x-should-retry": "false"})
-    return unavailable(error.code, error.message)
+    return unavailable(error.code, error.message, error.retry_after_s)

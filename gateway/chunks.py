@@ -26,10 +26,13 @@ class Identity:
 class Timings:
     """How long an answer took, in seconds, and on how many nodes. `seed` is that of the first choice.
 
-    `decode_s` runs from the first token to the last, so the first does not count in the rate.
+    `first_token_s` runs from the end of the queue. `decode_s` runs from the first token to the last, so the first
+    does not count in the rate. `cached_tokens` of the `prompt_tokens` were not computed again.
     """
 
     prompt_tokens: int
+    cached_tokens: int
+    queued_s: float
     first_token_s: float
     completion_tokens: int
     decode_s: float
@@ -37,14 +40,17 @@ class Timings:
     nodes: int
 
     def body(self) -> dict[str, Any]:
-        """With the names of llama-server, and ours beside them."""
+        """With the names of llama-server, where `prompt_n` is what was computed, and ours beside them."""
+        computed = self.prompt_tokens - self.cached_tokens
         return {
-            "prompt_n": self.prompt_tokens,
+            "cache_n": self.cached_tokens,
+            "prompt_n": computed,
             "prompt_ms": round(self.first_token_s * 1e3, 3),
-            "prompt_per_second": _rate(self.prompt_tokens, self.first_token_s),
+            "prompt_per_second": _rate(computed, self.first_token_s),
             "predicted_n": self.completion_tokens,
             "predicted_ms": round(self.decode_s * 1e3, 3),
             "predicted_per_second": _rate(self.completion_tokens - 1, self.decode_s),
+            "queued_ms": round(self.queued_s * 1e3, 3),
             "seed": self.seed,
             "nodes": self.nodes,
         }
@@ -82,12 +88,12 @@ def completion(identity: Identity, choices: Sequence[tuple[str, str]], timings: 
 
 
 def usage_of(timings: Timings) -> dict[str, Any]:
-    """Token counts of all choices together."""
+    """Token counts: the prompt's once, the answers' of all choices together."""
     return {
         "prompt_tokens": timings.prompt_tokens,
         "completion_tokens": timings.completion_tokens,
         "total_tokens": timings.prompt_tokens + timings.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": timings.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": 0},
     }
 

@@ -9,7 +9,7 @@ from bus.client import RequestError
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
-RETRY_SOON = {"retry-after": "2"}
+RETRY_AFTER_S = 2
 DO_NOT_RETRY = {"x-should-retry": "false"}
 
 
@@ -39,14 +39,25 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
-def unavailable(code: str, message: str) -> ApiError:
-    """503: the same request may work in a moment."""
-    return ApiError(503, message, kind=SERVER, code=code, headers=RETRY_SOON)
+def unavailable(code: str, message: str, retry_after_s: int = 0) -> ApiError:
+    """503: the same request may work in `retry_after_s` seconds (0: in a moment)."""
+    return ApiError(503, message, kind=SERVER, code=code, headers=_retry_after(retry_after_s))
 
 
-def queue_full(message: str) -> ApiError:
-    """429: too much at one time."""
-    return ApiError(429, message, kind="rate_limit_error", code="queue_full", headers=RETRY_SOON)
+def queue_full(message: str, retry_after_s: int = 0) -> ApiError:
+    """429: too much at one time; ask again in `retry_after_s` seconds (0: soon)."""
+    return ApiError(429, message, kind="rate_limit_error", code="queue_full", headers=_retry_after(retry_after_s))
+
+
+def too_large(message: str, param: str) -> ApiError:
+    """400: more than the memory of the ring holds, however long one waits."""
+    return ApiError(400, message, code="too_large", param=param, headers=DO_NOT_RETRY)
+
+
+def _retry_after(seconds: int) -> dict[str, str]:
+    """The header of HTTP, and the one that OpenAI's clients look for first."""
+    asked = seconds or RETRY_AFTER_S
+    return {"retry-after": str(asked), "retry-after-ms": str(asked * 1000)}
 
 
 def internal() -> ApiError:

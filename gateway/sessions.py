@@ -1,4 +1,4 @@
-"""The gateway's end of the data plane: opens sessions on first stages, hears their tokens, closes them once.
+"""The gateway's end of the data plane: opens sessions on first stages, gives each what it hears, closes it once.
 
 Knows token ids and instances; text, HTTP and the bus are others'. Lives on one asyncio loop.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import zmq
 import zmq.asyncio
 
@@ -23,66 +23,15 @@ from bus.frame import GATEWAY_STAGE, Flag, Frame, FrameError, dtype_code, unpack
 from bus.ring import best_endpoint
 from bus.sockets import bind_tcp, connect, open_async_socket
 from cluster.placement import Instance
-from cluster.sessions import Opening, TokenGap, TokenLog
+from cluster.sessions import Failure, Opening
+from gateway.session import Place, Session, SessionFailed
 
 OPEN_WITHIN_S = 5.0
-FIRST_TOKEN_WITHIN_S = 300.0  # a long prompt on a slow machine
-NEXT_TOKEN_WITHIN_S = 60.0
 MAX_STAGES = 64  # connections to first stages; the one used longest ago is closed
 
 logger = logging.getLogger(__name__)
 _encode = msgspec.msgpack.Encoder().encode
-
-
-class SessionFailed(Exception):
-    """A generation cannot go on; `code` is for programs, the message one sentence for people."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-
-
-class Session:
-    """One generation on an instance, from its opening to its close frame."""
-
-    def __init__(self, instance: Instance, opening: Opening) -> None:
-        self.id = secrets.randbits(64)
-        self.instance = instance
-        self.opening = opening
-        self._log = TokenLog()
-        self._arrivals: asyncio.Queue[tuple[int, bool] | SessionFailed] = asyncio.Queue()
-
-    @property
-    def name(self) -> str:
-        """The id as observers see it."""
-        return f"{self.id:016x}"
-
-    async def next_token(self) -> tuple[int, bool]:
-        """The next token, each once and in order, and whether it is the last. Raises SessionFailed."""
-        deadline_s = NEXT_TOKEN_WITHIN_S if self._log.tokens else FIRST_TOKEN_WITHIN_S
-        try:
-            async with asyncio.timeout(deadline_s):
-                arrival = await self._arrivals.get()
-        except TimeoutError:
-            raise SessionFailed("timeout", f"no token came for {deadline_s:g} s; try again") from None
-        if isinstance(arrival, SessionFailed):
-            raise arrival
-        return arrival
-
-    def hear(self, frame: Frame, token: int) -> None:
-        """A token came in. There are never more of them than `max_tokens`, which bounds the queue."""
-        try:
-            fresh = self._log.accept(frame.position - self.opening.prompt_tokens, token)
-        except TokenGap:
-            self.fail("token_lost", "a token was lost between the machines; try again")
-            return
-        if fresh and len(self._log.tokens) <= self.opening.max_tokens:
-            self._arrivals.put_nowait((token, bool(frame.flags & Flag.FINISHED)))
-
-    def fail(self, code: str, message: str) -> None:
-        """End the session from outside."""
-        self._arrivals.put_nowait(SessionFailed(code, message))
+_decode_failure = msgspec.msgpack.Decoder(Failure).decode
 
 
 class DataPlane:
@@ -139,18 +88,21 @@ class DataPlane:
         self._context.destroy(linger=200)
 
     def _serve(self, parts: list[bytes]) -> None:
-        if len(parts) != 2:
+        if len(parts) != 1:
             raise FrameError("parts")
-        frame, payload = unpack(parts[0], parts[1])
+        frame, payload = unpack(parts[0])
         session = self._sessions.get(frame.session)
         if session is None:
             raise FrameError("no such session")
         if frame.epoch != session.instance.epoch:
             raise FrameError("another epoch")
         if frame.flags & Flag.FAILED:
-            session.fail("stage_failed", payload.tobytes().decode(errors="replace"))
-        elif frame.flags & Flag.TOKEN and frame.rows == 1 and payload.dtype == np.int32:
-            session.hear(frame, int(payload.flat[0]))
+            failure = _failure(payload)
+            session.fail(failure.code, failure.message, failure.retry_after_s)
+        elif frame.flags & Flag.PLACE:
+            session.hear_place(_place(payload))
+        elif frame.flags & Flag.TOKEN:
+            session.hear_tokens(frame, _numbers(payload))
         else:
             raise FrameError("flags")
 
@@ -176,7 +128,7 @@ class DataPlane:
             sequence=self._sent[endpoint],
             sent_ns=time.monotonic_ns(),
         )
-        return asyncio.ensure_future(stage.send_multipart([header.pack(), payload], flags))
+        return asyncio.ensure_future(stage.send(header.pack(payload), flags))
 
     def _stage(self, endpoint: str) -> zmq.asyncio.Socket:
         stage = self._stages.get(endpoint)
@@ -196,6 +148,27 @@ class DataPlane:
 
 def _frame(session: Session, flags: int) -> Frame:
     return Frame(flags, session.instance.epoch, session.id, stage=GATEWAY_STAGE)
+
+
+def _numbers(payload: npt.NDArray[np.generic]) -> list[int]:
+    if payload.dtype != np.int32 or payload.ndim != 1 or not len(payload):
+        raise FrameError("payload")
+    numbers: list[int] = payload.tolist()
+    return numbers
+
+
+def _place(payload: npt.NDArray[np.generic]) -> Place:
+    numbers = _numbers(payload)
+    if len(numbers) != 2 or min(numbers) < 0:
+        raise FrameError("payload")
+    return Place(*numbers)
+
+
+def _failure(payload: npt.NDArray[np.generic]) -> Failure:
+    try:
+        return _decode_failure(payload.tobytes())
+    except msgspec.DecodeError:
+        raise FrameError("payload") from None
 
 
 def _first_stage(instance: Instance) -> str:

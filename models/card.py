@@ -11,6 +11,7 @@ from cluster.shard import Shard
 from models.errors import CatalogueError
 
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._:/-]{0,127}")
+LEAST_POSITIONS = 4096  # of keys and values that a node has room for at least, or the context where that is shorter
 MODEL_ID = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?")
 REPO_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
@@ -81,6 +82,18 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             len(shard.layers) * self.layer_bytes
             + (min(ends, 1) if self.tied_embedding else ends) * self.embedding_bytes
         )
+
+    def kv_bytes(self, shard: Shard, positions: int) -> int:
+        """Bytes of so many positions' keys and values in a shard, as float32, which no engine exceeds."""
+        return positions * len(shard.layers) * 2 * self.n_kv_heads * self.head_dim * 4
+
+    def least_kv_bytes(self, shard: Shard) -> int:
+        """Bytes of keys and values without which a shard is of no use: one session of LEAST_POSITIONS."""
+        return self.kv_bytes(shard, min(self.context_length, LEAST_POSITIONS))
+
+    def least_bytes(self, shard: Shard) -> int:
+        """What a node must have free to hold a shard: its weights, and the least keys and values."""
+        return self.shard_bytes(shard) + self.least_kv_bytes(shard)
 
 
 def check_card(card: ModelCard, where: str) -> ModelCard:

@@ -50,6 +50,7 @@ ROOT = Path(__file__).parent.parent
 NODE_ID = "00112233445566aa"
 MODEL = "tiny"
 CONTEXT_LENGTH = 512
+POSITIONS = 4096
 
 CARD = f"""
 id = "{MODEL}"
@@ -269,7 +270,7 @@ def make_config(run_dir: Path, folder: Path, **settings: object) -> NodeConfig:
 
 def make_instance(endpoints: tuple[str, ...]) -> Instance:
     """The model on one stage."""
-    stage = Stage(NODE_ID, Shard(MODEL, 0, 4, 4), f"{NODE_ID}/engine-1", "numpy", endpoints)
+    stage = Stage(NODE_ID, Shard(MODEL, 0, 4, 4), f"{NODE_ID}/engine-1", "numpy", endpoints, POSITIONS)
     return Instance("aabbccdd00112233", MODEL, EPOCH, (stage,))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from bus.frame import Flag, Frame
 from bus.ring import Array, Ring, best_endpoint
-from cluster.sessions import Opening
+from cluster.sessions import Failure, Opening
 
 EPOCH = 7
 WITHIN_S = 15.0
@@ -24,11 +24,20 @@ class Telling:
     """What the stage says to every session, and how."""
 
     tokens: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)  # how many sessions are ahead, told at the opening
+    admits: threading.Event = field(default_factory=threading.Event)  # clear: the session stays in the queue
+    cached: int = -1  # told at admission, unless negative
     silent: bool = False  # after `tokens`, nothing: neither end nor failure
-    failure: str = ""  # after `tokens`, this failure
+    failure: Failure | None = None  # after `tokens`
+    at_once: int = 1  # tokens a frame
     pause_s: float = 0.0
-    skip: int = -1  # the index of a token that is lost
+    skip: int = -1  # the index of a token whose frame is lost
     twice: bool = False  # each frame comes a second time
+    nonsense: list[tuple[int, Array | bytes]] = field(default_factory=list)  # (flags, payload), at the opening
+
+    def __post_init__(self) -> None:
+        if not self.places:
+            self.admits.set()
 
 
 class StageThread(threading.Thread):
@@ -53,9 +62,9 @@ class StageThread(threading.Thread):
         while not self._stopped.is_set():
             wait_ms = 1 if self._due else 20
             while (received := ring.receive(wait_ms)) is not None:
-                self._serve(*received)
+                self._serve(ring, *received)
             for session, (when, index) in list(self._due.items()):
-                if time.monotonic() >= when:
+                if time.monotonic() >= when and self.telling.admits.is_set():
                     self._tell(ring, session, index)
         ring.close()
 
@@ -64,12 +73,15 @@ class StageThread(threading.Thread):
         self._stopped.set()
         self.join(WITHIN_S)
 
-    def _serve(self, frame: Frame, payload: Array) -> None:
+    def _serve(self, ring: Ring, frame: Frame, payload: Array) -> None:
         self.sequences.append(frame.sequence)
         self.epochs.add(frame.epoch)
         if frame.flags & Flag.OPEN:
             self.openings[frame.session] = msgspec.msgpack.decode(payload.tobytes(), type=Opening)
             self._due[frame.session] = (time.monotonic(), 0)
+            places = [(int(Flag.PLACE), _place(ahead, 0)) for ahead in self.telling.places]
+            for flags, told in (*self.telling.nonsense, *places):
+                ring.send(best_endpoint(self.openings[frame.session].reply_to), frame._replace(flags=flags), told)
         elif frame.flags & Flag.CLOSE:
             self.closed.append(frame.session)
             self._due.pop(frame.session, None)
@@ -77,17 +89,24 @@ class StageThread(threading.Thread):
     def _tell(self, ring: Ring, session: int, index: int) -> None:
         telling, opening = self.telling, self.openings[session]
         reply_to = best_endpoint(opening.reply_to)
-        if index >= len(telling.tokens):
-            del self._due[session]
-            if telling.failure:
-                ring.send(reply_to, Frame(Flag.FAILED, EPOCH, session), telling.failure.encode())
-            return
-        token = telling.tokens[index]
-        finished = bool(opening.finish_reason(token, index))
-        flags = Flag.TOKEN | Flag.FINISHED if finished else Flag.TOKEN
+        if index == 0 and telling.cached >= 0:
+            ring.send(reply_to, Frame(Flag.PLACE, EPOCH, session), _place(0, telling.cached))
+        tokens = telling.tokens[index : index + telling.at_once]
+        ends = [at for at, token in enumerate(tokens, index) if opening.finish_reason(token, at)]
+        tokens = tokens[: ends[0] - index + 1] if ends else tokens
+        flags = Flag.TOKEN | Flag.FINISHED if ends else Flag.TOKEN
         frame = Frame(flags, EPOCH, session, position=opening.prompt_tokens + index)
-        for _ in range(0 if index == telling.skip else 1 + telling.twice):
-            ring.send(reply_to, frame, np.array([token], np.int32))
-        self._due[session] = (time.monotonic() + telling.pause_s, index + 1)
-        if finished:
+        for _ in range(0 if index <= telling.skip < index + len(tokens) else 1 + telling.twice):
+            if tokens:
+                ring.send(reply_to, frame, np.array(tokens, np.int32))
+        if ends or not tokens:
             del self._due[session]
+        else:
+            self._due[session] = (time.monotonic() + telling.pause_s, index + len(tokens))
+        if not tokens and telling.failure:
+            payload = msgspec.msgpack.encode(telling.failure)
+            ring.send(reply_to, Frame(Flag.FAILED, EPOCH, session), payload)
+
+
+def _place(ahead: int, cached: int) -> Array:
+    return np.array((ahead, cached), np.int32)

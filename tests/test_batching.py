@@ -5,7 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.batching import MicroBatches, micro_batch
+from cluster.batching import MicroBatches, micro_batch, prompt_chunks
+from cluster.sampling import SamplingParams
+from cluster.sessions import Opening, StageSession
 
 arrivals = st.lists(st.integers(1, 6), max_size=12)  # the sizes of micro-batches that come in
 
@@ -66,3 +68,27 @@ def test_a_micro_batch_is_waited_for_until_its_rest_is_there_or_given_up() -> No
     steps.complete()
     assert (steps.incomplete, bool(steps)) == (False, True)
     assert steps.next_whole() == ["first", "second"]
+
+
+def reading(session: int, prompt: int, touched_at: float = 0.0, sent: int = 0) -> StageSession:
+    opening = Opening((1,) * prompt, prompt, 1, frozenset(), SamplingParams(), ())
+    return StageSession(session, session, opening, touched_at, sent=sent)
+
+
+prompts = st.lists(
+    st.tuples(st.integers(1, 300), st.integers(0, 299)).filter(lambda pair: pair[1] < pair[0]), max_size=8
+)
+
+
+@given(prompts, st.integers(1, 64), st.integers(-100, 300))
+def test_prompt_chunks_stay_within_the_rows_and_the_room(sizes: list[tuple[int, int]], rows: int, room: int) -> None:
+    sessions = [reading(at, size, float(at % 3), sent) for at, (size, sent) in enumerate(sizes)]
+    chosen = prompt_chunks(sessions, rows, room)
+    assert sum(count for _, count in chosen) <= max(min(rows, room), 0)
+    assert all(count == min(session.prompt_left, rows) > 0 for session, count in chosen)
+    assert chosen or not sessions or room < rows
+
+
+def test_the_prompt_that_waited_longest_goes_first_and_short_ones_share_a_pass() -> None:
+    sessions = [reading(1, 200, 5.0), reading(2, 10, 1.0), reading(3, 20, 3.0), reading(4, 40, 4.0)]
+    assert [(session.session, count) for session, count in prompt_chunks(sessions, 64, 192)] == [(2, 10), (3, 20)]

@@ -9,11 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.placement import Instance, Stage
 from cluster.sampling import SamplingParams
-from gateway.chat import room_for, sampling_of
+from cluster.shard import Shard
+from gateway.chat import DEFAULT_MAX_TOKENS, room_for, sampling_of, within_memory
 from gateway.choice import ChoiceText
 from gateway.errors import ApiError
+from gateway.events import Answer
 from gateway.requests import ChatMessage, ChatRequest
+from gateway.session import Place
 from gateway.texts import TextModel
 from models.card import SamplingDefaults
 from models.catalogue import Catalogue
@@ -55,7 +59,7 @@ def test_a_choice_gets_what_was_asked_for_but_never_more_than_is_left(
     prompt_tokens: int, asked: int | None, left: int
 ) -> None:
     room = room_for(request(max_tokens=asked), prompt_tokens, prompt_tokens + left)
-    assert room == min(asked or left, left)
+    assert room == min(asked or DEFAULT_MAX_TOKENS, left)
 
 
 @given(st.integers(1, 500), st.integers(0, 500))
@@ -64,6 +68,48 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers(context_lengt
         room_for(request(), context_length + beyond, context_length)
     assert str(context_length + beyond) in caught.value.message
     assert f"holds {context_length} " in caught.value.message
+
+
+def ring(*positions: int) -> Instance:
+    """A ring whose stages hold that many positions."""
+    n = len(positions)
+    stages = (Stage("a", Shard("tiny", at, at + 1, n), positions=held) for at, held in enumerate(positions))
+    return Instance("i", "tiny", 1, tuple(stages))
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.lists(st.integers(0, 1200), min_size=1, max_size=4))
+def test_a_session_never_reserves_more_positions_than_the_smallest_stage_holds(
+    max_tokens: int, prompt_tokens: int, positions: list[int]
+) -> None:
+    held = min((told for told in positions if told), default=10**9)
+    if prompt_tokens < held:
+        assert within_memory(max_tokens, prompt_tokens, ring(*positions)) == min(max_tokens, held - prompt_tokens)
+        return
+    with pytest.raises(ApiError) as caught:
+        within_memory(max_tokens, prompt_tokens, ring(*positions))
+    assert (caught.value.status, caught.value.code, caught.value.param) == (400, "too_large", "messages")
+    assert f"holds {held} " in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("places", "sentence", "cached"),
+    [
+        ({}, "reading a prompt of 9 tokens", 0),
+        ({0: Place(3, 0)}, "3 answers are ahead of yours", 0),
+        ({0: Place(3, 0), 1: Place(1, 0)}, "1 answer is ahead of yours", 0),
+        ({0: Place(0, 4), 1: Place(2, 0)}, "2 answers are ahead of yours", 0),
+        ({0: Place(0, 4)}, "reading a prompt of 9 tokens", 0),
+        ({0: Place(0, 4), 1: Place(0, 8)}, "reading a prompt of 9 tokens", 4),
+    ],
+)
+def test_an_answer_of_two_choices_waits_for_the_next_and_counts_what_both_found(
+    places: dict[int, Place], sentence: str, cached: int
+) -> None:
+    answer = Answer(request(n=2))
+    answer.open(prompt_tokens=9)
+    for choice, place in places.items():
+        answer.place(choice, place)
+    assert (answer.waits_for, answer.cached_tokens) == (sentence, cached)
 
 
 def test_what_was_not_asked_for_is_the_cards(model: TextModel) -> None:

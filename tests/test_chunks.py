@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from gateway.errors import ApiError
 
 SCHEMAS = json.loads(Path(__file__).with_name("openai_schema.json").read_text())
 IDENTITY = chunks.Identity("chatcmpl-1", 1_800_000_000, "tiny", "exobus-1")
-TIMINGS = chunks.Timings(prompt_tokens=9, first_token_s=0.5, completion_tokens=21, decode_s=2.0, seed=7, nodes=2)
+TIMINGS = chunks.Timings(
+    prompt_tokens=9, cached_tokens=4, queued_s=1.5, first_token_s=0.5, completion_tokens=21, decode_s=2.0, seed=7,
+    nodes=2,
+)  # fmt: skip
 
 
 def check(name: str, body: dict[str, Any]) -> None:
@@ -58,11 +62,20 @@ def test_usage_is_null_only_where_a_chunk_of_usage_will_come() -> None:
     assert "usage" not in chunks.text_chunk(IDENTITY, 0, "x", usage=False)
 
 
-def test_timings_give_rates_without_the_first_token_and_none_where_no_time_passed() -> None:
+def test_timings_give_rates_of_what_was_computed_without_the_first_token() -> None:
     body = TIMINGS.body()
-    assert (body["prompt_per_second"], body["predicted_per_second"]) == (18.0, 10.0)
-    still = chunks.Timings(prompt_tokens=9, first_token_s=0.0, completion_tokens=1, decode_s=0.0, seed=0, nodes=1)
-    assert still.body()["predicted_per_second"] == 0.0
+    assert (body["prompt_per_second"], body["predicted_per_second"]) == (10.0, 10.0)
+
+
+def test_timings_give_no_rates_where_no_time_passed() -> None:
+    body = dataclasses.replace(TIMINGS, first_token_s=0.0, completion_tokens=1, decode_s=0.0).body()
+    assert (body["prompt_per_second"], body["predicted_per_second"]) == (0.0, 0.0)
+
+
+def test_what_the_cache_held_is_part_of_the_prompt_in_usage_and_beside_it_in_timings() -> None:
+    usage, timings = chunks.usage_of(TIMINGS), TIMINGS.body()
+    assert (usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]) == (9, 4)
+    assert (timings["prompt_n"], timings["cache_n"], timings["queued_ms"]) == (5, 4, 1500.0)
 
 
 @given(st.text())

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.rig_ring import MODEL, NODE_ID, ROOT, Rig, running_rig
+from cluster.sessions import Failure
+from tests.rig_ring import MODEL, NODE_ID, POSITIONS, ROOT, Rig, running_rig
 
+BROKEN = Failure("stage_failed", "the engine ran out of memory")
 NOWHERE = "http://127.0.0.1:9"
 HEAVY = ("zmq", "numpy", "httpx", "msgspec", "asyncio", "rich", "starlette", "tokenizers")
 
@@ -89,6 +91,13 @@ def test_run_with_stats_ends_with_a_line_of_speeds(rig: Rig) -> None:
     assert re.fullmatch(pattern, result.stderr)
 
 
+def test_run_with_stats_tells_what_the_cache_held(rig: Rig) -> None:
+    rig.tell("Hello world", cached=5)
+    result = exobus("run", MODEL, "hello", "--stats", "--api", rig.url)
+    opening = list(rig.stage.openings.values())[-1]
+    assert f" · prompt {opening.prompt_tokens} (5 cached) · 1 node" in result.stderr
+
+
 def test_run_as_json_prints_the_whole_answer(rig: Rig) -> None:
     answer = json.loads(exobus("run", MODEL, "hello", "--json", "--api", rig.url).stdout)
     assert answer["choices"][0]["message"]["content"] == "Hello world"
@@ -101,7 +110,7 @@ def test_run_shows_the_gateways_sentence_and_ends_with_status_1(rig: Rig) -> Non
 
 
 def test_run_tells_of_a_failure_in_the_middle_of_an_answer(rig: Rig) -> None:
-    rig.tell("Hello", end=False, failure="the engine ran out of memory")
+    rig.tell("Hello", end=False, failure=BROKEN)
     result = exobus("run", MODEL, "hello", "--api", rig.url)
     assert (result.returncode, result.stdout) == (1, "Hello")
     assert "the engine ran out of memory" in result.stderr
@@ -137,9 +146,10 @@ def test_models_are_listed_for_people_and_for_programs(rig: Rig) -> None:
 def test_the_topology_shows_nodes_and_layers_for_people_and_for_programs(rig: Rig) -> None:
     text = exobus("topology", "--api", rig.url).stdout
     assert f"rig *  {NODE_ID}" in text
-    assert re.search(r"rig +layers +0-3 +numpy +████", text)
+    assert re.search(r"rig +layers +0-3 +numpy +████  4,096 positions", text)
     body = json.loads(exobus("topology", "--json", "--api", rig.url).stdout)
     assert body["instances"][0]["stages"][0]["end_layer"] == 4
+    assert body["instances"][0]["stages"][0]["positions"] == POSITIONS
 
 
 def test_a_node_on_this_machine_is_found_by_itself(rig: Rig) -> None:

@@ -85,6 +85,8 @@ def test_any_text_is_a_size_or_refused_with_a_sentence(text: str) -> None:
         (Asked(engine="abacus"), "numpy"),
         (Asked(memory="lots"), "12GB"),
         (Asked(memory="0"), "--memory"),
+        (Asked(kv_memory="some"), "12GB"),
+        (Asked(precision="sloppy"), "fast, exact"),
         (Asked(peers=("a:1", "b:99999")), "b:99999"),
         (Asked(peers=("a b:1",)), "host:port"),
         (Asked(cards=Path("/nowhere/at/all")), "--cards"),
@@ -116,6 +118,19 @@ def test_options_become_the_nodes_settings(tmp_path: Path) -> None:
     assert (result.name, result.api_port, result.bus_port, result.memory) == ("one", 0, 7, 2 * 10**9)
     assert (result.engine, result.peers, result.threads) == ("numpy", ("mini:1",), 3)
     assert result.node_id == folder.node_id
+    assert (result.kv_memory, result.precision) == (0, "fast")
+
+
+@pytest.mark.parametrize(("text", "count"), [("3GB", 3 * 10**9), ("0", 0)])
+def test_keys_and_values_get_at_most_what_was_asked_for_and_zero_leaves_it_to_the_node(
+    tmp_path: Path, text: str, count: int
+) -> None:
+    asked = Asked(kv_memory=text, precision="exact")
+    check(asked)
+    folder = open_folder(tmp_path)
+    result = settings(asked, folder)
+    folder.close()
+    assert (result.kv_memory, result.precision) == (count, "exact")
 
 
 def test_peers_come_from_the_environment_where_the_command_names_none(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import msgspec
+import numpy as np
+import numpy.typing as npt
 import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import TypeAdapter
 
 from bus.client import RequestError
+from bus.frame import Flag
 from bus.messages import (
     DownloadProgress,
     InstanceDown,
@@ -21,6 +25,7 @@ from bus.messages import (
     Status,
     Work,
 )
+from cluster.sessions import Failure
 from models.chat_template import ChatTemplate
 from tests.rig_chat import MESSAGES, PLAIN, answering, chunks_of, held_up, post, raw_request, streamed_lines, text_of
 from tests.rig_ring import (
@@ -31,6 +36,8 @@ from tests.rig_ring import (
     running_rig,
 )
 from tests.rig_stage import EPOCH, WITHIN_S
+
+BROKEN = Failure("stage_failed", "the engine ran out of memory")
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +187,53 @@ def test_a_token_that_comes_twice_is_taken_once(rig: Rig) -> None:
     assert post(rig, PLAIN).json()["choices"][0]["message"]["content"] == "Hello world"
 
 
+@pytest.mark.parametrize("at_once", [2, 3, 64])
+@pytest.mark.parametrize("twice", [False, True])
+def test_several_tokens_in_a_frame_are_the_same_answer(rig: Rig, at_once: int, twice: bool) -> None:
+    rig.tell("Hello world", at_once=at_once, twice=twice)
+    answer = post(rig, PLAIN).json()
+    assert answer["choices"][0]["message"]["content"] == "Hello world"
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] == len(rig.stage.telling.tokens)
+
+
+def test_a_frame_of_several_tokens_that_reaches_the_limit_ends_the_answer_there(rig: Rig) -> None:
+    rig.tell("Hello world", at_once=3)
+    answer = post(rig, {**PLAIN, "max_tokens": 4}).json()
+    assert (answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "payload"),
+    [
+        (Flag.FAILED, b"no message pack"),
+        (Flag.FAILED, msgspec.msgpack.encode({"code": 5})),
+        (Flag.FAILED, b""),
+        (Flag.PLACE, np.array([1], np.int32)),
+        (Flag.PLACE, np.array([-1, 0], np.int32)),
+        (Flag.PLACE, np.array([1, 0], np.float32)),
+        (Flag.TOKEN, np.empty(0, np.int32)),
+        (Flag.TOKEN, np.array([[1, 2]], np.int32)),
+        (Flag.KEEP, b"x"),
+    ],
+)
+def test_a_frame_that_makes_no_sense_is_dropped_and_the_answer_goes_on(
+    rig: Rig, flags: int, payload: bytes | npt.NDArray[np.generic]
+) -> None:
+    rig.tell("Hello world", nonsense=[(flags, payload)])
+    assert post(rig, PLAIN).json()["choices"][0]["message"]["content"] == "Hello world"
+
+
+def test_what_the_cache_held_is_told_in_usage_and_timings(rig: Rig) -> None:
+    rig.tell("Hello world", cached=4)
+    whole = post(rig, PLAIN).json()
+    assert whole["usage"]["prompt_tokens_details"]["cached_tokens"] == 4
+    assert (whole["timings"]["cache_n"], whole["timings"]["prompt_n"]) == (4, whole["usage"]["prompt_tokens"] - 4)
+    streamed = chunks_of(streamed_lines(rig, n=2, stream_options={"include_usage": True}))[-1]
+    assert streamed["usage"]["prompt_tokens"] == whole["usage"]["prompt_tokens"]
+    assert streamed["usage"]["prompt_tokens_details"]["cached_tokens"] == 4
+
+
 def test_observers_hear_tokens_and_the_end_but_never_the_prompt(rig: Rig) -> None:
     rig.node.heard.clear()
     post(rig, {**PLAIN, "messages": [{"role": "user", "content": "a secret"}]})
@@ -204,6 +258,27 @@ def test_a_waiting_stream_shows_what_it_waits_for(rig: Rig) -> None:
         assert eventually(lambda: response.readline() == b": exobus placing it\n")
         rig.node.answering.set()
         assert text_of(chunks_of(response.read().decode().split("\n"))) == "Hello world"
+
+
+def test_a_stream_in_the_queue_says_how_many_are_ahead_until_it_is_admitted(rig: Rig) -> None:
+    rig.tell("Hello world", places=[5, 3], cached=0)
+    with raw_request(rig, stream=True, stream_options={"include_usage": True}) as connection:
+        response = connection.getresponse()
+        assert response.readline() == b": exobus 3 answers are ahead of yours\n"
+        rig.stage.telling.admits.set()
+        chunks = chunks_of(response.read().decode().split("\n"))
+    assert text_of(chunks) == "Hello world"
+    timings = chunks[-1]["timings"]
+    assert timings["queued_ms"] > timings["prompt_ms"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_the_queue_ends_its_session(rig: Rig, stream: bool) -> None:
+    rig.tell("Hello world", places=[3])
+    opened = len(rig.stage.openings)
+    with raw_request(rig, stream=stream):
+        assert eventually(lambda: len(rig.stage.openings) == opened + 1)
+    assert eventually(lambda: len(rig.stage.closed) == opened + 1)
 
 
 def test_a_failure_after_a_sign_of_life_is_told_in_the_stream(rig: Rig) -> None:
@@ -256,16 +331,18 @@ def test_a_client_that_leaves_while_the_model_loads_opens_no_session(rig: Rig, s
 # -- failures of the ring
 
 
-def test_a_stage_that_fails_before_the_first_token_makes_the_request_worth_repeating(rig: Rig) -> None:
-    rig.tell("", end=False, failure="the engine ran out of memory")
+@pytest.mark.parametrize(("wait_s", "header"), [(0, "2"), (1, "1")])
+def test_a_stage_that_fails_before_the_first_token_makes_the_request_worth_repeating(
+    rig: Rig, wait_s: int, header: str
+) -> None:
+    rig.tell("", end=False, failure=msgspec.structs.replace(BROKEN, retry_after_s=wait_s))
     response = post(rig, {**PLAIN, "stream": True})
-    assert response.status_code == 503
-    assert response.headers["retry-after"]
+    assert (response.status_code, response.headers["retry-after"]) == (503, header)
     assert response.json()["error"]["message"] == "the engine ran out of memory"
 
 
 def test_a_stage_that_fails_later_ends_the_stream_without_a_finish_reason(rig: Rig, client: openai.OpenAI) -> None:
-    rig.tell("Hello", end=False, failure="the engine ran out of memory")
+    rig.tell("Hello", end=False, failure=BROKEN)
     lines = streamed_lines(rig)
     *chunks, last = chunks_of(lines)
     assert text_of(chunks) == "Hello"

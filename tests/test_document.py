@@ -59,8 +59,7 @@ def test_the_example_of_a_message_is_one() -> None:
 
 
 def test_the_example_of_a_data_frame_is_one() -> None:
-    header, payload = (bytes.fromhex(part.decode()) for part in hex_blocks()[1].split(b"|"))
-    read, tokens = unpack(header, payload)
+    read, tokens = unpack(bytes.fromhex(hex_blocks()[1].replace(b"|", b"").decode()))
     assert (read.flags, read.position, read.stage, read.epoch) == (Flag.TOKEN | Flag.FINISHED, 41, 1, 3)
     np.testing.assert_array_equal(tokens, [2])
 

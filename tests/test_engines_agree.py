@@ -16,24 +16,24 @@ import pytest
 
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard, whole
-from engines.engine import Chunk, EngineError, FloatArray
+from engines.engine import Chunk, EngineError, FloatArray, SavedKV
 from engines.numpy.engine import NumpyEngine
 from engines.registry import ENGINES, create
 from engines.staged import StagedEngine
 from models.config import ModelConfig
 from models.tokenizer import Tokenizer
 from models.weights import Weights
-from tests.rig_engines import EngineProcess, Generation, HostedEngine, Ring, largest_difference
+from tests.rig_engines import TINY_TOLERANCES, EngineProcess, Generation, HostedEngine, Ring, largest_difference
 from tests.rig_models import default_model_path, write_tiny_gguf, write_tiny_llama
 
 OTHERS = ("mlx", "tinygrad", "onnx")
 TINY = whole("tiny", 4)
 PROMPT = [5, 250, 17, 99, 3, 3, 120, 64, 200, 31, 7]
-TINY_TOLERANCE = 2e-5
-"""Largest difference of a logit between engines on the tiny models, whose logits are of the size of 1."""
+TINY_TOLERANCE = TINY_TOLERANCES["float32"]
 
-DEFAULT_TOLERANCE = 1e-3
-"""The same on the default model, whose logits reach 38; measured 1e-4."""
+DEFAULT_TOLERANCE = 0.2
+"""The same on the default model, whose hidden states are rounded to float16 and whose logits reach 38; measured 0.07
+between numpy and ONNX Runtime, 0.02 in the mean over the steps."""
 
 LLAMA3_SCALING = {
     "rope_type": "llama3",
@@ -48,6 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "llama3 rope": {"rope_scaling": LLAMA3_SCALING},
     "linear rope": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     "bfloat16": {"dtype": "bfloat16"},
+    "float16": {"dtype": "float16"},
 }
 QUESTIONS = (
     "What is the capital of France?",
@@ -69,7 +70,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="module", params=OTHERS)
+@pytest.fixture(scope="module", params=ENGINES)
 def engine(request: pytest.FixtureRequest, process: EngineProcess, tiny: Path) -> HostedEngine:
     return process.load(request.param, TINY, tiny)
 
@@ -86,7 +87,7 @@ def load_reference(path: Path) -> NumpyEngine:
 
 
 def tokens(slot: int, position: int, ids: list[int], wants_logits: bool = True) -> Chunk:
-    return Chunk(slot, position, np.array(ids, np.int32), wants_logits)
+    return Chunk(slot, position, np.array(ids, np.int32), int(wants_logits))
 
 
 def test_greedy_tokens_and_logits_are_the_references(engine: HostedEngine, reference: NumpyEngine) -> None:
@@ -97,10 +98,10 @@ def test_greedy_tokens_and_logits_are_the_references(engine: HostedEngine, refer
 
 def test_a_ragged_batch_of_two_slots_answers_each(engine: HostedEngine, reference: NumpyEngine) -> None:
     batch = [tokens(1, 0, PROMPT), tokens(2, 0, [8]), tokens(3, 0, PROMPT[:3], wants_logits=False)]
-    later = [tokens(2, 1, [9, 10]), tokens(3, 3, PROMPT[3:])]
+    later = [tokens(2, 1, [9, 10]), Chunk(3, 3, np.array(PROMPT[3:], np.int32), logits=5)]
     for chunks in (batch, later):
-        pairs = list(zip(engine.forward(chunks), reference.forward(chunks), strict=True))
-        for ours, theirs in pairs:
+        for ours, theirs in zip(engine.forward(chunks), reference.forward(chunks), strict=True):
+            assert ours.shape == theirs.shape
             np.testing.assert_allclose(ours, theirs, atol=TINY_TOLERANCE)
     for slot in (1, 2, 3):
         engine.release(slot)
@@ -115,6 +116,35 @@ def test_a_truncated_slot_forgets_what_came_later(engine: HostedEngine, referenc
     engine.release(4)
     reference.release(4)
     np.testing.assert_allclose(answer, expected, atol=TINY_TOLERANCE)
+
+
+def test_a_slot_continued_with_a_copy_answers_the_bits_of_the_one_copied(engine: HostedEngine) -> None:
+    """The rest goes through in the same chunks: other chunks may turn the last bits of a float32 product."""
+    ids = (PROMPT * 10)[:100]
+    engine.forward([tokens(7, 0, ids[:70], wants_logits=False)])
+    blocks = [engine.save(7, start, start + 32) for start in (0, 32)]
+    assert [block.nbytes for block in blocks] == [32 * engine.position_bytes()] * 2
+    engine.truncate(7, 64)
+    for block in blocks:
+        engine.restore(8, block)
+    for begin, end in ((64, 90), (90, 91), (91, 100)):
+        original, continued = (
+            engine.forward([tokens(7, begin, ids[begin:end])]),
+            engine.forward([tokens(8, begin, ids[begin:end])]),
+        )
+        np.testing.assert_array_equal(continued[0], original[0])
+    for slot in (7, 8):
+        engine.release(slot)
+
+
+def test_a_copy_that_does_not_continue_its_slot_is_loud(engine: HostedEngine) -> None:
+    engine.forward([tokens(7, 0, PROMPT)])
+    second = engine.save(7, 4, 8)
+    with pytest.raises(EngineError, match="slot 8 holds 0 positions and takes no copy of 4 to 8"):
+        engine.restore(8, second)
+    with pytest.raises(EngineError, match="slot 7 holds 11 positions, so not 8 to 12"):
+        engine.save(7, 8, 12)
+    engine.release(7)
 
 
 def test_a_long_prompt_in_uneven_chunks_is_as_the_reference(engine: HostedEngine, reference: NumpyEngine) -> None:
@@ -149,7 +179,7 @@ def test_a_second_load_is_refused(engine: HostedEngine, tiny: Path) -> None:
 
 def test_an_engine_says_what_it_is(engine: HostedEngine) -> None:
     found = engine.capabilities()
-    assert found.name in OTHERS
+    assert found.name in ENGINES
     assert found.version
     assert found.device
     assert found.ms_per_layer is None
@@ -163,10 +193,11 @@ def test_every_variant_of_the_family_gives_the_references_tokens(
     path = write_tiny_llama(tmp_path, **VARIANTS[variant])
     engine = process.load(name, TINY, path)
     prompt = PROMPT * 7
-    ours, theirs = Ring([engine]).generate(prompt, 8), Ring([load_reference(path)]).generate(prompt, 8)
+    reference = load_reference(path)
+    ours, theirs = Ring([engine]).generate(prompt, 8), Ring([reference]).generate(prompt, 8)
     engine.close()
     assert ours.tokens == theirs.tokens
-    assert largest_difference(ours, theirs) < TINY_TOLERANCE
+    assert largest_difference(ours, theirs) < TINY_TOLERANCES[reference.activations]
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -174,9 +205,10 @@ def test_a_quantised_gguf_gives_the_references_tokens(name: str, process: Engine
     path = write_tiny_gguf(tmp_path / "tiny.gguf", quantisation="Q4_1")
     engine = process.load(name, TINY, path)
     ours, theirs = Ring([engine]).generate(PROMPT, 8), Ring([load_reference(path)]).generate(PROMPT, 8)
+    assert engine.activations() == "float16"
     engine.close()
     assert ours.tokens == theirs.tokens
-    assert largest_difference(ours, theirs) < TINY_TOLERANCE
+    assert largest_difference(ours, theirs) < TINY_TOLERANCES["float16"]
 
 
 class Brittle(StagedEngine[list[int]]):
@@ -192,6 +224,8 @@ class Brittle(StagedEngine[list[int]]):
 
 
 class BrittleStage:
+    position_bytes = 1
+
     def __init__(self, config: ModelConfig, shard: Shard) -> None:
         self.config = config
         self.shard = shard
@@ -208,6 +242,15 @@ class BrittleStage:
 
     def truncate(self, cache: list[int], position: int) -> None:
         del cache[position:]
+
+    def save(self, cache: list[int], start: int, end: int) -> SavedKV:
+        return SavedKV(start, end, end - start, cache[start:end])
+
+    def restore(self, cache: list[int], saved: SavedKV) -> None:
+        cache += saved.content
+
+    def release(self, cache: list[int]) -> None:
+        cache.clear()
 
 
 def test_a_batch_that_breaks_in_the_midst_loses_its_slots_and_no_others(tiny: Path) -> None:
@@ -227,13 +270,21 @@ def test_an_unknown_engine_is_refused_with_the_names_of_the_known() -> None:
         create("cuda")
 
 
-@pytest.mark.parametrize(("name", "package"), [("mlx", "mlx_lm"), ("onnx", "onnxruntime"), ("tinygrad", "tinygrad")])
+@pytest.mark.parametrize(("name", "package"), [("mlx", "mlx_lm"), ("tinygrad", "tinygrad")])
 def test_a_missing_package_is_named_with_the_command_that_installs_it(
     name: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(EngineError, match=rf"engine {name} needs {package}: pip install 'exobus\[{name}\]'"):
         create(name)
+
+
+def test_a_missing_package_that_comes_with_exobus_asks_for_another_installation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(EngineError, match="engine onnx needs onnxruntime: install exobus again"):
+        create("onnx")
 
 
 @pytest.fixture(scope="module")

@@ -23,11 +23,13 @@ from bus.messages import (
     Work,
 )
 from bus.process import CANNOT_START
+from cluster.sessions import Failure
 from tests.rig_chat import MESSAGES, PLAIN, answering, post, raw_request
 from tests.rig_ring import (
     CONTEXT_LENGTH,
     MODEL,
     NODE_ID,
+    POSITIONS,
     Rig,
     eventually,
     make_config,
@@ -124,6 +126,54 @@ def test_what_the_node_answers_becomes_the_right_status(
     assert (response.json()["error"]["code"], response.json()["error"]["message"]) == (code, "a sentence of the node")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_full_queue_is_a_rate_limit_that_says_when_to_come_back(
+    client: openai.OpenAI, rig: Rig, stream: bool
+) -> None:
+    rig.tell("", end=False, failure=Failure("queue_full", "64 sessions wait already", retry_after_s=7))
+    with pytest.raises(openai.RateLimitError) as caught:
+        client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=stream)
+    error, headers = caught.value, caught.value.response.headers
+    assert (error.code, error.type, error.response.status_code) == ("queue_full", "rate_limit_error", 429)
+    assert (headers["retry-after"], headers["retry-after-ms"]) == ("7", "7000")
+    assert "64 sessions wait already" in error.message
+
+
+def test_the_official_client_comes_back_when_the_queue_said(rig: Rig) -> None:
+    rig.tell("", end=False, failure=Failure("queue_full", "come back", retry_after_s=1))
+    with openai.OpenAI(base_url=f"{rig.url}/v1", api_key="unused", max_retries=1, timeout=WITHIN_S) as client:
+        opened = len(rig.stage.openings)
+        with pytest.raises(openai.RateLimitError):
+            client.chat.completions.create(model=MODEL, messages=MESSAGES)
+    assert len(rig.stage.openings) == opened + 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_session_that_no_memory_here_can_hold_is_not_worth_repeating(rig: Rig, stream: bool) -> None:
+    rig.tell("", end=False, failure=Failure("too_large", "the session needs 900 positions"))
+    response = post(rig, {**PLAIN, "stream": stream})
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "too_large", "max_tokens")
+    assert response.headers["x-should-retry"] == "false"
+
+
+def test_a_prompt_beyond_the_rings_memory_opens_no_session(client: openai.OpenAI, rig: Rig) -> None:
+    stage = msgspec.structs.replace(rig.instance.stages[0], positions=5)
+    small, opened = msgspec.structs.replace(rig.instance, stages=(stage,)), len(rig.stage.openings)
+    with answering(rig, lambda _: InstanceReady(small)), pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model=MODEL, messages=MESSAGES)
+    assert (caught.value.code, caught.value.param) == ("too_large", "messages")
+    assert len(rig.stage.openings) == opened
+
+
+def test_more_tokens_than_the_rings_memory_holds_are_clipped_to_the_rest(rig: Rig) -> None:
+    stage = msgspec.structs.replace(rig.instance.stages[0], positions=100)
+    small = msgspec.structs.replace(rig.instance, stages=(stage,))
+    with answering(rig, lambda _: InstanceReady(small)):
+        assert post(rig, PLAIN).status_code == 200
+    assert list(rig.stage.openings.values())[-1].positions == 100
+
+
 def test_an_instance_that_cannot_be_reached_is_worth_repeating(rig: Rig) -> None:
     stage = msgspec.structs.replace(rig.instance.stages[0], endpoints=("ipc:///nowhere/stage.ring",))
     lost = msgspec.structs.replace(rig.instance, stages=(stage,))
@@ -154,6 +204,7 @@ def test_the_topology_names_nodes_and_their_layers(rig: Rig) -> None:
     assert [node["name"] for node in body["nodes"]] == ["rig"]
     (stage,) = body["instances"][0]["stages"]
     assert (stage["node"], stage["start_layer"], stage["end_layer"]) == ("rig", 0, 4)
+    assert stage["positions"] == POSITIONS
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/v1/chat/completions", 405)])

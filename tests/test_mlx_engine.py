@@ -7,12 +7,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from cluster.shard import Shard, whole
+from engines.activations import rounded
 from engines.engine import Chunk, EngineError
+from engines.numpy.engine import NumpyEngine
+from models.config import Dtype
+from tests.rig_batches import Sessions, live_a_life
 from tests.rig_engines import ROOT, EngineProcess, Ring, cut
 from tests.rig_models import write_tiny_llama
 
@@ -75,23 +80,77 @@ def test_a_stage_that_decodes_for_long_does_not_grow(process: EngineProcess, tmp
     row = np.full((1, 32), 0.1, np.float32)
     grown = []
     for slot in (0, 1):
-        stage.forward([Chunk(slot, 0, np.repeat(row, 257, axis=0), False)])
+        stage.forward([Chunk(slot, 0, np.repeat(row, 257, axis=0))])
         before = process.resident_bytes()
         for position in range(257, 510):
-            stage.forward([Chunk(slot, position, row, False)])
+            stage.forward([Chunk(slot, position, row)])
         grown.append(process.resident_bytes() - before)
     assert grown[1] < 2 << 20
 
 
-def test_ghosts_keep_the_masks_of_sliding_windows_true_at_every_cut() -> None:
+@pytest.fixture(scope="module")
+def sliding() -> Any:
+    """What `tests.rig_ghosts` found."""
     command = [sys.executable, "-m", "tests.rig_ghosts"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=60)
-    differences = json.loads(done.stdout)
-    assert set(differences) == {"1", "2", "3", "4", "5"}
-    assert max(differences.values()) < 1e-4
+    return json.loads(done.stdout)
+
+
+def test_ghosts_keep_the_masks_of_sliding_windows_true_at_every_cut(sliding: Any) -> None:
+    assert set(sliding["differences"]) == {"1", "2", "3", "4", "5"}
+    assert max(sliding["differences"].values()) < 1e-4
+
+
+def test_a_ragged_batch_is_one_pass_except_in_families_with_caches_of_their_own(sliding: Any) -> None:
+    assert sliding["passes"] == {"plain": 1, "windows": 3}
 
 
 def test_a_stage_refuses_tokens_in_place_of_hidden_states(process: EngineProcess, tiny: Path) -> None:
     stage = process.load("mlx", Shard("tiny", 1, 4, LAYERS), tiny)
     with pytest.raises(EngineError, match="wants hidden states"):
-        stage.forward([Chunk(0, 0, np.array([1, 2], np.int32), True)])
+        stage.forward([Chunk(0, 0, np.array([1, 2], np.int32))])
+
+
+@pytest.mark.parametrize("cuts", [(), (2,)], ids=str)
+def test_a_ragged_batch_gives_each_session_the_references_answers(
+    cuts: tuple[int, ...], process: EngineProcess, tiny: Path
+) -> None:
+    reference = NumpyEngine()
+    reference.load(whole("tiny", LAYERS), tiny)
+    live_a_life(Sessions([process.load("mlx", shard, tiny) for shard in cut("tiny", LAYERS, *cuts)], reference), PROMPT)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_split_model_of_16_bits_gives_the_bits_of_a_whole_one(
+    dtype: Dtype, process: EngineProcess, tmp_path: Path
+) -> None:
+    path = write_tiny_llama(tmp_path, dtype=dtype)
+    split, unsplit = (
+        [process.load("mlx", shard, path) for shard in cut("tiny", LAYERS, *cuts)] for cuts in ((1, 3), ())
+    )
+    ours, theirs = Ring(split, carried=dtype).generate(PROMPT, 8), Ring(unsplit).generate(PROMPT, 8)
+    np.testing.assert_array_equal(ours.logits, theirs.logits)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_hidden_states_are_rounded_as_frames_round_them(dtype: Dtype, process: EngineProcess, tmp_path: Path) -> None:
+    stage = process.load("mlx", Shard("tiny", 1, 2, LAYERS), write_tiny_llama(tmp_path, dtype=dtype))
+    exact = process.load("mlx", Shard("tiny", 1, 2, LAYERS), with_dtype(tmp_path, "float32"))
+    rows = np.random.default_rng(0).standard_normal((33, 64), np.float32)
+    rows[5] = 1e6
+    ours, theirs = (engine.forward([Chunk(0, 0, rows)])[0] for engine in (stage, exact))
+    assert stage.activations() == dtype
+    np.testing.assert_array_equal(ours, rounded(theirs, dtype))
+
+
+def test_a_copy_of_positions_takes_what_the_engine_says(process: EngineProcess, tiny: Path) -> None:
+    stage = process.load("mlx", Shard("tiny", 1, 3, LAYERS), tiny)
+    stage.forward([Chunk(0, 0, np.ones((9, 64), np.float32))])
+    assert stage.save(0, 2, 7).nbytes == 5 * stage.position_bytes() == 5 * 2 * 2 * 2 * 16 * 4
+
+
+def with_dtype(folder: Path, dtype: Dtype) -> Path:
+    """The same weights in a folder whose configuration names another dtype."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"torch_dtype": dtype}))
+    return folder

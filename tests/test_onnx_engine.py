@@ -18,9 +18,10 @@ from engines.engine import NO_LOGITS, Chunk, EngineError, FloatArray
 from engines.numpy.engine import NumpyEngine
 from engines.onnx.engine import OnnxEngine
 from engines.onnx.graph import Graph
-from engines.onnx.lanes import FIRST_CAPACITY, Lane, Lanes
-from engines.onnx.linear import Precision, floats, integers, linear
+from engines.onnx.lanes import Lanes
+from engines.onnx.linear import floats, integers, linear
 from engines.onnx.stage import session
+from engines.precision import Precision
 from models.blocks import UNPACK, QuantisedBlocks
 from models.tokenizer import Tokenizer
 from models.weights import Weights, open_weights
@@ -41,14 +42,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(tiny: Path) -> tuple[OnnxEngine, NumpyEngine]:
-    ours, reference = OnnxEngine(), NumpyEngine()
+    ours, reference = OnnxEngine("exact"), NumpyEngine()
     ours.load(TINY, tiny)
     reference.load(TINY, tiny)
     return ours, reference
 
 
 def tokens(slot: int, position: int, ids: Sequence[int], wants_logits: bool = True) -> Chunk:
-    return Chunk(slot, position, np.array(ids, np.int32), wants_logits)
+    return Chunk(slot, position, np.array(ids, np.int32), int(wants_logits))
 
 
 rounds = st.lists(
@@ -83,11 +84,11 @@ def test_whichever_slots_meet_in_a_batch_each_is_answered_as_if_alone(
             engine.release(slot)
 
 
-def test_a_slot_longer_than_the_first_capacity_keeps_what_it_held(pair: tuple[OnnxEngine, NumpyEngine]) -> None:
-    ids = (PROMPT * 40)[: FIRST_CAPACITY + 3]
+def test_a_lane_is_as_long_as_the_context(pair: tuple[OnnxEngine, NumpyEngine]) -> None:
+    ids = (PROMPT * 50)[:512]
     for engine in pair:
         engine.forward([tokens(0, 0, PROMPT, False), tokens(1, 0, ids[:-4], False)])
-    batch = [tokens(0, len(PROMPT), [9]), tokens(1, len(ids) - 4, ids[-4:])]
+    batch = [tokens(0, len(PROMPT), [9]), tokens(1, 508, ids[-4:])]
     for ours, theirs in zip(*(engine.forward(batch) for engine in pair), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
     for engine in pair:
@@ -109,31 +110,19 @@ def test_heads_of_an_odd_size_are_refused_with_another_engine_named(tmp_path: Pa
 
 
 class TestLanes:
-    def test_a_lane_is_free_again_when_nobody_holds_it(self) -> None:
-        lanes = Lanes(1, 1, 4)
-        held: list[Lane | None] = [lanes.take() for _ in range(3)]
-        held[1] = None
-        assert lanes.take().index == 1
-        assert [lane.index for lane in held if lane is not None] == [0, 2]
+    def test_the_first_free_lane_is_taken(self) -> None:
+        lanes = Lanes(1, 1, 16, 4)
+        assert [lanes.take() for _ in range(3)] == [0, 1, 2]
+        lanes.give_back(1)
+        assert [lanes.take() for _ in range(2)] == [1, 3]
 
-    def test_growing_keeps_what_is_stored(self) -> None:
-        lanes = Lanes(2, 3, 4)
-        first = lanes.take()
-        lanes.memory[:, :, first.index] = 7
-        second = lanes.take()
-        lanes.reserve(FIRST_CAPACITY + 1)
-        assert second.index == 1
-        assert lanes.memory.shape == (2, 2, 2, 3, 2 * FIRST_CAPACITY, 4)
-        assert (lanes.memory[:, :, first.index, :, :FIRST_CAPACITY] == 7).all()
-
-    def test_with_no_slot_left_the_memory_is_small_again(self) -> None:
-        lanes = Lanes(1, 1, 4)
-        held = [lanes.take() for _ in range(5)]
-        lanes.reserve(1000)
-        assert (lanes.memory.shape[2], lanes.capacity) == (8, 1024)
-        held.clear()
-        assert lanes.take().index == 0
-        assert (lanes.memory.shape[2], lanes.capacity) == (1, FIRST_CAPACITY)
+    def test_a_lane_given_back_leaves_the_others_alone(self) -> None:
+        lanes = Lanes(2, 3, 100, 4)  # lanes of 4800 bytes: none begins where a page does
+        for lane in range(3):
+            lanes.array[:, :, lanes.take()] = lane + 1
+        lanes.give_back(1)
+        assert (lanes.array[:, :, 0] == 1).all()
+        assert (lanes.array[:, :, 2] == 3).all()
 
 
 class TestSession:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 from cluster.capabilities import DeviceCapabilities
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.placement import DoesNotFit, Instance, Stage, able, placer_of, plan
-from cluster.shard import Shard
+from cluster.shard import Shard, whole
 from cluster.topology import NodeRecord, Topology
+from models.catalogue import DEFAULT_MODEL, Catalogue
 
 MB = 10**6
 STRATEGY = RingMemoryWeightedPartitioningStrategy()
@@ -89,6 +91,22 @@ def test_a_plan_never_asks_a_node_for_more_than_it_has(memory_mb: dict[str, int]
     assert [layer for stage in stages for layer in stage.shard.layers] == list(range(n_layers))
     for stage in stages:
         assert shard_bytes(stage.shard) <= memory_mb[stage.node_id.removeprefix("id-")] * MB
+
+
+def test_a_node_that_holds_the_weights_but_no_chat_beside_them_is_too_small() -> None:
+    card = Catalogue.load().get(DEFAULT_MODEL)
+    shard = whole(card.id, card.n_layers)
+    weights, need = card.shard_bytes(shard) // MB, card.least_bytes(shard) // MB + 1
+    assert need - weights == 189  # 4096 positions of 30 layers, each of 3 key and 3 value heads of 64 float32
+    plan(topology(a=need), STRATEGY, card.id, card.n_layers, card.least_bytes)
+    with pytest.raises(DoesNotFit, match=r"needs 0\.7 GB of memory for its weights and one chat"):
+        plan(topology(a=need - 1), STRATEGY, card.id, card.n_layers, card.least_bytes)
+
+
+def test_a_model_of_a_short_context_needs_no_more_than_that() -> None:
+    card = msgspec.structs.replace(Catalogue.load().get(DEFAULT_MODEL), context_length=100)
+    shard = Shard(card.id, 0, 3, card.n_layers)
+    assert card.least_kv_bytes(shard) == card.kv_bytes(shard, 100) == 100 * 3 * 2 * 3 * 64 * 4
 
 
 def test_an_instance_knows_its_nodes_in_ring_order() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from actors.placer import Placer
 from bus.client import BusClient, RequestError
-from bus.messages import RequestCancel, RequestDone, RequestFailed, ShardLoad, ShardLoaded, ShardUnload
+from bus.messages import RequestCancel, RequestDone, RequestFailed, ShardLoad, ShardLoaded, ShardUnload, StageJoin
 from bus.wire import Envelope
 from cluster.capabilities import DeviceCapabilities
 from cluster.instances import Instances
@@ -19,6 +19,7 @@ from models.catalogue import DEFAULT_MODEL, Catalogue
 from tests.rig_bus import RunningHub, client, heard, link, running_hub
 
 A, B = "a" * 16, "b" * 16
+POSITIONS = {A: 5000, B: 6000}
 CARD = Catalogue.load().get(DEFAULT_MODEL)
 MEMBERS = (
     Topology()
@@ -44,13 +45,22 @@ async def answer(bus: BusClient, envelope: Envelope, reply: ShardLoaded | Reques
 async def load(member: BusClient) -> None:
     """Serve one `shard.load`."""
     _, envelope = await heard(member, ShardLoad)
-    await answer(member, envelope, ShardLoaded(f"{member.node_id}/engine", "numpy", ("tcp://127.0.0.1:1",)))
+    loaded = ShardLoaded(
+        f"{member.node_id}/engine", "numpy", ("tcp://127.0.0.1:1",), positions=POSITIONS[member.node_id]
+    )
+    await answer(member, envelope, loaded)
 
 
 async def unload(member: BusClient) -> None:
     """Serve one `shard.unload`."""
     _, envelope = await heard(member, ShardUnload)
     await answer(member, envelope, RequestDone())
+
+
+async def join(bus: BusClient) -> None:
+    """Serve one `stage.join`."""
+    _, envelope = await heard(bus, StageJoin)
+    await answer(bus, envelope, RequestDone())
 
 
 async def clients(stack: AsyncExitStack, one: RunningHub, two: RunningHub) -> tuple[BusClient, BusClient, BusClient]:
@@ -89,6 +99,23 @@ def test_a_member_that_fails_has_the_others_unload() -> None:
             await asyncio.gather(unload(ada), unload(bob))
             with pytest.raises(RequestError, match="the disk is gone"):
                 await placing
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_an_instance_tells_what_each_of_its_stages_can_hold() -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, bob, asker = await clients(stack, one, two)
+            engines = [
+                await stack.enter_async_context(client(hub.run_dir, node, "engine"))
+                for hub, node in ((one, A), (two, B))
+            ]
+            placing = asyncio.create_task(placer(asker).ensure(CARD))
+            await asyncio.gather(load(ada), load(bob), *(join(engine) for engine in engines))
+            stages = (await placing).stages
+            assert {stage.node_id: stage.positions for stage in stages} == POSITIONS
 
     with running_hub(A) as one, running_hub(B) as two:
         asyncio.run(test())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.capabilities import EngineCapability
 from engines.engine import EngineError
-from engines.probe import choose, fingerprint, measure
-from engines.registry import ENGINES
+from engines.precision import PRECISIONS
+from engines.probe import CONFIG, choose, fingerprint, measure
+from engines.random_weights import RandomWeights
+from engines.registry import ENGINES, create
 
 MEASURED = st.builds(
     EngineCapability,
@@ -28,6 +31,27 @@ def test_every_engine_is_measured_with_its_version_and_device() -> None:
         assert capability.version
         assert capability.device
         assert 0 < (capability.ms_per_layer or 0) < 1000
+
+
+def test_an_engine_is_measured_in_the_precision_that_it_will_run_in() -> None:
+    fast, exact = (measure(["onnx"], 60, precision)[0] for precision in PRECISIONS)
+    assert (fast.detail, exact.detail) == ("fast", "exact")
+    assert fast.usable
+    assert exact.usable
+
+
+def test_an_unknown_precision_is_refused_with_the_names_of_the_known() -> None:
+    with pytest.raises(EngineError, match="no precision 'quick'; choose one of fast, exact"):
+        create("numpy", "quick")  # type: ignore[arg-type]
+
+
+def test_random_matrices_are_the_same_in_blocks_and_in_float32() -> None:
+    weights = RandomWeights(CONFIG)
+    name = "model.layers.1.mlp.down_proj.weight"
+    blocks = weights.blocks(name)
+    assert blocks is not None
+    np.testing.assert_array_equal(weights.tensor(name), blocks.rows(slice(None)))
+    assert weights.blocks("model.norm.weight") is None
 
 
 def test_an_engine_that_takes_too_long_is_reported_and_not_waited_for() -> None:
@@ -87,3 +111,4 @@ def test_the_fingerprint_stays_while_nothing_changes() -> None:
 
 def test_the_fingerprint_changes_with_the_packages_that_are_there() -> None:
     assert len({fingerprint(()), fingerprint(["numpy"]), fingerprint(["no-such-package"]), fingerprint()}) == 4
+    assert fingerprint(precision="exact") != fingerprint(precision="fast")

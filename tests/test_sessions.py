@@ -30,9 +30,9 @@ class Slots(RuleBasedStateMachine):
     def open(self, session: int) -> None:
         if session in self.sessions.by_id:
             with pytest.raises(KeyError):
-                self.sessions.open(session, opening(), 2, 0.0)
+                self.sessions.open(session, opening(), 0.0)
         else:
-            assert self.sessions.open(session, opening(), 2, 0.0).session == session
+            assert self.sessions.open(session, opening(), 0.0).session == session
         self.most = max(self.most, len(self.sessions.by_id))
 
     @rule(session=st.integers(0, 12))
@@ -51,43 +51,41 @@ Slots.TestCase.settings = settings(max_examples=100, stateful_step_count=40, dea
 TestSlots = Slots.TestCase
 
 
-@given(st.lists(st.integers(0, 1000), max_size=100).map(tuple), st.integers(1, 40))
-def test_a_prompt_is_cut_into_chunks_that_join_to_it(prompt: tuple[int, ...], chunk: int) -> None:
-    pending = StageSessions().open(1, opening(prompt), chunk, 0.0).pending
-    assert sum((tokens for _, tokens in pending), ()) == prompt
-    assert [at for at, _ in pending] == list(range(0, len(prompt), chunk))
-    assert all(0 < len(tokens) <= chunk for _, tokens in pending)
-
-
-def test_the_prompt_served_longest_ago_is_next() -> None:
+def test_idle_sessions_are_those_without_a_prompt_here_that_nothing_was_heard_of() -> None:
     sessions = StageSessions()
-    for number, now in ((1, 5.0), (2, 3.0), (3, 1.0)):
-        sessions.open(number, opening() if number != 3 else opening(()), 2, now)
-    due = sessions.with_prompt_left()
-    assert due is not None
-    assert due.session == 2
-    due.pending.clear()
-    sessions.by_id[1].pending.clear()
-    assert sessions.with_prompt_left() is None
+    idle = sessions.open(1, opening(), 1.0)
+    sessions.open(2, opening(), 9.0)
+    sessions.begin(sessions.open(3, opening(), 1.0), known=0)
+    assert sessions.idle_since(5.0) == [idle]
 
 
-def test_idle_sessions_are_those_without_work_that_nothing_was_heard_of() -> None:
+def test_what_the_ring_gave_back_refutes_the_drafts_behind_it() -> None:
     sessions = StageSessions()
-    sessions.open(1, opening(()), 2, 1.0)
-    sessions.open(2, opening(()), 2, 9.0)
-    sessions.open(3, opening(), 2, 1.0)
-    assert sessions.idle_since(5.0) == [1]
+    session = sessions.open(1, opening((7, 8, 9)), 0.0)
+    sessions.begin(session, known=0)
+    session.returned(3, [20, 21, 22, 23])
+    session.returned(5, [30])
+    assert session.tokens == [7, 8, 9, 20, 21, 30]
+    assert session.through == 5
+
+
+def test_a_session_decodes_once_its_prompt_is_sent_on() -> None:
+    sessions = StageSessions()
+    session = sessions.open(1, opening((7, 8, 9)), 0.0)
+    sessions.begin(session, known=1)
+    assert (sessions.decoding, sessions.in_flight) == (0, 0)
+    assert sessions.read(session, 2) == (8, 9)
+    assert (sessions.decoding, sessions.in_flight) == (1, 2)
+    session.returned(3, [20])
+    assert (sessions.decoding, sessions.in_flight) == (1, 0)
+    sessions.close(1)
+    assert (sessions.decoding, sessions.in_flight) == (0, 0)
 
 
 def test_a_generation_ends_at_a_stop_token_or_at_its_limit() -> None:
     asked = opening(max_tokens=3)
     assert [asked.finish_reason(7, index) for index in range(4)] == ["", "", "length", "length"]
     assert asked.finish_reason(2, 0) == "stop"
-
-
-def test_what_goes_onward_has_no_prompt_but_its_length() -> None:
-    onward = opening((5, 6, 7)).onward()
-    assert (onward.prompt, onward.prompt_tokens) == ((), 3)
 
 
 @given(st.lists(st.integers(0, 9), max_size=60))

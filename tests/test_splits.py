@@ -15,10 +15,10 @@ from cluster.shard import whole
 from engines.numpy.engine import NumpyEngine
 from engines.registry import ENGINES
 from engines.sampling import SamplingParams
-from models.config import ModelConfig
+from models.config import Dtype, ModelConfig
 from models.tokenizer import Tokenizer
 from models.weights import Weights, open_weights
-from tests.rig_engines import EngineProcess, Forwards, Generation, Ring, cut, largest_difference
+from tests.rig_engines import TINY_TOLERANCES, EngineProcess, Forwards, Generation, Ring, cut, largest_difference
 from tests.rig_models import default_model_path, write_tiny_llama
 
 DEFAULT, LAYERS = "smollm2-135m", 30
@@ -26,8 +26,7 @@ SPLITS: list[tuple[int, ...]] = [(layer,) for layer in range(1, LAYERS)]
 MORE_STAGES: list[tuple[int, ...]] = [(10, 20), (7, 15, 22)]
 TINY_LAYERS = 4
 PROMPT = [5, 250, 17, 99, 3, 3, 120, 64, 200, 31, 7]
-TINY_TOLERANCE = 2e-5
-"""Largest difference of a logit between a ring of any engines and the unsplit reference, on the tiny model."""
+TINY_TOLERANCE = TINY_TOLERANCES["float32"]
 
 
 class WeightsInMemory:
@@ -71,7 +70,7 @@ def numpy_ring(weights: Weights, *cuts: int) -> Ring:
         engine = NumpyEngine()
         engine.read(shard, weights)
         stages.append(engine)
-    return Ring(stages)
+    return Ring(stages, carried=weights.config.dtype)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +84,7 @@ def test_the_default_model_split_anywhere_gives_the_same_bits_for_64_tokens(
 ) -> None:
     split = numpy_ring(default_weights, *cuts).generate(default_prompt, 64)
     assert split.tokens == unsplit.tokens
-    # Boundaries carry float32 and each layer sees the same rows, so not even the last bit may differ.
+    # Boundaries carry float16, as every layer's rows are rounded, so not even the last bit may differ.
     np.testing.assert_array_equal(split.logits, unsplit.logits)
 
 
@@ -162,3 +161,18 @@ def test_an_untied_model_splits_too(name: str, tmp_path: Path) -> None:
         unsplit, split = Ring([whole_model]).generate(PROMPT, 8), Ring(halves).generate(PROMPT, 8)
     assert split.tokens == unsplit.tokens
     assert largest_difference(split, unsplit) < TINY_TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ENGINES)
+def test_hidden_states_lose_nothing_where_they_cross_in_the_models_16_bits(
+    name: str, dtype: Dtype, tmp_path: Path
+) -> None:
+    path = write_tiny_llama(tmp_path, dtype=dtype)
+    with EngineProcess() as process:
+        whole_model, *parts = (
+            process.load(name, shard, path) for shard in cut("tiny", TINY_LAYERS) + cut("tiny", TINY_LAYERS, 1, 3)
+        )
+        assert parts[0].activations() == dtype
+        unsplit, split = Ring([whole_model]).generate(PROMPT, 16), Ring(parts, carried=dtype).generate(PROMPT, 16)
+    np.testing.assert_array_equal(split.logits, unsplit.logits)

@@ -14,15 +14,16 @@ import numpy as np
 import pytest
 
 from actors import stage as module
-from actors.stage import PROMPT_CHUNK, neighbours
+from actors.stage import PROMPT_CHUNK
 from actors.stage_thread import StageThread
+from actors.step import neighbours
 from bus import ring as data_plane
 from bus.frame import GATEWAY_STAGE, Flag, Frame
 from bus.ring import Ring, best_endpoint
 from cluster import placement
 from cluster.placement import Instance
 from cluster.sampling import SamplingParams
-from cluster.sessions import Opening, TokenLog
+from cluster.sessions import Failure, Opening, TokenLog
 from cluster.shard import Shard, whole
 from engines.numpy.engine import NumpyEngine
 from tests import rig_engines
@@ -55,15 +56,17 @@ class Heard:
 
     log: TokenLog = field(default_factory=TokenLog)
     finished: bool = False
-    failure: str = ""
+    failure: Failure | None = None
     prompt_tokens: int = 0
+    passes: int = 0
+    places: list[tuple[int, int]] = field(default_factory=list)
 
 
 class Gateway:
     """Opens sessions on the first stage and hears their tokens, on the test's own thread."""
 
-    def __init__(self, run_dir: Path, first: str) -> None:
-        self.ring = Ring(run_dir, "gateway", "127.0.0.1")
+    def __init__(self, run_dir: Path, first: str, name: str = "gateway") -> None:
+        self.ring = Ring(run_dir, name, "127.0.0.1")
         self.sessions: dict[int, Heard] = {}
         self._first = first
 
@@ -75,9 +78,11 @@ class Gateway:
         sampling: SamplingParams = GREEDY,
         epoch: int = EPOCH,
         reply_to: tuple[str, ...] = (),
+        drafts: int = 0,
     ) -> None:
         eos: frozenset[int] = frozenset()
-        opening = Opening(tuple(prompt), len(prompt), max_tokens, eos, sampling, reply_to or self.ring.endpoints)
+        way_back = reply_to or self.ring.endpoints
+        opening = Opening(tuple(prompt), len(prompt), max_tokens, eos, sampling, way_back, drafts)
         self.sessions[session] = Heard(prompt_tokens=len(prompt))
         frame = Frame(Flag.OPEN, epoch, session, stage=GATEWAY_STAGE)
         self.ring.send(self._first, frame, msgspec.msgpack.encode(opening))
@@ -98,16 +103,21 @@ class Gateway:
 
     def _over(self, session: int, tokens: int) -> bool:
         heard = self.sessions[session]
-        return heard.finished or bool(heard.failure) or len(heard.log.tokens) >= tokens
+        return heard.finished or heard.failure is not None or len(heard.log.tokens) >= tokens
 
     def _take(self, frame: Frame, payload: np.ndarray) -> None:
         heard = self.sessions[frame.session]
         assert frame.epoch == EPOCH
         if frame.flags & Flag.FAILED:
-            heard.failure = payload.tobytes().decode()
+            heard.failure = msgspec.msgpack.decode(payload.tobytes(), type=Failure)
+            return
+        if frame.flags & Flag.PLACE:
+            heard.places.append((int(payload[0]), int(payload[1])))
             return
         assert not heard.finished, "a token after the end"
-        assert heard.log.accept(frame.position - heard.prompt_tokens, int(payload[0]))
+        heard.passes += 1
+        for at, token in enumerate(payload.tolist()):
+            assert heard.log.accept(frame.position + at - heard.prompt_tokens, token)
         heard.finished = bool(frame.flags & Flag.FINISHED)
 
 
@@ -120,11 +130,20 @@ class Rig:
     instance: Instance
     run_dir: Path
 
-    def generate(self, session: int, prompt: Sequence[int], count: int, sampling: SamplingParams) -> list[int]:
-        self.gateway.open(session, prompt, count, sampling)
+    def generate(
+        self, session: int, prompt: Sequence[int], count: int, sampling: SamplingParams, drafts: int = 0
+    ) -> list[int]:
+        self.gateway.open(session, prompt, count, sampling, drafts=drafts)
         self.gateway.hear(session)
         self.gateway.close(session)
         return self.gateway.sessions[session].log.tokens
+
+    def failure(self, session: int) -> str:
+        """The sentence with which the session ends."""
+        self.gateway.hear(session)
+        failure = self.gateway.sessions[session].failure
+        assert failure is not None, "the session did not fail"
+        return failure.message
 
     def open_sessions(self) -> list[int]:
         return [stage.counts.sessions for stage in self.stages]
@@ -134,12 +153,12 @@ class Rig:
 
 
 @contextmanager
-def rig(weights: Path, count: int) -> Iterator[Rig]:
+def rig(weights: Path, count: int, positions: int = 4096) -> Iterator[Rig]:
     with run_folder() as run_dir:
         shards = [Shard("tiny", a, b, N_LAYERS) for a, b in zip(CUTS[count], CUTS[count][1:], strict=False)]
         stages = [started(shard, weights, run_dir, index) for index, shard in enumerate(shards)]
         placed = tuple(
-            placement.Stage("n", shard, f"n/stage-{index}", "numpy", stage.loaded.result(WITHIN_S))
+            placement.Stage("n", shard, f"n/stage-{index}", "numpy", stage.loaded.result(WITHIN_S), positions)
             for index, (shard, stage) in enumerate(zip(shards, stages, strict=True))
         )
         instance = Instance("i", "tiny", EPOCH, placed)
@@ -157,7 +176,8 @@ def rig(weights: Path, count: int) -> Iterator[Rig]:
 
 
 def started(shard: Shard, weights: Path, run_dir: Path, index: int) -> StageThread:
-    stage = StageThread("numpy", shard, EPOCH, weights, lambda: Ring(run_dir, f"stage-{index}", "127.0.0.1"))
+    ring = lambda: Ring(run_dir, f"stage-{index}", "127.0.0.1")  # noqa: E731
+    stage = StageThread("numpy", shard, EPOCH, weights, ring, kv_bytes=1 << 24)
     stage.start()
     return stage
 
@@ -262,8 +282,7 @@ def test_a_token_that_the_model_does_not_have_fails_its_session_only(
 ) -> None:
     with rig(weights, 2) as ring:
         ring.gateway.open(1, [5, TINY_VOCAB + 7])
-        ring.gateway.hear(1)
-        assert ring.gateway.sessions[1].failure
+        assert "vocabulary" in ring.failure(1)
         assert ring.all_closed()
         assert ring.generate(2, PROMPT, 4, GREEDY) == reference.generate(PROMPT, 4).tokens
 
@@ -271,8 +290,7 @@ def test_a_token_that_the_model_does_not_have_fails_its_session_only(
 def test_a_context_that_is_full_fails_its_session_in_a_sentence(weights: Path) -> None:
     with rig(weights, 2) as ring:
         ring.gateway.open(1, [5] * 500, max_tokens=100)
-        ring.gateway.hear(1)
-        assert "512" in ring.gateway.sessions[1].failure
+        assert "512" in ring.failure(1)
         assert ring.all_closed()
 
 
@@ -282,8 +300,7 @@ def test_parts_that_do_not_fit_together_fail_their_session_only(weights: Path, r
         ring.gateway.hear(1, tokens=1)
         ring.gateway.send(Frame(Flag.MORE, EPOCH, 1), np.zeros((2, 3), np.float32))
         ring.gateway.send(Frame(0, EPOCH, 1), np.zeros((2, 4), np.float32))
-        ring.gateway.hear(1)
-        assert "do not fit together" in ring.gateway.sessions[1].failure
+        assert "do not fit together" in ring.failure(1)
         assert ring.generate(2, PROMPT, 4, GREEDY) == reference.generate(PROMPT, 4).tokens
 
 
@@ -294,8 +311,7 @@ def test_logits_that_are_no_numbers_fail_their_session_only(
         forward = NumpyEngine.forward
         monkeypatch.setattr(NumpyEngine, "forward", lambda *a: [out * np.float32("nan") for out in forward(*a)])
         ring.gateway.open(1)
-        ring.gateway.hear(1)
-        assert "not finite" in ring.gateway.sessions[1].failure
+        assert "not finite" in ring.failure(1)
         monkeypatch.undo()
         assert ring.generate(2, PROMPT, 4, GREEDY) == reference.generate(PROMPT, 4).tokens
 
@@ -325,8 +341,7 @@ def test_a_drain_ends_with_the_last_session_and_takes_no_new_ones(weights: Path)
         ring.stages[0].join_ring(place).result(WITHIN_S)  # commands are served in order: the drain has begun
         ring.gateway.hear(1, tokens=3)
         ring.gateway.open(2)
-        ring.gateway.hear(2)
-        assert "this instance is being replaced" in ring.gateway.sessions[2].failure
+        assert "this instance is being replaced" in ring.failure(2)
         assert not any(future.done() for future in drained)
         ring.gateway.close(1)
         for future in drained:
@@ -339,13 +354,17 @@ def test_a_drain_of_an_idle_stage_is_done_at_once(weights: Path) -> None:
 
 
 def test_a_session_of_which_nothing_was_heard_is_closed(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "IDLE_S", 0.2)
+    monkeypatch.setattr(module, "IDLE_FURTHER_ON_S", 0.2)
     monkeypatch.setattr(module, "REAP_EVERY_S", 0.05)
     monkeypatch.setattr(module, "IDLE_WAIT_MS", 20)
     with rig(weights, 2) as ring:
-        ring.gateway.open(1, [])
-        ring.gateway.hear(1)
-        assert "nothing was heard of this generation" in ring.gateway.sessions[1].failure
+        stranded = Gateway(ring.run_dir, best_endpoint(ring.instance.stages[1].endpoints), "stranded")
+        stranded.open(1)  # on the second stage, to which no hidden states will come
+        stranded.hear(1)
+        failure = stranded.sessions[1].failure
+        stranded.ring.close()
+        assert failure is not None
+        assert "nothing was heard of this generation" in failure.message
         assert ring.all_closed()
 
 

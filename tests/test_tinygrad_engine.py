@@ -18,8 +18,10 @@ from cluster.shard import whole
 from engines.engine import Chunk, EngineError
 from engines.numpy.engine import NumpyEngine
 from engines.tinygrad.clang import ensure_clang
-from engines.tinygrad.stage import FIRST_CAPACITY, LONG, SHORT, pieces
-from tests.rig_engines import ROOT, EngineProcess, Ring
+from engines.tinygrad.stage import FIRST_CAPACITY, LONG, SHORT, TOGETHER, passes, pieces
+from models.config import Dtype
+from tests.rig_batches import Sessions, live_a_life
+from tests.rig_engines import ROOT, EngineProcess, Ring, cut
 from tests.rig_models import write_tiny_llama
 
 PROMPT = [5, 250, 17, 99, 3, 3, 120, 64, 200, 31, 7]
@@ -99,9 +101,40 @@ def test_a_slot_that_outgrows_its_capacity_keeps_what_it_held(process: EnginePro
     ids = (PROMPT * 200)[: FIRST_CAPACITY + 40]
     chunks = [(0, ids[:-60]), (len(ids) - 60, ids[-60:-1]), (len(ids) - 1, ids[-1:])]
     for position, part in chunks:
-        chunk = Chunk(0, position, np.array(part, np.int32), True)
+        chunk = Chunk(0, position, np.array(part, np.int32), 1)
         ours, theirs = engine.forward([chunk])[0], reference.forward([chunk])[0]
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from([512, 1024])), max_size=30))
+def test_passes_take_every_chunk_once_and_single_rows_of_a_capacity_together(chunks: list[tuple[int, int]]) -> None:
+    rows, capacities = [count for count, _ in chunks], [room for _, room in chunks]
+    groups = list(passes(rows, capacities))
+    assert sorted(index for group in groups for index in group) == list(range(len(chunks)))
+    for group in groups:
+        assert len(group) == 1 or {rows[index] for index in group} == {1}
+        assert len({capacities[index] for index in group}) == 1
+        assert len(group) in TOGETHER
+    for room in (512, 1024):
+        sizes = [len(group) for group in groups if rows[group[0]] == 1 and capacities[group[0]] == room]
+        assert all(sizes.count(size) < 2 for size in TOGETHER[1:])
+
+
+def test_a_ragged_batch_gives_each_session_the_references_answers(process: EngineProcess, tmp_path: Path) -> None:
+    path = write_tiny_llama(tmp_path, n_layers=2)
+    reference = NumpyEngine()
+    reference.load(whole("tiny", 2), path)
+    live_a_life(Sessions([process.load("tinygrad", whole("tiny", 2), path)], reference), PROMPT)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_split_model_of_16_bits_gives_the_bits_of_a_whole_one(
+    dtype: Dtype, process: EngineProcess, tmp_path: Path
+) -> None:
+    path = write_tiny_llama(tmp_path, n_layers=2, dtype=dtype)
+    split, unsplit = ([process.load("tinygrad", shard, path) for shard in cut("tiny", 2, *cuts)] for cuts in ((1,), ()))
+    ours, theirs = Ring(split, carried=dtype).generate(PROMPT, 3), Ring(unsplit).generate(PROMPT, 3)
+    np.testing.assert_array_equal(ours.logits, theirs.logits)
 
 
 def test_importing_the_registry_imports_no_engine() -> None:

@@ -15,7 +15,7 @@ from models.weights import Weights
 
 
 class MlxEngine(StagedEngine[list[Any]]):
-    """Chunks of a batch run one after the other; a slot is a prompt cache of mlx-lm's own.
+    """A ragged batch is one pass over the weights; a slot is a prompt cache of mlx-lm's own.
 
     Loading imports mlx_lm, which may lower the process's limit of open files: give it a process of its own.
     """

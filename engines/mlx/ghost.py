@@ -11,6 +11,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from cluster.shard import Shard
+from models.config import Dtype
+
+LARGEST_HALF = 65504.0
 
 
 class GhostLayer(nn.Module):  # type: ignore[misc]  # mlx carries no types that mypy follows
@@ -51,39 +54,58 @@ class Passthrough(nn.Module):  # type: ignore[misc]
         return rows
 
 
-class Entry:
-    """The first owned layer: works on the hidden states of the stage before instead of on its input."""
+class Wrapped:
+    """An owned layer with something done before or after it. Its other attributes are the layer's own."""
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
-        self.received: Any = None
 
     def __call__(self, rows: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
-        output: mx.array = self._layer(self.received, mask, cache=cache)
+        output: mx.array = self._layer(rows, mask, cache=cache)
         return output
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
 
 
-class Exit:
-    """The last owned layer: keeps its output (1, rows, hidden), unevaluated, for the stage to take.
+class Rounded(Wrapped):
+    """An owned layer of a model of 16 bits: what it answers is rounded to those, and stays float32."""
 
-    On the last stage only the last row goes on, because norm and head work row by row.
-    """
-
-    def __init__(self, layer: Any, *, last_row_only: bool) -> None:
-        self._layer = layer
-        self._last_row_only = last_row_only
-        self.output: Any = None
+    def __init__(self, layer: Any, dtype: Dtype) -> None:
+        super().__init__(layer)
+        self._dtype = dtype
 
     def __call__(self, rows: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
-        output: mx.array = self._layer(rows, mask, cache=cache)
-        self.output = output
-        return output[:, -1:] if self._last_row_only else output
+        """Ties to even; what float16 cannot hold becomes its largest number."""
+        output = super().__call__(rows, mask, cache)
+        if self._dtype == "float16":
+            output = mx.clip(output, -LARGEST_HALF, LARGEST_HALF)
+        rounded: mx.array = output.astype(getattr(mx, self._dtype)).astype(mx.float32)
+        return rounded
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)
+
+class Entry(Wrapped):
+    """The first owned layer: works on the hidden states of the stage before instead of on its input."""
+
+    received: Any = None
+
+    def __call__(self, rows: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        return super().__call__(self.received, mask, cache)
+
+
+class Exit(Wrapped):
+    """The last owned layer: keeps its output (all rows, hidden), unevaluated, for the stage to take.
+
+    Where rows are `wanted`, on the last stage, only they go on, as (1, wanted, hidden): norm and head work by the row.
+    """
+
+    output: Any = None
+    wanted: Any = None
+
+    def __call__(self, rows: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
+        output = super().__call__(rows, mask, cache)
+        self.output = output.reshape(-1, output.shape[-1])
+        return output if self.wanted is None else self.output[None, self.wanted]
 
 
 def haunt(model: nn.Module, shard: Shard, *, tied: bool, hidden_size: int) -> None:
@@ -99,12 +121,18 @@ def haunt(model: nn.Module, shard: Shard, *, tied: bool, hidden_size: int) -> No
             model.lm_head = Passthrough()
 
 
-def wire(model: nn.Module, shard: Shard) -> tuple[Entry, Exit]:
-    """Open the two ends of the owned layers. To be called once the weights are in: it hides their names."""
+def wire(model: nn.Module, shard: Shard, dtype: Dtype) -> tuple[Entry, Exit]:
+    """Round what the owned layers answer and open their two ends.
+
+    To be called once the weights are in: it hides their names.
+    """
     layers = model.layers
+    if dtype != "float32":
+        for index in shard.layers:
+            layers[index] = Rounded(layers[index], dtype)
     entry = Entry(layers[shard.start_layer])
     if not shard.is_first:
         layers[shard.start_layer] = entry
-    end = Exit(layers[shard.end_layer - 1], last_row_only=shard.is_last)
+    end = Exit(layers[shard.end_layer - 1])
     layers[shard.end_layer - 1] = end
     return entry, end

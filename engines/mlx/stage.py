@@ -12,14 +12,20 @@ import mlx.core as mx
 import numpy as np
 
 from cluster.shard import Shard
-from engines.engine import NO_LOGITS, Chunk, EngineError, FloatArray
+from engines.engine import NO_LOGITS, Chunk, EngineError, FloatArray, SavedKV
+from engines.logits import shared_out, wanted_rows
 from engines.mlx.ghost import haunt, wire
+from engines.mlx.shared import share, teach_attention
 from models.config import ModelConfig
 from models.weights import Weights, shard_names
 
 
 class MlxStage:
-    """mlx-lm's own classes for the model's family, holding the shard's weights only."""
+    """mlx-lm's own classes for the model's family, holding the shard's weights only.
+
+    A ragged batch is one pass: its rows are a batch of sequences of one row each, and a `SharedCache` brings each
+    to its own slot. Families that cannot have it run their chunks one after the other.
+    """
 
     def __init__(self, config: ModelConfig, shard: Shard, weights: Weights) -> None:
         self.config = config
@@ -30,15 +36,25 @@ class MlxStage:
         named = [(name, mx.array(weights.tensor(name))) for name in shard_names(config, shard)]
         self._model.load_weights(named, strict=True)
         mx.eval(self._model.parameters())
-        self._entry, self._exit = wire(self._model, shard)
+        self._entry, self._exit = wire(self._model, shard, config.dtype)
+        plain = importlib.import_module("mlx_lm.models.cache").KVCache
+        self._plain = all(type(entry) is plain for entry in self.cache())
+        self._shares = self._plain and self._can_share()
+
+    @property
+    def position_bytes(self) -> int:
+        """Keys and values in float32. Ghosts' caches, which hold one number a position, are not counted."""
+        return 8 * len(self.shard.layers) * self.config.n_kv_heads * self.config.head_dim
 
     def cache(self) -> list[Any]:
         """An empty cache for one slot: one entry per layer of the model, ghosts included."""
         return list(importlib.import_module("mlx_lm.models.cache").make_prompt_cache(self._model))
 
     def forward(self, batch: Sequence[Chunk], caches: Sequence[list[Any]]) -> list[FloatArray]:
-        """Each chunk's hidden states (rows, hidden), or on the last stage its logits (vocab,)."""
-        return [self._one(chunk, cache) for chunk, cache in zip(batch, caches, strict=True)]
+        """Each chunk's hidden states (rows, hidden), or on the last stage its wanted logits (logits, vocab)."""
+        if self._shares:
+            return self._run(batch, caches)
+        return [self._run([chunk], [cache])[0] for chunk, cache in zip(batch, caches, strict=True)]
 
     def truncate(self, cache: list[Any], position: int) -> None:
         """Trim the cache; EngineError where the family's cache cannot be trimmed."""
@@ -47,23 +63,70 @@ class MlxStage:
         for entry in cache:
             entry.trim(entry.offset - position)
 
-    def _one(self, chunk: Chunk, cache: list[Any]) -> FloatArray:
-        answer = self._answer(chunk, cache)
-        # The states too: a ghost's cache is read by nobody, and its graph would grow with each step.
-        mx.eval([] if answer is None else answer, [entry.state for entry in cache])
-        return NO_LOGITS if answer is None else np.array(answer, np.float32)
+    def save(self, cache: list[Any], start: int, end: int) -> SavedKV:
+        """Copy the owned layers' positions into numpy arrays (1, kv_heads, positions, head_dim).
 
-    def _answer(self, chunk: Chunk, cache: list[Any]) -> mx.array | None:
+        EngineError where the family's cache is not a plain one.
+        """
+        if not self._plain:
+            raise EngineError("this model's cache cannot be copied; replay the session instead")
+        owned = [cache[layer] for layer in self.shard.layers]
+        content = [[np.array(part[..., start:end, :]) for part in (entry.keys, entry.values)] for entry in owned]
+        return SavedKV(start, end, sum(part.nbytes for pair in content for part in pair), content)
+
+    def restore(self, cache: list[Any], saved: SavedKV) -> None:
+        """Append the copy; the ghosts' caches are given as many zeros."""
+        nothing = mx.zeros((1, 1, saved.end - saved.start, 1))
+        copies = dict(zip(self.shard.layers, saved.content, strict=True))
+        for layer, entry in enumerate(cache):
+            entry.update_and_fetch(*map(mx.array, copies.get(layer, (nothing, nothing))))
+        mx.eval([entry.state for entry in cache])
+
+    def release(self, cache: list[Any]) -> None:
+        """Nothing to do: the arrays go with their last holder."""
+
+    def _run(self, chunks: Sequence[Chunk], caches: Sequence[list[Any]]) -> list[FloatArray]:
+        """One pass over the weights for all rows of the chunks."""
+        states, logits = self._graph(chunks, caches)
+        silent = self.shard.is_last and not any(chunk.logits for chunk in chunks)
+        answer = [] if silent else [logits if self.shard.is_last else states]
+        # The states too: a ghost's cache is read by nobody, and its graph would grow with each step.
+        mx.eval(answer, [entry.state for cache in caches for entry in cache])
+        if silent:
+            return [NO_LOGITS] * len(chunks)
+        array = np.array(answer[0], np.float32)
+        return shared_out(array, chunks) if self.shard.is_last else _by_chunk(array, chunks)
+
+    def _graph(self, chunks: Sequence[Chunk], caches: Sequence[list[Any]]) -> tuple[mx.array, mx.array]:
+        """Hidden states (rows, hidden) and logits (wanted rows, vocab) of all chunks, neither computed yet."""
+        inputs = np.concatenate([chunk.inputs for chunk in chunks])
+        shape = (len(inputs), 1) if len(chunks) > 1 else (1, len(inputs))
         if self.shard.is_first:
-            tokens = mx.array(chunk.inputs.astype(np.int32))[None]
+            tokens = mx.array(inputs.astype(np.int32)).reshape(shape)
         else:
-            tokens = mx.zeros((1, chunk.rows), mx.int32)
-            self._entry.received = mx.array(chunk.inputs.astype(np.float32))[None]
-        logits = self._model(tokens, cache=cache)
-        output, self._exit.output, self._entry.received = self._exit.output, None, None
-        if not self.shard.is_last:
-            return mx.squeeze(output, 0)
-        return logits[0, -1] if chunk.wants_logits else None
+            tokens = mx.zeros(shape, mx.int32)
+            self._entry.received = mx.array(inputs.astype(np.float32)).reshape(*shape, -1)
+        if self.shard.is_last:
+            # One row where none is wanted, which nobody computes: other people's code may not take an empty array.
+            self._exit.wanted = mx.array(wanted_rows(chunks) if any(chunk.logits for chunk in chunks) else [0])
+        logits = self._model(tokens, cache=share(chunks, caches) if len(chunks) > 1 else caches[0])
+        states, self._exit.output, self._entry.received = self._exit.output, None, None
+        return states, logits[0]
+
+    def _can_share(self) -> bool:
+        """Whether the family's code takes a `SharedCache`: it is shown one, and nothing is computed."""
+        teach_attention()
+        dtype, width = (np.int32, ()) if self.shard.is_first else (np.float32, (self.config.hidden_size,))
+        chunks = [Chunk(slot, 0, np.zeros((rows, *width), dtype)) for slot, rows in enumerate((1, 2))]
+        try:
+            self._graph(chunks, [self.cache(), self.cache()])
+        except (AttributeError, TypeError, ValueError, IndexError, NotImplementedError):
+            return False
+        return True
+
+
+def _by_chunk(states: FloatArray, chunks: Sequence[Chunk]) -> list[FloatArray]:
+    return np.split(states, np.cumsum([chunk.rows for chunk in chunks])[:-1])
 
 
 def _bare_model(config: ModelConfig) -> Any:

@@ -1,4 +1,7 @@
-"""The Llama family in numpy, float32: the part of a model that one shard owns. No slots are kept here."""
+"""The Llama family in numpy: the part of a model that one shard owns, in float32 but for the stream between layers.
+
+No slots are kept here.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from cluster.shard import Shard
-from engines.engine import NO_LOGITS, Array, Chunk, FloatArray
+from engines.activations import rounded
+from engines.engine import NO_LOGITS, Array, Chunk, FloatArray, SavedKV
+from engines.logits import shared_out, wanted_rows
 from engines.numpy.kv_cache import KVCache
 from engines.rope import frequencies
 from models.config import ModelConfig
@@ -129,18 +134,19 @@ class Ragged:
 
     @classmethod
     def of(cls, batch: Sequence[Chunk], caches: Sequence[KVCache], frequencies: FloatArray) -> Ragged:
-        """Lay the chunks out one after the other and make room in their caches."""
+        """Lay the chunks out one after the other."""
         ends = np.cumsum([chunk.rows for chunk in batch]).tolist()
         spans = [slice(end - chunk.rows, end) for chunk, end in zip(batch, ends, strict=True)]
-        for chunk, cache in zip(batch, caches, strict=True):
-            cache.reserve(chunk.position + chunk.rows)
         positions = np.concatenate([np.arange(c.position, c.position + c.rows) for c in batch])
         angles = positions[:, None, None].astype(np.float32) * frequencies
         return cls(batch, caches, spans, np.cos(angles), np.sin(angles))
 
 
 class Llama:
-    """The layers of one shard, with the embedding, final norm and head where the shard has them."""
+    """The layers of one shard, with the embedding, final norm and head where the shard has them.
+
+    The hidden states are rounded to the model's dtype after each layer and nowhere else.
+    """
 
     def __init__(self, config: ModelConfig, shard: Shard, weights: Weights) -> None:
         self.config = config
@@ -155,34 +161,49 @@ class Llama:
             self.lm_head = self.embed_tokens if tied else weights.tensor("lm_head.weight")
 
     def forward(self, batch: Sequence[Chunk], caches: Sequence[KVCache]) -> list[FloatArray]:
-        """Each chunk's hidden states (rows, hidden), or on the last stage its logits (vocab,)."""
+        """Each chunk's hidden states (rows, hidden), or on the last stage its last rows' logits (logits, vocab)."""
         ragged = Ragged.of(batch, caches, self._frequencies)
         rows = self._enter(np.concatenate([chunk.inputs for chunk in batch]))
         for index, layer in enumerate(self.layers):
-            rows = layer(rows, ragged, index)
+            rows = rounded(layer(rows, ragged, index), self.config.dtype)
         if not self.shard.is_last:
             return [rows[span] for span in ragged.spans]
-        return self._logits(rows, ragged)
+        return self._logits(rows, batch)
 
     def truncate(self, cache: KVCache, position: int) -> None:
         """Nothing to do: what lies behind a slot's end is written over before it is read."""
 
     def cache(self) -> KVCache:
         """An empty cache for one slot of this shard."""
-        return KVCache(len(self.layers), self.config.n_kv_heads, self.config.head_dim)
+        config = self.config
+        return KVCache(len(self.layers), config.n_kv_heads, config.context_length, config.head_dim)
+
+    def save(self, cache: KVCache, start: int, end: int) -> SavedKV:
+        """Copy positions that the cache holds."""
+        return cache.save(start, end)
+
+    def restore(self, cache: KVCache, saved: SavedKV) -> None:
+        """Write a copy behind what the cache holds."""
+        cache.restore(saved)
+
+    def release(self, cache: KVCache) -> None:
+        """Nothing to do: its memory goes with it."""
+
+    @property
+    def position_bytes(self) -> int:
+        """Keys and values of one position in all layers, float32."""
+        return len(self.layers) * 2 * self.config.n_kv_heads * self.config.head_dim * 4
 
     def _enter(self, inputs: Array) -> FloatArray:
         if self.shard.is_first:
             return np.asarray(self.embed_tokens[inputs])
         return inputs.astype(np.float32)
 
-    def _logits(self, rows: FloatArray, ragged: Ragged) -> list[FloatArray]:
-        wanting = [chunk.wants_logits for chunk in ragged.batch]
-        if not any(wanting):
-            return [NO_LOGITS] * len(wanting)
-        last = [span.stop - 1 for span, wants in zip(ragged.spans, wanting, strict=True) if wants]
-        logits = iter(project(self.norm(rows[last]), self.lm_head))
-        return [next(logits) if wants else NO_LOGITS for wants in wanting]
+    def _logits(self, rows: FloatArray, batch: Sequence[Chunk]) -> list[FloatArray]:
+        last = wanted_rows(batch)
+        if not len(last):
+            return [NO_LOGITS] * len(batch)
+        return shared_out(project(self.norm(rows[last]), self.lm_head), batch)
 
 
 def project(rows: FloatArray, weight: FloatArray) -> FloatArray:

@@ -53,6 +53,12 @@ class Graph:
         self._initializers.append(helper.make_tensor(name, onnx.TensorProto.INT64, (len(values),), values))
         return name
 
+    def scalar(self, value: float) -> str:
+        """One float32 number, written into the graph."""
+        name = f"constant_{len(self._initializers)}"
+        self._initializers.append(helper.make_tensor(name, onnx.TensorProto.FLOAT, (), (value,)))
+        return name
+
     def node(self, operator: str, *inputs: str, domain: str = STANDARD, **attributes: int | float) -> str:
         """A node with one output; answers its name."""
         return self.nodes(operator, *inputs, outputs=(f"value_{len(self._nodes)}",), domain=domain, **attributes)[0]

@@ -2,66 +2,40 @@
 
 from __future__ import annotations
 
-from weakref import ref
-
-import numpy as np
-
-from engines.engine import FloatArray
-
-FIRST_CAPACITY = 256
-"""Positions in each lane at first; lanes and capacity double when they are full."""
-
-
-class Lane:
-    """One slot's place in the array; it is free again when nobody holds this any more."""
-
-    __slots__ = ("__weakref__", "index")
-
-    def __init__(self, index: int) -> None:
-        self.index = index
+from engines.engine import MAX_SLOTS, FloatArray, SavedKV
+from engines.kv_memory import KVMemory
 
 
 class Lanes:
-    """`memory` is (layers, 2, lanes, kv_heads, capacity, head_dim) float32, a new array after it has grown."""
+    """`array` is (layers, 2, MAX_SLOTS, kv_heads, context, head_dim) float32, and is memory where it was written."""
 
-    def __init__(self, n_layers: int, kv_heads: int, head_dim: int) -> None:
-        self._sizes = n_layers, kv_heads, head_dim
-        self._holders: list[ref[Lane]] = []
-        self.memory = self._empty(1, FIRST_CAPACITY)
+    def __init__(self, n_layers: int, kv_heads: int, context: int, head_dim: int) -> None:
+        self._memory = KVMemory(n_layers, 2, MAX_SLOTS, kv_heads, context, head_dim)
+        self._free = set(range(MAX_SLOTS))
 
     @property
-    def capacity(self) -> int:
-        """Positions that fit in each lane."""
-        return int(self.memory.shape[4])
+    def array(self) -> FloatArray:
+        """Always the same memory."""
+        return self._memory.array
 
-    def take(self) -> Lane:
-        """The first free lane. When none was held, the array is small again."""
-        held = [holder() is not None for holder in self._holders]
-        if not any(held):
-            self._holders, held = [], []
-            self.memory = self._empty(1, FIRST_CAPACITY)
-        index = held.index(False) if False in held else len(held)
-        if index == self.memory.shape[2]:
-            self._grow(2 * index, self.capacity)
-        lane = Lane(index)
-        self._holders[index : index + 1] = [ref(lane)]
+    def take(self) -> int:
+        """The first free lane, so that those in use stay close together."""
+        lane = min(self._free)
+        self._free.remove(lane)
         return lane
 
-    def reserve(self, positions: int) -> None:
-        """Make room for `positions` in every lane; what is stored stays."""
-        capacity = self.capacity
-        while capacity < positions:
-            capacity *= 2
-        if capacity > self.capacity:
-            self._grow(self.memory.shape[2], capacity)
+    def give_back(self, lane: int) -> None:
+        """The lane is free again and its memory the system's."""
+        for layer in self.array[:, :, lane]:
+            for part in layer:
+                self._memory.give_back(part)
+        self._free.add(lane)
 
-    def _grow(self, lanes: int, capacity: int) -> None:
-        grown = self._empty(lanes, capacity)
-        _, _, held, _, length, _ = self.memory.shape
-        grown[:, :, :held, :, :length] = self.memory
-        self.memory = grown
+    def save(self, lane: int, start: int, end: int) -> SavedKV:
+        """A copy of a lane's positions."""
+        copy = self.array[:, :, lane, :, start:end].copy()
+        return SavedKV(start, end, copy.nbytes, copy)
 
-    def _empty(self, lanes: int, capacity: int) -> FloatArray:
-        """Memory that costs nothing before it is written to, as far as the system allows."""
-        n_layers, kv_heads, head_dim = self._sizes
-        return np.empty((n_layers, 2, lanes, kv_heads, capacity, head_dim), np.float32)
+    def restore(self, lane: int, saved: SavedKV) -> None:
+        """Write a copy to its place."""
+        self.array[:, :, lane, :, saved.start : saved.end] = saved.content

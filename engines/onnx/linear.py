@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from engines.engine import Array, FloatArray
 from engines.onnx.graph import CONTRIBUTED, Graph
+from engines.precision import Precision
 from models.blocks import QuantisedBlocks
 from models.weights import Weights
-
-Precision = Literal["exact", "fast"]
-"""`exact`: every product in float32. `fast`: matrices that are stored as blocks stay so, and the rows that they are
-multiplied with are rounded to 8 bits, block by block, with a float32 scale each; other matrices as in `exact`."""
 
 INTEGER_ROWS = 4
 """MatMulNBits' `accuracy_level` that rounds the rows to int8."""
@@ -24,7 +20,11 @@ MOST_BYTES = 1 << 30
 
 
 def linear(graph: Graph, rows: str, weights: Weights, precision: Precision, *names: str) -> str:
-    """Multiply (rows, inputs) with the named checkpoint matrices, their outputs side by side, biases added."""
+    """Multiply (rows, inputs) with the named checkpoint matrices, their outputs side by side, biases added.
+
+    `fast` keeps matrices that are stored as blocks so, and rounds the rows to 8 bits, each block of them with a
+    float32 scale; other matrices, and all in `exact`, are float32.
+    """
     stored = [weights.blocks(f"{name}.weight") if precision == "fast" else None for name in names]
     blocks = [found for found in stored if found is not None]
     if len({_form(found) for found in stored}) > 1:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+from onnx import TensorProto
 
 from cluster.shard import Shard
+from engines.activations import LARGEST_HALF
 from engines.onnx.graph import CONTRIBUTED, Graph
-from engines.onnx.linear import Precision, linear
+from engines.onnx.linear import linear
+from engines.precision import Precision
 from models.config import ModelConfig
 from models.weights import Weights
+
+_STORED = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 
 
 def llama_graph(config: ModelConfig, shard: Shard, weights: Weights, precision: Precision) -> Graph:
@@ -24,7 +29,7 @@ def llama_graph(config: ModelConfig, shard: Shard, weights: Weights, precision: 
 
 
 class _Builder:
-    """The residual stream is the sum of two values that the next norm adds in passing."""
+    """The residual stream is one value from layer to layer, rounded to the model's dtype after each."""
 
     def __init__(self, config: ModelConfig, shard: Shard, weights: Weights, precision: Precision) -> None:
         self._config, self._shard, self._weights, self._precision = config, shard, weights, precision
@@ -32,19 +37,29 @@ class _Builder:
 
     def build(self) -> Graph:
         self._declare()
-        # Nothing is added before the first norm, by the same kernel: else a split model differs in its last bits.
-        stream, change = "hidden", self._graph.node("Sub", "hidden", "hidden")
+        stream = "hidden"
         for index, layer in enumerate(self._shard.layers):
-            prefix = f"model.layers.{layer}"
-            normed, stream = self._norm(stream, change, f"{prefix}.input_layernorm")
-            change = self._attention(normed, f"{prefix}.self_attn", index)
-            normed, stream = self._norm(stream, change, f"{prefix}.post_attention_layernorm")
-            change = self._mlp(normed, f"{prefix}.mlp")
+            stream = self._layer(stream, f"model.layers.{layer}", index)
         if self._shard.is_last:
-            self._head(stream, change)
+            self._head(stream)
         else:
-            self._graph.nodes("Add", stream, change, outputs=[self._graph.output("answer", ("rows", "width"))])
+            self._graph.nodes("Identity", stream, outputs=[self._graph.output("answer", ("rows", "width"))])
         return self._graph
+
+    def _layer(self, stream: str, prefix: str, index: int) -> str:
+        normed = self._norm(stream, f"{prefix}.input_layernorm")
+        change = self._attention(normed, f"{prefix}.self_attn", index)
+        normed, stream = self._added_norm(stream, change, f"{prefix}.post_attention_layernorm")
+        return self._rounded(self._graph.node("Add", stream, self._mlp(normed, f"{prefix}.mlp")))
+
+    def _rounded(self, rows: str) -> str:
+        """As `engines.activations.rounded`, which the runtime's casts agree with to the bit."""
+        graph, dtype = self._graph, self._config.dtype
+        if dtype == "float32":
+            return rows
+        if dtype == "float16":
+            rows = graph.node("Clip", rows, graph.scalar(-LARGEST_HALF), graph.scalar(LARGEST_HALF))
+        return graph.node("Cast", graph.node("Cast", rows, to=_STORED[dtype]), to=TensorProto.FLOAT)
 
     def _declare(self) -> None:
         graph, half = self._graph, self._config.head_dim // 2
@@ -59,7 +74,11 @@ class _Builder:
     def _linear(self, rows: str, *names: str) -> str:
         return linear(self._graph, rows, self._weights, self._precision, *names)
 
-    def _norm(self, stream: str, change: str, name: str) -> tuple[str, str]:
+    def _norm(self, stream: str, name: str) -> str:
+        weight = self._graph.weight(self._weights.tensor(f"{name}.weight"))
+        return self._graph.node("SimplifiedLayerNormalization", stream, weight, epsilon=self._config.rms_norm_eps)
+
+    def _added_norm(self, stream: str, change: str, name: str) -> tuple[str, str]:
         """The norm of stream + change, and the sum itself."""
         graph, eps = self._graph, self._config.rms_norm_eps
         weight = graph.weight(self._weights.tensor(f"{name}.weight"))
@@ -98,10 +117,9 @@ class _Builder:
         silu = graph.node("QuickGelu", gate, domain=CONTRIBUTED, alpha=1.0)
         return self._linear(graph.node("Mul", silu, up), f"{prefix}.down_proj")
 
-    def _head(self, stream: str, change: str) -> None:
+    def _head(self, stream: str) -> None:
         graph = self._graph
         wanted = graph.input("wanted", np.int64, ("wanted",))
-        stream, change = (graph.node("Gather", value, wanted, axis=0) for value in (stream, change))
-        normed, _ = self._norm(stream, change, "model.norm")
+        normed = self._norm(graph.node("Gather", stream, wanted, axis=0), "model.norm")
         name = "model.embed_tokens" if self._config.tie_word_embeddings else "lm_head"
         graph.nodes("Identity", self._linear(normed, name), outputs=[graph.output("answer", ("wanted", "vocabulary"))])

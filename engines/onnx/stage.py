@@ -9,12 +9,16 @@ import numpy as np
 import onnxruntime
 
 from cluster.shard import Shard
-from engines.engine import NO_LOGITS, Array, Chunk, FloatArray
+from engines.engine import NO_LOGITS, Array, Chunk, FloatArray, SavedKV
+from engines.logits import shared_out, wanted_rows
 from engines.onnx.graph import Graph
-from engines.onnx.lanes import Lane, Lanes
+from engines.onnx.lanes import Lanes
 from engines.rope import frequencies
 from models.blocks import QuantisedBlocks
 from models.config import ModelConfig
+
+FIRST_TURNS = 256
+MOST_BINDINGS = 64
 
 
 class OnnxStage:
@@ -28,8 +32,8 @@ class OnnxStage:
         self._session = session(graph)
         self._embedding = embedding
         self._frequencies = frequencies(config)
-        self._lanes = Lanes(len(shard.layers), config.n_kv_heads, config.head_dim)
-        self._bound: Array | None = None
+        self._turns = _turns(self._frequencies, FIRST_TURNS)
+        self._lanes = Lanes(len(shard.layers), config.n_kv_heads, config.context_length, config.head_dim)
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
 
     @property
@@ -42,25 +46,42 @@ class OnnxStage:
         """The layers that this stage owns."""
         return self._shard
 
-    def cache(self) -> Lane:
+    @property
+    def position_bytes(self) -> int:
+        """Keys and values of one position in all layers, float32."""
+        return len(self._shard.layers) * 2 * self._config.n_kv_heads * self._config.head_dim * 4
+
+    def cache(self) -> int:
         """A free lane for one slot."""
         return self._lanes.take()
 
-    def truncate(self, cache: Lane, position: int) -> None:
+    def truncate(self, cache: int, position: int) -> None:
         """Nothing to do: what lies behind a slot's end is written over before it is read."""
 
-    def forward(self, batch: Sequence[Chunk], caches: Sequence[Lane]) -> list[FloatArray]:
-        """Each chunk's hidden states (rows, hidden), or on the last stage its logits (vocab,).
+    def save(self, cache: int, start: int, end: int) -> SavedKV:
+        """Copy positions that the lane holds."""
+        return self._lanes.save(cache, start, end)
+
+    def restore(self, cache: int, saved: SavedKV) -> None:
+        """Write a copy behind what the lane holds."""
+        self._lanes.restore(cache, saved)
+
+    def release(self, cache: int) -> None:
+        """The lane is free for another slot."""
+        self._lanes.give_back(cache)
+
+    def forward(self, batch: Sequence[Chunk], caches: Sequence[int]) -> list[FloatArray]:
+        """Each chunk's hidden states (rows, hidden), or on the last stage its last rows' logits (logits, vocab).
 
         The attention kernel takes several lanes at one row each, or one lane: so chunks of more rows run alone.
         From some thirty rows on that costs nothing, as a product then costs by the row.
         """
-        self._lanes.reserve(max(chunk.position + chunk.rows for chunk in batch))
+        self._reach(max(chunk.position + chunk.rows for chunk in batch))
         answers = [NO_LOGITS] * len(batch)
         single = [index for index, chunk in enumerate(batch) if chunk.rows == 1]
         longer = [[index] for index, chunk in enumerate(batch) if chunk.rows > 1]
         for group in [single, *longer] if single else longer:
-            run = self._run([batch[index] for index in group], [caches[index].index for index in group])
+            run = self._run([batch[index] for index in group], [caches[index] for index in group])
             for index, answer in zip(group, run, strict=True):
                 answers[index] = answer
         return answers
@@ -72,10 +93,12 @@ class OnnxStage:
         """
         first, end = min(lanes), max(lanes) + 1
         idle = [lane for lane in range(first, end) if lane not in lanes]
-        kept = self._lanes.memory[:, :, idle, :, 0].copy()
+        kept = self._lanes.array[:, :, idle, :, 0].copy()
         answer = self._compute(chunks, np.array(lanes) - first, (first, end))
-        self._lanes.memory[:, :, idle, :, 0] = kept
-        return self._split(chunks, answer)
+        self._lanes.array[:, :, idle, :, 0] = kept
+        if self._shard.is_last:
+            return shared_out(answer, chunks)
+        return list(answer.reshape(len(chunks), -1, self._config.hidden_size))
 
     def _compute(self, chunks: Sequence[Chunk], places: Array, span: tuple[int, int]) -> FloatArray:
         width, steps = span[1] - span[0], chunks[0].rows
@@ -85,6 +108,7 @@ class OnnxStage:
         ends = np.zeros(width, np.int32)
         ends[places] = [chunk.position + steps - 1 for chunk in chunks]
         inputs = {
+            **self._turns,
             "hidden": rows,
             "grid": grid,
             "order": (places[:, None] * steps + np.arange(steps)).reshape(-1),
@@ -93,8 +117,8 @@ class OnnxStage:
         }
         if not self._shard.is_last:
             return self._execute(span, inputs, np.empty_like(rows))
-        inputs["wanted"] = np.flatnonzero([chunk.wants_logits for chunk in chunks]) * steps + steps - 1
-        return self._execute(span, inputs, np.empty((len(inputs["wanted"]), self._config.vocab_size), np.float32))
+        inputs["wanted"] = wanted = wanted_rows(chunks)
+        return self._execute(span, inputs, np.empty((len(wanted), self._config.vocab_size), np.float32))
 
     def _execute(self, span: tuple[int, int], inputs: dict[str, Array], answer: FloatArray) -> FloatArray:
         binding = self._binding(span)
@@ -105,25 +129,26 @@ class OnnxStage:
         return answer
 
     def _binding(self, span: tuple[int, int]) -> onnxruntime.IOBinding:
-        """The memory of these lanes and the rope's turns, bound once and used until the lanes move."""
-        if self._bound is not self._lanes.memory:
-            self._bound = self._lanes.memory
-            self._bindings.clear()
-            angles = np.arange(self._lanes.capacity, dtype=np.float32)[:, None] * self._frequencies
-            self._turns = {"cosines": np.cos(angles), "sines": np.sin(angles)}
+        """The memory of these lanes, bound once."""
         if span not in self._bindings:
+            if len(self._bindings) == MOST_BINDINGS:
+                self._bindings.clear()
             self._bindings[span] = self._bind_lanes(slice(*span))
         return self._bindings[span]
 
     def _bind_lanes(self, span: slice) -> onnxruntime.IOBinding:
         binding = self._session.io_binding()
-        for name, array in self._turns.items():
-            _bind(binding.bind_input, name, array)
-        for index, layer in enumerate(self._lanes.memory):
+        for index, layer in enumerate(self._lanes.array):
             for name, memory in (("keys", layer[0, span]), ("values", layer[1, span])):
                 _bind(binding.bind_input, f"{name}_{index}", memory)
                 _bind(binding.bind_output, f"new_{name}_{index}", memory)
         return binding
+
+    def _reach(self, positions: int) -> None:
+        """Have the rope's turns for that many positions."""
+        held = len(self._turns["cosines"])
+        if held < positions:
+            self._turns = _turns(self._frequencies, max(positions, 2 * held))
 
     def _enter(self, inputs: Array) -> FloatArray:
         if self._embedding is None:
@@ -132,11 +157,11 @@ class OnnxStage:
             return self._embedding.rows(inputs)
         return np.asarray(self._embedding[inputs])
 
-    def _split(self, chunks: Sequence[Chunk], answer: FloatArray) -> list[FloatArray]:
-        if not self._shard.is_last:
-            return list(answer.reshape(len(chunks), -1, self._config.hidden_size))
-        logits = iter(answer)
-        return [next(logits) if chunk.wants_logits else NO_LOGITS for chunk in chunks]
+
+def _turns(frequencies: FloatArray, positions: int) -> dict[str, Array]:
+    """What the attention kernel turns queries and keys by: (positions, head_dim / 2) each."""
+    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
+    return {"cosines": np.cos(angles), "sines": np.sin(angles)}
 
 
 def session(graph: Graph) -> onnxruntime.InferenceSession:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from tinygrad import Tensor, UOp
+from tinygrad import Tensor, UOp, dtypes
 
 from cluster.shard import Shard
-from models.config import ModelConfig
+from models.config import Dtype, ModelConfig
 from models.weights import Weights, shard_names
+
+LARGEST_HALF, SMALLEST_NORMAL_HALF, HALF_STEP = 65504.0, 2.0**-14, 2.0**-24
+"""Of float16; the step is between numbers below the smallest normal one."""
 
 LayerWeights = dict[str, Tensor]
 """One layer's tensors by checkpoint name without the layer's prefix, such as `self_attn.q_proj.weight`."""
@@ -30,45 +33,90 @@ class Llama:
         """Token ids (rows,) -> hidden states (rows, hidden)."""
         return self.embed_tokens[tokens]
 
-    def hidden(self, inputs: Tensor, position: UOp, turns: Tensor, caches: list[Tensor]) -> Tensor:
-        """Token ids (rows,) or hidden states (rows, hidden) from `position` on -> hidden states, all in one."""
+    def hidden(self, inputs: Tensor, turns: Tensor, caches: list[Tensor], *positions: UOp) -> Tensor:
+        """Token ids (rows,) or hidden states (rows, hidden) -> hidden states, all layers in one.
+
+        The rows are shared out evenly to sequences that go on from `positions`; `caches` has the layers of the first
+        sequence, then those of the next.
+        """
         rows = self.embedded(inputs) if self.shard.is_first else inputs
-        for weights, cache in zip(self.layers, caches, strict=True):
-            rows = self.layer(rows, position, turns, cache, weights)
+        for index, weights in enumerate(self.layers):
+            rows = self.layer(rows, turns, weights, caches[index :: len(self.layers)], *positions)
         return rows
 
-    def layer(self, rows: Tensor, position: UOp, turns: Tensor, cache: Tensor, weights: LayerWeights) -> Tensor:
-        """One transformer block on hidden states (rows, hidden)."""
+    def layer(
+        self, rows: Tensor, turns: Tensor, weights: LayerWeights, caches: list[Tensor], *positions: UOp
+    ) -> Tensor:
+        """One transformer block on hidden states (rows, hidden), with a cache for each sequence."""
         normed = self._normed(rows, weights["input_layernorm.weight"])
-        rows = (rows + self._attention(normed, position, turns, cache, weights)).contiguous()
+        rows = (rows + self._attention(normed, turns, weights, caches, positions)).contiguous()
         normed = self._normed(rows, weights["post_attention_layernorm.weight"])
         gated = linear(weights, "mlp.gate_proj", normed).silu() * linear(weights, "mlp.up_proj", normed)
-        return (rows + linear(weights, "mlp.down_proj", gated.contiguous())).contiguous()
+        return rounded(rows + linear(weights, "mlp.down_proj", gated.contiguous()), self.config.dtype).contiguous()
 
-    def logits(self, rows: Tensor, row: UOp) -> Tensor:
-        """Logits (1, vocab) of one row of the hidden states."""
-        return self._normed(rows[row : row + 1], self.norm) @ self.lm_head.transpose()
+    def logits(self, rows: Tensor, first: UOp, count: int) -> Tensor:
+        """Logits (count, vocab) of neighbouring rows of the hidden states."""
+        return self._normed(rows[first : first + count], self.norm) @ self.lm_head.transpose()
 
     def _normed(self, rows: Tensor, weight: Tensor) -> Tensor:
         """Zhang and Sennrich, "Root mean square layer normalization", 2019."""
         mean_square = rows.square().mean(-1, keepdim=True)
         return (rows * (mean_square + self.config.rms_norm_eps).rsqrt() * weight).contiguous()
 
-    def _attention(self, rows: Tensor, position: UOp, turns: Tensor, cache: Tensor, weights: LayerWeights) -> Tensor:
-        """Grouped-query attention over a cache (2, kv_heads, capacity, head_dim): keys, then values."""
-        count, size, end = rows.shape[0], self.config.head_dim, position + rows.shape[0]
+    def _attention(
+        self, rows: Tensor, turns: Tensor, weights: LayerWeights, caches: list[Tensor], positions: tuple[UOp, ...]
+    ) -> Tensor:
+        """Grouped-query attention, each sequence's rows over its own cache."""
+        count, size = rows.shape[0], self.config.head_dim
         queries, keys, values = (
             linear(weights, f"self_attn.{part}_proj", rows).reshape(count, -1, size).transpose(0, 1) for part in "qkv"
         )
-        cache[:, :, position:end].assign(Tensor.stack(rotate(keys, turns), values)).realize()
+        queries, fresh = rotate(queries, turns), Tensor.stack(rotate(keys, turns), values)
+        if len(positions) > 1:  # else every sequence's kernels would work them out anew
+            queries, fresh = queries.contiguous(), fresh.contiguous()
+        each = count // len(positions)
+        parts = zip(queries.split(each, 1), fresh.split(each, 2), caches, positions, strict=True)
+        mixed = Tensor.cat(*(self._attend(*part) for part in parts), dim=1)
+        return linear(weights, "self_attn.o_proj", mixed.transpose(0, 1).reshape(count, -1))
+
+    def _attend(self, queries: Tensor, fresh: Tensor, cache: Tensor, position: UOp) -> Tensor:
+        """Queries (heads, rows, head_dim) over a cache (2, kv_heads, capacity, head_dim), once `fresh` is in it."""
+        heads, count, size = queries.shape
+        end = position + count
+        store(cache, fresh, position)
         held = cache[:, :, :end].unsqueeze(2)
         # (kv_heads, heads that share them, rows, head_dim)
-        grouped = rotate(queries, turns).reshape(self.config.n_kv_heads, -1, count, size)
+        grouped = queries.reshape(self.config.n_kv_heads, -1, count, size)
         scores = (grouped * size**-0.5) @ held[0].transpose(-1, -2)
         if count > 1:
             scores = scores + Tensor.full((1, 1, count, end), float("-inf"), buffer=False).triu(position + 1)
-        mixed = (scores.softmax(-1) @ held[1]).reshape(-1, count, size)
-        return linear(weights, "self_attn.o_proj", mixed.transpose(0, 1).reshape(count, -1))
+        return (scores.softmax(-1) @ held[1]).reshape(heads, count, size)
+
+
+def store(cache: Tensor, fresh: Tensor, position: UOp) -> None:
+    """Write keys and values (2, kv_heads, rows, head_dim) into a cache from `position` on."""
+    cache[:, :, position : position + fresh.shape[2]].assign(fresh).realize()
+
+
+def copied(cache: Tensor, position: UOp, rows: int) -> Tensor:
+    """The keys and values (2, kv_heads, rows, head_dim) of a cache from `position` on."""
+    return cache[:, :, position : position + rows].contiguous()
+
+
+def rounded(rows: Tensor, dtype: Dtype) -> Tensor:
+    """As `engines.activations.rounded`, by bits: what a cast there and back does depends on the device."""
+    if dtype == "float16":
+        clipped = rows.clip(-LARGEST_HALF, LARGEST_HALF)
+        subnormal = (clipped / HALF_STEP).round() * HALF_STEP
+        return (clipped.abs() < SMALLEST_NORMAL_HALF).where(subnormal, _without_low_bits(clipped, 13))
+    return _without_low_bits(rows, 16) if dtype == "bfloat16" else rows
+
+
+def _without_low_bits(rows: Tensor, count: int) -> Tensor:
+    """float32 numbers rounded to a mantissa of `count` bits less, ties to even."""
+    bits = rows.bitcast(dtypes.uint32)
+    half_less_one, mask = (1 << count - 1) - 1, (1 << 32) - (1 << count)
+    return ((bits + half_less_one + ((bits >> count) & 1)) & mask).bitcast(dtypes.float32)
 
 
 def linear(weights: LayerWeights, name: str, rows: Tensor) -> Tensor:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from tinygrad import Tensor, TinyJit, UOp, Variable
 
 from cluster.shard import Shard
-from engines.engine import NO_LOGITS, Array, Chunk, FloatArray
+from engines.engine import NO_LOGITS, Array, Chunk, FloatArray, SavedKV
 from engines.rope import frequencies
-from engines.tinygrad.llama import Llama
+from engines.tinygrad.llama import Llama, copied, store
 from models.config import ModelConfig
 
 LONG, SHORT, ONE = 256, 32, 1
 """Rows that a captured shape has: a chunk is cut into these, its last piece padded up."""
 
-FIRST_CAPACITY, GROWTH = 1024, 4
+TOGETHER = (8, 4, 2, ONE)
+"""Slots whose single rows may be one pass. Each number is one more shape to capture."""
+
+FIRST_CAPACITY, GROWTH = 512, 2
 """Positions in a new slot's cache, and by what it grows: each capacity is one more shape to capture."""
 
 
@@ -30,7 +33,7 @@ class TinygradStage:
     def __init__(self, model: Llama) -> None:
         self._model = model
         self._frequencies = frequencies(model.config)
-        self._captured: dict[tuple[str, int, int], Any] = {}
+        self._captured: dict[tuple[str | int, ...], Any] = {}
 
     @property
     def config(self) -> ModelConfig:
@@ -42,62 +45,147 @@ class TinygradStage:
         """The layers that this stage owns."""
         return self._model.shard
 
+    @property
+    def position_bytes(self) -> int:
+        """Keys and values in float32."""
+        return 8 * len(self.shard.layers) * self.config.n_kv_heads * self.config.head_dim
+
     def cache(self) -> list[Tensor]:
         """An empty cache for one slot: a tensor (2, kv_heads, capacity, head_dim) per layer of the shard."""
         shape = (2, self.config.n_kv_heads, FIRST_CAPACITY, self.config.head_dim)
         return [Tensor.zeros(*shape).contiguous().realize() for _ in self._model.layers]
 
     def forward(self, batch: Sequence[Chunk], caches: Sequence[list[Tensor]]) -> list[FloatArray]:
-        """Each chunk's hidden states (rows, hidden), or on the last stage its logits (vocab,)."""
-        return [self._one(chunk, cache) for chunk, cache in zip(batch, caches, strict=True)]
+        """Each chunk's hidden states (rows, hidden), or on the last stage its wanted logits (logits, vocab)."""
+        for chunk, cache in zip(batch, caches, strict=True):
+            reserve(cache, chunk.position + padded_rows(chunk.rows))
+        answers = [NO_LOGITS] * len(batch)
+        for group in passes([chunk.rows for chunk in batch], [capacity(cache) for cache in caches]):
+            chunks, held = [batch[index] for index in group], [caches[index] for index in group]
+            run = [self._long(chunks[0], held[0])] if chunks[0].rows > 1 else self._single_rows(chunks, held)
+            for index, answer in zip(group, run, strict=True):
+                answers[index] = answer
+        return answers
 
     def truncate(self, cache: list[Tensor], position: int) -> None:
         """Nothing to do: what lies behind a slot's end is written over before it is read."""
 
-    def _one(self, chunk: Chunk, cache: list[Tensor]) -> FloatArray:
+    def save(self, cache: list[Tensor], start: int, end: int) -> SavedKV:
+        """Copy positions into a numpy array (layers, 2, kv_heads, positions, head_dim)."""
+        parts = []
+        for offset, rows in pieces(end - start):
+            reserve(cache, start + offset + rows)
+            copy = self._capture(copied, rows, capacity(cache))
+            layers = [copy(held, self._bound(start + offset), rows).numpy() for held in cache]
+            parts.append(np.stack(layers)[..., : end - start - offset, :])
+        content = np.concatenate(parts, axis=3)
+        return SavedKV(start, end, content.nbytes, content)
+
+    def restore(self, cache: list[Tensor], saved: SavedKV) -> None:
+        """Write the copy back; the last piece is padded behind the valid positions."""
+        for offset, rows in pieces(saved.end - saved.start):
+            reserve(cache, saved.start + offset + rows)
+            part = saved.content[..., offset : offset + rows, :]
+            fresh = np.pad(part, [(0, 0)] * 3 + [(0, rows - part.shape[3]), (0, 0)])
+            write = self._capture(store, rows, capacity(cache))
+            for held, layer in zip(cache, fresh, strict=True):
+                write(held, Tensor(layer).realize(), self._bound(saved.start + offset))
+
+    def release(self, cache: list[Tensor]) -> None:
+        """Nothing to do: the tensors go with their last holder."""
+
+    def _single_rows(self, chunks: Sequence[Chunk], caches: Sequence[list[Tensor]]) -> list[FloatArray]:
+        """One row of each of several slots, as one captured graph."""
+        inputs = self._tensor(np.concatenate([chunk.inputs for chunk in chunks]))
+        turns = self._turns([chunk.position for chunk in chunks])
+        bound = [self._bound(chunk.position, index) for index, chunk in enumerate(chunks)]
+        run = self._capture(self._model.hidden, len(chunks), capacity(caches[0]))
+        hidden = run(inputs, turns, [layer for cache in caches for layer in cache], *bound)
+        if not self.shard.is_last:
+            return list(np.array(hidden.numpy())[:, None])
+        if not any(chunk.logits for chunk in chunks):
+            return [NO_LOGITS] * len(chunks)
+        logits = self._logits(hidden, 0, len(chunks))
+        return [row[None] if chunk.logits else NO_LOGITS for row, chunk in zip(logits, chunks, strict=True)]
+
+    def _long(self, chunk: Chunk, cache: list[Tensor]) -> FloatArray:
+        """One chunk in pieces of the captured shapes."""
         answers = [self._piece(chunk, cache, start, rows) for start, rows in pieces(chunk.rows)]
-        return answers[-1] if self.shard.is_last else np.concatenate(answers)
+        return np.concatenate([answer for answer in answers if len(answer)] or [NO_LOGITS])
 
     def _piece(self, chunk: Chunk, cache: list[Tensor], start: int, rows: int) -> FloatArray:
         """Run the chunk's rows from `start` on in the captured shape of `rows` rows."""
         inputs = chunk.inputs[start : start + rows]
-        position = chunk.position + start
-        reserve(cache, position + rows)
-        bound = Variable("position", 0, self.config.context_length + LONG).bind(position)
-        hidden = self._hidden(self._padded(inputs, rows), bound, self._turns(position, rows), cache)
-        if not self.shard.is_last:
-            return np.array(hidden.numpy()[: len(inputs)])
-        if not chunk.wants_logits or start + len(inputs) < chunk.rows:
-            return NO_LOGITS
-        row = Variable("row", 0, LONG).bind(len(inputs) - 1)
-        return np.array(self._capture("logits", rows, cache)(hidden, row).numpy()[0])
+        padded = np.pad(inputs, [(0, rows - len(inputs))] + [(0, 0)] * (inputs.ndim - 1))
+        hidden = self._hidden(self._tensor(padded), chunk.position + start, cache)
+        if self.shard.is_last:
+            return self._logits(hidden, max(0, chunk.rows - chunk.logits - start), len(inputs))
+        return np.array(hidden.numpy()[: len(inputs)])
 
-    def _hidden(self, inputs: Tensor, position: UOp, turns: Tensor, cache: list[Tensor]) -> Tensor:
+    def _hidden(self, inputs: Tensor, position: int, cache: list[Tensor]) -> Tensor:
         """One row runs as one captured graph, quick to replay; more rows layer by layer, quick to capture."""
         rows = int(inputs.shape[0])
+        turns, bound = self._turns(range(position, position + rows)), self._bound(position)
         if rows == ONE:
-            decoded: Tensor = self._capture("hidden", rows, cache)(inputs, position, turns, cache)
+            decoded: Tensor = self._capture(self._model.hidden, rows, capacity(cache))(inputs, turns, cache, bound)
             return decoded
-        hidden = self._capture("embedded", rows, cache)(inputs) if self.shard.is_first else inputs
-        layer = self._capture("layer", rows, cache)
+        hidden = self._capture(self._model.embedded, rows)(inputs) if self.shard.is_first else inputs
+        layer = self._capture(self._model.layer, rows, capacity(cache))
         for weights, held in zip(self._model.layers, cache, strict=True):
-            hidden = layer(hidden, position, turns, held, weights)
+            hidden = layer(hidden, turns, weights, [held], bound)
         return hidden
 
-    def _capture(self, function: str, rows: int, cache: list[Tensor]) -> Any:
-        key = (function, rows, _capacity(cache))
+    def _logits(self, hidden: Tensor, start: int, end: int) -> FloatArray:
+        """Logits of the hidden states' rows `start` to `end`, some rows at a time, in captured numbers of them."""
+        rows, answers = int(hidden.shape[0]), [NO_LOGITS]
+        while start < end:
+            count = ONE if end - start == ONE else min(SHORT, rows)
+            first = min(start, rows - count)
+            run = self._capture(self._model.logits, rows, count)
+            found = run(hidden, Variable("first", 0, LONG).bind(first), count).numpy()
+            answers.append(np.array(found[start - first : end - first]))
+            start = first + count
+        return np.concatenate(answers[1:] or answers)
+
+    def _capture(self, function: Callable[..., Any], *shape: int) -> Any:
+        key: tuple[str | int, ...] = (function.__name__, *shape)
         if key not in self._captured:
-            self._captured[key] = TinyJit(getattr(self._model, function))
+            self._captured[key] = TinyJit(function)
         return self._captured[key]
 
-    def _padded(self, inputs: Array, rows: int) -> Tensor:
-        padding = [(0, rows - len(inputs))] + [(0, 0)] * (inputs.ndim - 1)
-        dtype = np.int32 if self.shard.is_first else np.float32
-        return Tensor(np.pad(inputs.astype(dtype), padding)).realize()
+    def _bound(self, position: int, index: int = 0) -> UOp:
+        """A position as kernels take it, which are compiled once for all. The slots of one pass need an index each."""
+        return Variable(f"position{index}", 0, self.config.context_length + LONG).bind(position)
 
-    def _turns(self, position: int, rows: int) -> Tensor:
-        angles = np.arange(position, position + rows, dtype=np.float32)[:, None] * self._frequencies
+    def _tensor(self, inputs: Array) -> Tensor:
+        return Tensor(inputs.astype(np.int32 if self.shard.is_first else np.float32)).realize()
+
+    def _turns(self, positions: Sequence[int]) -> Tensor:
+        angles = np.array(positions, np.float32)[:, None] * self._frequencies
         return Tensor(np.stack((np.cos(angles), np.sin(angles)))).realize()
+
+
+def passes(rows: Sequence[int], capacities: Sequence[int]) -> Iterator[list[int]]:
+    """Which chunks of a batch run together, by index: longer chunks alone, single rows in groups of fixed sizes.
+
+    A group's slots have one capacity, since a captured graph has fixed shapes.
+    """
+    alike: dict[int, list[int]] = {}
+    for index, (count, capacity) in enumerate(zip(rows, capacities, strict=True)):
+        if count > ONE:
+            yield [index]
+        else:
+            alike.setdefault(capacity, []).append(index)
+    for single in alike.values():
+        for size in TOGETHER:
+            while len(single) >= size:
+                yield single[:size]
+                del single[:size]
+
+
+def padded_rows(rows: int) -> int:
+    """How many rows a chunk has when its last piece is padded."""
+    return sum(size for _, size in pieces(rows))
 
 
 def pieces(rows: int) -> Iterator[tuple[int, int]]:
@@ -112,14 +200,15 @@ def pieces(rows: int) -> Iterator[tuple[int, int]]:
 
 def reserve(cache: list[Tensor], positions: int) -> None:
     """Grow a slot's tensors in place of the old ones until `positions` fit; what is stored stays."""
-    capacity = _capacity(cache)
-    while capacity < positions:
-        capacity *= GROWTH
-    missing = capacity - _capacity(cache)
+    wanted = capacity(cache)
+    while wanted < positions:
+        wanted *= GROWTH
+    missing = wanted - capacity(cache)
     if missing:
         for index, held in enumerate(cache):
             cache[index] = held.pad((None, None, (0, missing), None)).contiguous().realize()
 
 
-def _capacity(cache: list[Tensor]) -> int:
+def capacity(cache: list[Tensor]) -> int:
+    """The positions that a slot's tensors have room for."""
     return int(cache[0].shape[2])

@@ -1,0 +1,81 @@
+"""What waits on a stage to be computed: rows put together from frames, decode steps apart from prompt chunks.
+
+Which of it is due is decided in `cluster.batching`; no sockets and no engine here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from actors.step import Step
+from bus.frame import Flag, Frame
+from bus.ring import Array
+from cluster.batching import MicroBatches
+from cluster.sessions import StageSession
+from engines.activations import unpacked
+
+
+class Unfit(Exception):
+    """The parts of a chunk do not fit together."""
+
+
+class Inlet:
+    """The steps of a stage. A step never has more than `most_rows` rows."""
+
+    def __init__(self, most_rows: int) -> None:
+        self.steps: MicroBatches[Step] = MicroBatches()
+        self.prompts: MicroBatches[Step] = MicroBatches()
+        self._most_rows = most_rows
+        self._parts: dict[int, list[Array]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.steps or self.prompts)
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether the rest of a micro-batch has been announced."""
+        return self.steps.incomplete or self.prompts.incomplete
+
+    def complete(self) -> None:
+        """Wait no longer for any rest."""
+        self.steps.complete()
+        self.prompts.complete()
+
+    def skip(self, frame: Frame) -> None:
+        """A frame came whose session is over here."""
+        self.steps.skip(frame.rest)
+        self.prompts.skip(frame.rest)
+
+    def close(self, session: StageSession) -> None:
+        """Forget what has come of a chunk."""
+        self._parts.pop(session.session, None)
+
+    def hidden(self, session: StageSession, frame: Frame, payload: Array) -> None:
+        """Take in hidden states from the stage before. Raises Unfit."""
+        rows = self._whole(session, frame, payload)
+        if rows is None:
+            return
+        first = frame.position + frame.rows - len(rows)
+        last, rollback = bool(frame.flags & Flag.LAST), bool(frame.flags & Flag.ROLLBACK)
+        step = Step(session, first, unpacked(rows), last, rollback, frame.compute_ns)
+        queue = self.prompts if first < session.opening.prompt_tokens else self.steps
+        queue.add(step, frame.rest)
+
+    def token(self, session: StageSession, frame: Frame, tokens: Array) -> None:
+        """Take in the ring's own token, with the drafts after it."""
+        rollback = bool(frame.flags & Flag.ROLLBACK)
+        self.steps.add(Step(session, frame.position, tokens, True, rollback), frame.rest)
+
+    def _whole(self, session: StageSession, frame: Frame, payload: Array) -> Array | None:
+        """The rows of a chunk, once the last of its frames is here."""
+        held = self._parts.get(session.session)
+        if held is None and not frame.flags & Flag.MORE:  # every decode step
+            return payload
+        parts = self._parts.setdefault(session.session, [])
+        parts.append(payload)
+        fits = payload.shape[1:] == parts[0].shape[1:] and payload.dtype == parts[0].dtype
+        if not fits or sum(len(part) for part in parts) > self._most_rows:
+            raise Unfit("the parts of a chunk do not fit together; ask again")
+        if frame.flags & Flag.MORE:
+            return None
+        return np.concatenate(self._parts.pop(session.session))

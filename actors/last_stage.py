@@ -1,0 +1,98 @@
+"""The last stage's part of a ring: logits to tokens, drafts verified and new ones made. No sockets, no engine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from actors.step import Choice, Step
+from cluster.drafts import PromptLookup, accepted
+from cluster.sessions import MOST_DRAFTS, StageSession
+from engines.engine import EngineError, FloatArray
+from engines.sampling import sample
+
+
+@dataclass(slots=True)
+class Guess:
+    """What was guessed ahead for a session, and how."""
+
+    lookup: PromptLookup
+    drafts: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class LastStage:
+    """Samples, and verifies drafts: a row that was computed for a draft counts while every draft before it came true.
+
+    Sampling depends on logits, parameters and position only, so the tokens are those of a ring without drafts.
+    """
+
+    drafted: int = 0
+    accepted: int = 0
+    _guesses: dict[int, Guess] = field(default_factory=dict)
+
+    def open(self, session: StageSession) -> None:
+        """Begin to guess what may follow the prompt."""
+        if session.opening.drafts:
+            self._guesses[session.session] = Guess(PromptLookup(session.opening.prompt))
+
+    def close(self, session: StageSession) -> None:
+        """Forget a session."""
+        self._guesses.pop(session.session, None)
+
+    def wanted(self, step: Step) -> int:
+        """Of how many of a step's rows the logits are needed. Raises EngineError where the rows are not the drafts'."""
+        if not step.last:
+            return 0
+        if step.position < step.session.opening.prompt_tokens:
+            return 1
+        if len(step.inputs) != 1 + len(self._drafts(step.session)):
+            raise EngineError(f"{len(step.inputs)} rows came where {1 + len(self._drafts(step.session))} were due")
+        return len(step.inputs)
+
+    def choose(self, step: Step, logits: FloatArray, in_batch: int) -> Choice:
+        """The tokens of one session, from logits (rows, vocab), and drafts for the next pass.
+
+        `in_batch` sessions share a pass: the more there are, the fewer rows are to spare for drafts. Raises
+        EngineError for logits that are not finite.
+        """
+        begun = time.monotonic_ns()
+        session, opening = step.session, step.session.opening
+        drafts = self._drafts(session) if len(logits) > 1 else ()
+        position = step.end - len(logits) + 1
+        tokens = self._sampled(session, position, logits, drafts)
+        finished = bool(opening.finish_reason(tokens[-1], position + len(tokens) - 1 - opening.prompt_tokens))
+        left = opening.max_tokens - (position + len(tokens) - opening.prompt_tokens)
+        proposed = () if finished else self._propose(session, tokens, drafts, min(left - 1, MOST_DRAFTS // in_batch))
+        rollback = len(tokens) <= len(drafts)
+        spent = step.spent_ns + time.monotonic_ns() - begun
+        return Choice(session, position, tokens, proposed, rollback, finished, spent)
+
+    def _drafts(self, session: StageSession) -> tuple[int, ...]:
+        guess = self._guesses.get(session.session)
+        return guess.drafts if guess else ()
+
+    def _sampled(self, session: StageSession, position: int, logits: FloatArray, drafts: tuple[int, ...]) -> list[int]:
+        """One token, and one more for every draft that came true; none after the session's last."""
+        tokens: list[int] = []
+        for at, row in enumerate(logits):
+            token = sample(row, session.opening.sampling, position + at)
+            tokens.append(token)
+            index = position + at - session.opening.prompt_tokens
+            if token not in drafts[at : at + 1] or session.opening.finish_reason(token, index):
+                break
+        return tokens
+
+    def _propose(
+        self, session: StageSession, tokens: list[int], drafts: tuple[int, ...], limit: int
+    ) -> tuple[int, ...]:
+        guess = self._guesses.get(session.session)
+        if guess is None:
+            return ()
+        true = accepted(drafts, tokens)
+        self.drafted += len(drafts)
+        self.accepted += true
+        guess.lookup.verified(len(drafts), true)
+        guess.lookup.extend(tokens)
+        guess.drafts = guess.lookup.propose(min(limit, session.opening.drafts)) if limit > 0 else ()
+        return guess.drafts

@@ -1,0 +1,83 @@
+"""The values that the parts of a stage hand to each other. No sockets, no engine, no decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bus.ring import Array, best_endpoint
+from cluster.placement import Instance
+from cluster.sessions import StageSession
+
+
+@dataclass(frozen=True, slots=True)
+class StageCounts:
+    """What a stage did since it was loaded; sessions, waiting and stored positions are those of now."""
+
+    sessions: int = 0
+    waiting: int = 0
+    forwards: int = 0
+    rows: int = 0
+    reused_rows: int = 0
+    stored_positions: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    busy_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """A stage's place in its ring: its index among how many, the end points of the next stage and of the first.
+
+    `positions` is what the smallest stage's memory for keys and values holds.
+    """
+
+    index: int
+    stages: int
+    following: str
+    first: str
+    positions: int
+
+
+def neighbours(instance: Instance, actor: str) -> Neighbours:
+    """Find the stage of `actor` in an instance. Raises StopIteration where it is not a member."""
+    stages = instance.stages
+    index = next(i for i, stage in enumerate(stages) if stage.actor == actor)
+    following = best_endpoint(stages[(index + 1) % len(stages)].endpoints)
+    positions = min(stage.positions for stage in stages)
+    return Neighbours(index, len(stages), following, best_endpoint(stages[0].endpoints), positions)
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """One session's share of a micro-batch: rows that continue it at `position`. The end of a `last` one is sampled.
+
+    With `rollback` what the session held from `position` on is forgotten first.
+    """
+
+    session: StageSession
+    position: int
+    inputs: Array
+    last: bool
+    rollback: bool = False
+    spent_ns: int = 0
+
+    @property
+    def end(self) -> int:
+        """The position after the last row."""
+        return self.position + len(self.inputs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """What a pass gave a session: `tokens` for the positions from `position` on, and drafts of what may follow.
+
+    With `rollback` drafts of the pass before were refuted.
+    """
+
+    session: StageSession
+    position: int
+    tokens: list[int]
+    drafts: tuple[int, ...]
+    rollback: bool
+    finished: bool
+    spent_ns: int

@@ -1,0 +1,57 @@
+"""Memory for keys and values that costs nothing before it is written to. Knows no slots and no layout."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from math import prod
+
+import numpy as np
+
+from engines.engine import EngineError, FloatArray
+
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+"""Python names it from 3.13 on."""
+
+
+class KVMemory:
+    """A float32 array of zeros in address space of its own: each page of it becomes memory when it is first written.
+
+    So a slot may own room for its whole context. The address space goes back when the last view of `array` is gone.
+    """
+
+    def __init__(self, *shape: int) -> None:
+        """Raises EngineError where the system lends no more address space than it has memory."""
+        nbytes = prod(shape) * np.dtype(np.float32).itemsize
+        try:
+            self._pages = _reserved(nbytes)
+        except OSError as error:
+            raise EngineError(
+                f"the system gives no address space of {nbytes >> 20} MiB for keys and values ({error.strerror});"
+                " let it overcommit memory, or choose a model with a shorter context"
+            ) from error
+        self.array: FloatArray = np.frombuffer(self._pages, np.float32, prod(shape)).reshape(shape)
+
+    def give_back(self, part: FloatArray) -> None:
+        """Forget a contiguous part of the array; the pages that lie wholly inside it are the system's again.
+
+        A system without `madvise` keeps them until the whole array is dropped.
+        """
+        if not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        start = part.ctypes.data - self.array.ctypes.data
+        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (start + part.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > first:
+            self._pages.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+
+def _reserved(nbytes: int) -> mmap.mmap:
+    if sys.platform == "win32":
+        return mmap.mmap(-1, nbytes)
+    # Shared memory, which Python takes by default, would keep the pages that are given back.
+    pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
+    # One written row must not take a whole huge page of 2 MB.
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return pages
