@@ -6,13 +6,19 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import ring, start, throughput
+from tests.bench import fairness, hops, overlap, prefill, ring, stall, start, throughput, wire
 from tests.bench.figures import Figure, show, write
 from tests.bench.peers import beside
 
 MEASURES: dict[Callable[[], list[Figure]], tuple[str, ...]] = {
     start.measure: ("start_s", "idle_mb"),
     ring.measure: ("hop_us", "decode_eff_2", "decode_eff_4", "batch_gain_8", "ring2_gain_8"),
+    hops.measure: ("hop_synthetic_us",),
+    overlap.measure: ("overlap_eff_2", "overlap_eff_4", "overlap_eff_8"),
+    prefill.measure: ("prefill_gain",),
+    stall.measure: ("stall_ratio",),
+    fairness.measure: ("jain_8", "cancel_ms"),
+    wire.measure: ("bytes_per_hop",),
     beside.measure: beside.NAMES,
     throughput.measure: ("throughput",),
 }

@@ -1,19 +1,16 @@
-"""What a ring costs and what many streams gain on it; the time of a hop beside raw libzmq."""
+"""What a ring of real nodes costs, and what many streams gain on it."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from statistics import median
 
-import zmq
-
 from models.catalogue import DEFAULT_MODEL
 from tests.bench.figures import Figure
+from tests.bench.raw_hop import raw_hop_us
 from tests.bench.streams import Streams, Timed, node_config, place
 from tests.rig_nodes import NodeProcess, nodes
 
@@ -23,8 +20,7 @@ TOKENS = 48
 PROMPT = tuple(range(100, 132))
 CROWD = 8
 CROWDED = (1, 2)
-PINGS = 2000
-PING_BYTES = 64 + 576 * 4
+ROW_BYTES = 576 * 4
 
 
 def measure() -> list[Figure]:
@@ -40,7 +36,12 @@ def measure() -> list[Figure]:
     hop = median(_beside_compute_us(turn[2]) / 2 for turn in rounds)
     return [
         Figure(
-            "hop_us", hop, "µs", "≤ 300", _raw_hop_us(), note="2 stages: time of a token not spent in engines, a hop"
+            "hop_us",
+            hop,
+            "µs",
+            "≤ 300",
+            raw_hop_us(ROW_BYTES),
+            note="2 stages: time of a token not spent in engines, a hop",
         ),
         _ratio("decode_eff_2", rate[2], rate[1], "≥ 0.95", "one stream, 2 stages beside 1"),
         _ratio("decode_eff_4", rate[4], rate[1], "≥ 0.90", "one stream, 4 stages beside 1"),
@@ -62,7 +63,7 @@ def _ring(stages: int) -> Iterator[Streams]:
         config = node_config(started[0].data_dir)
         instance = place(config, DEFAULT_MODEL)
         assert len(instance.stages) == stages, f"{len(instance.stages)} stages where {stages} were wanted"
-        streams = Streams(config, instance)
+        streams = Streams(config.run_path, instance)
         try:
             yield streams
         finally:
@@ -91,37 +92,3 @@ def _rate(tokens: list[Timed]) -> float:
 def _beside_compute_us(tokens: list[Timed]) -> float:
     gaps = [(b.at_ns - a.at_ns - b.compute_ns) / 1000 for a, b in pairwise(tokens)]
     return median(gaps)
-
-
-def _raw_hop_us() -> float:
-    """Half a round trip of a header and one row between two processes, blocking sockets over ipc, median."""
-    child = subprocess.Popen([sys.executable, "-c", _ECHO], stdout=subprocess.PIPE, text=True)
-    context = zmq.Context()
-    try:
-        assert child.stdout is not None
-        dealer = context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.RCVTIMEO, 5000)
-        dealer.connect(child.stdout.readline().strip())
-        payload = [bytes(64), bytes(PING_BYTES - 64)]
-        times = []
-        for _ in range(PINGS):
-            begun = time.perf_counter_ns()
-            dealer.send_multipart(payload)
-            dealer.recv_multipart()
-            times.append(time.perf_counter_ns() - begun)
-        return median(times) / 2000
-    finally:
-        child.kill()
-        child.wait()
-        context.destroy(linger=0)
-
-
-_ECHO = """
-import tempfile, zmq
-router = zmq.Context().socket(zmq.ROUTER)
-endpoint = f"ipc://{tempfile.mkdtemp()}/echo"
-router.bind(endpoint)
-print(endpoint, flush=True)
-while True:
-    router.send_multipart(router.recv_multipart())
-"""

@@ -63,7 +63,7 @@ def ring_of_nodes(stages: int, precision: str, engine: str = "onnx") -> Iterator
         config = node_config(started[0].data_dir)
         instance = place(config, DEFAULT_MODEL)
         assert len(instance.stages) == stages, f"{len(instance.stages)} stages where {stages} were wanted"
-        streams = Streams(config, instance)
+        streams = Streams(config.run_path, instance)
         try:
             yield started, streams
         finally:

@@ -1,0 +1,55 @@
+"""Whether clients that ask at the same time are served alike, and how soon one that leaves makes room."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from tests.bench.figures import Figure
+from tests.rig_synthetic_engine import Model
+from tests.rig_synthetic_ring import SyntheticRing, synthetic_ring
+
+CLIENTS = 8
+STAGES = 4
+STEP_MS = 5.0
+TOKENS = 800  # of all clients together
+MOST = 4096
+
+
+def measure() -> list[Figure]:
+    """`jain_8` and `cancel_ms`, with eight clients of unlike prompts on four stages."""
+    with synthetic_ring(Model(call_ms=STEP_MS, row_ms=1.0, prompt_row_ms=0.05), STAGES) as ring:
+        sessions = [ring.streams.open(_prompt(client), MOST) for client in range(CLIENTS)]
+        return [_fairness(ring, sessions), _cancel(ring, sessions)]
+
+
+def _prompt(client: int) -> list[int]:
+    return [client + 1] * (1 << client)  # 1 to 128 tokens
+
+
+def _fairness(ring: SyntheticRing, sessions: list[int]) -> Figure:
+    """Jain's index (Jain, Chiu, Hawe 1984) of the tokens that each got while all ran: 1 is equal, 1/8 is one alone."""
+    heard = [ring.streams.heard(session) for session in sessions]
+    ring.streams.hear(*heard, tokens=1)
+    before = [len(client.tokens) for client in heard]
+    ring.streams.hear_until(lambda: sum(len(client.tokens) for client in heard) >= sum(before) + TOKENS)
+    given = [len(client.tokens) - start for client, start in zip(heard, before, strict=True)]
+    note = f"tokens given to each of {CLIENTS} clients: {', '.join(map(str, given))}"
+    return Figure("jain_8", jain(given), "index", "≥ 0.95", note=note)
+
+
+def jain(given: list[int]) -> float:
+    """The square of the sum by n times the sum of squares."""
+    return sum(given) ** 2 / (len(given) * sum(share**2 for share in given))
+
+
+def _cancel(ring: SyntheticRing, sessions: list[int]) -> Figure:
+    """From a close frame to the slot being free on the last stage to free it; each client leaves in its turn."""
+    times = [_cancel_ms(ring, left) for left in reversed([sessions[: at + 1] for at in range(len(sessions))])]
+    note = f"{STAGES} stages of {STEP_MS:g} ms and more; the slowest of {CLIENTS}, median {median(times):.1f} ms"
+    return Figure("cancel_ms", max(times), "ms", "< 100", note=note)
+
+
+def _cancel_ms(ring: SyntheticRing, sessions: list[int]) -> float:
+    closed_ns = ring.streams.end(sessions[-1])
+    assert ring.comes_to(lambda stage: stage.slots == len(sessions) - 1), "a slot was never freed"
+    return (max(stage.released[-1].at_ns for stage in ring.look(journal=True)) - closed_ns) / 1e6

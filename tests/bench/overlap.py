@@ -1,0 +1,45 @@
+"""Whether all stages of a ring compute all the time, once two streams for each are there."""
+
+from __future__ import annotations
+
+from statistics import mean
+
+from tests.bench.figures import Figure
+from tests.bench.streams import Timed
+from tests.rig_synthetic import Seen
+from tests.rig_synthetic_engine import Model
+from tests.rig_synthetic_ring import synthetic_ring
+
+RINGS = (2, 4, 8)
+STREAMS = 2  # for each stage
+STEP_MS = 10.0
+TOKENS = 72
+SETTLED = 12  # tokens of each stream that are not counted: micro-batches form, the first is not full
+
+
+def measure() -> list[Figure]:
+    """One figure for each size of ring."""
+    return [_overlap(stages) for stages in RINGS]
+
+
+def _overlap(stages: int) -> Figure:
+    """Tokens a second, by those of a ring whose stages never wait: a micro-batch of two for each of its steps."""
+    prompts = [(stream + 1, stages) for stream in range(STREAMS * stages)]
+    with synthetic_ring(Model(call_ms=STEP_MS), stages) as ring:
+        rate = together(ring.streams.generate_side_by_side(prompts, TOKENS))
+        step_ms = max(_step_ms(stage) for stage in ring.look(journal=True))
+    ideal = STREAMS * 1000 / step_ms
+    note = f"{len(prompts)} streams, {stages} stages, {STREAMS} rows in {step_ms:.2f} ms: {rate:.1f} tok/s"
+    return Figure(f"overlap_eff_{stages}", rate / ideal, "ratio", "≥ 0.95", baseline=ideal, note=note)
+
+
+def _step_ms(stage: Seen) -> float:
+    """What a call took, which is what it should and what the machine added."""
+    return mean((call.ended_ns - call.begun_ns) / 1e6 for call in stage.calls)
+
+
+def together(came: list[list[Timed]]) -> float:
+    """Tokens a second of all streams, while all of them are well under way."""
+    begun, ended = max(tokens[SETTLED].at_ns for tokens in came), min(tokens[-1].at_ns for tokens in came)
+    counted = sum(begun < token.at_ns <= ended for tokens in came for token in tokens)
+    return counted / ((ended - begun) / 1e9)

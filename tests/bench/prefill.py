@@ -1,0 +1,46 @@
+"""What a ring gains on a long prompt by reading its chunks on all stages at once."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from random import Random
+from statistics import median
+
+from actors.stage import PROMPT_CHUNK
+from tests.bench.figures import Figure
+from tests.rig_synthetic_engine import Model
+from tests.rig_synthetic_ring import SyntheticRing, synthetic_ring
+
+STAGES = 4
+CHUNKS = 8
+CHUNK_MS = 20.0  # on one stage
+ROUNDS = 5
+
+
+def measure() -> list[Figure]:
+    """The time to the first token on one stage that holds all, by that of four stages with a quarter each."""
+    with ExitStack() as stack:
+        one, four = (stack.enter_context(synthetic_ring(_model(stages), stages)) for stages in (1, STAGES))
+        random = Random(1)
+        rounds = [[_first_token_s(ring, random) for ring in (one, four)] for _ in range(ROUNDS)]
+    alone, split = (median(column) for column in zip(*rounds, strict=True))
+    ideal = STAGES * CHUNKS / (CHUNKS + STAGES - 1)
+    note = (
+        f"{CHUNKS} chunks, {STAGES} stages of {CHUNK_MS:g} ms a chunk: first token after {1000 * split:.0f} ms,"
+        f" {1000 * alone:.0f} ms on one; gain {alone / split:.2f} of {ideal:.2f}"
+    )
+    return [Figure("prefill_gain", alone / split / ideal, "ratio", "≥ 0.8", baseline=ideal, note=note)]
+
+
+def _model(stages: int) -> Model:
+    return Model(prompt_row_ms=CHUNK_MS * STAGES / stages / PROMPT_CHUNK)
+
+
+def _first_token_s(ring: SyntheticRing, random: Random) -> float:
+    """With a prompt that was never here before."""
+    prompt = [random.randrange(ring.model.vocab_size) for _ in range(CHUNKS * PROMPT_CHUNK)]
+    session = ring.streams.open(prompt, 1)
+    heard = ring.streams.heard(session)
+    ring.streams.hear(heard)
+    ring.streams.end(session)
+    return (heard.tokens[0].at_ns - heard.opened_ns) / 1e9

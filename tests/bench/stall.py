@@ -1,0 +1,49 @@
+"""How long a running stream stands still while somebody else's long prompt enters."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from statistics import median
+
+from actors.stage import PROMPT_CHUNK
+from tests.bench.figures import Figure
+from tests.bench.streams import Heard
+from tests.rig_synthetic import Seen
+from tests.rig_synthetic_engine import DECODE_ROWS, Model
+from tests.rig_synthetic_ring import synthetic_ring
+
+STAGES = 2
+STEP_MS = 10.0
+CHUNK_MS = 80.0  # a chunk of a prompt costs about eight steps on a CPU
+PROMPT = 2048
+STEADY = 50  # tokens
+
+
+def measure() -> list[Figure]:
+    """The longest gap between two tokens, by two gaps of before and the time of one chunk on its way through."""
+    with synthetic_ring(Model(call_ms=STEP_MS, prompt_row_ms=(CHUNK_MS - STEP_MS) / PROMPT_CHUNK), STAGES) as ring:
+        streams = ring.streams
+        running = streams.heard(streams.open((1, 2, 3), 4096))
+        streams.hear(running, tokens=STEADY)
+        before = len(running.tokens)
+        long = streams.heard(streams.open([token % ring.model.vocab_size for token in range(PROMPT)], 1))
+        streams.hear(long)
+        entered = len(running.tokens)
+        streams.hear(running, tokens=entered + 1)
+        chunk = sum(_chunk_ms(stage) for stage in ring.look(journal=True))
+    steady, longest = median(_gaps_ms(running)[1:before]), max(_gaps_ms(running)[before - 1 :])
+    note = (
+        f"longest {longest:.1f} ms, steady {steady:.1f} ms, a chunk {chunk:.1f} ms on {STAGES} stages together;"
+        f" {entered - before} tokens came while {PROMPT} of the prompt entered"
+    )
+    return [Figure("stall_ratio", longest / (2 * steady + chunk), "ratio", "≤ 1", baseline=steady, note=note)]
+
+
+def _gaps_ms(heard: Heard) -> list[float]:
+    return [(b.at_ns - a.at_ns) / 1e6 for a, b in pairwise(heard.tokens)]
+
+
+def _chunk_ms(stage: Seen) -> float:
+    """The median call that was for a prompt's chunk."""
+    long = [call for call in stage.calls if any(rows > DECODE_ROWS for _, _, rows in call.chunks)]
+    return median((call.ended_ns - call.begun_ns) / 1e6 for call in long)

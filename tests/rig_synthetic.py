@@ -1,0 +1,122 @@
+"""A process that hosts one stage of a synthetic model, on the thread that every engine runs on.
+
+`python -m tests.rig_synthetic SETTINGS` says `Ready` in a line of JSON, answers each line on its standard input with
+one line, and ends with its input. `tests.rig_synthetic_ring` starts these processes and joins them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+
+import msgspec
+
+from actors.stage_thread import StageThread
+from actors.step import StageCounts, neighbours
+from bus.ring import Ring
+from cluster.placement import Instance
+from cluster.shard import Shard
+from tests.rig_synthetic_engine import HASH_BYTES, Call, Journal, Released, SyntheticEngine
+
+WITHIN_S = 20.0
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What a hosted stage is told at its start. `positions` is what its memory for keys and values shall hold."""
+
+    run_dir: str
+    name: str
+    shard: Shard
+    epoch: int
+    model: str
+    positions: int
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """The stage is loaded and listens."""
+
+    endpoints: tuple[str, ...]
+    positions: int
+
+
+class Join(msgspec.Struct, frozen=True, tag=True):
+    """Take a place in the ring."""
+
+    instance: Instance
+    actor: str
+
+
+class Look(msgspec.Struct, frozen=True, tag=True):
+    """Say what was done; with the journal, if wanted."""
+
+    journal: bool = False
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """A stage as it is now: what it counted, how many slots its engine holds, what it dropped, what the engine did."""
+
+    counts: StageCounts
+    slots: int
+    dropped: dict[str, int]
+    calls: list[Call]
+    released: list[Released]
+
+    @property
+    def sessions(self) -> int:
+        """How many it holds."""
+        return self.counts.sessions
+
+
+def main() -> None:
+    """Host a stage until standard input ends."""
+    settings = msgspec.json.decode(sys.argv[1], type=Settings)
+    engine = SyntheticEngine()
+    with patch("actors.stage_thread.create", lambda *_: engine):
+        stage = hosted(settings)
+    say(Ready(stage.loaded.result(WITHIN_S), stage.positions))
+    for question in questions():
+        if isinstance(question, Join):
+            stage.join_ring(neighbours(question.instance, question.actor)).result(WITHIN_S)
+        say(seen(stage, engine.journal, isinstance(question, Look) and question.journal))
+    stage.finish().result(WITHIN_S)
+    stage.join(WITHIN_S)
+
+
+def hosted(settings: Settings) -> StageThread:
+    """The stage's thread, with its shard loaded."""
+    folder, name, shard = Path(settings.run_dir), settings.name, settings.shard
+    stage = StageThread(
+        "synthetic",
+        shard,
+        settings.epoch,
+        Path(settings.model),
+        lambda: Ring(folder, name, "127.0.0.1"),
+        kv_bytes=settings.positions * HASH_BYTES * len(shard.layers),
+    )
+    stage.start()
+    stage.loaded.result(WITHIN_S)
+    return stage
+
+
+def questions() -> Iterator[Join | Look]:
+    """What the parent asks, until it closes its end."""
+    for line in sys.stdin.buffer:
+        yield msgspec.json.decode(line, type=Join | Look)
+
+
+def seen(stage: StageThread, journal: Journal, whole: bool) -> Seen:
+    """The stage's counts and the engine's journal. Both belong to another thread, whose appends do not disturb."""
+    calls, released = (list(journal.calls), list(journal.released)) if whole else ([], [])
+    return Seen(stage.counts, journal.slots, stage.dropped, calls, released)
+
+
+def say(answer: msgspec.Struct) -> None:
+    """One line to the parent."""
+    sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
