@@ -70,7 +70,8 @@ async def _speed(api: str, model: str) -> Speed:
     singles: list[Answer] = []
     crowds: list[Sequence[Answer]] = []
     why_not = ""
-    async with httpx.AsyncClient(base_url=api, timeout=WARM_WITHIN_S) as client:
+    fresh = httpx.Limits(max_keepalive_connections=0)  # a kept connection may be closed just as the next question goes
+    async with httpx.AsyncClient(base_url=api, timeout=WARM_WITHIN_S, limits=fresh) as client:
         asker = Asker(client, model)
         await asker.answers(1, WARM_WITHIN_S)
         ends = time.monotonic() + ROUNDS_WITHIN_S
