@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import median
 
 import numpy as np
@@ -23,11 +23,24 @@ def load_sentence() -> str:
 
 def pin(pid: int, core: int) -> None:
     """Keep all threads of a process, and those that they start later, on one core; nothing where a system cannot."""
-    if not hasattr(os, "sched_setaffinity"):
-        return
-    usable = sorted(os.sched_getaffinity(0))
-    for thread in psutil.Process(pid).threads():
-        os.sched_setaffinity(thread.id, {usable[core % len(usable)]})
+    _keep((thread.id for thread in psutil.Process(pid).threads()), core)
+
+
+def pin_busiest(pid: int, core: int) -> None:
+    """Keep just the thread that computed most so far on one core.
+
+    A message wakes threads of libzmq that only pass it on. Confined to the core of the thread that computes, they would
+    queue there behind whatever else the system runs on it, while the other cores idle.
+    """
+    busiest = max(psutil.Process(pid).threads(), key=lambda thread: thread.user_time + thread.system_time)
+    _keep([busiest.id], core)
+
+
+def _keep(threads: Iterable[int], core: int) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        usable = sorted(os.sched_getaffinity(0))
+        for thread in threads:
+            os.sched_setaffinity(thread, {usable[core % len(usable)]})
 
 
 def read_bytes_per_s() -> float:

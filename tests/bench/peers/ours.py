@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from models.catalogue import DEFAULT_MODEL
-from tests.bench.peers.machine import pin
+from tests.bench.peers.machine import pin_busiest
 from tests.bench.streams import Streams, Timed, node_config, place
 from tests.rig_nodes import NodeProcess, nodes
 
@@ -72,12 +72,12 @@ def ring_of_nodes(stages: int, precision: str, engine: str = "onnx") -> Iterator
 
 @contextmanager
 def ring(stages: int, precision: str, engine: str = "onnx") -> Iterator[Ours]:
-    """The streams of such a ring, warm, each engine on a core of its own while there are so many."""
+    """The streams of such a ring, warm, each engine's thread on a core of its own while there are so many."""
     with ring_of_nodes(stages, precision, engine) as (started, streams):
-        for core, node in enumerate(started):
-            _pin_engines(node, core)
         ours = Ours(streams, seed=os.getpid() + stages)
         ours.decode_rate(32, 8)
+        for core, node in enumerate(started):
+            _pin_engine(node, core)
         yield ours
 
 
@@ -88,10 +88,10 @@ def _wait_for_all(started: list[NodeProcess]) -> None:
         time.sleep(0.05)
 
 
-def _pin_engines(node: NodeProcess, core: int) -> None:
+def _pin_engine(node: NodeProcess, core: int) -> None:
     for process in node.children():
         if ENGINE in process.cmdline():
-            pin(process.pid, core)
+            pin_busiest(process.pid, core)
 
 
 def _seconds(begun: Timed, ended: Timed) -> float:

@@ -21,15 +21,18 @@ from tests.bench.peers import beside, chat, commands, llamacpp_build
 from tests.bench.peers.__main__ import Row, measure
 from tests.bench.peers.chat import Answer
 from tests.bench.peers.commands import AbsentError
-from tests.bench.peers.machine import pin
+from tests.bench.peers.machine import pin, pin_busiest
 from tests.bench.peers.servers import Server
 from tests.bench.plot import series
 
-TWO_THREADS = """
-import threading
-threading.Thread(target=threading.Event().wait, daemon=True).start()
-print("started", flush=True)
-input()
+ONE_BUSY_THREAD = """
+import threading, time
+def compute():
+    while time.thread_time() < 0.2:
+        pass
+    print("computed", flush=True)
+    input()
+threading.Thread(target=compute).start()
 """
 WITH_A_CHILD = """
 import subprocess, sys
@@ -37,6 +40,9 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print(child.pid, flush=True)
 child.wait()
 """
+
+
+pins = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no thread to a core")
 
 
 def event(piece: dict[str, object]) -> bytes:
@@ -72,6 +78,16 @@ def scripted(status: int = 200) -> Iterator[str]:
         server.shutdown()
         thread.join(10)
         server.server_close()
+
+
+@contextmanager
+def started(code: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A python that runs this code, from its first line of output until it has read a line."""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.communicate(b"\n", timeout=30)
 
 
 def test_a_command_that_fails_is_a_sentence_with_its_last_line(tmp_path: Path) -> None:
@@ -162,18 +178,20 @@ def test_questions_do_not_begin_with_the_same_words_twice() -> None:
     assert len(set(chat.SUBJECTS)) == len(chat.SUBJECTS)
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process to a core")
+@pins
 def test_all_threads_of_a_pinned_process_stay_on_its_core() -> None:
-    command = [sys.executable, "-c", TWO_THREADS]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
+    with started(ONE_BUSY_THREAD) as process:
         pin(process.pid, 0)
-        threads = psutil.Process(process.pid).threads()
-        cores = [os.sched_getaffinity(thread.id) for thread in threads]
-        process.communicate(b"\n", timeout=30)
-    assert len(cores) == 2
+        cores = [os.sched_getaffinity(thread.id) for thread in psutil.Process(process.pid).threads()]
     assert cores == [{min(os.sched_getaffinity(0))}] * 2
+
+
+@pins
+def test_of_a_process_whose_engine_is_pinned_only_the_thread_that_computes_stays_on_its_core() -> None:
+    with started(ONE_BUSY_THREAD) as process:
+        pin_busiest(process.pid, 0)
+        cores = [os.sched_getaffinity(thread.id) for thread in psutil.Process(process.pid).threads()]
+    assert sorted(cores, key=len) == [{min(os.sched_getaffinity(0))}, os.sched_getaffinity(0)]
 
 
 def test_curves_are_drawn_from_what_the_bench_wrote(tmp_path: Path) -> None:
