@@ -22,7 +22,7 @@ from engines.onnx.grid import lay_out
 from engines.onnx.lanes import Lanes
 from engines.onnx.linear import floats, integers, linear
 from engines.onnx.stage import session
-from engines.precision import Precision
+from engines.precision import PRECISIONS, Precision
 from models.blocks import UNPACK, QuantisedBlocks
 from models.tokenizer import Tokenizer
 from models.weights import Weights, open_weights
@@ -319,3 +319,15 @@ def divergence(expected: FloatArray, answer: FloatArray) -> float:
 def log_softmax(logits: FloatArray) -> np.ndarray:
     shifted = logits.astype(np.float64) - logits.max()
     return np.asarray(shifted - np.log(np.exp(shifted).sum()))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rows_of_a_chunk_have_the_bits_that_each_has_alone(precision: Precision) -> None:
+    engine = OnnxEngine(precision)
+    engine.load(whole("default", 30), default_model_path())
+    ids = np.random.default_rng(3).integers(1000, 40000, 49).astype(np.int32)
+    for slot in (0, 1):
+        engine.forward([Chunk(slot, 0, ids[:40])])
+    one_by_one = [engine.forward([Chunk(0, at, ids[at : at + 1], 1)])[0] for at in range(40, 49)]
+    (at_once,) = engine.forward([Chunk(1, 40, ids[40:], 9)])
+    np.testing.assert_array_equal(at_once, np.concatenate(one_by_one))

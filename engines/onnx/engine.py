@@ -29,6 +29,7 @@ class OnnxEngine(StagedEngine[int]):
     """
 
     name: ClassVar[str] = "onnx"
+    exact_rows: ClassVar[int] = 64
 
     def __init__(self, precision: Precision = "fast") -> None:
         super().__init__()

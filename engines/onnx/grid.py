@@ -15,7 +15,8 @@ class Grid:
     """All lanes from the first to the last that have a chunk; what the arrays say is counted from the first.
 
     `places` (chunks,) is each chunk's lane. `rows` (lanes, steps) says which row of the batch stands where, some row
-    for the `idle` lanes that have no chunk. `order` (rows, 2) is in which lane and step each row stands.
+    for the `idle` lanes that have no chunk and for the `spare` steps behind a chunk. `order` (rows, 2) is in which
+    lane and step each row stands.
     """
 
     first: int
@@ -24,14 +25,20 @@ class Grid:
     places: Array
     rows: Array
     order: Array
+    spare: int
 
 
 @lru_cache(maxsize=64)
-def lay_out(lanes: tuple[int, ...], steps: int) -> Grid:
-    """The grid of chunks of `steps` rows each in these lanes; kept, as sessions that decode together stay together."""
+def lay_out(lanes: tuple[int, ...], rows: int) -> Grid:
+    """The grid of chunks of `rows` rows each in these lanes; kept, as sessions that decode together stay together.
+
+    A row that is alone gets a spare step behind it. The attention kernel takes another way for one step than for
+    several, with other last bits: so a row has the same bits alone and in a longer chunk.
+    """
+    spare = int(len(lanes) == rows == 1)
     first, end = min(lanes), max(lanes) + 1
     places = np.array(lanes) - first
-    rows = np.zeros((end - first, steps), np.int64)
-    rows[places] = np.arange(len(lanes) * steps).reshape(-1, steps)
-    order = np.stack((places.repeat(steps), np.tile(np.arange(steps), len(lanes))), axis=1)
-    return Grid(first, end, tuple(sorted(set(range(first, end)) - set(lanes))), places, rows, order)
+    grid = np.zeros((end - first, rows + spare), np.int64)
+    grid[places, :rows] = np.arange(len(lanes) * rows).reshape(-1, rows)
+    order = np.stack((places.repeat(rows), np.tile(np.arange(rows), len(lanes))), axis=1)
+    return Grid(first, end, tuple(sorted(set(range(first, end)) - set(lanes))), places, grid, order, spare)

@@ -7,10 +7,10 @@ from engines.kv_memory import KVMemory
 
 
 class Lanes:
-    """`array` is (layers, 2, MAX_SLOTS, kv_heads, context, head_dim) float32, and is memory where it was written."""
+    """`array` is (layers, 2, MAX_SLOTS, kv_heads, capacity, head_dim) float32, and is memory where it was written."""
 
-    def __init__(self, n_layers: int, kv_heads: int, context: int, head_dim: int) -> None:
-        self._memory = KVMemory(n_layers, 2, MAX_SLOTS, kv_heads, context, head_dim)
+    def __init__(self, n_layers: int, kv_heads: int, capacity: int, head_dim: int) -> None:
+        self._memory = KVMemory(n_layers, 2, MAX_SLOTS, kv_heads, capacity, head_dim)
         self._free = set(range(MAX_SLOTS))
 
     @property

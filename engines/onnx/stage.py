@@ -22,6 +22,10 @@ FIRST_TURNS = 256
 MOST_BINDINGS = 64
 
 
+BEHIND = 16
+"""Positions behind the context, for a spare step; so many keep a head's memory in whole pages."""
+
+
 class OnnxStage:
     """A graph with the lanes that it reads and writes in place."""
 
@@ -34,7 +38,8 @@ class OnnxStage:
         self._embedding = embedding
         self._frequencies = frequencies(config)
         self._turns = _turns(self._frequencies, FIRST_TURNS)
-        self._lanes = Lanes(len(shard.layers), config.n_kv_heads, config.context_length, config.head_dim)
+        capacity = config.context_length + BEHIND
+        self._lanes = Lanes(len(shard.layers), config.n_kv_heads, capacity, config.head_dim)
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
 
     @property
@@ -77,7 +82,7 @@ class OnnxStage:
         The attention kernel takes several lanes at one row each, or one lane: so chunks of more rows run alone.
         From some thirty rows on that costs nothing, as a product then costs by the row.
         """
-        self._reach(max(chunk.position + chunk.rows for chunk in batch))
+        self._reach(max(chunk.position + chunk.rows for chunk in batch) + BEHIND)
         answers = [NO_LOGITS] * len(batch)
         single = [index for index, chunk in enumerate(batch) if chunk.rows == 1]
         longer = [[index] for index, chunk in enumerate(batch) if chunk.rows > 1]
@@ -105,7 +110,7 @@ class OnnxStage:
     def _compute(self, chunks: Sequence[Chunk], grid: Grid) -> FloatArray:
         rows = self._enter(np.concatenate([chunk.inputs for chunk in chunks]))
         ends = np.zeros(grid.end - grid.first, np.int32)
-        ends[grid.places] = [chunk.position + chunk.rows - 1 for chunk in chunks]
+        ends[grid.places] = [chunk.position + chunk.rows + grid.spare - 1 for chunk in chunks]
         longest = ends.max(keepdims=True) + np.int32(1)
         inputs = {"hidden": rows, "grid": grid.rows, "order": grid.order, "ends": ends, "longest": longest}
         span = (grid.first, grid.end)
