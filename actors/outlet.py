@@ -7,8 +7,8 @@ import numpy as np
 
 from actors.step import Choice, Neighbours, Step
 from bus.frame import Flag, Frame
-from bus.ring import Array, NeighbourGone, Ring
-from cluster.sessions import Failure, StageSession
+from bus.ring import Array, NeighbourGone, Ring, best_endpoint
+from cluster.sessions import Failure, Opening, StageSession
 from engines.activations import packed
 from engines.engine import FloatArray
 from models.config import Dtype
@@ -61,9 +61,15 @@ class Outlet:
         """To the gateway: the session runs, and `known` tokens of its prompt need not be computed."""
         self._place(session.session, session.reply_to, 0, known)
 
-    def place_in_queue(self, session: int, reply_to: str, ahead: int) -> None:
+    def place_in_queue(self, session: int, opening: Opening, ahead: int) -> None:
         """To the gateway: the session waits, as number `ahead` of those that do, from 0."""
-        self._place(session, reply_to, ahead + 1, 0)
+        if reply_to := self._way_back(opening):
+            self._place(session, reply_to, ahead + 1, 0)
+
+    def refused(self, session: int, opening: Opening, failure: Failure) -> None:
+        """To the gateway: the session was not let in."""
+        if reply_to := self._way_back(opening):
+            self.failed(session, reply_to, failure)
 
     def failed(self, session: int, reply_to: str, failure: Failure) -> None:
         """To the gateway: the session is over."""
@@ -72,6 +78,14 @@ class Outlet:
     def closed(self, session: StageSession, endpoint: str) -> None:
         """To a stage: the session is over."""
         self._say(endpoint, self.frame(session.session, Flag.CLOSE), b"", "neighbour gone")
+
+    def _way_back(self, opening: Opening) -> str:
+        """The owner's end point; empty where it is gone."""
+        try:
+            return best_endpoint(opening.reply_to)
+        except ValueError:
+            self._ring.dropped["gateway gone"] += 1
+            return ""
 
     def _place(self, session: int, reply_to: str, ahead: int, cached: int) -> None:
         payload = np.array([ahead, cached], np.int32)

@@ -91,7 +91,7 @@ class Stage:
         """Take no new sessions; `drained` is done when the last one here is over."""
         self._drained = drained
         for session, opening in self._entrance.leave_waiting():
-            self._out.failed(session, best_endpoint(opening.reply_to), REPLACED)
+            self._out.refused(session, opening, REPLACED)
         self._see_drained()
 
     def turn(self) -> None:
@@ -176,9 +176,9 @@ class Stage:
             reply_to = best_endpoint(opening.reply_to)
             self._ring.introduce(reply_to)
             if self._shard.is_first:
-                self._ask(frame.session, opening, reply_to)
+                self._ask(frame.session, opening)
             else:
-                self._enter(frame.session, opening)
+                self._enter(frame.session, opening, reply_to)
         except (msgspec.DecodeError, KeyError, ValueError):
             self._ring.dropped["opening"] += 1
 
@@ -218,10 +218,10 @@ class Stage:
 
     # -- beginnings
 
-    def _ask(self, session: int, opening: Opening, reply_to: str) -> None:
+    def _ask(self, session: int, opening: Opening) -> None:
         """Into the queue, or back with a reason."""
         if failure := REPLACED if self._drained else self._entrance.ask(session, opening):
-            self._out.failed(session, reply_to, failure)
+            self._out.refused(session, opening, failure)
         else:
             self._admit()
 
@@ -231,18 +231,23 @@ class Stage:
             return
         now = time.monotonic()
         while admitted := self._entrance.admit(now):
-            self._enter(*admitted)
+            session, opening = admitted
+            try:
+                self._enter(session, opening, best_endpoint(opening.reply_to))
+            except ValueError:  # the owner went away while it waited
+                self._entrance.take_back(session, opening, now)
         for session, opening, ahead in self._entrance.places(now):
-            self._out.place_in_queue(session, best_endpoint(opening.reply_to), ahead)
+            self._out.place_in_queue(session, opening, ahead)
 
-    def _enter(self, session_id: int, opening: Opening) -> None:
+    def _enter(self, session_id: int, opening: Opening, reply_to: str) -> None:
         """A session begins here, with what the prefix cache has of it."""
         self._passes.blocks.drop(opening.drop)
         session = self._sessions.open(session_id, opening, time.monotonic())
-        session.reply_to = best_endpoint(opening.reply_to)
+        session.reply_to = reply_to
         try:
             restored = self._passes.restore(session)
         except (PrefixLost, EngineError) as error:
+            self._entrance.take_back(session_id, opening, time.monotonic())
             self._fail(session, Failure("prefix_lost", f"{error}; ask again", 1))
             return
         if self._shard.is_first:
@@ -256,9 +261,13 @@ class Stage:
     def _keep(self, session: StageSession, tokens: Sequence[int]) -> None:
         """Have every stage store what stands at the session's first positions; all of them have computed it."""
         if keeping := self._entrance.keep(tokens):
-            self._passes.save(session, keeping)
             if not self._shard.is_last:
                 self._onward(session, Flag.KEEP, msgspec.msgpack.encode(keeping))
+            try:
+                self._passes.save(session, keeping)
+            except EngineError as error:
+                logger.warning("session %x cannot be stored: %s", session.session, error)
+                self._entrance.forget()
 
     # -- computing
 

@@ -63,6 +63,11 @@ class Entrance:
         drop = self._take_void() + self._index.shrink(self._admission.free, opening.prompt)
         return session, msgspec.structs.replace(opening, reuse=self._index.match(opening.prompt), drop=drop)
 
+    def take_back(self, session: int, opening: Opening, now: float) -> None:
+        """An admitted session did not begin: what its opening dropped is for the next one to tell the other stages."""
+        self.leave(session, now)
+        self._void += opening.drop
+
     def places(self, now: float) -> list[tuple[int, Opening, int]]:
         """The waiting sessions to be told how many are ahead: where that has changed, and all of them now and then."""
         places = self._admission.moved()
