@@ -10,7 +10,7 @@ ONLY ?=
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-node run-cluster check test protocol bench clean
+.PHONY: help setup run-node run-cluster check test protocol bench bench-peers plot clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,12 @@ protocol: $(VENV)/.dev ## write the tables of protocol.md
 bench: $(VENV)/.dev ## measure DESIGN's numbers, print a table, write build/bench.json (ONLY=hop_us,start_s)
 	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
 
+bench-peers: $(VENV)/.dev ## other chat servers beside exobus, into build/peers.json (ONLY=exobus,llama-server)
+	$(BIN)/python -m tests.bench.peers $(if $(ONLY),--only $(ONLY))
+
+plot: $(VENV)/.bench ## draw docs/throughput.png from build/bench.json
+	$(BIN)/python -m tests.bench.plot
+
 clean: ## remove what was built and installed here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -57,4 +63,8 @@ $(VENV)/.node: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml | $(VENV)/.node
 	@echo "installing the engines and the tools for tests"
 	@$(BIN)/python -m pip install --quiet --editable '.[mlx,tinygrad,onnx,dev]'
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.dev
+	@$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@

@@ -69,7 +69,8 @@ class Machine:
 
     async def _measure(self) -> DeviceCapabilities:
         self._child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "actors.measure", self._config.engine, self._config.cache_dir,
+            sys.executable, "-m", "actors.measure",
+            self._config.engine, self._config.precision, self._config.cache_dir,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:

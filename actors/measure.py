@@ -1,7 +1,8 @@
-"""What this machine is and which engine is fastest on it: `python -m actors.measure ENGINE CACHE_DIR` prints JSON.
+"""What this machine is and which engine is fastest on it.
 
-A process of its own, so that the node actor stays small. What was measured is kept beside the models until a
-package or the processor changes. Available memory is not measured here: it changes by the second.
+`python -m actors.measure ENGINE PRECISION CACHE_DIR` prints JSON. A process of its own, so that the node actor stays
+small. What was measured is kept beside the models until a package or the processor changes. Available memory is not
+measured here: it changes by the second.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import platform
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 import msgspec
 import psutil
 
 from cluster.capabilities import DeviceCapabilities, EngineCapability, Flops
+from engines.precision import Precision
 
 PROBE_WITHIN_S = 20.0
 MATRIX = 1024
-MEASURED_FILE = ".measured.json"
+MEASURED_FILE = ".measured-{}.json"  # one for each precision
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -29,30 +32,31 @@ class Measured(msgspec.Struct, frozen=True):
     capabilities: DeviceCapabilities
 
 
-def describe(engine: str, cache_dir: Path) -> DeviceCapabilities:
-    """The machine with `engine` chosen: `auto` takes the fastest, a name is taken at its word.
+def describe(engine: str, precision: Precision, cache_dir: Path) -> DeviceCapabilities:
+    """The machine with `engine` chosen: `auto` takes the fastest at this precision, a name is taken at its word.
 
     Raises engines.engine.EngineError where nothing works.
     """
     from engines.probe import choose, fingerprint
 
-    kept = _kept(cache_dir, fingerprint())
+    file, key = cache_dir / MEASURED_FILE.format(precision), fingerprint(precision=precision)
+    kept = _kept(file, key)
     if engine != "auto":
         return msgspec.structs.replace(kept or _machine(()), engine=engine, why="it was asked for")
-    found = kept or _measure(cache_dir, fingerprint())
+    found = kept or _measure(file, key, precision)
     name, why = choose(found.engines)
     return msgspec.structs.replace(found, engine=name, why=why)
 
 
-def _measure(cache_dir: Path, fingerprint: str) -> DeviceCapabilities:
+def _measure(file: Path, fingerprint: str, precision: Precision) -> DeviceCapabilities:
     from engines.probe import measure
     from engines.registry import ENGINES
 
-    found = _machine(_best_first(measure(ENGINES, PROBE_WITHIN_S)))
-    cache_dir.mkdir(parents=True, exist_ok=True)
-    part = cache_dir / f"{MEASURED_FILE}.{os.getpid()}.part"
+    found = _machine(_best_first(measure(ENGINES, PROBE_WITHIN_S, precision)))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}.part")
     part.write_bytes(msgspec.json.encode(Measured(fingerprint, found)))
-    os.replace(part, cache_dir / MEASURED_FILE)
+    os.replace(part, file)
     return found
 
 
@@ -66,9 +70,9 @@ def _best_first(engines: tuple[EngineCapability, ...]) -> tuple[EngineCapability
     return tuple(sorted(engines, key=lambda engine: (not engine.usable, engine.ms_per_layer or 0.0)))
 
 
-def _kept(cache_dir: Path, fingerprint: str) -> DeviceCapabilities | None:
+def _kept(file: Path, fingerprint: str) -> DeviceCapabilities | None:
     try:
-        kept = msgspec.json.decode((cache_dir / MEASURED_FILE).read_bytes(), type=Measured)
+        kept = msgspec.json.decode(file.read_bytes(), type=Measured)
     except (OSError, msgspec.DecodeError):
         return None
     return kept.capabilities if kept.fingerprint == fingerprint else None
@@ -103,12 +107,12 @@ def _model() -> str:
         return f"{platform.system()} {platform.machine()}"
 
 
-def main(engine: str, cache_dir: str) -> None:
+def main(engine: str, precision: str, cache_dir: str) -> None:
     """Print DeviceCapabilities as one line of JSON, or on standard error one sentence why there are none."""
     from engines.engine import EngineError
 
     try:
-        found = describe(engine, Path(cache_dir))
+        found = describe(engine, cast(Precision, precision), Path(cache_dir))  # which the engines check
     except EngineError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(1) from None
@@ -116,4 +120,4 @@ def main(engine: str, cache_dir: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:4])

@@ -66,4 +66,4 @@ def live_a_life(sessions: Sessions, prompt: Sequence[int]) -> None:
     sessions.copy(3, 4, 0, 20)
     sessions.copy(3, 4, 20, 30)
     sessions.check({4: [7], 3: [6, 5, 4], 0: [3], 1: prompt[:4], 2: [1]})
-    sessions.check({1: [1], 3: [2], 4: [3], 0: [5]})
+    sessions.check({1: [1], 3: [2], 4: [3]})

@@ -74,8 +74,8 @@ def integers(graph: Graph, rows: str, blocks: QuantisedBlocks) -> str:
     )
     if blocks.centre is not None:
         return product
-    left_out = floats(graph, _block_sums(graph, rows, blocks), blocks.minimums + zero * blocks.scales)
-    return graph.node("Add", product, left_out)
+    left_out = graph.weight(blocks.minimums + zero * blocks.scales)
+    return graph.node("Gemm", _block_sums(graph, rows, blocks), left_out, product, transB=1)
 
 
 def _block_sums(graph: Graph, rows: str, blocks: QuantisedBlocks) -> str:

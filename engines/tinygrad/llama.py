@@ -33,21 +33,20 @@ class Llama:
         """Token ids (rows,) -> hidden states (rows, hidden)."""
         return self.embed_tokens[tokens]
 
-    def hidden(self, inputs: Tensor, turns: Tensor, caches: list[Tensor], *positions: UOp) -> Tensor:
-        """Token ids (rows,) or hidden states (rows, hidden) -> hidden states, all layers in one.
-
-        The rows are shared out evenly to sequences that go on from `positions`; `caches` has the layers of the first
-        sequence, then those of the next.
-        """
+    def hidden(self, inputs: Tensor, turns: Tensor, caches: list[Tensor], position: UOp) -> Tensor:
+        """Token ids (rows,) or hidden states (rows, hidden) from `position` on -> hidden states, all layers in one."""
         rows = self.embedded(inputs) if self.shard.is_first else inputs
-        for index, weights in enumerate(self.layers):
-            rows = self.layer(rows, turns, weights, caches[index :: len(self.layers)], *positions)
+        for weights, cache in zip(self.layers, caches, strict=True):
+            rows = self.layer(rows, turns, weights, [cache], position)
         return rows
 
     def layer(
         self, rows: Tensor, turns: Tensor, weights: LayerWeights, caches: list[Tensor], *positions: UOp
     ) -> Tensor:
-        """One transformer block on hidden states (rows, hidden), with a cache for each sequence."""
+        """One transformer block on hidden states (rows, hidden).
+
+        The rows are shared out evenly to the sequences, which have a cache each and go on from `positions`.
+        """
         normed = self._normed(rows, weights["input_layernorm.weight"])
         rows = (rows + self._attention(normed, turns, weights, caches, positions)).contiguous()
         normed = self._normed(rows, weights["post_attention_layernorm.weight"])

@@ -95,12 +95,9 @@ class TinygradStage:
         """Nothing to do: the tensors go with their last holder."""
 
     def _single_rows(self, chunks: Sequence[Chunk], caches: Sequence[list[Tensor]]) -> list[FloatArray]:
-        """One row of each of several slots, as one captured graph."""
+        """One row of each of several slots, in one pass."""
         inputs = self._tensor(np.concatenate([chunk.inputs for chunk in chunks]))
-        turns = self._turns([chunk.position for chunk in chunks])
-        bound = [self._bound(chunk.position, index) for index, chunk in enumerate(chunks)]
-        run = self._capture(self._model.hidden, len(chunks), capacity(caches[0]))
-        hidden = run(inputs, turns, [layer for cache in caches for layer in cache], *bound)
+        hidden = self._hidden(inputs, [chunk.position for chunk in chunks], caches)
         if not self.shard.is_last:
             return list(np.array(hidden.numpy())[:, None])
         if not any(chunk.logits for chunk in chunks):
@@ -117,22 +114,27 @@ class TinygradStage:
         """Run the chunk's rows from `start` on in the captured shape of `rows` rows."""
         inputs = chunk.inputs[start : start + rows]
         padded = np.pad(inputs, [(0, rows - len(inputs))] + [(0, 0)] * (inputs.ndim - 1))
-        hidden = self._hidden(self._tensor(padded), chunk.position + start, cache)
+        hidden = self._hidden(self._tensor(padded), [chunk.position + start], [cache])
         if self.shard.is_last:
             return self._logits(hidden, max(0, chunk.rows - chunk.logits - start), len(inputs))
         return np.array(hidden.numpy()[: len(inputs)])
 
-    def _hidden(self, inputs: Tensor, position: int, cache: list[Tensor]) -> Tensor:
-        """One row runs as one captured graph, quick to replay; more rows layer by layer, quick to capture."""
-        rows = int(inputs.shape[0])
-        turns, bound = self._turns(range(position, position + rows)), self._bound(position)
+    def _hidden(self, inputs: Tensor, positions: Sequence[int], caches: Sequence[list[Tensor]]) -> Tensor:
+        """Rows of one slot, or as many of each of several. One row alone is one captured graph, quick to replay.
+
+        More rows run layer by layer, which is quick to capture, since one captured layer serves all.
+        """
+        rows, room = int(inputs.shape[0]), capacity(caches[0])
+        each = range(rows // len(positions))
+        turns = self._turns([position + row for position in positions for row in each])
+        bound = [self._bound(position, index) for index, position in enumerate(positions)]
         if rows == ONE:
-            decoded: Tensor = self._capture(self._model.hidden, rows, capacity(cache))(inputs, turns, cache, bound)
+            decoded: Tensor = self._capture(self._model.hidden, rows, room)(inputs, turns, caches[0], *bound)
             return decoded
         hidden = self._capture(self._model.embedded, rows)(inputs) if self.shard.is_first else inputs
-        layer = self._capture(self._model.layer, rows, capacity(cache))
-        for weights, held in zip(self._model.layers, cache, strict=True):
-            hidden = layer(hidden, turns, weights, [held], bound)
+        layer = self._capture(self._model.layer, rows, len(positions), room)
+        for index, weights in enumerate(self._model.layers):
+            hidden = layer(hidden, turns, weights, [cache[index] for cache in caches], *bound)
         return hidden
 
     def _logits(self, hidden: Tensor, start: int, end: int) -> FloatArray:

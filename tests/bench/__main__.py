@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import fairness, hops, overlap, prefill, ring, stall, start, wire
+from tests.bench import fairness, hops, overlap, prefill, ring, stall, start, texts, throughput, wire
 from tests.bench.figures import Figure, show, write
+from tests.bench.peers import beside
 
 MEASURES: dict[Callable[[], list[Figure]], tuple[str, ...]] = {
     start.measure: ("start_s", "idle_mb"),
@@ -18,6 +19,9 @@ MEASURES: dict[Callable[[], list[Figure]], tuple[str, ...]] = {
     stall.measure: ("stall_ratio",),
     fairness.measure: ("jain_8", "cancel_ms"),
     wire.measure: ("bytes_per_hop",),
+    texts.measure: ("lookup_tokens_per_pass", "lookup_speed", "lookup_equal", "prefix_ttft"),
+    beside.measure: beside.NAMES,
+    throughput.measure: ("throughput",),
 }
 
 

@@ -11,7 +11,10 @@ from rich.table import Table
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """One number. `floor` is the physical or raw-library limit of the same run, `baseline` a ratio's other side."""
+    """One number. `floor` is the physical or raw-library limit of the same run, `baseline` a ratio's other side.
+
+    `points` are a curve's, each (stages, streams, tokens a second).
+    """
 
     name: str
     value: float
@@ -20,6 +23,7 @@ class Figure(msgspec.Struct, frozen=True):
     floor: float | None = None
     baseline: float | None = None
     note: str = ""
+    points: tuple[tuple[int, int, float], ...] = ()
 
 
 def write(figures: Sequence[Figure], path: Path) -> None:

@@ -1,0 +1,34 @@
+"""The default model as a folder for servers that read no GGUF: `python -m tests.bench.peers.checkpoint FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import safetensors.numpy
+
+from models.gguf_tokenizer import ensure_tokenizer
+from models.weights import open_weights
+from tests.rig_models import default_model_path
+
+MODEL_FILE = "model.safetensors"
+
+
+def write_checkpoint(folder: Path) -> None:
+    """Have config.json, the tokenizer and all weights as float32 in `folder`; the weights come last."""
+    if (folder / MODEL_FILE).is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    gguf = default_model_path()
+    ensure_tokenizer(gguf, folder)
+    with open_weights(gguf) as weights:
+        tensors = {name: weights.tensor(name) for name in weights.names()}
+        (folder / "config.json").write_text(json.dumps(weights.config.hf() | {"torch_dtype": "float32"}))
+    partial = folder / f"{MODEL_FILE}.partial"
+    safetensors.numpy.save_file(tensors, partial, {"format": "mlx"})
+    partial.rename(folder / MODEL_FILE)
+
+
+if __name__ == "__main__":
+    write_checkpoint(Path(sys.argv[1]))

@@ -1,0 +1,106 @@
+"""llama.cpp's own benchmark programs, run once a call and read. Rates are tokens a second."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.bench.peers.machine import pin
+
+RUN_WITHIN_S = 180.0
+LISTEN_WITHIN_S = 10.0
+
+
+class LlamaCpp:
+    """One model under llama.cpp: on one pinned thread, or on RPC servers of one pinned thread each."""
+
+    def __init__(self, programs: Path, model: Path, servers: Sequence[str] = ()) -> None:
+        self._programs = programs
+        self._servers = servers
+        self._common = ["--model", str(model), "--threads", "1", "--n-gpu-layers", "99"]
+        if servers:
+            self._common += ["--rpc", ",".join(servers)]
+
+    def prefill_rate(self, prompt: int) -> float:
+        """A prompt of so many tokens, after the program's own warm-up."""
+        return self._bench("--n-prompt", prompt, "--n-gen", 0)
+
+    def decode_rate(self, prompt: int, tokens: int) -> float:
+        """One stream of so many tokens behind a prompt."""
+        return self._bench("--n-prompt", 0, "--n-depth", prompt, "--n-gen", tokens)
+
+    def streams_rate(self, streams: int, prompt: int, tokens: int) -> float:
+        """Several streams in one batch, all tokens together, behind a prompt each."""
+        sizes = ["-npp", prompt, "-ntg", tokens, "-npl", streams, "--ctx-size", streams * (prompt + tokens)]
+        output = self._run("llama-batched-bench", *self._devices(","), *sizes, "--output-format", "jsonl")
+        rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+        return float(rows[-1]["speed_tg"])
+
+    def _bench(self, *sizes: object) -> float:
+        output = self._run("llama-bench", *self._devices("/"), *sizes, "--repetitions", 1, "--output", "json")
+        rows: list[dict[str, Any]] = json.loads(output)
+        return float(rows[-1]["avg_ts"])
+
+    def _devices(self, separator: str) -> list[str]:
+        names = [f"RPC{index}" for index in range(len(self._servers))]
+        return ["--device", separator.join(names)] if names else []
+
+    def _run(self, program: str, *arguments: object) -> str:
+        """Standard output. On one machine the program is the worker and pinned; before RPC servers it is not."""
+        command = [str(self._programs / program), *self._common, *map(str, arguments)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        try:
+            if not self._servers:
+                pin(process.pid, 0)
+            output, _ = process.communicate(timeout=RUN_WITHIN_S)
+        finally:
+            process.kill()
+            process.wait()
+        assert process.returncode == 0, f"{program} ended with {process.returncode}"
+        return output
+
+
+@contextmanager
+def rpc_servers(programs: Path, count: int) -> Iterator[list[str]]:
+    """The addresses of llama.cpp's RPC servers on loopback, one thread each, on a core each."""
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        addresses = []
+        for core in range(count):
+            port = free_port()
+            command = [str(programs / "ggml-rpc-server"), "--threads", "1", "--port", str(port)]
+            processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            pin(processes[-1].pid, core)
+            wait_for_port(port)
+            addresses.append(f"127.0.0.1:{port}")
+        yield addresses
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def free_port() -> int:
+    """A tcp port of loopback that nobody uses now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for_port(port: int) -> None:
+    """Return as soon as somebody listens. Raises OSError after ten seconds."""
+    deadline = time.monotonic() + LISTEN_WITHIN_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 1.0).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)

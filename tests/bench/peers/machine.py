@@ -1,0 +1,76 @@
+"""The machine: pins processes to cores, and measures what no program on one core can pass. Knows no engine."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable
+from statistics import median
+
+import numpy as np
+import psutil
+
+ROUNDS = 7
+READ_BYTES = 400_000_000  # many times what any cache of a usual machine holds
+SIDE = 2048
+
+
+def load_sentence() -> str:
+    """How busy the machine is before anything is measured; what others do shows in every figure."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return f"the machine has {cores} cores; its load before the measurement was {load:.1f}"
+
+
+def pin(pid: int, core: int) -> None:
+    """Keep all threads of a process, and those that they start later, on one core; nothing where a system cannot."""
+    _keep((thread.id for thread in psutil.Process(pid).threads()), core)
+
+
+def pin_busiest(pid: int, core: int) -> None:
+    """Keep just the thread that computed most so far on one core.
+
+    A message wakes threads of libzmq that only pass it on. Confined to the core of the thread that computes, they would
+    queue there behind whatever else the system runs on it, while the other cores idle.
+    """
+    busiest = max(psutil.Process(pid).threads(), key=lambda thread: thread.user_time + thread.system_time)
+    _keep([busiest.id], core)
+
+
+def _keep(threads: Iterable[int], core: int) -> None:
+    if hasattr(os, "sched_setaffinity"):
+        usable = sorted(os.sched_getaffinity(0))
+        for thread in threads:
+            os.sched_setaffinity(thread, {usable[core % len(usable)]})
+
+
+def read_bytes_per_s() -> float:
+    """How fast one core reads memory in order: a vector's product with itself, 400 MB, the best round."""
+    vector = np.ones(READ_BYTES // 4, np.float32)
+    return READ_BYTES / min(_seconds(lambda: np.dot(vector, vector)) for _ in range(ROUNDS))
+
+
+def int8_products_per_s() -> float:
+    """Multiply-adds a second of one core in a large product of 8-bit integers, by ONNX Runtime; the median."""
+    import onnx
+    import onnxruntime
+
+    tensors = [
+        onnx.helper.make_tensor_value_info(name, kind, [SIDE, SIDE])
+        for name, kind in (("a", onnx.TensorProto.UINT8), ("c", onnx.TensorProto.INT32))
+    ]
+    matrix = onnx.numpy_helper.from_array(np.ones((SIDE, SIDE), np.int8), "b")  # a constant, so that it is packed once
+    node = onnx.helper.make_node("MatMulInteger", ["a", "b"], ["c"])
+    graph = onnx.helper.make_graph([node], "product", tensors[:1], tensors[1:], [matrix])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    rows = np.ones((SIDE, SIDE), np.uint8)
+    return SIDE**3 / median(_seconds(lambda: session.run(None, {"a": rows})) for _ in range(ROUNDS))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """By the clock of our own computing, which stands while other processes have the core."""
+    begun = time.process_time()
+    work()
+    return time.process_time() - begun

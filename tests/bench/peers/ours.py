@@ -1,0 +1,98 @@
+"""Nodes of ours as a user starts them, with engines pinned to a core each, and the rates of their streams."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from models.catalogue import DEFAULT_MODEL
+from tests.bench.peers.machine import pin_busiest
+from tests.bench.streams import Streams, Timed, node_config, place
+from tests.rig_nodes import NodeProcess, nodes
+
+VOCAB = 49_000
+ENGINE = "actors.engine_actor"
+MEET_WITHIN_S = 30.0
+
+
+class Ours:
+    """The default model on a ring of `stages` nodes of one engine thread each. Rates are tokens a second.
+
+    Prompts are random ids and never the same twice, so nothing of them is in any cache.
+    """
+
+    def __init__(self, streams: Streams, seed: int) -> None:
+        self._streams = streams
+        self._random = np.random.default_rng(seed)
+
+    def prefill_rate(self, prompt: int) -> float:
+        """A prompt's tokens by the time from sending it to its first token here."""
+        tokens = self._prompt(prompt)
+        begun = time.monotonic_ns()
+        (first,) = self._streams.generate(tokens, 1)
+        return prompt / ((first.at_ns - begun) / 1e9)
+
+    def decode_rate(self, prompt: int, tokens: int) -> float:
+        """One stream, from its first token to its last."""
+        came = self._streams.generate(self._prompt(prompt), tokens)
+        return (len(came) - 1) / _seconds(came[0], came[-1])
+
+    def streams_rate(self, streams: int, prompt: int, tokens: int) -> float:
+        """Several streams, all tokens together, while all of them decode."""
+        came = self._streams.generate_side_by_side([self._prompt(prompt) for _ in range(streams)], tokens)
+        begun = max((stream[1] for stream in came), key=lambda token: token.at_ns)
+        ended = min((stream[-1] for stream in came), key=lambda token: token.at_ns)
+        counted = sum(begun.at_ns < token.at_ns <= ended.at_ns for stream in came for token in stream)
+        return counted / _seconds(begun, ended)
+
+    def _prompt(self, length: int) -> tuple[int, ...]:
+        return tuple(self._random.integers(1000, VOCAB, length).tolist())
+
+
+@contextmanager
+def ring_of_nodes(stages: int, precision: str, engine: str = "onnx") -> Iterator[tuple[list[NodeProcess], Streams]]:
+    """A ring of that many nodes with one engine process of one thread each."""
+    arguments = ["--engine", engine, "--threads", "1"]
+    names = [f"{precision}-{stage}" for stage in range(stages)]
+    with nodes(*names, arguments=arguments, environment={"EXOBUS_PRECISION": precision}) as started:
+        _wait_for_all(started)
+        config = node_config(started[0].data_dir)
+        instance = place(config, DEFAULT_MODEL)
+        assert len(instance.stages) == stages, f"{len(instance.stages)} stages where {stages} were wanted"
+        streams = Streams(config.run_path, instance)
+        try:
+            yield started, streams
+        finally:
+            streams.close()
+
+
+@contextmanager
+def ring(stages: int, precision: str, engine: str = "onnx") -> Iterator[Ours]:
+    """The streams of such a ring, warm, each engine's thread on a core of its own while there are so many."""
+    with ring_of_nodes(stages, precision, engine) as (started, streams):
+        ours = Ours(streams, seed=os.getpid() + stages)
+        ours.decode_rate(32, 8)
+        for core, node in enumerate(started):
+            _pin_engine(node, core)
+        yield ours
+
+
+def _wait_for_all(started: list[NodeProcess]) -> None:
+    deadline = time.monotonic() + MEET_WITHIN_S
+    while len(started[0].get("/v1/topology")["nodes"]) < len(started):
+        assert time.monotonic() < deadline, "the nodes did not find each other"
+        time.sleep(0.05)
+
+
+def _pin_engine(node: NodeProcess, core: int) -> None:
+    for process in node.children():
+        if ENGINE in process.cmdline():
+            pin_busiest(process.pid, core)
+
+
+def _seconds(begun: Timed, ended: Timed) -> float:
+    return (ended.at_ns - begun.at_ns) / 1e9

@@ -1,0 +1,122 @@
+"""What drafts and the prefix cache are worth on real text: the default model on a node as a user starts it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from models.tokenizer import Tokenizer
+from tests.bench.figures import Figure
+from tests.bench.peers.ours import ring_of_nodes
+from tests.bench.streams import Heard, Streams
+from tests.rig_models import default_model_path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DRAFTS = 8
+PLAIN = 200  # prompts that were not chosen for repeating themselves
+PLAIN_PROMPT, PLAIN_TOKENS = 48, 24
+CODE_PROMPT, CODE_TOKENS = 400, 128
+FIRST_TURN, SECOND_TURN = 1024, 64
+ROUNDS = 5
+
+EDIT = "Here is a text:\n\n{text}\n\nHere is the same text again, with its mistakes corrected:\n\n"
+SUMMARY = "Here is a text:\n\n{text}\n\nHere are its sentences as a list, each word for word:\n\n- "
+
+
+def measure() -> list[Figure]:
+    """Tokens a pass where text repeats itself, speed where it does not, no token changed; a second turn's start."""
+    tokenizer = Tokenizer.load(default_model_path().parent)
+    with ring_of_nodes(1, "fast") as (_, streams):
+        streams.generate(tuple(range(100, 132)), 8)
+        plain = [_both(streams, prompt, PLAIN_TOKENS) for prompt in _plain(tokenizer)]
+        repeating = [_both(streams, prompt, CODE_TOKENS) for prompt in _repeating(tokenizer)]
+        turns = [_turns(streams, tokenizer, seed) for seed in range(ROUNDS)]
+    return [*_draft_figures(plain, repeating), _prefix_figure(turns)]
+
+
+def _draft_figures(plain: Sequence[tuple[Heard, Heard]], repeating: Sequence[tuple[Heard, Heard]]) -> list[Figure]:
+    every = [*plain, *repeating]
+    equal = sum(without.ids == drafted.ids for without, drafted in every)
+    passes = [len(drafted.tokens) / drafted.passes for _, drafted in repeating]
+    gained = (
+        f"{_speed(repeating):.2f} × the speed; {min(passes):.2f} to {max(passes):.2f} a pass over {len(passes)} texts"
+    )
+    return [
+        Figure("lookup_tokens_per_pass", median(passes), "tokens", "≥ 1.5", baseline=1.0, note=gained),
+        Figure(
+            "lookup_speed", _speed(plain), "ratio", "≥ 0.97", note=f"{len(plain)} prompts that do not ask to repeat"
+        ),
+        Figure(
+            "lookup_equal", equal / len(every), "share", "1", note=f"{equal} of {len(every)} texts the same without"
+        ),
+    ]
+
+
+def _prefix_figure(turns: Sequence[tuple[Heard, Heard]]) -> Figure:
+    cold, warm = (median(_first_token_s(heard) for heard in side) for side in zip(*turns, strict=True))
+    share = SECOND_TURN / (FIRST_TURN + SECOND_TURN)
+    note = f"first token after {warm:.3f} s with, {cold:.3f} s without; {share:.3f} of the prompt is new"
+    return Figure("prefix_ttft", warm / cold, "ratio", f"≤ {share + 0.1:.3f}", floor=share, note=note)
+
+
+def _both(streams: Streams, prompt: Sequence[int], tokens: int) -> tuple[Heard, Heard]:
+    """Without drafts and with. A first session, which counts for nothing, leaves both the same prompt to compute."""
+    _generate(streams, prompt, 1, 0)
+    return _generate(streams, prompt, tokens, 0), _generate(streams, prompt, tokens, DRAFTS)
+
+
+def _generate(streams: Streams, prompt: Sequence[int], tokens: int, drafts: int) -> Heard:
+    session = streams.open(prompt, tokens, drafts)
+    heard = streams.heard(session)
+    streams.hear(heard)
+    streams.end(session)
+    return heard
+
+
+def _turns(streams: Streams, tokenizer: Tokenizer, seed: int) -> tuple[Heard, Heard]:
+    """The same prompt's length with nothing of it known, and with all but the new turn."""
+    text = tokenizer.encode("".join(path.read_text() for path in _sources()))
+    length = FIRST_TURN + SECOND_TURN
+    unknown = text[seed * 2 * length :][:length]
+    begun = text[(seed * 2 + 1) * length :][:length]
+    cold = _generate(streams, unknown, 1, 0)
+    _generate(streams, begun[:FIRST_TURN], 1, 0)
+    return cold, _generate(streams, begun, 1, 0)
+
+
+def _speed(pairs: Sequence[tuple[Heard, Heard]]) -> float:
+    """How many times as fast with drafts as without, all texts together, from first tokens on."""
+    without, drafted = (sum(_decode_s(heard) for heard in side) for side in zip(*pairs, strict=True))
+    return without / drafted
+
+
+def _decode_s(heard: Heard) -> float:
+    return (heard.tokens[-1].at_ns - heard.tokens[0].at_ns) / 1e9
+
+
+def _first_token_s(heard: Heard) -> float:
+    return (heard.tokens[0].at_ns - heard.opened_ns) / 1e9
+
+
+def _plain(tokenizer: Tokenizer) -> list[list[int]]:
+    """Beginnings out of this project's own prose and code, none of them asking for a repetition."""
+    text = tokenizer.encode("".join(path.read_text() for path in (*_prose(), *_sources())))
+    step = len(text) // PLAIN
+    return [text[at : at + PLAIN_PROMPT] for at in range(0, PLAIN * step, step)]
+
+
+def _repeating(tokenizer: Tokenizer) -> list[list[int]]:
+    """Code to go on with, texts to edit and to list: what repeats itself."""
+    code = [tokenizer.encode(path.read_text())[:CODE_PROMPT] for path in _sources()[:4]]
+    paragraphs = [part for path in _prose() for part in path.read_text().split("\n\n") if 300 < len(part) < 700][:4]
+    asked = [form.format(text=text) for text in paragraphs for form in (EDIT, SUMMARY)]
+    return [*code, *(tokenizer.encode(text) for text in asked)]
+
+
+def _prose() -> list[Path]:
+    return [ROOT / "docs" / "design.md", ROOT / "README.md"]
+
+
+def _sources() -> list[Path]:
+    return sorted((ROOT / "actors").glob("*.py"), key=lambda path: -path.stat().st_size)
