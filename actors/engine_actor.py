@@ -65,9 +65,8 @@ class EngineActor(Actor):
         except (EngineError, ModelError, OSError, MemoryError) as error:
             raise RequestError("load_failed", f"{message.engine} cannot load {message.shard}: {error}") from error
         resident, seconds = psutil.Process().memory_info().rss, time.monotonic() - begun
-        return ShardLoaded(
-            self.bus.address, message.engine, endpoints, seconds, resident, positions=self._stage.positions
-        )
+        positions, exact_rows = self._stage.positions, self._stage.exact_rows
+        return ShardLoaded(self.bus.address, message.engine, endpoints, seconds, resident, positions, exact_rows)
 
     @on(StageJoin)
     async def join(self, message: StageJoin, envelope: Envelope) -> RequestDone:

@@ -24,9 +24,11 @@ class Guess:
 class LastStage:
     """Samples, and verifies drafts: a row that was computed for a draft counts while every draft before it came true.
 
-    Sampling depends on logits, parameters and position only, so the tokens are those of a ring without drafts.
+    Sampling depends on logits, parameters and position only, and drafts are made only while every stage computes the
+    `exact_rows` of a pass as it would each alone: so the tokens are those of a ring without drafts.
     """
 
+    exact_rows: int = 1
     drafted: int = 0
     accepted: int = 0
     _guesses: dict[int, Guess] = field(default_factory=dict)
@@ -53,8 +55,8 @@ class LastStage:
     def choose(self, step: Step, logits: FloatArray, in_batch: int) -> Choice:
         """The tokens of one session, from logits (rows, vocab), and drafts for the next pass.
 
-        `in_batch` sessions share a pass: the more there are, the fewer rows are to spare for drafts. Raises
-        EngineError for logits that are not finite.
+        Where `in_batch` sessions share a pass there are none: rows of others have their bits from all that are in it.
+        Raises EngineError for logits that are not finite.
         """
         begun = time.monotonic_ns()
         session, opening = step.session, step.session.opening
@@ -63,7 +65,8 @@ class LastStage:
         tokens = self._sampled(session, position, logits, drafts)
         finished = bool(opening.finish_reason(tokens[-1], position + len(tokens) - 1 - opening.prompt_tokens))
         left = opening.max_tokens - (position + len(tokens) - opening.prompt_tokens)
-        proposed = () if finished else self._propose(session, tokens, drafts, min(left - 1, MOST_DRAFTS // in_batch))
+        limit = 0 if finished or in_batch > 1 else min(left - 1, self.exact_rows - 1, opening.drafts, MOST_DRAFTS)
+        proposed = self._propose(session, tokens, drafts, limit)
         rollback = len(tokens) <= len(drafts)
         spent = step.spent_ns + time.monotonic_ns() - begun
         return Choice(session, position, tokens, proposed, rollback, finished, spent)
@@ -94,5 +97,5 @@ class LastStage:
         self.accepted += true
         guess.lookup.verified(len(drafts), true)
         guess.lookup.extend(tokens)
-        guess.drafts = guess.lookup.propose(min(limit, session.opening.drafts)) if limit > 0 else ()
+        guess.drafts = guess.lookup.propose(limit) if limit > 0 else ()
         return guess.drafts

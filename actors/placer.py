@@ -108,7 +108,13 @@ class Placer:
         work = ShardLoad(instance_id, epoch, stage.shard)
         loaded = await self._bus.request(f"{stage.node_id}/node", work, ShardLoaded, LOAD_WITHIN_S)
         return Stage(
-            stage.node_id, stage.shard, loaded.actor, loaded.engine, loaded.endpoints, positions=loaded.positions
+            stage.node_id,
+            stage.shard,
+            loaded.actor,
+            loaded.engine,
+            loaded.endpoints,
+            loaded.positions,
+            loaded.exact_rows,
         )
 
     async def _join(self, instance: Instance) -> None:

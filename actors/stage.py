@@ -85,6 +85,7 @@ class Stage:
             self._ring.introduce(endpoint)
         self._out = Outlet(self._ring, self._epoch, place, self._activations)
         self._entrance = Entrance(place.positions, MAX_SLOTS)
+        self._last_stage.exact_rows = place.exact_rows
 
     def drain(self, drained: Future[None]) -> None:
         """Take no new sessions; `drained` is done when the last one here is over."""

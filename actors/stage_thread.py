@@ -38,6 +38,7 @@ class StageThread(threading.Thread):
         self.loaded: Future[tuple[str, ...]] = Future()
         self.stage: Stage
         self.positions = 0
+        self.exact_rows = 1
         self._engine_name = engine
         self._precision = precision
         self._kv_bytes = kv_bytes
@@ -79,6 +80,7 @@ class StageThread(threading.Thread):
             engine = create(self._engine_name, self._precision)
             engine.load(self._shard, self._weights)
             self.positions = self._kv_bytes // engine.position_bytes
+            self.exact_rows = engine.exact_rows
             self._ring = self._make_ring()
             self.stage = Stage(engine, self._shard, self._epoch, self._ring)
             gc.freeze()  # what is loaded stays: a collection in the midst of a token need not walk through it

@@ -28,7 +28,8 @@ class StageCounts:
 class Neighbours:
     """A stage's place in its ring: its index among how many, the end points of the next stage and of the first.
 
-    `positions` is what the smallest stage's memory for keys and values holds.
+    Of all stages, `positions` is what the smallest memory for keys and values holds, and `exact_rows` the fewest rows
+    that an engine computes together as it would each alone.
     """
 
     index: int
@@ -36,6 +37,7 @@ class Neighbours:
     following: str
     first: str
     positions: int
+    exact_rows: int = 1
 
 
 def neighbours(instance: Instance, actor: str) -> Neighbours:
@@ -43,8 +45,8 @@ def neighbours(instance: Instance, actor: str) -> Neighbours:
     stages = instance.stages
     index = next(i for i, stage in enumerate(stages) if stage.actor == actor)
     following = best_endpoint(stages[(index + 1) % len(stages)].endpoints)
-    positions = min(stage.positions for stage in stages)
-    return Neighbours(index, len(stages), following, best_endpoint(stages[0].endpoints), positions)
+    positions, exact_rows = (min(held) for held in zip(*((s.positions, s.exact_rows) for s in stages), strict=True))
+    return Neighbours(index, len(stages), following, best_endpoint(stages[0].endpoints), positions, exact_rows)
 
 
 @dataclass(slots=True, eq=False)

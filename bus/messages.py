@@ -290,6 +290,7 @@ class ShardLoaded(Reply, frozen=True, tag="shard.loaded"):
     seconds: float = 0.0
     resident_bytes: int = 0
     positions: Annotated[int, Meta(description="that its KV memory holds, all sessions together")] = 0
+    exact_rows: Annotated[int, Meta(description="of a chunk, that are computed as each would be alone")] = 1
 
 
 class ShardUnload(Work, frozen=True, tag="shard.unload"):

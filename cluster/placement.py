@@ -16,7 +16,7 @@ class Stage(msgspec.Struct, frozen=True):
     """One shard of an instance and the engine process that runs it.
 
     `actor` is the engine's bus address, `endpoints` its data-plane addresses, best first, `positions` what its memory
-    for keys and values holds.
+    for keys and values holds, `exact_rows` how many rows of a chunk its engine computes as it would each alone.
     """
 
     node_id: str
@@ -25,6 +25,7 @@ class Stage(msgspec.Struct, frozen=True):
     engine: str = ""
     endpoints: tuple[str, ...] = ()
     positions: int = 0
+    exact_rows: int = 1
 
 
 class Instance(msgspec.Struct, frozen=True):

@@ -75,6 +75,9 @@ class InferenceEngine(ABC):
 
     name: ClassVar[str]
 
+    exact_rows: ClassVar[int] = 1
+    """How many rows a batch of one chunk may have so that each has the very bits that it has when it comes alone."""
+
     def load(self, shard: Shard, weights: Path) -> None:
         """Read the shard's own tensors from a safetensors folder or a GGUF file; an engine loads once.
 

@@ -185,6 +185,7 @@ class SyntheticEngine(StagedEngine[Marks]):
     """Slots, positions and contexts as strict as any engine's; a stated cost; tokens that tell one wrong position."""
 
     name: ClassVar[str] = "synthetic"
+    exact_rows: ClassVar[int] = 64
 
     def __init__(self) -> None:
         super().__init__()

@@ -46,7 +46,9 @@ class StageProcess:
     def ready(self) -> Stage:
         """Wait until it is loaded and listens."""
         ready = self._answer(Ready)
-        return Stage("n", self.shard, self.actor, "synthetic", ready.endpoints, ready.positions)
+        return Stage(
+            "n", self.shard, self.actor, "synthetic", ready.endpoints, ready.positions, SyntheticEngine.exact_rows
+        )
 
     def ask(self, question: Join | Look) -> Seen:
         """Its answer."""

@@ -343,3 +343,13 @@ def test_the_cache_gives_back_what_was_stored(rows: list[int]) -> None:
         position += count
         np.testing.assert_array_equal(keys, stored[:position].swapaxes(0, 1))
         np.testing.assert_array_equal(values, -keys)
+
+
+def test_a_few_rows_have_the_bits_that_each_has_alone(engine: NumpyEngine) -> None:
+    ids = PROMPT[: NumpyEngine.exact_rows]
+    for slot in (0, 1):
+        engine.forward([tokens(slot, 0, PROMPT)])
+    begin = len(PROMPT)
+    one_by_one = [engine.forward([tokens(0, begin + at, [token])])[0] for at, token in enumerate(ids)]
+    (at_once,) = engine.forward([Chunk(1, begin, np.array(ids, np.int32), len(ids))])
+    np.testing.assert_array_equal(at_once, np.concatenate(one_by_one))

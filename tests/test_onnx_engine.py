@@ -18,6 +18,7 @@ from engines.engine import NO_LOGITS, Chunk, EngineError, FloatArray
 from engines.numpy.engine import NumpyEngine
 from engines.onnx.engine import OnnxEngine
 from engines.onnx.graph import Graph
+from engines.onnx.grid import lay_out
 from engines.onnx.lanes import Lanes
 from engines.onnx.linear import floats, integers, linear
 from engines.onnx.stage import session
@@ -107,6 +108,19 @@ def test_heads_of_an_odd_size_are_refused_with_another_engine_named(tmp_path: Pa
     path = write_tiny_llama(tmp_path, heads=8, kv_heads=2)
     with pytest.raises(EngineError, match="heads of a multiple of 16, not 8; try numpy"):
         OnnxEngine().load(TINY, path)
+
+
+class TestGrid:
+    @given(st.permutations(range(12)), st.integers(1, 12), st.sampled_from([1, 3]))
+    def test_every_row_stands_where_its_chunks_lane_says(self, lanes: list[int], chunks: int, steps: int) -> None:
+        used = lanes[:chunks]
+        grid = lay_out(tuple(used), steps)
+        for chunk, lane in enumerate(used):
+            for step in range(steps):
+                row = chunk * steps + step
+                assert grid.rows[lane - grid.first, step] == row
+                assert grid.order[row].tolist() == [lane - grid.first, step]
+        assert sorted([*used, *grid.idle]) == list(range(grid.first, grid.end))
 
 
 class TestLanes:

@@ -158,7 +158,9 @@ def rig(weights: Path, count: int, positions: int = 4096) -> Iterator[Rig]:
         shards = [Shard("tiny", a, b, N_LAYERS) for a, b in zip(CUTS[count], CUTS[count][1:], strict=False)]
         stages = [started(shard, weights, run_dir, index) for index, shard in enumerate(shards)]
         placed = tuple(
-            placement.Stage("n", shard, f"n/stage-{index}", "numpy", stage.loaded.result(WITHIN_S), positions)
+            placement.Stage(
+                "n", shard, f"n/stage-{index}", "numpy", stage.loaded.result(WITHIN_S), positions, stage.exact_rows
+            )
             for index, (shard, stage) in enumerate(zip(shards, stages, strict=True))
         )
         instance = Instance("i", "tiny", EPOCH, placed)

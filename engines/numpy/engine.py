@@ -10,7 +10,7 @@ from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.engine import EngineError
 from engines.numpy.kv_cache import KVCache
-from engines.numpy.llama import Llama
+from engines.numpy.llama import FEW_ROWS, Llama
 from engines.staged import StagedEngine
 from models.weights import Weights
 
@@ -21,6 +21,7 @@ class NumpyEngine(StagedEngine[KVCache]):
     """Batches are truly ragged: one product per projection for all chunks' rows, attention per chunk."""
 
     name: ClassVar[str] = "numpy"
+    exact_rows: ClassVar[int] = FEW_ROWS
 
     def build(self, shard: Shard, weights: Weights) -> Llama:
         """Read the shard into float32 arrays."""

@@ -74,8 +74,18 @@ class Attention:
         mixed = np.empty((len(rows), self._heads * self._head_dim), np.float32)
         for chunk, cache, span in zip(ragged.batch, ragged.caches, ragged.spans, strict=True):
             queries, keys, values = np.split(heads[span], (self._heads, turned), axis=1)
-            mixed[span] = self._mix(queries, *cache.store(index, chunk.position, keys, values))
+            mixed[span] = self._each_or_all(queries, *cache.store(index, chunk.position, keys, values))
         return self.o_proj(mixed)
+
+    def _each_or_all(self, queries: FloatArray, keys: FloatArray, values: FloatArray) -> FloatArray:
+        """A few rows one by one, each over the keys that it may see: so they have the bits that they have alone."""
+        rows, before = len(queries), keys.shape[1] - len(queries)
+        if not 1 < rows <= FEW_ROWS:
+            return self._mix(queries, keys, values)
+        ends = range(before + 1, before + rows + 1)
+        return np.concatenate(
+            [self._mix(queries[at : at + 1], keys[:, :end], values[:, :end]) for at, end in enumerate(ends)]
+        )
 
     def _mix(self, queries: FloatArray, keys: FloatArray, values: FloatArray) -> FloatArray:
         """One sequence: (rows, heads, head_dim) over (kv_heads, length, head_dim) -> (rows, query size)."""

@@ -19,8 +19,8 @@ _STORED = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 def llama_graph(config: ModelConfig, shard: Shard, weights: Weights, precision: Precision) -> Graph:
     """From hidden states (embedded tokens on the first stage) to hidden states, or logits on the last stage.
 
-    Inputs: `hidden` (rows, hidden); `grid` (lanes, steps) says which row stands where, `order` (rows,) where each
-    row stands in the flat grid; `ends` (lanes,) is the last position of each lane and `longest` (1,) how many
+    Inputs: `hidden` (rows, hidden); `grid` (lanes, steps) says which row stands where, `order` (rows, 2) in which lane
+    and step each row stands; `ends` (lanes,) is the last position of each lane and `longest` (1,) how many
     positions the longest has; `cosines` and `sines` (capacity, head_dim / 2); on the last stage `wanted` lists the
     rows whose logits are wanted. Per layer of the shard, counted from 0, `keys_0` and `values_0`
     (lanes, kv_heads, capacity, head_dim), to be bound to the same memory as the outputs `new_keys_0`, `new_values_0`.
@@ -65,7 +65,7 @@ class _Builder:
         graph, half = self._graph, self._config.head_dim // 2
         graph.input("hidden", np.float32, ("rows", self._config.hidden_size))
         graph.input("grid", np.int64, ("lanes", "steps"))
-        graph.input("order", np.int64, ("rows",))
+        graph.input("order", np.int64, ("rows", 2))
         graph.input("ends", np.int32, ("lanes",))
         graph.input("longest", np.int32, (1,))
         graph.input("cosines", np.float32, ("capacity", half))
@@ -107,8 +107,7 @@ class _Builder:
             scale=config.head_dim**-0.5,
             do_rotary=1,
         )
-        flat = graph.node("Reshape", mixed, graph.constant(-1, config.n_heads * config.head_dim))
-        return self._linear(graph.node("Gather", flat, "order", axis=0), f"{prefix}.o_proj")
+        return self._linear(graph.node("GatherND", mixed, "order"), f"{prefix}.o_proj")
 
     def _mlp(self, rows: str, prefix: str) -> str:
         graph = self._graph

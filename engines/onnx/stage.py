@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnxruntime
@@ -12,6 +12,7 @@ from cluster.shard import Shard
 from engines.engine import NO_LOGITS, Array, Chunk, FloatArray, SavedKV
 from engines.logits import shared_out, wanted_rows
 from engines.onnx.graph import Graph
+from engines.onnx.grid import Grid, lay_out
 from engines.onnx.lanes import Lanes
 from engines.rope import frequencies
 from models.blocks import QuantisedBlocks
@@ -91,30 +92,23 @@ class OnnxStage:
 
         A lane in between that has no chunk gets some row at its position 0, which is put back afterwards.
         """
-        first, end = min(lanes), max(lanes) + 1
-        idle = [lane for lane in range(first, end) if lane not in lanes]
-        kept = self._lanes.array[:, :, idle, :, 0].copy()
-        answer = self._compute(chunks, np.array(lanes) - first, (first, end))
-        self._lanes.array[:, :, idle, :, 0] = kept
+        grid = lay_out(tuple(lanes), chunks[0].rows)
+        idle = list(grid.idle)
+        kept = self._lanes.array[:, :, idle, :, 0].copy() if idle else None
+        answer = self._compute(chunks, grid)
+        if kept is not None:
+            self._lanes.array[:, :, idle, :, 0] = kept
         if self._shard.is_last:
             return shared_out(answer, chunks)
         return list(answer.reshape(len(chunks), -1, self._config.hidden_size))
 
-    def _compute(self, chunks: Sequence[Chunk], places: Array, span: tuple[int, int]) -> FloatArray:
-        width, steps = span[1] - span[0], chunks[0].rows
+    def _compute(self, chunks: Sequence[Chunk], grid: Grid) -> FloatArray:
         rows = self._enter(np.concatenate([chunk.inputs for chunk in chunks]))
-        grid = np.zeros((width, steps), np.int64)
-        grid[places] = np.arange(len(rows)).reshape(-1, steps)
-        ends = np.zeros(width, np.int32)
-        ends[places] = [chunk.position + steps - 1 for chunk in chunks]
-        inputs = {
-            **self._turns,
-            "hidden": rows,
-            "grid": grid,
-            "order": (places[:, None] * steps + np.arange(steps)).reshape(-1),
-            "ends": ends,
-            "longest": ends.max(keepdims=True) + np.int32(1),
-        }
+        ends = np.zeros(grid.end - grid.first, np.int32)
+        ends[grid.places] = [chunk.position + chunk.rows - 1 for chunk in chunks]
+        longest = ends.max(keepdims=True) + np.int32(1)
+        inputs = {"hidden": rows, "grid": grid.rows, "order": grid.order, "ends": ends, "longest": longest}
+        span = (grid.first, grid.end)
         if not self._shard.is_last:
             return self._execute(span, inputs, np.empty_like(rows))
         inputs["wanted"] = wanted = wanted_rows(chunks)
@@ -129,7 +123,7 @@ class OnnxStage:
         return answer
 
     def _binding(self, span: tuple[int, int]) -> onnxruntime.IOBinding:
-        """The memory of these lanes, bound once."""
+        """The memory of these lanes and the rope's turns, bound once."""
         if span not in self._bindings:
             if len(self._bindings) == MOST_BINDINGS:
                 self._bindings.clear()
@@ -138,6 +132,8 @@ class OnnxStage:
 
     def _bind_lanes(self, span: slice) -> onnxruntime.IOBinding:
         binding = self._session.io_binding()
+        for name, array in self._turns.items():
+            _bind(binding.bind_input, name, array)
         for index, layer in enumerate(self._lanes.array):
             for name, memory in (("keys", layer[0, span]), ("values", layer[1, span])):
                 _bind(binding.bind_input, f"{name}_{index}", memory)
@@ -149,6 +145,7 @@ class OnnxStage:
         held = len(self._turns["cosines"])
         if held < positions:
             self._turns = _turns(self._frequencies, max(positions, 2 * held))
+            self._bindings.clear()
 
     def _enter(self, inputs: Array) -> FloatArray:
         if self._embedding is None:
@@ -178,6 +175,6 @@ def session(graph: Graph) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph.serialized(), options, providers=["CPUExecutionProvider"])
 
 
-def _bind(bind: object, name: str, array: Array) -> None:
-    assert callable(bind)
-    bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+def _bind(bind: Callable[..., None], name: str, array: Array) -> None:
+    # `array.ctypes` would take longer than the binding.
+    bind(name, "cpu", 0, array.dtype, array.shape, array.__array_interface__["data"][0])
