@@ -27,7 +27,7 @@ def measure() -> list[Figure]:
     note = (
         f"a token of 2 stages takes {two:.0f} µs, of one that computes as long {one:.0f} µs; the difference by {HOPS}"
     )
-    floor = raw_hop_us(HASH_BYTES * 4)
+    floor = raw_hop_us(HASH_BYTES * 4, pause_ms=TOKEN_MS / HOPS)
     return [Figure("hop_synthetic_us", (two - one) / HOPS, "µs", "≤ 300", floor, note=note)]
 
 
