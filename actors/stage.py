@@ -21,7 +21,7 @@ from actors.passes import Passes
 from actors.step import Choice, Neighbours, StageCounts, Step
 from bus.frame import GATEWAY_STAGE, Flag, Frame
 from bus.ring import Array, NeighbourGone, Ring, best_endpoint
-from cluster.batching import micro_batch, prompt_chunks
+from cluster.batching import UnderWay, micro_batch, prompt_chunks
 from cluster.entrance import Entrance
 from cluster.prefixes import BLOCK, Keeping, PrefixLost
 from cluster.sessions import Failure, Opening, StageSession, StageSessions
@@ -53,6 +53,7 @@ class Stage:
         self._activations = engine.activations
         self._out = Outlet(ring, epoch, Neighbours(0, 1, "", "", 0), self._activations)
         self._entrance = Entrance(0, MAX_SLOTS)
+        self._under_way = UnderWay(1)
         self._last_stage = LastStage()
         self._passes = Passes(engine, self._last_stage if shard.is_last else None)
         self._sessions = StageSessions()
@@ -86,6 +87,7 @@ class Stage:
         self._out = Outlet(self._ring, self._epoch, place, self._activations)
         self._entrance = Entrance(place.positions, MAX_SLOTS)
         self._last_stage.exact_rows = place.exact_rows
+        self._under_way = UnderWay(place.stages)
 
     def drain(self, drained: Future[None]) -> None:
         """Take no new sessions; `drained` is done when the last one here is over."""
@@ -110,7 +112,7 @@ class Stage:
 
     def _take_frames(self) -> None:
         """What is here now; and of a micro-batch that has begun to come, the rest."""
-        busy = self._in or self._due_chunks()
+        busy = (self._may_deal() if self._shard.is_first else self._in) or self._due_chunks()
         received = self._ring.receive(0 if busy else IDLE_WAIT_MS)
         while received is not None:
             self._serve(*received)
@@ -118,9 +120,20 @@ class Stage:
         self._in.complete()
 
     def _next_steps(self) -> list[Step]:
-        if self._shard.is_first:
-            return self._in.steps.next_dealt(micro_batch(self._sessions.decoding, self._out.place.stages))
-        return self._in.steps.next_whole()
+        if not self._shard.is_first:
+            return self._in.steps.next_whole()
+        if not self._may_deal():
+            return []
+        batch = self._living(self._in.steps.next_dealt(self._most_steps()))
+        if batch:
+            self._under_way.dealt(step.session.session for step in batch)
+        return batch
+
+    def _may_deal(self) -> bool:
+        return self._under_way.may_deal(len(self._in.steps), self._most_steps())
+
+    def _most_steps(self) -> int:
+        return micro_batch(self._sessions.decoding, self._out.place.stages)
 
     def _next_prompts(self) -> list[Step]:
         if not self._shard.is_first:
@@ -186,6 +199,7 @@ class Stage:
         """The ring closes: a token, with drafts of what may follow, is the next step of its session."""
         if session.through < session.opening.prompt_tokens <= frame.position:
             self._keep(session, session.opening.prompt)
+        self._under_way.back(session.session)
         session.returned(frame.position, tokens.tolist())
         if not frame.flags & Flag.FINISHED:
             self._in.token(session, frame, tokens)
@@ -352,6 +366,7 @@ class Stage:
         self._entrance.leave(session.session, time.monotonic())
         self._last_stage.close(session)
         self._in.close(session)
+        self._under_way.close(session.session)
         self._passes.release(session)
         if self._out.place.stages > 1:
             self._out.closed(session, self._out.place.following)

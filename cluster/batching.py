@@ -38,6 +38,41 @@ def prompt_chunks(reading: Iterable[StageSession], rows: int, room: int) -> list
     return chosen
 
 
+class UnderWay:
+    """The micro-batches that the first stage dealt and that did not come back yet.
+
+    While there is one for each stage, fewer steps than a whole micro-batch wait for others: dealt at once they would
+    go round as a small one for ever, which costs a pass all the same, and the ring would have more of them than stages.
+    A ring hands on in order. So when a step comes back, whatever was dealt before it is back too, or lost.
+    """
+
+    def __init__(self, stages: int) -> None:
+        self._stages = stages
+        self._batches: deque[set[int]] = deque()
+
+    def may_deal(self, waiting: int, most: int) -> bool:
+        """Whether `waiting` steps are to go now, where a whole micro-batch has `most`."""
+        return waiting >= most or (waiting > 0 and len(self._batches) < self._stages)
+
+    def dealt(self, sessions: Iterable[int]) -> None:
+        """A micro-batch with a step of each of these leaves."""
+        self._batches.append(set(sessions))
+
+    def back(self, session: int) -> None:
+        """A step came back. One that was never dealt, as a prompt's end, is no error."""
+        for at, batch in enumerate(self._batches):
+            if session in batch:
+                for _ in range(at + 1):
+                    self._batches.popleft()
+                return
+
+    def close(self, session: int) -> None:
+        """Its step will not come back."""
+        for batch in self._batches:
+            batch.discard(session)
+        self._batches = deque(batch for batch in self._batches if batch)
+
+
 class MicroBatches(Generic[StepT]):
     """Steps that wait on a stage, oldest first. Of one session there is never more than one."""
 
@@ -47,6 +82,10 @@ class MicroBatches(Generic[StepT]):
 
     def __bool__(self) -> bool:
         return bool(self._whole)
+
+    def __len__(self) -> int:
+        """How many steps wait."""
+        return sum(len(batch) for batch in self._whole)
 
     @property
     def incomplete(self) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
+from random import Random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.batching import MicroBatches, micro_batch, prompt_chunks
+from cluster.batching import MicroBatches, UnderWay, micro_batch, prompt_chunks
 from cluster.sampling import SamplingParams
 from cluster.sessions import Opening, StageSession
 
@@ -92,3 +95,43 @@ def test_prompt_chunks_stay_within_the_rows_and_the_room(sizes: list[tuple[int, 
 def test_the_prompt_that_waited_longest_goes_first_and_short_ones_share_a_pass() -> None:
     sessions = [reading(1, 200, 5.0), reading(2, 10, 1.0), reading(3, 20, 3.0), reading(4, 40, 4.0)]
     assert [(session.session, count) for session, count in prompt_chunks(sessions, 64, 192)] == [(2, 10), (3, 20)]
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 3), st.randoms(use_true_random=False))
+def test_a_ring_whose_steps_came_apart_finds_back_to_whole_micro_batches(
+    stages: int, rows: int, fewer: int, random: Random
+) -> None:
+    sessions = max(stages * rows - fewer, 1)
+    most = micro_batch(sessions, stages)
+    steps: MicroBatches[int] = MicroBatches()
+    under_way, ring = UnderWay(stages), deque([session] for session in range(sessions))
+    for batch in ring:  # each session alone, as after their prompts
+        under_way.dealt(batch)
+    for _ in range(20 * sessions):
+        back = ring.popleft()
+        under_way.back(random.choice(back))
+        for at, session in enumerate(back, 1):
+            steps.add(session, len(back) - at)
+        while under_way.may_deal(len(steps), most):
+            ring.append(steps.next_dealt(most))
+            under_way.dealt(ring[-1])
+        assert ring, "all steps wait for others"
+    assert len(ring) + bool(steps) <= stages
+    assert sum(map(len, ring)) + len(steps) == sessions
+
+
+def test_a_micro_batch_that_was_lost_counts_until_a_later_one_is_back_or_its_sessions_are_closed() -> None:
+    under_way = UnderWay(2)
+    under_way.dealt([1, 2])
+    under_way.dealt([3])
+    assert not under_way.may_deal(1, 2)
+    assert under_way.may_deal(2, 2), "a whole one never waits"
+    under_way.back(3)
+    under_way.dealt([4])
+    assert under_way.may_deal(1, 2)
+    under_way.dealt([5, 6])
+    under_way.close(5)
+    assert not under_way.may_deal(1, 2)
+    under_way.close(6)
+    assert under_way.may_deal(1, 2)
+    assert not under_way.may_deal(0, 2)

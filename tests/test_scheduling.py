@@ -94,6 +94,16 @@ def test_eight_clients_that_run_at_once_get_as_many_tokens_each() -> None:
 
 
 @pytest.mark.parametrize("stages", [1, 2, 4])
+def test_sessions_that_began_apart_come_to_share_whole_micro_batches(stages: int) -> None:
+    with synthetic_ring(SLOW, stages) as ring:
+        sessions = [session for _ in range(2 * stages) for session in open_running(ring, 1)]
+        heard = [ring.streams.heard(session) for session in sessions]
+        ring.streams.hear(*heard, tokens=max(len(session.tokens) for session in heard) + 30)
+        for stage in ring.look(journal=True):
+            assert {len(call.chunks) for call in list(stage.calls)[-20:]} == {2}
+
+
+@pytest.mark.parametrize("stages", [1, 2, 4])
 def test_a_long_prompt_lets_the_steps_of_running_sessions_through(stages: int) -> None:
     chunks = 24
     with synthetic_ring(SLOW, stages) as ring:
