@@ -203,6 +203,21 @@ class TestFast:
         expected = rows @ blocks.rows(slice(None)).T
         assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.01
 
+    @pytest.mark.parametrize("bits", [4, 8])
+    @pytest.mark.parametrize("columns", [96, 128, 160])
+    def test_a_row_of_any_number_of_blocks_is_multiplied(self, columns: int, bits: int) -> None:
+        random = np.random.default_rng(7)
+        codes = random.integers(0, 1 << bits, (24, columns), np.uint8)
+        scales, minimums = random.standard_normal((2, 24, columns // 32), np.float32) / 10
+        blocks = QuantisedBlocks(codes, scales, minimums, bits, None)
+        rows = random.standard_normal((5, columns), np.float32)
+        graph = Graph()
+        answer = integers(graph, graph.input("rows", np.float32, ("rows", columns)), blocks)
+        graph.nodes("Identity", answer, outputs=[graph.output("answer", ("rows", "outputs"))])
+        found = session(graph).run(["answer"], {"rows": rows})[0]
+        expected = rows @ blocks.rows(slice(None)).T
+        assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.01
+
     def test_a_file_without_blocks_is_as_in_exact(self, tiny: Path, pair: tuple[OnnxEngine, NumpyEngine]) -> None:
         fast = OnnxEngine("fast")
         fast.load(TINY, tiny)

@@ -22,7 +22,7 @@ HEAD_DIMS = 16
 
 
 class OnnxEngine(StagedEngine[int]):
-    """Runs on the CPU. `exact` is the reference's float32, `fast` two to three times as quick a decoder.
+    """Runs on the CPU. `exact` is the reference's float32, `fast` decodes about twice as fast.
 
     On the default model's own answers `fast` makes the choice that `exact` makes at 96 tokens of 100, and its
     probabilities are 0.003 nats from the exact ones (Kullback and Leibler, mean over the tokens).
