@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from contextlib import ExitStack
 from statistics import median
 
 from tests.bench.figures import Figure
@@ -17,17 +19,19 @@ TOKENS = 48
 
 def measure() -> list[Figure]:
     """One figure: its value the highest point. Stages beyond the machine's cores share them, a thread each."""
-    points = [point for stages in STAGES for point in _points(stages)]
+    with ExitStack() as stack:
+        rings = {stages: stack.enter_context(ring(stages, "fast")) for stages in STAGES}
+        rounds = [_round(rings) for _ in range(ROUNDS)]
+    points = tuple((stages, streams, median(turn[stages, streams] for turn in rounds)) for stages, streams in rounds[0])
     stages, streams, best = max(points, key=lambda point: point[2])
     note = f"most at {stages} stages and {streams} streams, on {os.cpu_count()} cores; see docs/throughput.png"
-    return [Figure("throughput", best, "tok/s", "", note=note, points=tuple(points))]
+    return [Figure("throughput", best, "tok/s", "", note=note, points=points)]
 
 
-def _points(stages: int) -> list[tuple[int, int, float]]:
-    with ring(stages, "fast") as ours:
-        rounds = [[_rate(ours, streams) for streams in STREAMS] for _ in range(ROUNDS)]
-    return [(stages, streams, median(rates)) for streams, rates in zip(STREAMS, zip(*rounds, strict=True), strict=True)]
-
-
-def _rate(ours: Ours, streams: int) -> float:
-    return ours.streams_rate(streams, PROMPT, TOKENS)
+def _round(rings: Mapping[int, Ours]) -> dict[tuple[int, int], float]:
+    """Every ring in turn for each number of streams, so that what else the machine does hits all of them."""
+    return {
+        (stages, streams): ours.streams_rate(streams, PROMPT, TOKENS)
+        for streams in STREAMS
+        for stages, ours in rings.items()
+    }
