@@ -8,7 +8,7 @@ from statistics import median
 
 from models.tokenizer import Tokenizer
 from tests.bench.figures import Figure
-from tests.bench.peers.ours import ring_of_nodes
+from tests.bench.ours import ring_of_nodes
 from tests.bench.streams import Heard, Streams
 from tests.rig_models import default_model_path
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from statistics import median
 
 from tests.bench.figures import Figure
-from tests.bench.peers.ours import Ours, ring
+from tests.bench.ours import Ours, ring
 
 STAGES = (1, 2, 4)
 STREAMS = (1, 2, 4, 8, 16)

@@ -11,9 +11,9 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.machine import load_sentence
 from tests.bench.peers.chat import CROWD, TOKENS, NoAnswer, Speed, speed
 from tests.bench.peers.commands import AbsentError
-from tests.bench.peers.machine import load_sentence
 from tests.bench.peers.servers import PEERS, Server
 
 RESULTS = Path("build/peers.json")

@@ -11,11 +11,11 @@ from statistics import median
 import gguf
 
 from tests.bench.figures import Figure
+from tests.bench.machine import int8_products_per_s, load_sentence, read_bytes_per_s
+from tests.bench.ours import Ours, ring
 from tests.bench.peers.commands import AbsentError
 from tests.bench.peers.llamacpp import LlamaCpp, rpc_servers
 from tests.bench.peers.llamacpp_build import BENCHES, llamacpp
-from tests.bench.peers.machine import int8_products_per_s, load_sentence, read_bytes_per_s
-from tests.bench.peers.ours import Ours, ring
 from tests.rig_models import default_model_path
 
 NAMES = ("cpu_decode_vs_llamacpp", "cpu_prefill_vs_llamacpp", "cpu_streams8_vs_llamacpp", "ring2_vs_llamacpp_rpc")

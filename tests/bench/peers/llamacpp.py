@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.bench.peers.machine import pin
+from tests.bench.machine import pin
 
 RUN_WITHIN_S = 180.0
 LISTEN_WITHIN_S = 10.0

@@ -17,11 +17,11 @@ import httpx
 import psutil
 
 from models.catalogue import DEFAULT_MODEL
+from tests.bench.ours import ring_of_nodes
 from tests.bench.peers.checkpoint import write_checkpoint
 from tests.bench.peers.commands import ROOT, AbsentError, venv
 from tests.bench.peers.llamacpp import free_port
 from tests.bench.peers.llamacpp_build import BENCHES, SERVER, llamacpp, sdist
-from tests.bench.peers.ours import ring_of_nodes
 from tests.rig_models import default_model_path
 
 START_WITHIN_S = 180.0

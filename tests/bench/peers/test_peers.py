@@ -17,11 +17,11 @@ import psutil
 import pytest
 
 from tests.bench.figures import Figure, write
+from tests.bench.machine import pin, pin_busiest
 from tests.bench.peers import beside, chat, commands, llamacpp_build
 from tests.bench.peers.__main__ import Row, measure
 from tests.bench.peers.chat import Answer
 from tests.bench.peers.commands import AbsentError
-from tests.bench.peers.machine import pin, pin_busiest
 from tests.bench.peers.servers import Server
 from tests.bench.plot import series
 

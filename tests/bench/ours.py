@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
+from statistics import median
 
 import numpy as np
 
 from models.catalogue import DEFAULT_MODEL
-from tests.bench.peers.machine import pin_busiest
+from tests.bench.machine import pin_busiest
 from tests.bench.streams import Streams, Timed, node_config, place
 from tests.rig_nodes import NodeProcess, nodes
 
@@ -48,6 +50,11 @@ class Ours:
         ended = min((stream[-1] for stream in came), key=lambda token: token.at_ns)
         counted = sum(begun.at_ns < token.at_ns <= ended.at_ns for stream in came for token in stream)
         return counted / _seconds(begun, ended)
+
+    def beside_compute_us(self, prompt: int, tokens: int) -> float:
+        """What of a token's time, from one to the next, was not spent in engines; the median of one stream."""
+        came = self._streams.generate(self._prompt(prompt), tokens)
+        return median((b.at_ns - a.at_ns - b.compute_ns) / 1000 for a, b in pairwise(came))
 
     def _prompt(self, length: int) -> tuple[int, ...]:
         return tuple(self._random.integers(1000, VOCAB, length).tolist())
