@@ -83,7 +83,7 @@ class Placer:
         return instance
 
     def _plan(self, card: ModelCard, topology: Topology) -> tuple[Stage, ...]:
-        return plan(topology, self._strategy, card.id, card.n_layers, card.least_bytes)
+        return plan(topology, self._strategy, card.id, card.n_layers, card.least_bytes, card.head_layers)
 
     async def _place(self, card: ModelCard, stages: tuple[Stage, ...]) -> Instance:
         """Load all shards at once, then connect. On a failure nothing stays loaded."""

@@ -25,26 +25,27 @@ class PartitioningStrategy(ABC):
     """How a ring is shared out. Every node that asks with the same topology gets the same answer."""
 
     @abstractmethod
-    def partition(self, topology: Topology, n_layers: int) -> tuple[Partition, ...]:
+    def partition(self, topology: Topology, n_layers: int, head: int = 0) -> tuple[Partition, ...]:
         """Partitions in ring order: they tile 0..1, and each is worth at least one of `n_layers` layers.
 
-        An empty result means that no node can take part.
+        The last node also has the model's head, which is as much work as `head` layers. An empty result means that
+        no node can take part.
         """
 
 
 class RingMemoryWeightedPartitioningStrategy(PartitioningStrategy):
-    """Shares in proportion to available memory, largest node first.
+    """Shares in proportion to available memory, largest node first; the head counts as layers of the last.
 
     Layers are dealt out by largest remainder (Hamilton's method) after every ring member got one, so shares
     always land on layer boundaries. A node without memory, or beyond one node a layer, is left out.
     """
 
-    def partition(self, topology: Topology, n_layers: int) -> tuple[Partition, ...]:
+    def partition(self, topology: Topology, n_layers: int, head: int = 0) -> tuple[Partition, ...]:
         """See the base class; ties in memory are broken by node id, so all nodes agree."""
         members = _members(topology.nodes, n_layers)
         if not members:
             return ()
-        counts = apportion([_memory(node) for node in members], n_layers)
+        counts = with_head([_memory(node) for node in members], n_layers, head)
         bounds = [0, *accumulate(counts)]
         return tuple(
             Partition(node.node_id, bounds[i] / n_layers, bounds[i + 1] / n_layers) for i, node in enumerate(members)
@@ -58,6 +59,14 @@ def _memory(node: NodeRecord) -> int:
 def _members(nodes: Sequence[NodeRecord], n_layers: int) -> list[NodeRecord]:
     able = [node for node in nodes if _memory(node) > 0]
     return sorted(able, key=lambda node: (-_memory(node), node.node_id))[:n_layers]
+
+
+def with_head(weights: Sequence[int], n_layers: int, head: int) -> list[int]:
+    """Deal layers and head together, then take the head off the last, who keeps one layer at least."""
+    *others, last = apportion(weights, n_layers + head)
+    if last > head or not others:
+        return [*others, last - head]
+    return [*apportion(weights[:-1], n_layers - 1), 1]
 
 
 def apportion(weights: Sequence[int], seats: int) -> list[int]:

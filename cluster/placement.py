@@ -67,18 +67,21 @@ def plan(
     model_id: str,
     n_layers: int,
     least_bytes: Callable[[Shard], int],
+    head: int = 0,
 ) -> tuple[Stage, ...]:
     """Stages for a model of `n_layers`, without actors or endpoints yet.
 
     `least_bytes` gives the memory that a shard needs to be of use: weights, and keys and values of one session.
-    Raises DoesNotFit.
+    The model's head is as much work as `head` layers, which is balanced where memory allows it. Raises DoesNotFit.
     """
-    partitions = strategy.partition(able(topology, model_id, n_layers, least_bytes), n_layers)
-    shards = shards_of(partitions, model_id, n_layers) if partitions else ()
-    stages = tuple(Stage(part.node_id, shard) for part, shard in zip(partitions, shards, strict=True))
-    if not stages or any(least_bytes(stage.shard) > _memory(topology, stage.node_id) for stage in stages):
-        raise DoesNotFit(_shortage(topology, model_id, least_bytes(whole(model_id, n_layers))))
-    return stages
+    members = able(topology, model_id, n_layers, least_bytes)
+    for counted in (head, 0):
+        partitions = strategy.partition(members, n_layers, counted)
+        shards = shards_of(partitions, model_id, n_layers) if partitions else ()
+        stages = tuple(Stage(part.node_id, shard) for part, shard in zip(partitions, shards, strict=True))
+        if stages and all(least_bytes(stage.shard) <= _memory(topology, stage.node_id) for stage in stages):
+            return stages
+    raise DoesNotFit(_shortage(topology, model_id, least_bytes(whole(model_id, n_layers))))
 
 
 def _memory(topology: Topology, node_id: str) -> int:

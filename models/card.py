@@ -75,6 +75,11 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     license: str = ""
     defaults: SamplingDefaults = SamplingDefaults()
 
+    @property
+    def head_layers(self) -> int:
+        """As how many layers' work the head counts: by its size."""
+        return round(self.embedding_bytes / self.layer_bytes)
+
     def shard_bytes(self, shard: Shard) -> int:
         """Resident bytes of a shard: its layers, the embedding if first, the head if last (tied: once)."""
         ends = shard.is_first + shard.is_last

@@ -26,12 +26,15 @@ def topology(memory: dict[str, int]) -> Topology:
     return graph
 
 
+heads = st.integers(0, 40)
+
+
 @settings(max_examples=2000, deadline=None)
-@given(rings, layer_counts)
+@given(rings, layer_counts, heads)
 def test_shards_tile_all_layers_and_every_member_of_the_ring_has_one_at_least(
-    memory: dict[str, int], n_layers: int
+    memory: dict[str, int], n_layers: int, head: int
 ) -> None:
-    partitions = STRATEGY.partition(topology(memory), n_layers)
+    partitions = STRATEGY.partition(topology(memory), n_layers, head)
     if not any(memory.values()):
         assert partitions == ()
         return
@@ -59,9 +62,9 @@ def test_the_order_in_which_nodes_were_met_changes_nothing(
 
 
 @settings(max_examples=300, deadline=None)
-@given(rings, layer_counts)
-def test_more_memory_never_means_fewer_layers(memory: dict[str, int], n_layers: int) -> None:
-    partitions = STRATEGY.partition(topology(memory), n_layers)
+@given(rings, layer_counts, heads)
+def test_more_memory_never_means_fewer_layers(memory: dict[str, int], n_layers: int, head: int) -> None:
+    partitions = STRATEGY.partition(topology(memory), n_layers, head)
     counts = [len(shard.layers) for shard in shards_of(partitions, "m", n_layers)] if partitions else []
     assert counts == sorted(counts, reverse=True)
 
@@ -80,6 +83,16 @@ def test_three_nodes_share_thirty_two_layers_by_memory() -> None:
     assert [len(shard.layers) for shard in shards_of(partitions, "m", 32)] == [19, 10, 3]
     for partition, share in zip(partitions, (0.6, 0.3, 0.1), strict=True):
         assert partition.end - partition.start == pytest.approx(share, abs=1 / 32)
+
+
+def test_the_head_counts_as_layers_of_the_last_node() -> None:
+    partitions = STRATEGY.partition(topology({"a": 5, "b": 5}), 30, head=8)
+    assert [len(shard.layers) for shard in shards_of(partitions, "m", 30)] == [19, 11]
+
+
+def test_a_last_node_whose_share_is_less_than_the_head_has_one_layer() -> None:
+    partitions = STRATEGY.partition(topology({"a": 50, "b": 50, "c": 5}), 30, head=8)
+    assert [len(shard.layers) for shard in shards_of(partitions, "m", 30)] == [15, 14, 1]
 
 
 def test_a_small_node_still_gets_one_layer() -> None:

@@ -112,3 +112,9 @@ def test_a_model_of_a_short_context_needs_no_more_than_that() -> None:
 def test_an_instance_knows_its_nodes_in_ring_order() -> None:
     stages = (Stage("b", Shard("m", 0, 1, 2)), Stage("a", Shard("m", 1, 2, 2)))
     assert Instance("i", "m", 1, stages).node_ids == ("b", "a")
+
+
+def test_where_memory_is_too_short_to_balance_the_head_layers_are_shared_out_without_it() -> None:
+    for available, layers in ((1000, [19, 11]), (200, [15, 15])):
+        stages = plan(topology(a=available, b=available), STRATEGY, "m", 30, shard_bytes, head=8)
+        assert [len(stage.shard.layers) for stage in stages] == layers
