@@ -62,7 +62,7 @@ $(VENV)/.node: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.node
 	@echo "installing the engines and the tools for tests"
-	@$(BIN)/python -m pip install --quiet --editable '.[mlx,tinygrad,onnx,dev]'
+	@$(BIN)/python -m pip install --quiet --editable '.[mlx,tinygrad,dev]'
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.dev

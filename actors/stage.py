@@ -12,16 +12,15 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 import msgspec
-import numpy as np
 
 from actors.inlet import Inlet, Unfit
 from actors.last_stage import LastStage
 from actors.outlet import Mail, Outlet
 from actors.passes import Passes
+from actors.schedule import PROMPT_CHUNK, Schedule
 from actors.step import Choice, Neighbours, StageCounts, Step
 from bus.frame import GATEWAY_STAGE, Flag, Frame
 from bus.ring import Array, NeighbourGone, Ring, best_endpoint
-from cluster.batching import UnderWay, micro_batch, prompt_chunks
 from cluster.entrance import Entrance
 from cluster.prefixes import BLOCK, Keeping, PrefixLost
 from cluster.sessions import Failure, Opening, StageSession, StageSessions
@@ -30,7 +29,6 @@ from engines.engine import MAX_SLOTS, EngineError, FloatArray, InferenceEngine
 
 logger = logging.getLogger(__name__)
 
-PROMPT_CHUNK = 64  # tokens: long enough for a matrix product, short enough not to stop others for long
 IDLE_S = 120.0  # a session nothing was heard of for so long lost a frame somewhere
 IDLE_FURTHER_ON_S = 600.0  # a stage that is not the first does not know how long a prompt waits there
 REAP_EVERY_S = 1.0
@@ -53,10 +51,10 @@ class Stage:
         self._activations = engine.activations
         self._out = Outlet(ring, epoch, Neighbours(0, 1, "", "", 0), self._activations)
         self._entrance = Entrance(0, MAX_SLOTS)
-        self._under_way = UnderWay(1)
         self._last_stage = LastStage()
         self._passes = Passes(engine, self._last_stage if shard.is_last else None)
         self._sessions = StageSessions()
+        self._schedule = Schedule(shard, self._sessions, self._in, 1)
         self._drained: Future[None] | None = None
         self._reap_at = 0.0
 
@@ -87,7 +85,7 @@ class Stage:
         self._out = Outlet(self._ring, self._epoch, place, self._activations)
         self._entrance = Entrance(place.positions, MAX_SLOTS)
         self._last_stage.exact_rows = place.exact_rows
-        self._under_way = UnderWay(place.stages)
+        self._schedule = Schedule(self._shard, self._sessions, self._in, place.stages)
 
     def drain(self, drained: Future[None]) -> None:
         """Take no new sessions; `drained` is done when the last one here is over."""
@@ -105,54 +103,18 @@ class Stage:
         self._reap(time.monotonic())
         if self._shard.is_first:
             self._admit()
-        if batch := self._living(self._next_steps()):
+        if batch := self._schedule.next_steps():
             self._compute(batch)
-        if batch := self._living(self._next_prompts()):
+        if batch := self._schedule.next_prompts():
             self._compute(batch)
 
     def _take_frames(self) -> None:
         """What is here now; and of a micro-batch that has begun to come, the rest."""
-        busy = (self._may_deal() if self._shard.is_first else self._in) or self._due_chunks()
-        received = self._ring.receive(0 if busy else IDLE_WAIT_MS)
+        received = self._ring.receive(0 if self._schedule.busy else IDLE_WAIT_MS)
         while received is not None:
             self._serve(*received)
             received = self._ring.receive(REST_WAIT_MS if self._in.incomplete else 0)
         self._in.complete()
-
-    def _next_steps(self) -> list[Step]:
-        if not self._shard.is_first:
-            return self._in.steps.next_whole()
-        if not self._may_deal():
-            return []
-        batch = self._living(self._in.steps.next_dealt(self._most_steps()))
-        if batch:
-            self._under_way.dealt(step.session.session for step in batch)
-        return batch
-
-    def _may_deal(self) -> bool:
-        return self._under_way.may_deal(len(self._in.steps), self._most_steps())
-
-    def _most_steps(self) -> int:
-        return micro_batch(self._sessions.decoding, self._out.place.stages)
-
-    def _next_prompts(self) -> list[Step]:
-        if not self._shard.is_first:
-            return self._in.prompts.next_whole()
-        return [self._chunk_step(session, rows) for session, rows in self._due_chunks()]
-
-    def _due_chunks(self) -> list[tuple[StageSession, int]]:
-        if not self._sessions.reading:
-            return []
-        on_their_way = PROMPT_CHUNK * (self._out.place.stages + 1)
-        return prompt_chunks(self._sessions.reading.values(), PROMPT_CHUNK, on_their_way - self._sessions.in_flight)
-
-    def _chunk_step(self, session: StageSession, rows: int) -> Step:
-        begin = session.sent
-        tokens = np.asarray(self._sessions.read(session, rows), np.int32)
-        return Step(session, begin, tokens, session.prompt_left == 0)
-
-    def _living(self, batch: list[Step]) -> list[Step]:
-        return [step for step in batch if step.session.session in self._sessions.by_id]
 
     # -- frames
 
@@ -199,7 +161,7 @@ class Stage:
         """The ring closes: a token, with drafts of what may follow, is the next step of its session."""
         if session.through < session.opening.prompt_tokens <= frame.position:
             self._keep(session, session.opening.prompt)
-        self._under_way.back(session.session)
+        self._schedule.back(session)
         session.returned(frame.position, tokens.tolist())
         if not frame.flags & Flag.FINISHED:
             self._in.token(session, frame, tokens)
@@ -366,7 +328,7 @@ class Stage:
         self._entrance.leave(session.session, time.monotonic())
         self._last_stage.close(session)
         self._in.close(session)
-        self._under_way.close(session.session)
+        self._schedule.close(session)
         self._passes.release(session)
         if self._out.place.stages > 1:
             self._out.closed(session, self._out.place.following)

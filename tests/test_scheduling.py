@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from actors.stage import PROMPT_CHUNK
+from actors.schedule import PROMPT_CHUNK
 from cluster.entrance import MOST_WAITING
 from cluster.prefixes import BLOCK
 from tests.bench.fairness import jain

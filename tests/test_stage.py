@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from actors import stage as module
-from actors.stage import PROMPT_CHUNK
+from actors.schedule import PROMPT_CHUNK
 from actors.stage_thread import StageThread
 from actors.step import neighbours
 from bus import ring as data_plane

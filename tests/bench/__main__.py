@@ -12,8 +12,8 @@ from tests.bench.peers import beside
 
 MEASURES: dict[Callable[[], list[Figure]], tuple[str, ...]] = {
     start.measure: ("start_s", "idle_mb"),
-    ring.measure: ("hop_us", "decode_eff_2", "decode_eff_4", "batch_gain_8", "ring2_gain_8"),
-    hops.measure: ("hop_synthetic_us",),
+    ring.measure: ("hop_cold_us", "decode_eff_2", "decode_eff_4", "batch_gain_8", "ring2_gain_8"),
+    hops.measure: ("hop_us",),
     overlap.measure: ("overlap_eff_2", "overlap_eff_4", "overlap_eff_8"),
     prefill.measure: ("prefill_gain",),
     stall.measure: ("stall_ratio",),

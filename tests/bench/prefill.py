@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from random import Random
 from statistics import median
 
-from actors.stage import PROMPT_CHUNK
+from actors.schedule import PROMPT_CHUNK
 from tests.bench.figures import Figure
 from tests.rig_synthetic_engine import Model
 from tests.rig_synthetic_ring import SyntheticRing, synthetic_ring

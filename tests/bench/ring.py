@@ -16,6 +16,7 @@ TOKENS = 64
 SHORT, LONG = 32, 512
 CROWD = 8
 ROW_BYTES = 576 * 2
+COMPUTING_MS = 4.0  # a stage of two; so long the other sleeps
 
 TURNS: dict[str, tuple[int, Callable[[Ours], float]]] = {
     "one": (1, lambda ours: ours.decode_rate(SHORT, TOKENS)),
@@ -46,8 +47,8 @@ def measure() -> list[Figure]:
 
 
 def _hop(microseconds: float) -> Figure:
-    note = "2 stages: time of a token not spent in engines, a hop"
-    return Figure("hop_us", microseconds, "µs", "≤ 150", raw_hop_us(ROW_BYTES), note=note)
+    note = "2 stages: time of a token not spent in engines, a hop, beside engines that empty the caches"
+    return Figure("hop_cold_us", microseconds, "µs", "", raw_hop_us(ROW_BYTES, COMPUTING_MS), note=note)
 
 
 def _ratio(name: str, value: float, baseline: float, goal: str, what: str) -> Figure:

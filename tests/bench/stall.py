@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from statistics import median
 
-from actors.stage import PROMPT_CHUNK
+from actors.schedule import PROMPT_CHUNK
 from tests.bench.figures import Figure
 from tests.bench.streams import Heard
 from tests.rig_synthetic import Seen
