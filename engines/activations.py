@@ -33,7 +33,7 @@ def rounded(rows: npt.NDArray[np.float32], dtype: Dtype) -> npt.NDArray[np.float
 def packed(rows: npt.NDArray[np.float32], dtype: Dtype) -> npt.NDArray[Any]:
     """Rounded float32 numbers in the bytes of their dtype, ready for a frame: float32, float16 or uint16."""
     if dtype == "float16":
-        return rows.astype(np.float16)
+        return _half(rows)
     if dtype == "bfloat16":
         return (rounded(rows, dtype).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
     return rows
