@@ -57,14 +57,14 @@ $(VENV)/bin/python:
 $(VENV)/.node: pyproject.toml | $(VENV)/bin/python
 	@echo "installing exobus and what it needs"
 	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --progress-bar on --editable . | grep -E '^(Collecting|  *Downloading|Installing|Successfully)' | cut -c 1-100
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --progress-bar on --editable . | grep -E '^(Collecting|  *Downloading|Installing|Successfully)' | cut -c 1-100
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.node
 	@echo "installing the engines and the tools for tests"
-	@$(BIN)/python -m pip install --quiet --editable '.[mlx,tinygrad,dev]'
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[mlx,tinygrad,dev]'
 	@touch $@
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/.dev
-	@$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[bench]'
 	@touch $@
