@@ -10,6 +10,7 @@ from tests.bench import fairness, hops, overlap, prefill, ring, stall, start, te
 from tests.bench.figures import Figure, show, write
 from tests.bench.peers import beside
 
+RESULTS = Path("build/bench.json")
 MEASURES: dict[Callable[[], list[Figure]], tuple[str, ...]] = {
     start.measure: ("start_s", "idle_mb"),
     ring.measure: ("hop_cold_us", "decode_eff_2", "decode_eff_4", "batch_gain_8", "ring2_gain_8"),
@@ -33,15 +34,12 @@ def main() -> None:
     only = {name for name in parser.parse_args().only.split(",") if name}
     if unknown := only - set(names):
         parser.error(f"there is no figure {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    figures = [
-        figure
-        for measure, group in MEASURES.items()
-        if not only or only & set(group)
-        for figure in measure()
-        if not only or figure.name in only
-    ]
+    figures: list[Figure] = []
+    for measure, group in MEASURES.items():
+        if not only or only & set(group):
+            figures += [figure for figure in measure() if not only or figure.name in only]
+            write(figures, RESULTS)  # a later measure may fail, on this machine or another
     show(figures)
-    write(figures, Path("build/bench.json"))
 
 
 if __name__ == "__main__":
