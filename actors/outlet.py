@@ -61,10 +61,10 @@ class Outlet:
         """To the gateway: the session runs, and `known` tokens of its prompt need not be computed."""
         self._place(session.session, session.reply_to, 0, known)
 
-    def place_in_queue(self, session: int, opening: Opening, ahead: int) -> None:
-        """To the gateway: the session waits, as number `ahead` of those that do, from 0."""
-        if reply_to := self._way_back(opening):
-            self._place(session, reply_to, ahead + 1, 0)
+    def place_in_queue(self, session: int, opening: Opening, ahead: int) -> bool:
+        """To the gateway: the session waits, as number `ahead` of those that do, from 0. False where it is gone."""
+        reply_to = self._way_back(opening)
+        return bool(reply_to) and self._place(session, reply_to, ahead + 1, 0)
 
     def refused(self, session: int, opening: Opening, failure: Failure) -> None:
         """To the gateway: the session was not let in."""
@@ -87,12 +87,14 @@ class Outlet:
             self._ring.dropped["gateway gone"] += 1
             return ""
 
-    def _place(self, session: int, reply_to: str, ahead: int, cached: int) -> None:
+    def _place(self, session: int, reply_to: str, ahead: int, cached: int) -> bool:
         payload = np.array([ahead, cached], np.int32)
-        self._say(reply_to, self.frame(session, Flag.PLACE), payload, "gateway gone")
+        return self._say(reply_to, self.frame(session, Flag.PLACE), payload, "gateway gone")
 
-    def _say(self, endpoint: str, frame: Frame, payload: Array | bytes, loss: str) -> None:
+    def _say(self, endpoint: str, frame: Frame, payload: Array | bytes, loss: str) -> bool:
         try:
             self._ring.send(endpoint, frame, payload)
         except NeighbourGone:
             self._ring.dropped[loss] += 1
+            return False
+        return True

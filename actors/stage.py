@@ -213,7 +213,8 @@ class Stage:
             except ValueError:  # the owner went away while it waited
                 self._entrance.take_back(session, opening, now)
         for session, opening, ahead in self._entrance.places(now):
-            self._out.place_in_queue(session, opening, ahead)
+            if not self._out.place_in_queue(session, opening, ahead):
+                self._entrance.leave(session, now)  # or every word to it would cost the ring a deadline
 
     def _enter(self, session_id: int, opening: Opening, reply_to: str) -> None:
         """A session begins here, with what the prefix cache has of it."""
@@ -223,7 +224,8 @@ class Stage:
         try:
             restored = self._passes.restore(session)
         except (PrefixLost, EngineError) as error:
-            self._entrance.take_back(session_id, opening, time.monotonic())
+            if self._shard.is_first:
+                self._entrance.take_back(session_id, opening, time.monotonic())
             self._fail(session, Failure("prefix_lost", f"{error}; ask again", 1))
             return
         if self._shard.is_first:

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actors import stage
+from bus import ring as data_plane
 from cluster import entrance
 from cluster.prefixes import BLOCK
 from cluster.sampling import SamplingParams
@@ -115,6 +117,23 @@ def test_a_session_that_leaves_the_queue_makes_room_in_it(weights: Path) -> None
         ring.gateway.hear(2)
         assert ring.gateway.sessions[1].log.tokens == []
         assert [stage.counts.waiting for stage in ring.stages] == [0, 0]
+
+
+def test_who_waits_for_a_gateway_that_is_gone_leaves_the_queue(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(entrance, "TELL_AGAIN_S", 0.05)
+    monkeypatch.setattr(stage, "IDLE_WAIT_MS", 20)
+    monkeypatch.setattr(data_plane, "SEND_WITHIN_MS", 200)
+    with rig(weights, 2, positions=64) as ring:
+        ring.gateway.open(1, PROMPT, max_tokens=50)
+        ring.gateway.hear(1)  # it has ended, and holds its memory until it is closed
+        lost = data_plane.Ring(ring.run_dir, "lost", "127.0.0.1")
+        for session in (2, 3):
+            ring.gateway.open(session, PROMPT, max_tokens=50, reply_to=lost.endpoints)
+        assert in_time(lambda: ring.stages[0].counts.waiting == 2)
+        lost.close()
+        assert in_time(lambda: ring.stages[0].counts.waiting == 0)
+        ring.gateway.close(1)
+        assert ring.all_closed()
 
 
 def test_a_full_queue_refuses_with_a_time_to_come_back(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
