@@ -37,9 +37,9 @@ class Token(NamedTuple):
 
 
 class Place(NamedTuple):
-    """How many sessions are before this one in the first stage's queue, and how many prompt tokens it need not compute.
+    """A session's place in the first stage's queue, and how many prompt tokens it need not compute.
 
-    With none ahead the session is admitted, and `cached` is final.
+    `ahead` counts from 1, as one that runs is before the first that waits. At 0 the session is in, and `cached` is final.
     """
 
     ahead: int
