@@ -39,7 +39,7 @@ class Token(NamedTuple):
 class Place(NamedTuple):
     """A session's place in the first stage's queue, and how many prompt tokens it need not compute.
 
-    `ahead` counts from 1, as one that runs is before the first that waits. At 0 the session is in, and `cached` is final.
+    `ahead` counts from 1, as one that runs is before the first that waits. At 0 the session is in and `cached` final.
     """
 
     ahead: int
