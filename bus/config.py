@@ -10,14 +10,18 @@ import msgspec
 
 CONFIG_FILE = "node.json"
 API_FILE = "api"  # in the run folder: the gateway's URL, once it listens
+KEY_FILE = "key"  # in the data folder: the node's CURVE secret
+DEFAULT_BUS_PORT = 52416
 DEFAULT_API_PORT = 52415
-DEFAULT_BUS_PORT = 52414
+DEFAULT_GATE_PORT = 52414
 DEFAULT_DISCOVERY_PORT = 52413
 
 
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A node's settings.
 
+    `cluster` is empty for a node that stands alone: it listens on no tcp port but its API's. Else `code_file` holds the
+    join code. `strict` lets nobody in whose key nobody approved. `host` is where other nodes reach this one.
     Ports: 0 means any free one, None the usual one or, where that is taken, any. Memory in bytes: 0 means all that is
     available; `kv_memory` bounds what one stage gets for keys and values, and 0 leaves it to the node. Threads of an
     engine: 0 means this node's share of the machine's cores. `precision` is one of `engines.precision`'s.
@@ -33,8 +37,11 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "127.0.0.1"
     api_port: int | None = 0
     bus_port: int | None = 0
+    gate_port: int | None = 0
     discovery_port: int = DEFAULT_DISCOVERY_PORT
-    cluster: str = "home"
+    cluster: str = ""
+    code_file: str = ""
+    strict: bool = False
     peers: tuple[str, ...] = ()
     engine: str = "auto"
     memory: int = 0
@@ -46,6 +53,16 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     def run_path(self) -> Path:
         """The folder of ipc end points, mode 0700, gone with the node."""
         return Path(self.run_dir)
+
+    @property
+    def key_path(self) -> Path:
+        """The file of the node's key."""
+        return Path(self.data_dir) / KEY_FILE
+
+    @property
+    def code_path(self) -> Path:
+        """The file of the join code."""
+        return Path(self.code_file)
 
     @property
     def cards_path(self) -> Path | None:

@@ -11,7 +11,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from cluster.members import Member
 from cluster.placement import Instance
+from cluster.roles import Role
 from cluster.shard import Shard
 from cluster.topology import Link, NodeRecord, Topology
 
@@ -44,6 +46,10 @@ class LocalFact(Fact, frozen=True):
 
 class Work(Message, frozen=True):
     """Sent to one address."""
+
+
+class Ask(Work, frozen=True):
+    """Work that changes nothing, so that observers may send it too."""
 
 
 class Reply(Message, frozen=True):
@@ -114,7 +120,7 @@ class ActorStop(Work, frozen=True, tag="actor.stop"):
     name: str
 
 
-class HubDescribe(Work, frozen=True, tag="hub.describe"):
+class HubDescribe(Ask, frozen=True, tag="hub.describe"):
     """Ask a hub what it knows. Sent by anyone; answered by `hub.state`."""
 
 
@@ -130,7 +136,8 @@ class HubPeer(msgspec.Struct, frozen=True):
 
     node_id: str
     name: str
-    endpoint: str
+    endpoint: Annotated[str, Meta(description="of its hub, with its key")]
+    role: Role = Role.MEMBER
 
 
 class HubState(Reply, frozen=True, tag="hub.state"):
@@ -138,24 +145,94 @@ class HubState(Reply, frozen=True, tag="hub.state"):
 
     node_id: str
     name: str
-    endpoint: Annotated[str, Meta(description="where other hubs dial this one")]
+    endpoint: Annotated[str, Meta(description="where other hubs dial this one, with its key; empty: it stands alone")]
     actors: tuple[HubActor, ...] = ()
     peers: tuple[HubPeer, ...] = ()
     subscriptions: tuple[str, ...] = ()
     counters: dict[str, int] = {}
+    gate: Annotated[str, Meta(description="where other nodes knock")] = ""
+    cluster: str = ""
+
+
+# -- who belongs to the cluster
+
+
+class GateKnock(Work, frozen=True, tag="gate.knock"):
+    """A hub asks to be let in. Sent to a gate, whose key only holders of a join code know; answered by
+    `gate.welcome`."""
+
+    name: str
+    role: Role
+    incarnation: int
+    endpoint: Annotated[str, Meta(description="where to dial its hub, with the key that it knocks with")]
+    proof: Annotated[bytes, Meta(description="HMAC-SHA256 with the role's join key over both public keys")]
+
+
+class GateWelcome(Reply, frozen=True, tag="gate.welcome"):
+    """Who knocked is let in, and learns whom it knocked at."""
+
+    name: str
+    incarnation: int
+    endpoint: Annotated[str, Meta(description="where to dial this hub, with its key")]
+    proof: Annotated[bytes, Meta(description="HMAC-SHA256 with the role's join key over both public keys")]
+
+
+class MembersGet(Ask, frozen=True, tag="members.get"):
+    """Ask a hub whom it knows. Sent by anyone; answered by `members.state`."""
+
+
+class MembersState(Reply, frozen=True, tag="members.state"):
+    """Every node that a hub let in or refused, and which of them are linked."""
+
+    cluster: str
+    members: tuple[Member, ...]
+    linked: tuple[str, ...] = ()
+
+
+class MemberRevoke(Work, frozen=True, tag="member.revoke"):
+    """Shut a node out for good. Sent to the own hub, which tells all others; answered by `request.done`."""
+
+    node_id: str
+
+
+class MemberApprove(Work, frozen=True, tag="member.approve"):
+    """Let in a node that waits for it, or that was revoked. Sent to the own hub; answered by `request.done`."""
+
+    node_id: str
+
+
+class ClusterRotate(Work, frozen=True, tag="cluster.rotate"):
+    """Make a new join code; the old one opens no gate any more. Sent to the own hub; answered by `cluster.rotated`."""
+
+
+class ClusterRotated(Reply, frozen=True, tag="cluster.rotated"):
+    """The names of the nodes that have the new code, and of those that could not be reached and need it by hand."""
+
+    told: tuple[str, ...]
+    missed: tuple[str, ...]
+
+
+class ClusterCode(Work, frozen=True, tag="cluster.code"):
+    """The new join code for the receiver's role. Sent by a member's hub to linked hubs; never answered."""
+
+    code: str
+
+
+class ClusterChanged(LocalFact, frozen=True, tag="cluster.changed"):
+    """The join code's file holds another one now. Published by the hub to its own node."""
 
 
 # -- links between nodes
 
 
 class PeerDial(Work, frozen=True, tag="peer.dial"):
-    """Link to the hub at `endpoint`. Sent by discovery to its hub; answered by `request.done` when it was begun."""
+    """Knock at the gate at `endpoint`, and link. Sent by discovery to its hub; answered by `request.done`."""
 
     endpoint: str
 
 
 class PeerDrop(Work, frozen=True, tag="peer.drop"):
-    """End the link to the hub at `endpoint`. Sent by discovery to its hub; answered by `request.done`."""
+    """End the link to the hub at `endpoint`, or behind that gate. Sent to the own hub; answered by `request.done`."""
 
     endpoint: str
 
@@ -172,6 +249,7 @@ class LinkHello(Work, frozen=True, tag="link.hello"):
     dialled: Annotated[str, Meta(description="the name under which the sender reached this hub")] = ""
     answers: Annotated[str, Meta(description="the `dialled` of the hello that the sender heard, if any")] = ""
     heard: Annotated[bool, Meta(description="the sender has heard this hub's hello")] = False
+    revoked: Annotated[tuple[str, ...], Meta(description="nodes that the sender shuts out")] = ()
 
 
 class LinkSubscribe(Work, frozen=True, tag="link.subscribe"):
@@ -184,12 +262,29 @@ class LinkBye(Work, frozen=True, tag="link.bye"):
     """This hub leaves. Sent hub to hub; never answered."""
 
 
+class PeerMet(LocalFact, frozen=True, tag="peer.met"):
+    """A gate that was knocked at belongs to this node. Published by the hub to its own node."""
+
+    endpoint: Annotated[str, Meta(description="of the gate, as it was dialled")]
+    node_id: str
+    name: str
+
+
+class PeerRefused(LocalFact, frozen=True, tag="peer.refused"):
+    """A node was not let in here, or did not let us in. Published by the hub to its own node."""
+
+    endpoint: Annotated[str, Meta(description="of the gate that we knocked at; empty where somebody knocked here")]
+    code: Annotated[str, Meta(description="`wrong_code`, `revoked`, `unapproved`, `duplicate`, `silent` …")]
+    message: str
+
+
 class PeerUp(LocalFact, frozen=True, tag="peer.up"):
     """A link stands in both directions. Published by the hub to its own node."""
 
     node_id: str
     name: str
-    endpoint: str
+    endpoint: Annotated[str, Meta(description="of its hub, with its key")]
+    role: Role = Role.MEMBER
 
 
 class PeerDown(LocalFact, frozen=True, tag="peer.down"):
@@ -215,7 +310,7 @@ class LinkMeasured(Fact, frozen=True, tag="link.measured"):
     link: Link
 
 
-class LinkProbe(Work, frozen=True, tag="link.probe"):
+class LinkProbe(Ask, frozen=True, tag="link.probe"):
     """Answer at once, so that the asker can time it. Sent between topology actors; answered by `request.done`."""
 
 
@@ -225,7 +320,7 @@ class TopologyChanged(LocalFact, frozen=True, tag="topology.changed"):
     topology: Topology
 
 
-class TopologyGet(Work, frozen=True, tag="topology.get"):
+class TopologyGet(Ask, frozen=True, tag="topology.get"):
     """Ask for the graph. Sent by anyone to topology; answered by `topology.state`."""
 
 

@@ -1,18 +1,23 @@
-"""The one place that makes ZeroMQ sockets, so that limits (and, later, keys) cannot be forgotten.
+"""The one place that makes ZeroMQ sockets, so that limits and keys cannot be forgotten.
 
-Knows options and end points, nothing of messages.
+Whatever listens or connects over tcp does so with CURVE: there is no call without keys. ipc end points lie in folders
+of mode 0700 and need none. Knows options and end points, nothing of messages; who is let in is `bus.zap`'s to answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import zmq
 import zmq.asyncio
 
-CONTROL_BYTES = 2 << 20  # one frame of the control bus: a body is at most 1 MiB
-DATA_BYTES = 1 << 20  # one frame of the data plane: a fragment is at most 256 KiB
+from bus.endpoints import address_of, key_of, with_key
+from bus.keys import KeyPair
+
+CONTROL_BYTES = 512 << 10  # one frame of the control bus; a half-open connection can cost as much
+DATA_BYTES = 1 << 20  # one frame of the data plane: a fragment of 256 KiB, or a whole prompt's ids
 CONTROL_MARK = 1000
 DATA_MARK = 256
 
@@ -27,6 +32,20 @@ _COMMON = {
     zmq.RECONNECT_IVL_MAX: 1000,
     zmq.BACKLOG: 1024,
 }
+
+
+Socket = zmq.Socket[bytes] | zmq.asyncio.Socket
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """How a tcp port is kept: the key pair of whoever listens, and the domain that its ZAP handler is asked for.
+
+    The port lets nobody in unless a `bus.zap.ZapHandler` of its context says so: CURVE alone would let in everybody.
+    """
+
+    pair: KeyPair
+    domain: str
 
 
 def open_socket(
@@ -49,7 +68,7 @@ def open_async_socket(context: zmq.asyncio.Context, kind: int) -> zmq.asyncio.So
     return socket
 
 
-def _limit(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, kind: int, mark: int, largest: int) -> None:
+def _limit(socket: Socket, kind: int, mark: int, largest: int) -> None:
     for option, value in _COMMON.items():
         socket.setsockopt(option, value)
     socket.setsockopt(zmq.SNDHWM, mark)
@@ -61,9 +80,19 @@ def _limit(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, kind: int, mark: int,
         socket.setsockopt(zmq.IMMEDIATE, 1)
 
 
-def bind_tcp(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, host: str, port: int) -> str:
-    """Bind to `host:port` (0: any free port) and return the end point. Raises OSError with a sentence."""
+def bind_ipc(socket: Socket, endpoint: str) -> None:
+    """Listen at `ipc://…`. To be called before `bind_tcp`. Raises OSError with a sentence."""
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        reason = zmq.strerror(error.errno or 0)
+        raise OSError(f"cannot listen on {endpoint}: {reason}; check the temporary folder") from None
+
+
+def bind_tcp(socket: Socket, host: str, port: int, guard: Guard) -> str:
+    """Bind to `host:port` (0: any free port) and return the end point, key included. Raises OSError with a sentence."""
     place = f"[{host}]" if ":" in host else host
+    _guard(socket, guard)
     socket.setsockopt(zmq.IPV6, int(":" in host))
     try:
         socket.bind(f"tcp://{place}:{port or '*'}")
@@ -71,21 +100,49 @@ def bind_tcp(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, host: str, port: in
         raise OSError(
             f"cannot listen on {host}:{port}: {zmq.strerror(error.errno or 0)}; choose another port or host"
         ) from None
-    return socket.getsockopt_string(zmq.LAST_ENDPOINT)
+    return with_key(socket.getsockopt_string(zmq.LAST_ENDPOINT), guard.pair.public)
 
 
-def bind_first(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, host: str, ports: Sequence[int]) -> str:
+def bind_first(socket: Socket, host: str, ports: Sequence[int], guard: Guard) -> str:
     """Bind to the first of `ports` that can be had. Raises OSError with the last one's sentence."""
     for port in ports[:-1]:
         with suppress(OSError):
-            return bind_tcp(socket, host, port)
-    return bind_tcp(socket, host, ports[-1])
+            return bind_tcp(socket, host, port, guard)
+    return bind_tcp(socket, host, ports[-1], guard)
 
 
-def connect(socket: zmq.Socket[bytes] | zmq.asyncio.Socket, endpoint: str) -> None:
-    """Begin to connect. Raises ValueError for an end point that ZeroMQ cannot parse."""
-    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+def connect_ipc(socket: Socket, endpoint: str) -> None:
+    """Begin to connect to `ipc://…`, a process of this user."""
+    socket.connect(endpoint)
+
+
+def connect(socket: Socket, endpoint: str, own: KeyPair) -> None:
+    """Begin to connect: over tcp as the owner of a pair to the owner of the end point's key, over ipc without keys.
+
+    Raises ValueError for an end point that ZeroMQ cannot parse, or a tcp one without a key.
+    """
     try:
-        socket.connect(endpoint)
+        if not endpoint.startswith("ipc://"):
+            _identify(socket, endpoint, own)
+        socket.connect(address_of(endpoint))
     except zmq.ZMQError as error:
         raise ValueError(f"{endpoint!r} is no end point: {error}; write tcp://host:port") from None
+
+
+def _guard(socket: Socket, guard: Guard) -> None:
+    """Options hold for the binds that come after them, so ipc ones come before."""
+    _use(socket, guard.pair)
+    socket.setsockopt(zmq.CURVE_SERVER, 1)
+    socket.setsockopt(zmq.ZAP_DOMAIN, guard.domain.encode())
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without it a missing handler lets everybody in
+
+
+def _identify(socket: Socket, endpoint: str, own: KeyPair) -> None:
+    _use(socket, own)
+    socket.setsockopt(zmq.CURVE_SERVERKEY, key_of(endpoint))
+    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
+
+
+def _use(socket: Socket, pair: KeyPair) -> None:
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, pair.public)
+    socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)

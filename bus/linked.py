@@ -1,0 +1,39 @@
+"""Whose data-plane connections a process takes: the nodes that its own hub is linked to. No sockets here.
+
+The owner tells it of links as they come and go; the ZAP handler's thread and the data plane's only read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bus.endpoints import key_of, node_of
+from bus.messages import HubPeer, PeerUp
+from cluster.roles import Role
+
+
+class LinkedNodes:
+    """The linked nodes by key and by id, this node among them."""
+
+    def __init__(self, own_key: bytes, own_id: str) -> None:
+        self._ids = {own_key: own_id}
+        self._roles = {own_id: Role.MEMBER}
+
+    def standing(self, peers: Iterable[HubPeer | PeerUp]) -> None:
+        """These links stand."""
+        for peer in peers:
+            self._roles[peer.node_id] = peer.role
+            self._ids[key_of(peer.endpoint)] = node_of(peer.endpoint)
+
+    def gone(self, node_id: str) -> None:
+        """The link to a node is gone; what it has open is believed no more."""
+        self._roles.pop(node_id, None)
+        self._ids = {key: node for key, node in self._ids.items() if node != node_id}
+
+    def allow(self, domain: str, key: bytes) -> str:
+        """For `bus.zap`: the node id behind a key, or nothing."""
+        return self._ids.get(key, "")
+
+    def role_of(self, node_id: str) -> Role | None:
+        """What a linked node may do; None for one that is not linked."""
+        return self._roles.get(node_id)

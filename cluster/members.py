@@ -1,0 +1,109 @@
+"""Which keys belong to the cluster: who is let in, who is shut out, who waits. Pure; no sockets, no clock, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+import msgspec
+
+from cluster.roles import Role
+
+MOST = 1024  # nodes remembered; whoever holds the code could else fill our memory with keys
+
+
+class Standing(StrEnum):
+    """What a node is to us."""
+
+    LET_IN = "let in"
+    WAITING = "waiting"  # strict: until somebody approves its key
+    REVOKED = "revoked"
+
+
+class Member(msgspec.Struct, frozen=True):
+    """A node as it showed itself at a gate. `key` is its public key in hex; empty for one revoked unseen."""
+
+    node_id: str
+    name: str
+    key: str
+    role: Role = Role.MEMBER
+    standing: Standing = Standing.LET_IN
+
+
+class NotLetIn(Exception):
+    """Somebody stays outside; `code` is for programs, the message a sentence for both sides."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """Nodes by id. With `strict`, only approved keys are let in."""
+
+    cluster: str
+    strict: bool = False
+    by_id: dict[str, Member] = field(default_factory=dict)
+
+    def let_in(self, node_id: str) -> Member | None:
+        """The member of that id, if it is let in."""
+        member = self.by_id.get(node_id)
+        return member if member and member.standing is Standing.LET_IN else None
+
+    def judge(self, node_id: str, name: str, key: str, role: Role) -> Members:
+        """A node proved at the gate that it holds a code of `role`: the members with it let in, or made to wait.
+
+        Raises NotLetIn for a revoked one. One that has to wait is in the result; `check` refuses it.
+        """
+        known = self.by_id.get(node_id)
+        if known is None and len(self.by_id) >= MOST:
+            raise NotLetIn("full", f"cluster {self.cluster} remembers {MOST} nodes already; forget some first")
+        standing = known.standing if known else Standing.WAITING if self.strict else Standing.LET_IN
+        judged = self._with(Member(node_id, name, key, role, standing))
+        if standing is Standing.REVOKED:
+            raise NotLetIn("revoked", f"the key of {name} ({node_id}) was revoked in cluster {self.cluster}")
+        return judged
+
+    def check(self, node_id: str) -> Member:
+        """The member, if it is let in. Raises NotLetIn with a sentence where it is not."""
+        member = self.by_id.get(node_id)
+        if member is None or member.standing is Standing.REVOKED:
+            raise NotLetIn("revoked", f"node {node_id} has no place in cluster {self.cluster}")
+        if member.standing is Standing.WAITING:
+            known = " whose name is known under another key" if self.namesakes(member) else ""
+            raise NotLetIn(
+                "unapproved",
+                f"cluster {self.cluster} is strict and {member.name} is a new key{known}; approve it there with "
+                f"`exobus cluster approve {node_id}`",
+            )
+        return member
+
+    def namesakes(self, member: Member) -> tuple[Member, ...]:
+        """Other keys that are let in under the same name."""
+        return tuple(
+            other
+            for other in self.by_id.values()
+            if other.name == member.name and other.node_id != member.node_id and other.standing is Standing.LET_IN
+        )
+
+    def approve(self, node_id: str) -> Members:
+        """Let in a node that waits or was revoked. Raises KeyError for one that never knocked."""
+        return self._with(msgspec.structs.replace(self.by_id[node_id], standing=Standing.LET_IN))
+
+    def revoke(self, node_ids: Iterable[str]) -> Members:
+        """Shut nodes out, known or not."""
+        members = self
+        for node_id in node_ids:
+            known = members.by_id.get(node_id) or Member(node_id, "", "")
+            members = members._with(msgspec.structs.replace(known, standing=Standing.REVOKED))
+        return members
+
+    @property
+    def revoked(self) -> tuple[str, ...]:
+        """The ids of all who are shut out."""
+        return tuple(sorted(m.node_id for m in self.by_id.values() if m.standing is Standing.REVOKED))
+
+    def _with(self, member: Member) -> Members:
+        return replace(self, by_id={**self.by_id, member.node_id: member})
