@@ -27,9 +27,12 @@ class Header(msgspec.Struct, frozen=True):
     kind: str
     id: str
     sender: Annotated[str, Meta(description="`node/actor`")]
-    sequence: Annotated[int, Meta(description="rises by one per sender and kind, so that a lost fact shows")] = 0
+    sequence: Annotated[int, Meta(description="rises by one per sender, life and topic or address, from 1")] = 0
     cause: str = ""
     time: Annotated[float, Meta(description="Unix seconds at the sender; to read, never to compare")] = 0.0
+    life: Annotated[
+        int, Meta(description="of the sender's process; rises with each, so that `sequence` may begin anew")
+    ] = 0
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="kind"):

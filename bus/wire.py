@@ -49,9 +49,9 @@ class Envelope:
         return self.header.sender.partition("/")[0]
 
 
-def new_header(message: Message, sender: str, *, sequence: int = 0, cause: str = "") -> Header:
-    """A header for a message that goes out now."""
-    return Header(VERSION, kind_of(type(message)), os.urandom(8).hex(), sender, sequence, cause, time.time())
+def new_header(message: Message, sender: str, *, sequence: int = 0, cause: str = "", life: int = 0) -> Header:
+    """A header for a message that goes out now; `bus.sequences` numbers them."""
+    return Header(VERSION, kind_of(type(message)), os.urandom(8).hex(), sender, sequence, cause, time.time(), life)
 
 
 def encode(to: str, header: Header, message: Message, buffers: Sequence[bytes] = ()) -> list[bytes]:
