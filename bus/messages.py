@@ -50,7 +50,7 @@ class Header(msgspec.Struct, frozen=True):
     cause: Name = ""
     time: Annotated[UnixTime, Meta(description="Unix seconds at the sender; to read, never to compare")] = 0.0
     life: Annotated[
-        int, Meta(description="of the sender's process; rises with each, so that `sequence` may begin anew")
+        Whole, Meta(description="of the sender's process; rises with each, so that `sequence` may begin anew")
     ] = 0
 
 
@@ -167,7 +167,9 @@ class HubState(Reply, frozen=True, tag="hub.state"):
 
     node_id: Name
     name: Name
-    endpoint: Annotated[Endpoint, Meta(description="where other hubs dial this one, with its key; empty: it stands alone")]
+    endpoint: Annotated[
+        Endpoint, Meta(description="where other hubs dial this one, with its key; empty: it stands alone")
+    ]
     actors: Annotated[tuple[HubActor, ...], Meta(max_length=MOST_NODES)] = ()
     peers: Annotated[tuple[HubPeer, ...], Meta(max_length=MOST_NODES)] = ()
     subscriptions: Topics = ()
@@ -265,11 +267,8 @@ class LinkHello(Work, frozen=True, tag="link.hello"):
     node_id: Name
     name: Name
     incarnation: Whole
-    endpoint: Annotated[Endpoint, Meta(description="where to dial back")]
-    cluster: Name = ""
+    endpoint: Annotated[Endpoint, Meta(description="where to dial back, with the sender's key")]
     subscriptions: Topics = ()
-    dialled: Annotated[Endpoint, Meta(description="the name under which the sender reached this hub")] = ""
-    answers: Annotated[Endpoint, Meta(description="the `dialled` of the hello that the sender heard, if any")] = ""
     heard: Annotated[bool, Meta(description="the sender has heard this hub's hello")] = False
     revoked: Annotated[Names, Meta(description="nodes that the sender shuts out")] = ()
 

@@ -116,7 +116,9 @@ def _measure_one(name: str, deadline_s: float, precision: Precision) -> EngineCa
         return msgspec.json.decode(done.stdout.splitlines()[-1], type=EngineCapability)
     except (IndexError, msgspec.DecodeError):
         last_words = "".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])
-        return EngineCapability(name=name, detail=cut(f"the probe ended with status {done.returncode}: {last_words}", LONGEST_DETAIL))
+        return EngineCapability(
+            name=name, detail=cut(f"the probe ended with status {done.returncode}: {last_words}", LONGEST_DETAIL)
+        )
 
 
 def _processor() -> str:

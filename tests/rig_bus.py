@@ -1,4 +1,4 @@
-"""Examples of messages, hubs on threads and in child processes, and clients at them: shared by the bus's tests."""
+"""Hubs on threads and in child processes, and clients at them: shared by the bus's tests."""
 
 from __future__ import annotations
 
@@ -13,104 +13,27 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import msgspec
 import zmq
-from hypothesis import strategies as st
-from msgspec import inspect
 
 from bus.client import BusClient, HubPaths, RequestError
 from bus.config import NodeConfig, write_config
 from bus.hub import Hub
+from bus.keys import KeyPair, new_key_pair, write_secret
+from bus.members_file import write_members
 from bus.messages import HubDescribe, HubState, Message, PeerDial, RequestDone, kind_of
 from bus.process import ADDRESS_VARIABLE
+from bus.sockets import connect, open_socket
 from bus.wire import Envelope
-from cluster.shard import Shard
+from cluster.join_code import JoinCode, new_join_code
+from cluster.members import Member, Members
+from cluster.roles import Role
 
 ROOT = Path(__file__).resolve().parent.parent
 WITHIN_S = 10.0
 
 M = TypeVar("M", bound=Message)
-
-# -- examples of messages, made from what msgspec knows of their classes
-
-
-def example(cls: type[M]) -> M:
-    """One value of a message class, always the same: no field has its default."""
-    return msgspec.convert(_sample(inspect.type_info(cls), cls.__name__), cls)
-
-
-def _sample(kind: inspect.Type, path: str) -> Any:
-    match kind:
-        case inspect.Metadata(type=inner):
-            return _sample(inner, path)
-        case inspect.StructType():
-            return _sample_struct(kind, path)
-        case inspect.VarTupleType(item_type=item):
-            return [_sample(item, f"{path}[{index}]") for index in range(2)]
-        case inspect.DictType(key_type=key, value_type=value):
-            return {_sample(key, f"{path} key"): _sample(value, f"{path} value")}
-        case inspect.UnionType(types=types):
-            return _sample(next(member for member in types if not isinstance(member, inspect.NoneType)), path)
-        case _:
-            scalars = {bool: True, int: len(path) * 1001, float: len(path) + 0.25, str: f"{path} é"}
-            return scalars[_SCALARS[type(kind)]]
-
-
-def _sample_struct(kind: inspect.StructType, path: str) -> Any:
-    if kind.cls is Shard:
-        return {"model_id": "tiny", "start_layer": 1, "end_layer": 3, "n_layers": 4}
-    tags = {kind.tag_field: kind.tag} if kind.tag_field else {}
-    return tags | {field.name: _sample(field.type, f"{path}.{field.name}") for field in kind.fields}
-
-
-_SCALARS: dict[type[inspect.Type], type] = {
-    inspect.BoolType: bool,
-    inspect.IntType: int,
-    inspect.FloatType: float,
-    inspect.StrType: str,
-    inspect.NoneType: type(None),
-}
-_ANY_SCALAR: dict[type, st.SearchStrategy[Any]] = {
-    bool: st.booleans(),
-    int: st.integers(-(2**63), 2**64 - 1),
-    float: st.floats(allow_nan=False),
-    str: st.text(max_size=8),
-    type(None): st.none(),
-}
-
-
-def any_value(kind: inspect.Type) -> st.SearchStrategy[Any]:
-    """Values of a field's type, as plain Python objects."""
-    match kind:
-        case inspect.Metadata(type=inner):
-            return any_value(inner)
-        case inspect.StructType():
-            return _any_struct(kind)
-        case inspect.VarTupleType(item_type=item):
-            return st.lists(any_value(item), max_size=2)
-        case inspect.DictType(key_type=key, value_type=value):
-            return st.dictionaries(any_value(key), any_value(value), max_size=2)
-        case inspect.UnionType(types=types):
-            return st.one_of([any_value(member) for member in types])
-        case _:
-            return _ANY_SCALAR[_SCALARS[type(kind)]]
-
-
-def _any_struct(kind: inspect.StructType) -> st.SearchStrategy[Any]:
-    if kind.cls is Shard:
-        return st.lists(st.integers(0, 99), min_size=3, max_size=3, unique=True).map(_shard)
-    tags = {kind.tag_field: st.just(kind.tag)} if kind.tag_field else {}
-    return st.fixed_dictionaries(tags | {field.name: any_value(field.type) for field in kind.fields})
-
-
-def _shard(numbers: list[int]) -> dict[str, Any]:
-    start, end, n_layers = sorted(numbers)
-    return {"model_id": "m", "start_layer": start, "end_layer": end, "n_layers": n_layers}
-
-
-# -- hubs and clients
 
 
 @dataclass
@@ -128,7 +51,13 @@ class RunningHub:
 
     @property
     def endpoint(self) -> str:
+        """Of its bus, with its key."""
         return self.hub.endpoint
+
+    @property
+    def gate(self) -> str:
+        """Where to knock."""
+        return self.hub.gate
 
     def stop(self) -> None:
         """End it with a good-bye. Twice is no error."""
@@ -153,39 +82,96 @@ def run_folder() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+KEYS: dict[str, KeyPair] = {}
+CODES: dict[str, JoinCode] = {}
+
+
+def new_node() -> str:
+    """The id of a node that has a key; hubs of other ids stand alone."""
+    pair = new_key_pair()
+    KEYS[pair.node_id] = pair
+    return pair.node_id
+
+
+def code_of(cluster: str) -> JoinCode:
+    """The join code of a cluster that this test run has made up."""
+    if cluster not in CODES:
+        CODES[cluster] = new_join_code(cluster)
+    return CODES[cluster]
+
+
 def hub_config(
-    run_dir: Path, node_id: str, name: str = "a hub", incarnation: int = 1, cluster: str = "home", port: int | None = 0
+    run_dir: Path,
+    node_id: str,
+    name: str = "a hub",
+    incarnation: int = 1,
+    cluster: str = "home",
+    port: int | None = 0,
+    *,
+    code: JoinCode | None = None,
+    strict: bool = False,
 ) -> NodeConfig:
-    """The settings of a node that is nothing but a hub on loopback."""
-    return NodeConfig(
+    """The settings of a node that is nothing but a hub on loopback. Its key and its join code lie in `run_dir`."""
+    key = KEYS.get(node_id)
+    config = NodeConfig(
         node_id=node_id,
         name=name,
         incarnation=incarnation,
-        cluster=cluster,
+        cluster=cluster if key else "",
+        code_file=str(run_dir / "join-code"),
+        strict=strict,
         run_dir=str(run_dir),
-        data_dir="",
+        data_dir=str(run_dir),
         cache_dir="",
         bus_port=port,
+        gate_port=None if port is None else 0,
     )
+    if key:
+        write_secret(config.key_path, key.secret.hex())
+        write_secret(config.code_path, (code or code_of(cluster)).text())
+    return config
 
 
 @contextmanager
-def running_hub(node_id: str, *, cluster: str = "home", incarnation: int = 1, port: int = 0) -> Iterator[RunningHub]:
-    """A real hub on loopback. Its name is `name of NODE_ID`."""
+def running_hub(
+    node_id: str,
+    *,
+    cluster: str = "home",
+    incarnation: int = 1,
+    port: int = 0,
+    code: JoinCode | None = None,
+    role: Role = Role.MEMBER,
+    strict: bool = False,
+    knows: Sequence[str] = (),
+) -> Iterator[RunningHub]:
+    """A real hub on loopback. Its name is `name of NODE_ID`. It has let in the nodes that it `knows` before."""
     with run_folder() as run_dir:
-        hub = Hub(hub_config(run_dir, node_id, f"name of {node_id}", incarnation, cluster, port))
-        stopped = threading.Event()
-
-        def serve() -> None:
-            hub.run(stopped.is_set)
-            hub.close()
-
-        running = RunningHub(hub, run_dir, threading.Thread(target=serve, name=f"hub {node_id}"), stopped)
-        running.thread.start()
-        try:
+        if knows:
+            known = {n: Member(n, f"name of {n}", KEYS[n].public.hex()) for n in knows}
+            write_members(run_dir, Members(cluster, by_id=known))
+        shown = (code or code_of(cluster)).invite(role)
+        config = hub_config(
+            run_dir, node_id, f"name of {node_id}", incarnation, cluster, port, code=shown, strict=strict
+        )
+        with serving(Hub(config), run_dir) as running:
             yield running
-        finally:
-            running.stop()
+
+
+@contextmanager
+def serving(hub: Hub, run_dir: Path) -> Iterator[RunningHub]:
+    """A hub on a thread of its own, to the end of the block."""
+    stopped = threading.Event()
+
+    def serve() -> None:
+        hub.run(stopped.is_set)
+        hub.close()
+
+    running = RunningHub(hub, run_dir, threading.Thread(target=serve, name=f"hub {hub.node_id}"), stopped)
+    running.thread.start()
+    try:
+        yield running
+    finally:
+        running.stop()
 
 
 @dataclass
@@ -250,16 +236,26 @@ async def heard(bus: BusClient, cls: type[M] | tuple[type[M], ...], within_s: fl
     raise AssertionError("deliveries never end")
 
 
-async def link(bus: BusClient, *endpoints: str) -> HubState:
-    """Have the client's hub dial others, and wait until as many links stand."""
-    for endpoint in endpoints:
-        await bus.request("hub", PeerDial(endpoint), RequestDone, WITHIN_S)
-    return await described(bus, lambda state: len(state.peers) >= len(endpoints))
+async def link(bus: BusClient, *gates: str) -> HubState:
+    """Have the client's hub knock at others' gates, and wait until as many links stand."""
+    for gate in gates:
+        await bus.request("hub", PeerDial(gate), RequestDone, WITHIN_S)
+    return await described(bus, lambda state: len(state.peers) >= len(gates))
 
 
 async def subscribed(bus: BusClient, hub: str, *topics: str) -> None:
     """Wait until the hub at this address knows that somebody behind it wants these topics."""
     await described(bus, lambda state: set(topics) <= set(state.subscriptions), hub)
+
+
+@contextmanager
+def dealer_of(node_id: str, endpoint: str) -> Iterator[zmq.Socket[bytes]]:
+    """A bare DEALER at an end point, with a node's key where that is tcp."""
+    with zmq.Context() as context, open_socket(context, zmq.DEALER) as dealer:
+        dealer.setsockopt(zmq.LINGER, 2000)
+        dealer.setsockopt(zmq.SNDTIMEO, 2000)
+        connect(dealer, endpoint, KEYS[node_id])
+        yield dealer
 
 
 def in_time(what: Callable[[], bool], within_s: float = WITHIN_S) -> bool:
