@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from cluster.bounds import (
+    MOST_GATES,
     MOST_NODES,
     Endpoint,
     ModelId,
@@ -36,6 +37,7 @@ VERSION = 1  # the major version; removing, renaming or retyping a field raises 
 Counters = Annotated[dict[Name, Whole], Meta(max_length=1024)]
 Names = Annotated[tuple[Name, ...], Meta(max_length=MOST_NODES)]
 Topics = Annotated[tuple[Topic, ...], Meta(max_length=1024)]
+Gates = Annotated[tuple[Endpoint, ...], Meta(max_length=MOST_GATES)]
 Instances = Annotated[tuple[Instance, ...], Meta(max_length=1024)]
 
 
@@ -160,6 +162,7 @@ class HubPeer(msgspec.Struct, frozen=True):
     name: Name
     endpoint: Annotated[Endpoint, Meta(description="of its hub, with its key")]
     role: Role = Role.MEMBER
+    gate: Endpoint = ""
 
 
 class HubState(Reply, frozen=True, tag="hub.state"):
@@ -199,6 +202,7 @@ class GateWelcome(Reply, frozen=True, tag="gate.welcome"):
     incarnation: Whole
     endpoint: Annotated[Endpoint, Meta(description="where to dial this hub, with its key")]
     proof: Annotated[Proof, Meta(description="HMAC-SHA256 with the role's join key over both public keys")]
+    gates: Annotated[Gates, Meta(description="of the members that this hub is linked to")] = ()
 
 
 class MembersGet(Ask, frozen=True, tag="members.get"):
@@ -270,6 +274,7 @@ class LinkHello(Work, frozen=True, tag="link.hello"):
     endpoint: Annotated[Endpoint, Meta(description="where to dial back, with the sender's key")]
     subscriptions: Topics = ()
     heard: Annotated[bool, Meta(description="the sender has heard this hub's hello")] = False
+    gate: Annotated[Endpoint, Meta(description="where others knock at the sender's; empty for one without a gate")] = ""
     revoked: Annotated[Names, Meta(description="nodes that the sender shuts out")] = ()
 
 

@@ -14,6 +14,7 @@ LONGEST_SENTENCE = 4096
 LONGEST_DETAIL = 1024
 MOST_NODES = 1024
 MOST_STAGES = 256
+MOST_GATES = 64  # in a welcome, which has to pass a gate
 
 Name = Annotated[str, Meta(max_length=LONGEST_NAME)]
 """A name or an id: of a node, an actor, an engine, a session, a version."""
