@@ -83,8 +83,8 @@ def decode_header(frames: Sequence[bytes]) -> Header:
         raise WireError("header", str(error)) from None
     if header.version != VERSION:
         raise WireError("version", f"we speak {VERSION}, {header.sender} speaks {header.version}")
-    if not (header.sender.isprintable() and header.kind.isprintable()):  # they come into logs and onto screens
-        raise WireError("header", "the sender or the kind cannot be printed")
+    if not (header.sender + header.kind + header.id + header.cause).isprintable():  # logs and terminals show them
+        raise WireError("header", "it has characters that cannot be printed")
     return header
 
 
