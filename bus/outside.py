@@ -26,7 +26,7 @@ from bus.port import Port
 from bus.sockets import Guard
 from bus.wire import Envelope, WireError, decode, encode, new_header
 from bus.zap import ZapHandler
-from cluster.members import NotLetIn
+from cluster.members import Member, Members, NotLetIn
 from cluster.roles import Role
 
 logger = logging.getLogger(__name__)
@@ -133,7 +133,9 @@ class Outside:
         try:
             self._check_rate()
             self._check_life(key, knock)
+            before = self._door.members
             welcome = self._door.knocked(key, knock, self.bus.endpoint)
+            self._met("", self._door.members.check(node_id_of(key)), before)
             return msgspec.structs.replace(welcome, gates=tuple(p.gate for p in self._links.standing() if p.gate))
         except NotLetIn as error:
             if error.code not in ("self", "busy"):
@@ -160,15 +162,21 @@ class Outside:
     # -- at others' gates
 
     def _let_in(self, endpoint: str, welcome: GateWelcome) -> None:
+        before = self._door.members
         try:
             member = self._door.welcomed(welcome)
         except NotLetIn as error:
             self._refused(endpoint, error.code, str(error))
             return
         self.gates[endpoint] = welcome.endpoint
-        self._announce(PeerMet(endpoint, member.node_id, member.name))
+        self._met(endpoint, member, before)
         self._links.dial(welcome.endpoint)
         self._meet_others(welcome.gates)
+
+    def _met(self, endpoint: str, member: Member, before: Members) -> None:
+        if news := self._door.news(member, before):
+            logger.warning("%s", news)
+        self._announce(PeerMet(endpoint, member.node_id, member.name, news))
 
     def _meet_others(self, gates: Sequence[str]) -> None:
         """Every member is linked to every other, also where no beacon gets through."""

@@ -255,6 +255,20 @@ def test_a_strict_hub_lets_nobody_in_until_the_key_is_approved() -> None:
         run(test(strict, guest))
 
 
+def test_a_known_name_with_a_new_key_is_let_in_and_shown_to_the_owner() -> None:
+    async def test(hub: RunningHub) -> None:
+        async with on(hub) as one:
+            for pair, news in ((KEYS[B], ""), (KEYS[C], f"guest joined with a new key ({C}), known before as {B}; ")):
+                assert isinstance(await asyncio.to_thread(knock_at, hub, pair), GateWelcome)
+                met, _ = await heard(one, PeerMet)
+                assert (met.endpoint, met.node_id, met.name) == ("", pair.node_id, "guest")
+                assert met.news.startswith(news)
+                assert bool(met.news) is bool(news)
+
+    with running_hub(A) as hub:
+        run(test(hub))
+
+
 def test_a_copied_key_is_refused_and_the_first_node_stays() -> None:
     async def test(first: RunningHub, second: RunningHub, copy: RunningHub) -> None:
         async with on(first) as one, on(second) as two, on(copy) as impostor:
