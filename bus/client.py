@@ -30,7 +30,7 @@ from bus.messages import (
     Work,
     kind_of,
 )
-from bus.sockets import connect, open_async_socket
+from bus.sockets import connect_ipc, open_async_socket
 from bus.wire import Envelope, WireError, decode, encode, new_header
 
 R = TypeVar("R", bound=Message)
@@ -89,10 +89,10 @@ class BusClient:
         """Connect and say hello. Losing a node or an actor is always listened for: it ends the requests sent there."""
         for topic in {*topics, kind_of(PeerDown), kind_of(ActorDown)}:
             self._subscriber.subscribe(topic)
-        connect(self._subscriber, self._paths.facts_out)
-        connect(self._publisher, self._paths.facts_in)
+        connect_ipc(self._subscriber, self._paths.facts_out)
+        connect_ipc(self._publisher, self._paths.facts_in)
         hub_events = self._dealer.get_monitor_socket(zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED)
-        connect(self._dealer, self._paths.work)
+        connect_ipc(self._dealer, self._paths.work)
         # Not awaited: the hub may come later. Queued first, so that the hub knows us before it has to answer us.
         self._first_hello = self._dealer.send_multipart(self._hello())
         self._tasks = [

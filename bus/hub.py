@@ -1,8 +1,9 @@
-"""The node's bus process: local actors over ipc, other nodes' hubs over one tcp port. It moves frames and reads
-headers; of bodies it reads only those addressed to `hub`.
+"""The node's bus process: local actors over ipc, other nodes' hubs over tcp. It moves frames and reads headers; of
+bodies it reads only those addressed to `hub`.
 
 Facts of local actors go to local subscribers and to every linked hub that asked for the topic; a remote fact goes
-to local actors only, so nothing loops. Work that cannot be delivered comes back as `request.failed`.
+to local actors only, so nothing loops. Work that cannot be delivered comes back as `request.failed`. Who is behind
+a link is what its key says, never what a message says.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from bus.client import HubPaths
-from bus.config import DEFAULT_BUS_PORT, NodeConfig, ports_to_try
+from bus.cluster_work import ClusterWork
+from bus.config import NodeConfig
+from bus.doorkeeper import Doorkeeper
+from bus.endpoints import node_of
 from bus.facts import Facts
 from bus.links import Links
 from bus.mesh import Mesh
@@ -25,12 +29,16 @@ from bus.messages import (
     LOCAL_KINDS,
     ActorHello,
     ActorUp,
+    ClusterRotate,
     HubActor,
     HubDescribe,
     HubState,
     LinkBye,
     LinkHello,
     LinkSubscribe,
+    MemberApprove,
+    MemberRevoke,
+    MembersGet,
     Message,
     PeerDial,
     PeerDrop,
@@ -38,15 +46,20 @@ from bus.messages import (
     RequestCancel,
     RequestDone,
     RequestFailed,
+    Work,
     kind_of,
 )
+from bus.outside import Outside
 from bus.process import CANNOT_START, begin
 from bus.roster import Roster
-from bus.sockets import bind_first, open_socket
+from bus.sockets import bind_ipc, open_socket
 from bus.wire import Envelope, WireError, decode, decode_header, encode, new_header
+from cluster.roles import Role
 
 logger = logging.getLogger(__name__)
 
+ALONE = "this node stands alone; make a cluster with `exobus cluster init`, or join one with `exobus node --join CODE`"
+_OUTSIDE = (PeerDial, PeerDrop, MembersGet, MemberRevoke, MemberApprove, ClusterRotate)
 _STAY_HERE = frozenset(kind.encode() for kind in LOCAL_KINDS)
 
 
@@ -60,40 +73,51 @@ class Hub:
         self.counters: Counter[str] = Counter()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 8192)
+        self._poller = zmq.Poller()
         self._facts = Facts(self._context)
         self._work = open_socket(self._context, zmq.ROUTER)
-        self._tcp = open_socket(self._context, zmq.ROUTER)
+        self._roster = Roster()
+        self._sequence = 0
+        self._door = Doorkeeper.of(config)
+        own, mesh = self._door.pair if self._door else None, Mesh(config.node_id)
+        self._links = Links(self._context, self._poller, mesh, own, self._introduction, self._announce, self.counters)
         try:
-            self.endpoint = self._bind(HubPaths(config.run_path), ports_to_try(config.bus_port, DEFAULT_BUS_PORT))
+            self._bind(HubPaths(config.run_path))
+            self._outside = self._open_outside(self._door) if self._door else None
         except OSError:
             self._context.destroy(linger=0)
             raise
-        self._roster = Roster()
-        self._sequence = 0
-        self._poller = zmq.Poller()
-        mesh = Mesh(config.node_id, config.cluster)
-        self._links = Links(self._context, self._poller, mesh, self._introduction, self._announce, self.counters)
         self._sources: dict[zmq.Socket[bytes], Callable[[], None]] = {
             self._work: self._from_actor,
-            self._tcp: self._from_hub,
             self._facts.publishers: self._from_publisher,
             self._facts.subscribers: self._from_subscriber,
         }
         for source in self._sources:
             self._poller.register(source, zmq.POLLIN)
+        if self._door and self._outside:
+            self._sources[self._outside.bus.socket] = self._from_hub
+            self._cluster = ClusterWork(self._door, self._outside, self._links, self._announce)
 
-    def _bind(self, paths: HubPaths, ports: Sequence[int]) -> str:
-        endpoint = bind_first(self._tcp, self._config.host, ports)
+    def _bind(self, paths: HubPaths) -> None:
         facts = {self._facts.publishers: paths.facts_in, self._facts.subscribers: paths.facts_out}
-        ipc = {**facts, self._work: paths.work}
-        for socket, path in ipc.items():
-            try:
-                socket.bind(path)
-            except zmq.ZMQError as error:
-                raise OSError(
-                    f"cannot listen on {path}: {zmq.strerror(error.errno or 0)}; check the temporary folder"
-                ) from None
-        return endpoint
+        for socket, path in {**facts, self._work: paths.work}.items():
+            bind_ipc(socket, path)
+
+    def _open_outside(self, door: Doorkeeper) -> Outside:
+        links = self._links
+        return Outside(
+            self._context, self._poller, self._config, door, self.counters, self._announce, links.dial, links.life_of
+        )
+
+    @property
+    def endpoint(self) -> str:
+        """Where other hubs dial this one, with its key; empty where it stands alone."""
+        return self._outside.bus.endpoint if self._outside else ""
+
+    @property
+    def gate(self) -> str:
+        """Where other nodes knock; empty where it has no gate."""
+        return self._outside.gate_address if self._outside else ""
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Move messages until `stopped()`; asked at least every 200 ms."""
@@ -102,11 +126,19 @@ class Hub:
                 if source := self._sources.get(socket):
                     source()
                 else:
-                    self._links.from_monitor(socket)
+                    self._count(self._from_elsewhere, socket)
+            if self._outside:
+                self._outside.tend(time.monotonic())
+
+    def _from_elsewhere(self, socket: zmq.Socket[bytes]) -> None:
+        if self._outside is None or not self._outside.serve(socket):
+            self._links.from_monitor(socket)
 
     def close(self) -> None:
         """Say good-bye to the other hubs and close everything."""
         self._links.close(LinkBye())
+        if self._outside:
+            self._outside.close()
         for socket in self._sources:
             socket.close(0)
         self._context.term()
@@ -130,34 +162,36 @@ class Hub:
             self._deliver(actor, frames)
 
     def _from_hub(self) -> None:
-        parts = self._tcp.recv_multipart(copy=False)
-        source, *frames = (part.bytes for part in parts)
-        self._count(self._message_from_hub, source, frames, _peer_address(parts[-1]))
+        self._count(self._next_from_hub)
 
-    def _message_from_hub(self, source: bytes, frames: list[bytes], peer_address: str) -> None:
+    def _next_from_hub(self) -> None:
+        assert self._outside is not None, "a node that stands alone hears no hub"
+        node_id, _, frames = self._outside.bus.receive()
+        self._check_sender(node_id, frames)
         if b"/" not in frames[0]:
-            self._fact_from_hub(source, frames)
+            self._fact_from_hub(frames)
             return
-        node_id, _, actor = frames[0].decode().partition("/")
+        to, _, actor = frames[0].decode().partition("/")
         if actor == "hub":
-            self._serve_hub(source, decode(frames), peer_address)
+            self._serve_hub(node_id, decode(frames))
             return
-        self._check_sender(source, frames)
-        if node_id != self.node_id:
+        if to != self.node_id:
             raise WireError("misdirected")
         self._facts.tap(frames)
         self._deliver(actor, frames)
 
-    def _fact_from_hub(self, source: bytes, frames: list[bytes]) -> None:
-        self._check_sender(source, frames)
+    def _fact_from_hub(self, frames: list[bytes]) -> None:
         if frames[0] in _STAY_HERE or frames[0] != decode_header(frames).kind.encode():
             raise WireError("misdirected")
         self._facts.tell(frames)
 
-    def _check_sender(self, source: bytes, frames: Sequence[bytes]) -> None:
-        """A hub speaks for its own actors only."""
-        node_id = self._links.node_of(source)
-        if decode_header(frames).sender.partition("/")[0] != node_id:
+    def _check_sender(self, node_id: str, frames: Sequence[bytes]) -> None:
+        """A hub speaks for its own actors only, while it is let in, and says what its role may."""
+        member = self._door.member(node_id) if self._door else None
+        if member is None:
+            raise WireError("foreign")
+        header = decode_header(frames)
+        if header.sender.partition("/")[0] != node_id:
             raise WireError("sender")
 
     def _from_publisher(self) -> None:
@@ -189,33 +223,56 @@ class Hub:
                 self._announce(ActorUp(message.name, message.pid))
         elif isinstance(message, HubDescribe):
             self._answer(envelope, self._state())
-        elif isinstance(message, PeerDial):
-            self._links.dial(message.endpoint)
-            self._answer(envelope, RequestDone())
-        elif isinstance(message, PeerDrop):
-            self._links.drop(message.endpoint)
-            self._answer(envelope, RequestDone())
+        elif isinstance(message, Work) and (reply := self._serve_outside(message)):
+            self._answer(envelope, reply)
         else:
             self._refuse(envelope)
 
-    def _serve_hub(self, source: bytes, envelope: Envelope, peer_address: str) -> None:
+    def _serve_outside(self, message: Work) -> Reply | None:
+        """Work of the own node that concerns other nodes; None for what no hub does."""
+        if self._outside is None:
+            return RequestFailed("standalone", ALONE) if isinstance(message, _OUTSIDE) else None
+        if isinstance(message, PeerDial):
+            return self._dial(self._outside, message.endpoint)
+        if isinstance(message, PeerDrop):
+            self._links.drop(self._outside.gates.get(message.endpoint, message.endpoint))
+            return RequestDone()
+        return self._cluster.serve(message)
+
+    def _dial(self, outside: Outside, endpoint: str) -> Reply:
+        try:
+            outside.knock(endpoint)
+        except ValueError as error:
+            return RequestFailed("bad_endpoint", str(error))
+        return RequestDone()
+
+    def _serve_hub(self, node_id: str, envelope: Envelope) -> None:
+        """Work of another node's hub for this one."""
         message = envelope.message
         if isinstance(message, LinkHello):
-            self._links.greeted(source, message, peer_address)
-            self._facts.filter_at_source(self._links.wanted())
-            return
-        node_id = self._links.node_of(source)
-        if envelope.node != node_id:
-            raise WireError("sender")
-        if isinstance(message, LinkSubscribe):
+            self._greeted(node_id, message)
+        elif isinstance(message, LinkSubscribe):
             self._links.wants(node_id, message)
-            self._facts.filter_at_source(self._links.wanted())
         elif isinstance(message, LinkBye):
             self._links.left(node_id)
         elif isinstance(message, HubDescribe):
             self._answer(envelope, self._state())
-        else:
+        elif not isinstance(message, Work) or not self._cluster.hear(message):
             self._refuse(envelope)
+        self._facts.filter_at_source(self._links.wanted())
+
+    def _greeted(self, node_id: str, hello: LinkHello) -> None:
+        """A member says hello: it can only speak for itself, and names an end point with its own key."""
+        member = self._door.member(node_id) if self._door else None
+        try:
+            named = node_of(hello.endpoint)
+        except ValueError:
+            named = ""
+        if member is None or hello.node_id != node_id or named != node_id:
+            raise WireError("sender")
+        if member.role is Role.MEMBER:
+            self._cluster.revoke(hello.revoked)
+        self._links.greeted(hello, member.role)
 
     def _refuse(self, envelope: Envelope) -> None:
         """Say so to whoever asks for what a hub does not do; replies and cancels are nothing to answer."""
@@ -223,8 +280,9 @@ class Hub:
             self._answer(envelope, RequestFailed("unsupported", f"a hub does not serve {envelope.header.kind}"))
 
     def _introduction(self) -> LinkHello:
-        life, cluster = self._config.incarnation, self._config.cluster
-        return LinkHello(self.node_id, self.name, life, self.endpoint, cluster, self._facts.topics())
+        life, topics = self._config.incarnation, self._facts.topics()
+        revoked = self._door.members.revoked if self._door else ()
+        return LinkHello(self.node_id, self.name, life, self.endpoint, topics, revoked=revoked)
 
     def _state(self) -> HubState:
         own = HubActor("hub", os.getpid())
@@ -236,6 +294,8 @@ class Hub:
             self._links.standing(),
             self._facts.topics(),
             dict(self.counters),
+            self.gate,
+            self._config.cluster,
         )
 
     # -- what goes out
@@ -282,14 +342,6 @@ class Hub:
         self._sequence += 1
         header = new_header(fact, f"{self.node_id}/hub", sequence=self._sequence)
         self._facts.tell(encode(header.kind, header, fact))
-
-
-def _peer_address(part: zmq.Frame) -> str:
-    """Where a message came from; one that speaks an old ZMTP, as random bytes may seem to, has no such property."""
-    try:
-        return str(part.get("Peer-Address") or "")
-    except zmq.ZMQError:
-        return ""
 
 
 def main() -> None:

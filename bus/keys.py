@@ -81,15 +81,15 @@ def own_key_pair(path: Path) -> KeyPair:
     return read_key_pair(path)
 
 
-def read_secret(path: Path) -> str:
-    """A one-line file that only this user may read. Raises KeyFileError."""
+def read_secret(path: Path, most: int = 4096) -> str:
+    """The first `most` bytes of a file that only this user may read. Raises KeyFileError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(file.fileno())
             if status.st_uid != os.getuid() or status.st_mode & 0o077:
                 raise KeyFileError(f"{path} can be read by others; make it yours alone with: chmod 600 {path}")
-            return file.read(4096).decode("ascii", "replace").strip()
+            return file.read(most).decode("utf-8", "replace").strip()
     except KeyFileError:
         raise
     except OSError as error:

@@ -1,4 +1,4 @@
-"""A hub's links to other hubs: a DEALER and its monitor for each dial, and who is behind each routing id.
+"""A hub's links to other hubs: a DEALER and its monitor for each dial.
 
 Carries out what `bus.mesh` decides; which messages travel over the links is the hub's business.
 """
@@ -13,10 +13,12 @@ import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from bus.keys import KeyPair
 from bus.mesh import Action, Close, Dial, Mesh, Publish, SayHello
 from bus.messages import HubPeer, LinkHello, LinkSubscribe, Message, PeerDown, PeerUp
 from bus.sockets import connect, open_socket
-from bus.wire import WireError, encode, new_header
+from bus.wire import encode, new_header
+from cluster.roles import Role
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +40,15 @@ class Links:
         context: zmq.Context[zmq.Socket[bytes]],
         poller: zmq.Poller,
         mesh: Mesh,
+        own: KeyPair | None,
         introduction: Callable[[], LinkHello],
         announce: Callable[[PeerUp | PeerDown], None],
         counters: Counter[str],
     ) -> None:
-        self._context, self._poller, self._mesh = context, poller, mesh
+        self._context, self._poller, self._mesh, self._own = context, poller, mesh, own
         self._introduction, self._announce, self._counters = introduction, announce, counters
         self._dealers: dict[str, zmq.Socket[bytes]] = {}
         self._monitors: dict[zmq.Socket[bytes], str] = {}
-        self._nodes: dict[bytes, str] = {}  # routing id on the tcp port -> node id, after its hello
         self._wanted: dict[str, tuple[bytes, ...]] = {}  # node id -> topics its actors subscribed to
 
     # -- what comes in
@@ -59,23 +61,10 @@ class Links:
         """End the link to the hub at `endpoint`."""
         self._act(self._mesh.disconnected(endpoint, "it was dropped"))
 
-    def greeted(self, source: bytes, hello: LinkHello, peer_address: str) -> None:
-        """A hub said hello over its dial to us. Raises WireError for one that does not belong to us."""
-        if reason := self._mesh.refusal(hello):
-            logger.info("no link to %s at %s: %s", hello.name, hello.endpoint, reason)
-        else:
-            self._nodes[source] = hello.node_id
-            self._wanted[hello.node_id] = _topics(hello.subscriptions)
-        endpoint = hello.endpoint.replace("0.0.0.0", peer_address or "0.0.0.0")  # noqa: S104
-        self._act(self._mesh.hello(msgspec.structs.replace(hello, endpoint=endpoint)))
-        if reason:
-            raise WireError("refused", reason)
-
-    def node_of(self, source: bytes) -> str:
-        """The node behind a routing id. Raises WireError where it never said hello."""
-        if source not in self._nodes:
-            raise WireError("stranger")
-        return self._nodes[source]
+    def greeted(self, hello: LinkHello, role: Role) -> None:
+        """A member's hub said hello over its dial to us."""
+        self._wanted[hello.node_id] = _topics(hello.subscriptions)
+        self._act(self._mesh.hello(hello, role))
 
     def wants(self, node_id: str, message: LinkSubscribe) -> None:
         """From now on a node hears these topics."""
@@ -88,6 +77,13 @@ class Links:
     def left(self, node_id: str) -> None:
         """A node said good-bye."""
         self._act(self._mesh.left(node_id))
+
+    def cut(self, node_id: str, farewell: Message, reason: str) -> None:
+        """End the link to a node and tell it so, or it would take its own dial for a link."""
+        if endpoint := self._mesh.endpoint_of(node_id):
+            self._dealers[endpoint].setsockopt(zmq.LINGER, 300)
+            self._tell(endpoint, farewell)
+        self._act(self._mesh.left(node_id, reason))
 
     def from_monitor(self, monitor: zmq.Socket[bytes]) -> None:
         """A dial got through, or broke."""
@@ -105,6 +101,15 @@ class Links:
     def standing(self) -> tuple[HubPeer, ...]:
         """All links that stand."""
         return self._mesh.standing()
+
+    def life_of(self, node_id: str) -> int | None:
+        """The incarnation of a node to which a link stands."""
+        return self._mesh.life_of(node_id)
+
+    def tell(self, node_id: str, message: Message) -> bool:
+        """Send a message to a node's hub itself; False where no link stands or the link is full."""
+        endpoint = self._mesh.endpoint_of(node_id)
+        return endpoint is not None and self._tell(endpoint, message)
 
     def forward(self, node_id: str, frames: Sequence[bytes]) -> bool:
         """Send work to a node; False where no link to it stands or the link is full."""
@@ -138,9 +143,9 @@ class Links:
             return False
         return True
 
-    def _tell(self, endpoint: str, message: Message) -> None:
+    def _tell(self, endpoint: str, message: Message) -> bool:
         header = new_header(message, f"{self._mesh.node_id}/hub")
-        self._push(endpoint, encode("/hub", header, message), "work dropped")
+        return self._push(endpoint, encode("/hub", header, message), "work dropped")
 
     # -- dials
 
@@ -152,7 +157,7 @@ class Links:
                 case Close(endpoint):
                     self._hang_up(endpoint)
                 case SayHello(endpoint, heard):
-                    self._introduce(endpoint, heard)
+                    self._tell(endpoint, msgspec.structs.replace(self._introduction(), heard=heard))
                 case Publish(fact):
                     self._tell_own_node(fact)
 
@@ -161,8 +166,9 @@ class Links:
         monitor = dealer.get_monitor_socket(zmq.Event.HANDSHAKE_SUCCEEDED | _LOST)
         self._dealers[endpoint], self._monitors[monitor] = dealer, endpoint
         self._poller.register(monitor, zmq.POLLIN)
+        assert self._own is not None, "a node that stands alone dials nobody"
         try:
-            connect(dealer, endpoint)
+            connect(dealer, endpoint, self._own)
         except ValueError as error:
             logger.warning("%s", error)
             self._act(self._mesh.disconnected(endpoint, "it is no end point"))
@@ -178,15 +184,9 @@ class Links:
             monitor.close(0)
         dealer.close()
 
-    def _introduce(self, endpoint: str, heard: LinkHello | None) -> None:
-        answers = heard.dialled if heard else ""
-        own = self._introduction()
-        self._tell(endpoint, msgspec.structs.replace(own, dialled=endpoint, answers=answers, heard=heard is not None))
-
     def _tell_own_node(self, fact: PeerUp | PeerDown) -> None:
         if isinstance(fact, PeerDown):
             self._wanted.pop(fact.node_id, None)
-            self._nodes = {source: node for source, node in self._nodes.items() if node != fact.node_id}
         self._announce(fact)
 
 

@@ -1,8 +1,8 @@
 """Which hubs this hub is linked to, as a pure state machine: link events in, actions out. No sockets here.
 
 A link stands when our dial is connected and the other hub has said hello on its own dial. A hub that restarts
-says hello with a new incarnation: the old link is then down before the new one is up. A node that can be reached
-at several addresses is linked at one of them; dials to the others are closed again.
+says hello with a new incarnation: the old link is then down before the new one is up. End points name their node's
+key, and each life of a node has one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bus.messages import HubPeer, LinkHello, PeerDown, PeerUp
+from cluster.roles import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,10 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class SayHello:
-    """Introduce ourselves on the DEALER to this end point; `heard` is the hello that it answers, if any."""
+    """Introduce ourselves on the DEALER to this end point; `heard` tells that its hello came."""
 
     endpoint: str
-    heard: LinkHello | None = None
+    heard: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ Action = Dial | Close | SayHello | Publish
 class _Dialled:
     connected: bool = False
     peer: LinkHello | None = None
+    role: Role = Role.MEMBER
 
     @property
     def stands(self) -> bool:
@@ -56,10 +58,9 @@ class _Dialled:
 
 @dataclass(slots=True)
 class Mesh:
-    """Dials by end point. `node_id` is our own; a hello from ourselves ends that dial."""
+    """Dials by end point. `node_id` is our own."""
 
     node_id: str
-    cluster: str = ""
     _dials: dict[str, _Dialled] = field(default_factory=dict)
 
     def dial(self, endpoint: str) -> list[Action]:
@@ -75,35 +76,20 @@ class Mesh:
         dial = self._dials.get(endpoint)
         if dial is None or dial.connected:
             return []
-        if dial.peer is not None and self.endpoint_of(dial.peer.node_id) is not None:
-            return self._close(endpoint, "another link to it stands")
         dial.connected = True
-        return [SayHello(endpoint, dial.peer), *_up(endpoint, dial)]
+        return [SayHello(endpoint, dial.peer is not None), *_up(endpoint, dial)]
 
-    def refusal(self, hello: LinkHello) -> str:
-        """Why there can be no link to the hub that said hello; empty where there can."""
-        if hello.node_id == self.node_id:
-            return "it is this node"
-        return "" if hello.cluster == self.cluster else f"it belongs to cluster {hello.cluster!r}"
-
-    def hello(self, hello: LinkHello) -> list[Action]:
+    def hello(self, hello: LinkHello, role: Role) -> list[Action]:
         """The other hub introduced itself, on its dial to us."""
-        if reason := self.refusal(hello):
-            own = hello.node_id == self.node_id
-            return self._close(hello.dialled if own else hello.answers or hello.endpoint, reason)
         if any(self._life(endpoint) > hello.incarnation for endpoint in self._of(hello.node_id)):
             return []  # a late word from before its restart
         actions = self._retire(hello)
-        standing = self.endpoint_of(hello.node_id)
-        if standing is not None:
-            return [*actions, *self._heard_again(standing, hello)]
-        endpoint = hello.answers if hello.answers in self._dials else hello.endpoint
-        dial = self._dials.setdefault(endpoint, new := _Dialled())
-        dial.peer = hello
+        dial = self._dials.setdefault(hello.endpoint, new := _Dialled())
+        stood, dial.peer, dial.role = dial.stands, hello, role
         if dial is new:
-            return [*actions, Dial(endpoint)]
-        answer: list[Action] = [SayHello(endpoint, hello)] if dial.connected and not hello.heard else []
-        return [*actions, *answer, *_up(endpoint, dial)]
+            return [*actions, Dial(hello.endpoint)]
+        answer: list[Action] = [SayHello(hello.endpoint, heard=True)] if dial.connected and not hello.heard else []
+        return [*actions, *answer, *([] if stood else _up(hello.endpoint, dial))]
 
     def disconnected(self, endpoint: str, reason: str) -> list[Action]:
         """Our dial broke, could not be made, or was refused. One that stood is tried once more.
@@ -115,26 +101,26 @@ class Mesh:
         actions = self._close(endpoint, reason)
         return [*actions, *self.dial(endpoint)] if again else actions
 
-    def left(self, node_id: str) -> list[Action]:
-        """The other hub said good-bye."""
-        return [action for endpoint in self._of(node_id) for action in self._close(endpoint, "it left")]
+    def left(self, node_id: str, reason: str = "it left") -> list[Action]:
+        """The other hub said good-bye, or is not let in any more."""
+        return [action for endpoint in self._of(node_id) for action in self._close(endpoint, reason)]
 
     def endpoint_of(self, node_id: str) -> str | None:
         """The end point of a standing link to a node."""
         return next((endpoint for endpoint in self._of(node_id) if self._dials[endpoint].stands), None)
 
+    def life_of(self, node_id: str) -> int | None:
+        """The incarnation of a node to which a link stands."""
+        endpoint = self.endpoint_of(node_id)
+        return None if endpoint is None else self._life(endpoint)
+
     def standing(self) -> tuple[HubPeer, ...]:
         """All links that stand."""
         return tuple(
-            HubPeer(dial.peer.node_id, dial.peer.name, endpoint)
+            HubPeer(dial.peer.node_id, dial.peer.name, endpoint, dial.role)
             for endpoint, dial in self._dials.items()
             if dial.peer is not None and dial.connected
         )
-
-    def _heard_again(self, standing: str, hello: LinkHello) -> list[Action]:
-        """A hello from a node that we are linked to: our other dial to it is one too many."""
-        spare = self._close(hello.answers, "another link to it stands") if hello.answers != standing else []
-        return spare if hello.heard else [*spare, SayHello(standing, hello)]
 
     def _of(self, node_id: str) -> list[str]:
         return [e for e, dial in self._dials.items() if dial.peer is not None and dial.peer.node_id == node_id]
@@ -160,4 +146,4 @@ class Mesh:
 def _up(endpoint: str, dial: _Dialled) -> list[Action]:
     if not dial.stands or dial.peer is None:
         return []
-    return [Publish(PeerUp(dial.peer.node_id, dial.peer.name, endpoint))]
+    return [Publish(PeerUp(dial.peer.node_id, dial.peer.name, endpoint, dial.role))]

@@ -243,11 +243,8 @@ class LinkHello(Work, frozen=True, tag="link.hello"):
     node_id: str
     name: str
     incarnation: int
-    endpoint: Annotated[str, Meta(description="where to dial back")]
-    cluster: str = ""
+    endpoint: Annotated[str, Meta(description="where to dial back, with the sender's key")]
     subscriptions: tuple[str, ...] = ()
-    dialled: Annotated[str, Meta(description="the name under which the sender reached this hub")] = ""
-    answers: Annotated[str, Meta(description="the `dialled` of the hello that the sender heard, if any")] = ""
     heard: Annotated[bool, Meta(description="the sender has heard this hub's hello")] = False
     revoked: Annotated[tuple[str, ...], Meta(description="nodes that the sender shuts out")] = ()
 

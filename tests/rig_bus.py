@@ -23,9 +23,15 @@ from msgspec import inspect
 from bus.client import BusClient, HubPaths, RequestError
 from bus.config import NodeConfig, write_config
 from bus.hub import Hub
+from bus.keys import KeyPair, new_key_pair, write_secret
+from bus.members_file import write_members
 from bus.messages import HubDescribe, HubState, Message, PeerDial, RequestDone, kind_of
 from bus.process import ADDRESS_VARIABLE
+from bus.sockets import connect, open_socket
 from bus.wire import Envelope
+from cluster.join_code import JoinCode, new_join_code
+from cluster.members import Member, Members
+from cluster.roles import Role
 from cluster.shard import Shard
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,6 +53,8 @@ def _sample(kind: inspect.Type, path: str) -> Any:
             return _sample(inner, path)
         case inspect.StructType():
             return _sample_struct(kind, path)
+        case inspect.EnumType(cls=enum):
+            return next(iter(enum))
         case inspect.VarTupleType(item_type=item):
             return [_sample(item, f"{path}[{index}]") for index in range(2)]
         case inspect.DictType(key_type=key, value_type=value):
@@ -54,7 +62,13 @@ def _sample(kind: inspect.Type, path: str) -> Any:
         case inspect.UnionType(types=types):
             return _sample(next(member for member in types if not isinstance(member, inspect.NoneType)), path)
         case _:
-            scalars = {bool: True, int: len(path) * 1001, float: len(path) + 0.25, str: f"{path} é"}
+            scalars = {
+                bytes: path.encode(),
+                bool: True,
+                int: len(path) * 1001,
+                float: len(path) + 0.25,
+                str: f"{path} é",
+            }
             return scalars[_SCALARS[type(kind)]]
 
 
@@ -70,6 +84,7 @@ _SCALARS: dict[type[inspect.Type], type] = {
     inspect.IntType: int,
     inspect.FloatType: float,
     inspect.StrType: str,
+    inspect.BytesType: bytes,
     inspect.NoneType: type(None),
 }
 _ANY_SCALAR: dict[type, st.SearchStrategy[Any]] = {
@@ -77,6 +92,7 @@ _ANY_SCALAR: dict[type, st.SearchStrategy[Any]] = {
     int: st.integers(-(2**63), 2**64 - 1),
     float: st.floats(allow_nan=False),
     str: st.text(max_size=8),
+    bytes: st.binary(max_size=8),
     type(None): st.none(),
 }
 
@@ -88,6 +104,8 @@ def any_value(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return any_value(inner)
         case inspect.StructType():
             return _any_struct(kind)
+        case inspect.EnumType(cls=enum):
+            return st.sampled_from([member.value for member in enum])
         case inspect.VarTupleType(item_type=item):
             return st.lists(any_value(item), max_size=2)
         case inspect.DictType(key_type=key, value_type=value):
@@ -128,7 +146,13 @@ class RunningHub:
 
     @property
     def endpoint(self) -> str:
+        """Of its bus, with its key."""
         return self.hub.endpoint
+
+    @property
+    def gate(self) -> str:
+        """Where to knock."""
+        return self.hub.gate
 
     def stop(self) -> None:
         """End it with a good-bye. Twice is no error."""
@@ -153,39 +177,96 @@ def run_folder() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+KEYS: dict[str, KeyPair] = {}
+CODES: dict[str, JoinCode] = {}
+
+
+def new_node() -> str:
+    """The id of a node that has a key; hubs of other ids stand alone."""
+    pair = new_key_pair()
+    KEYS[pair.node_id] = pair
+    return pair.node_id
+
+
+def code_of(cluster: str) -> JoinCode:
+    """The join code of a cluster that this test run has made up."""
+    if cluster not in CODES:
+        CODES[cluster] = new_join_code(cluster)
+    return CODES[cluster]
+
+
 def hub_config(
-    run_dir: Path, node_id: str, name: str = "a hub", incarnation: int = 1, cluster: str = "home", port: int | None = 0
+    run_dir: Path,
+    node_id: str,
+    name: str = "a hub",
+    incarnation: int = 1,
+    cluster: str = "home",
+    port: int | None = 0,
+    *,
+    code: JoinCode | None = None,
+    strict: bool = False,
 ) -> NodeConfig:
-    """The settings of a node that is nothing but a hub on loopback."""
-    return NodeConfig(
+    """The settings of a node that is nothing but a hub on loopback. Its key and its join code lie in `run_dir`."""
+    key = KEYS.get(node_id)
+    config = NodeConfig(
         node_id=node_id,
         name=name,
         incarnation=incarnation,
-        cluster=cluster,
+        cluster=cluster if key else "",
+        code_file=str(run_dir / "join-code"),
+        strict=strict,
         run_dir=str(run_dir),
-        data_dir="",
+        data_dir=str(run_dir),
         cache_dir="",
         bus_port=port,
+        gate_port=None if port is None else 0,
     )
+    if key:
+        write_secret(config.key_path, key.secret.hex())
+        write_secret(config.code_path, (code or code_of(cluster)).text())
+    return config
 
 
 @contextmanager
-def running_hub(node_id: str, *, cluster: str = "home", incarnation: int = 1, port: int = 0) -> Iterator[RunningHub]:
-    """A real hub on loopback. Its name is `name of NODE_ID`."""
+def running_hub(
+    node_id: str,
+    *,
+    cluster: str = "home",
+    incarnation: int = 1,
+    port: int = 0,
+    code: JoinCode | None = None,
+    role: Role = Role.MEMBER,
+    strict: bool = False,
+    knows: Sequence[str] = (),
+) -> Iterator[RunningHub]:
+    """A real hub on loopback. Its name is `name of NODE_ID`. It has let in the nodes that it `knows` before."""
     with run_folder() as run_dir:
-        hub = Hub(hub_config(run_dir, node_id, f"name of {node_id}", incarnation, cluster, port))
-        stopped = threading.Event()
-
-        def serve() -> None:
-            hub.run(stopped.is_set)
-            hub.close()
-
-        running = RunningHub(hub, run_dir, threading.Thread(target=serve, name=f"hub {node_id}"), stopped)
-        running.thread.start()
-        try:
+        if knows:
+            known = {n: Member(n, f"name of {n}", KEYS[n].public.hex()) for n in knows}
+            write_members(run_dir, Members(cluster, by_id=known))
+        shown = (code or code_of(cluster)).invite(role)
+        config = hub_config(
+            run_dir, node_id, f"name of {node_id}", incarnation, cluster, port, code=shown, strict=strict
+        )
+        with serving(Hub(config), run_dir) as running:
             yield running
-        finally:
-            running.stop()
+
+
+@contextmanager
+def serving(hub: Hub, run_dir: Path) -> Iterator[RunningHub]:
+    """A hub on a thread of its own, to the end of the block."""
+    stopped = threading.Event()
+
+    def serve() -> None:
+        hub.run(stopped.is_set)
+        hub.close()
+
+    running = RunningHub(hub, run_dir, threading.Thread(target=serve, name=f"hub {hub.node_id}"), stopped)
+    running.thread.start()
+    try:
+        yield running
+    finally:
+        running.stop()
 
 
 @dataclass
@@ -250,16 +331,26 @@ async def heard(bus: BusClient, cls: type[M] | tuple[type[M], ...], within_s: fl
     raise AssertionError("deliveries never end")
 
 
-async def link(bus: BusClient, *endpoints: str) -> HubState:
-    """Have the client's hub dial others, and wait until as many links stand."""
-    for endpoint in endpoints:
-        await bus.request("hub", PeerDial(endpoint), RequestDone, WITHIN_S)
-    return await described(bus, lambda state: len(state.peers) >= len(endpoints))
+async def link(bus: BusClient, *gates: str) -> HubState:
+    """Have the client's hub knock at others' gates, and wait until as many links stand."""
+    for gate in gates:
+        await bus.request("hub", PeerDial(gate), RequestDone, WITHIN_S)
+    return await described(bus, lambda state: len(state.peers) >= len(gates))
 
 
 async def subscribed(bus: BusClient, hub: str, *topics: str) -> None:
     """Wait until the hub at this address knows that somebody behind it wants these topics."""
     await described(bus, lambda state: set(topics) <= set(state.subscriptions), hub)
+
+
+@contextmanager
+def dealer_of(node_id: str, endpoint: str) -> Iterator[zmq.Socket[bytes]]:
+    """A bare DEALER at an end point, with a node's key where that is tcp."""
+    with zmq.Context() as context, open_socket(context, zmq.DEALER) as dealer:
+        dealer.setsockopt(zmq.LINGER, 2000)
+        dealer.setsockopt(zmq.SNDTIMEO, 2000)
+        connect(dealer, endpoint, KEYS[node_id])
+        yield dealer
 
 
 def in_time(what: Callable[[], bool], within_s: float = WITHIN_S) -> bool:

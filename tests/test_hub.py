@@ -11,11 +11,12 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-import zmq
 
 from bus.client import BusClient, RequestError
 from bus.config import NodeConfig
+from bus.endpoints import address_of, with_key
 from bus.hub import Hub
 from bus.messages import (
     ActorUp,
@@ -27,6 +28,7 @@ from bus.messages import (
     Message,
     PeerDial,
     PeerDown,
+    PeerRefused,
     PeerUp,
     RequestDone,
     Status,
@@ -34,19 +36,22 @@ from bus.messages import (
 )
 from bus.wire import encode, new_header
 from tests.rig_bus import (
+    KEYS,
     RunningHub,
     client,
+    dealer_of,
     described,
     heard,
     hub_config,
     hub_process,
     link,
+    new_node,
     run_folder,
     running_hub,
     subscribed,
 )
 
-A, B, C = "a" * 16, "b" * 16, "c" * 16
+A, B, C = new_node(), new_node(), new_node()
 
 
 @contextmanager
@@ -89,7 +94,7 @@ def test_work_reaches_an_actor_of_the_same_node_and_its_answer_comes_back() -> N
 def test_work_reaches_an_actor_of_another_node_and_its_answer_comes_back() -> None:
     async def test(pair: list[RunningHub]) -> None:
         async with clients(pair, "one") as [asker, worker]:
-            await link(asker, pair[1].endpoint)
+            await link(asker, pair[1].gate)
             answering = asyncio.create_task(answer(worker))
             assert await asker.request(f"{B}/one", LinkProbe(), RequestDone, 5.0) == RequestDone()
             await answering
@@ -101,7 +106,7 @@ def test_work_reaches_an_actor_of_another_node_and_its_answer_comes_back() -> No
 def test_a_fact_reaches_another_node_only_where_somebody_subscribed_to_it() -> None:
     async def test(pair: list[RunningHub]) -> None:
         async with clients(pair[:1], "teller") as [teller], clients(pair[1:], "hearer", Status) as [hearer]:
-            await link(teller, pair[1].endpoint)
+            await link(teller, pair[1].gate)
             await subscribed(teller, f"{B}/hub", "status")
             await teller.publish(Log("WARNING", "x", "nobody asked for it"))
             await teller.publish(Status("m", "first"))
@@ -118,7 +123,7 @@ def test_a_fact_reaches_another_node_only_where_somebody_subscribed_to_it() -> N
 def test_a_subscription_that_comes_later_is_passed_on() -> None:
     async def test(pair: list[RunningHub]) -> None:
         async with clients(pair, "one") as [teller, hearer]:
-            await link(teller, pair[1].endpoint)
+            await link(teller, pair[1].gate)
             hearer.subscribe("status")
             await subscribed(teller, f"{B}/hub", "status")
             await teller.publish(Status("m", "later"))
@@ -131,9 +136,9 @@ def test_a_subscription_that_comes_later_is_passed_on() -> None:
 def test_facts_about_links_stay_on_their_node() -> None:
     async def test(trio: list[RunningHub]) -> None:
         async with clients(trio, "one", PeerUp, Status) as [first, second, third]:
-            await link(first, trio[1].endpoint)
+            await link(first, trio[1].gate)
             await heard(second, PeerUp)
-            await link(third, trio[0].endpoint)  # the first hub tells its own node, and nobody else
+            await link(third, trio[0].gate)  # the first hub tells its own node, and nobody else
             await subscribed(first, f"{B}/hub", "status")
             await first.publish(Status("m", "afterwards"))
             fact, _ = await heard(second, (PeerUp, Status))
@@ -147,7 +152,7 @@ def test_a_fact_is_heard_once_in_a_ring_of_three_hubs() -> None:
     async def test(trio: list[RunningHub]) -> None:
         async with clients(trio, "one", Status) as members:
             for member, other in zip(members, (B, C, A), strict=True):
-                await link(member, next(hub.endpoint for hub in trio if hub.node_id == other))
+                await link(member, next(hub.gate for hub in trio if hub.node_id == other))
             for member in members:
                 await described(member, lambda state: len(state.peers) == 2)
             for node_id in (A, B, C):
@@ -163,7 +168,7 @@ def test_a_fact_is_heard_once_in_a_ring_of_three_hubs() -> None:
 
 @pytest.mark.parametrize(
     ("to", "sentence"),
-    [("nobody", "no actor 'nobody' answers on node name of aaaa"), (f"{C}/node", f"node {C} is not linked")],
+    [("nobody", f"no actor 'nobody' answers on node name of {A}"), (f"{C}/node", f"node {C} is not linked")],
 )
 def test_work_for_nobody_comes_back_at_once(to: str, sentence: str) -> None:
     async def test(hub: RunningHub) -> None:
@@ -179,8 +184,8 @@ def test_work_for_nobody_comes_back_at_once(to: str, sentence: str) -> None:
 def test_work_for_nobody_on_another_node_comes_back_from_there() -> None:
     async def test(pair: list[RunningHub]) -> None:
         async with clients(pair[:1], "asker") as [asker]:
-            await link(asker, pair[1].endpoint)
-            with pytest.raises(RequestError, match="no actor 'nobody' answers on node name of bbbb"):
+            await link(asker, pair[1].gate)
+            with pytest.raises(RequestError, match=f"no actor 'nobody' answers on node name of {B}"):
                 await asker.request(f"{B}/nobody", LinkProbe(), RequestDone, 60.0)
 
     with hubs(A, B) as pair:
@@ -203,7 +208,7 @@ def test_work_for_an_actor_that_went_away_comes_back_at_once() -> None:
 def test_a_hub_says_what_it_does_not_do_also_to_another_node() -> None:
     async def test(pair: list[RunningHub]) -> None:
         async with clients(pair[:1], "asker") as [asker]:
-            await link(asker, pair[1].endpoint)
+            await link(asker, pair[1].gate)
             for hub in ("hub", f"{B}/hub"):
                 with pytest.raises(RequestError, match=r"a hub does not serve link\.probe"):
                     await asker.request(hub, LinkProbe(), RequestDone, 60.0)
@@ -217,7 +222,7 @@ def test_a_killed_peer_is_down_in_a_moment_and_requests_to_it_end() -> None:
         config = hub_config(folder, B, "victim")
         with hub_process(config) as victim:
             async with client(folder, B, "worker") as worker, clients([hub], "asker", PeerDown) as [asker]:
-                await link(worker, hub.endpoint)
+                await link(worker, hub.gate)
                 await described(asker, lambda state: len(state.peers) == 1)
                 waiting = asyncio.create_task(asker.request(f"{B}/worker", LinkProbe(), RequestDone, 60.0))
                 await heard(worker, LinkProbe)
@@ -238,14 +243,15 @@ def test_a_hub_that_begins_anew_knows_its_actors_and_its_peer_again() -> None:
         config = hub_config(folder, B, "victim")
         with hub_process(config) as victim:
             async with client(folder, B, "worker") as worker, clients([hub], "asker", PeerUp, PeerDown) as [asker]:
-                port = int((await link(worker, hub.endpoint)).endpoint.rpartition(":")[2])
+                port = port_of((await link(worker, hub.gate)).endpoint)
                 await heard(asker, PeerUp)
                 victim.signal(signal.SIGKILL)
                 await heard(asker, PeerDown)
                 victim.process.wait(5.0)
                 with hub_process(NodeConfig(**(_fields(config) | {"bus_port": port}))):
                     await described(worker, lambda state: any(actor.name == "worker" for actor in state.actors))
-                    await link(asker, f"tcp://127.0.0.1:{port}")
+                    gate = (await described(worker, lambda state: bool(state.gate))).gate
+                    await link(asker, gate)
                     await heard(asker, PeerUp)
                     answering = asyncio.create_task(answer(worker))
                     await asker.request(f"{B}/worker", LinkProbe(), RequestDone, 5.0)
@@ -255,6 +261,10 @@ def test_a_hub_that_begins_anew_knows_its_actors_and_its_peer_again() -> None:
         run(test(hub, folder))
 
 
+def port_of(endpoint: str) -> int:
+    return int(address_of(endpoint).rpartition(":")[2])
+
+
 def _fields(config: NodeConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in config.__struct_fields__}
 
@@ -262,7 +272,7 @@ def _fields(config: NodeConfig) -> dict[str, Any]:
 def test_a_hub_that_stops_says_goodbye() -> None:
     async def test(pair: list[RunningHub]) -> None:
         async with clients(pair[:1], "asker", PeerDown) as [asker]:
-            await link(asker, pair[1].endpoint)
+            await link(asker, pair[1].gate)
             await asyncio.to_thread(pair[1].stop)
             assert (await heard(asker, PeerDown))[0] == PeerDown(B, "it left")
 
@@ -273,10 +283,10 @@ def test_a_hub_that_stops_says_goodbye() -> None:
 def test_a_peer_named_by_two_addresses_is_linked_once() -> None:
     async def test(pair: list[RunningHub]) -> None:
         async with clients(pair, "one", PeerUp, PeerDown, Status) as [first, second]:
-            await link(first, pair[1].endpoint)
+            await link(first, pair[1].gate)
             await heard(first, PeerUp)
-            await first.request("hub", PeerDial(pair[1].endpoint.replace("127.0.0.1", "localhost")), RequestDone, 5.0)
-            await link(second, pair[0].endpoint)
+            await first.request("hub", PeerDial(pair[1].gate.replace("127.0.0.1", "localhost")), RequestDone, 5.0)
+            await link(second, pair[0].gate)
             with pytest.raises(TimeoutError):
                 await heard(first, (PeerUp, PeerDown), within_s=0.5)
             assert len((await first.request("hub", HubDescribe(), HubState, 5.0)).peers) == 1
@@ -285,12 +295,15 @@ def test_a_peer_named_by_two_addresses_is_linked_once() -> None:
         run(test(pair))
 
 
-def test_hubs_of_two_clusters_do_not_link_and_the_stranger_is_not_heard() -> None:
+def test_hubs_of_two_clusters_do_not_link_and_each_says_so() -> None:
     async def test(home: RunningHub, work: RunningHub) -> None:
-        async with clients([home], "asker", Log) as [asker], clients([work], "stranger") as [stranger]:
-            await stranger.request("hub", PeerDial(home.endpoint), RequestDone, 5.0)
-            state = await described(asker, lambda state: "dropped: refused" in state.counters)
-            assert state.peers == ()
+        async with clients([home], "one", PeerRefused) as [host], clients([work], "one", PeerRefused) as [guest]:
+            await guest.request("hub", PeerDial(home.gate), RequestDone, 5.0)
+            there, _ = await heard(guest, PeerRefused, within_s=3.0)
+            here, _ = await heard(host, PeerRefused, within_s=3.0)
+            assert there.message.startswith("wrong join code for cluster work: the gate at")
+            assert here == PeerRefused("", "wrong_code", "somebody knocked with a wrong join code for cluster home")
+            assert (await host.request("hub", HubDescribe(), HubState, 5.0)).peers == ()
 
     with running_hub(A) as home, running_hub(B, cluster="work") as work:
         run(test(home, work))
@@ -312,44 +325,37 @@ def test_work_is_tapped_only_while_somebody_listens() -> None:
         run(test(hub))
 
 
-@contextmanager
-def stranger(endpoint: str, **options: int) -> Iterator[zmq.Socket[bytes]]:
-    with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
-        dealer.setsockopt(zmq.LINGER, 2000)
-        dealer.connect(endpoint)
-        yield dealer
-
-
 def _frames(to: str, message: Message, sender: str = f"{B}/node") -> list[bytes]:
     return encode(to, new_header(message, sender), message)
 
 
-HELLO = LinkHello(B, "liar", 1, "tcp://127.0.0.1:1", "home")
+def _hello(**changes: Any) -> LinkHello:
+    own = LinkHello(B, "liar", 1, with_key("tcp://127.0.0.1:1", KEYS[B].public))
+    return msgspec.structs.replace(own, **changes)
 
 
 @pytest.mark.parametrize(
     ("messages", "reason"),
     [
-        ([[b"junk"]], "stranger"),
-        ([[b""]], "stranger"),
+        ([[b"junk"]], "frames"),
         ([[b"/hub"]], "frames"),
-        ([[b"\xff/hub", b"", b""]], "address"),
+        ([[b"\xff/hub", *_frames("", Status("m", "t"))[1:]]], "address"),
         ([[b"/hub", b"\xc1", b"\xc1"]], "header"),
-        ([_frames("status", Status("m", "t"))], "stranger"),
-        ([_frames(f"{A}/asker", LinkProbe())], "stranger"),
-        ([_frames(f"{A}/hub", HubDescribe())], "stranger"),
-        ([_frames("/hub", HELLO), _frames(f"{C}/asker", LinkProbe())], "misdirected"),
-        ([_frames("/hub", HELLO), _frames("peer.down", PeerDown(C, "a lie"))], "misdirected"),
-        ([_frames("/hub", HELLO), _frames("log", Status("m", "under a false topic"))], "misdirected"),
-        ([_frames("/hub", HELLO), _frames("status", Status("m", "t"), sender=f"{C}/node")], "sender"),
-        ([_frames("/hub", HELLO), _frames(f"{A}/asker", LinkProbe(), sender=f"{C}/node")], "sender"),
-        ([_frames("/hub", HELLO), _frames("/hub", HubDescribe(), sender=f"{A}/node")], "sender"),
+        ([_frames(f"{C}/asker", LinkProbe())], "misdirected"),
+        ([_frames("peer.down", PeerDown(C, "a lie"))], "misdirected"),
+        ([_frames("log", Status("m", "under a false topic"))], "misdirected"),
+        ([_frames("status", Status("m", "t"), sender=f"{C}/node")], "sender"),
+        ([_frames(f"{A}/asker", LinkProbe(), sender=f"{C}/node")], "sender"),
+        ([_frames("/hub", HubDescribe(), sender=f"{A}/node")], "sender"),
+        ([_frames("/hub", _hello(node_id=C))], "sender"),
+        ([_frames("/hub", _hello(endpoint="tcp://127.0.0.1:1"))], "sender"),
+        ([_frames("/hub", _hello(endpoint=with_key("tcp://127.0.0.1:1", KEYS[C].public)))], "sender"),
     ],
 )
 def test_frames_that_are_not_ours_are_counted_and_the_hub_lives(messages: list[list[bytes]], reason: str) -> None:
     async def test(hub: RunningHub) -> None:
         async with clients([hub], "asker", PeerDown, Status, Log) as [asker]:
-            with stranger(hub.endpoint) as dealer:
+            with dealer_of(B, hub.endpoint) as dealer:
                 for frames in messages:
                     dealer.send_multipart(frames)
                 state = await described(asker, lambda state: f"dropped: {reason}" in state.counters)
@@ -357,16 +363,16 @@ def test_frames_that_are_not_ours_are_counted_and_the_hub_lives(messages: list[l
             await asker.publish(Status("m", "alive"))
             assert (await heard(asker, (PeerDown, Status)))[0] == Status("m", "alive")
 
-    with running_hub(A) as hub:
+    with running_hub(A, knows=(B,)) as hub:
         run(test(hub))
 
 
 def test_bytes_that_are_no_zeromq_at_all_do_no_harm() -> None:
     async def test(hub: RunningHub) -> None:
-        host, port = hub.endpoint.removeprefix("tcp://").split(":")
-        for garbage in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096), b"\xff" * 64):
-            with socket.create_connection((host, int(port)), 5.0) as raw:
-                raw.sendall(garbage)
+        for port in (port_of(hub.endpoint), port_of(hub.gate)):
+            for garbage in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(4096), b"\xff" * 64):
+                with socket.create_connection(("127.0.0.1", port), 5.0) as raw:
+                    raw.sendall(garbage)
         async with clients([hub], "asker") as [asker]:
             assert (await asker.request("hub", HubDescribe(), HubState, 5.0)).node_id == A
 
@@ -377,7 +383,7 @@ def test_bytes_that_are_no_zeromq_at_all_do_no_harm() -> None:
 def test_local_frames_that_are_no_message_are_counted() -> None:
     async def test(hub: RunningHub) -> None:
         async with clients([hub], "asker") as [asker]:
-            with stranger(f"ipc://{hub.run_dir}/work") as dealer:
+            with dealer_of(A, f"ipc://{hub.run_dir}/work") as dealer:
                 for frames in ([b"hub"], [b"\xff"], [b"x/y", b"1"], [b"hub", b"1", b"2"]):
                     dealer.send_multipart(frames)
                 await described(asker, lambda state: sum(state.counters.values()) >= 4)
@@ -386,11 +392,14 @@ def test_local_frames_that_are_no_message_are_counted() -> None:
         run(test(hub))
 
 
-def test_an_end_point_that_is_none_is_begun_and_given_up() -> None:
+def test_an_end_point_that_is_none_is_refused_and_one_where_nobody_is_given_up() -> None:
     async def test(hub: RunningHub) -> None:
-        async with clients([hub], "asker") as [asker]:
-            for endpoint in ("nonsense", "tcp://", "tcp://127.0.0.1:1"):
-                assert await asker.request("hub", PeerDial(endpoint), RequestDone, 5.0) == RequestDone()
+        async with clients([hub], "asker", PeerRefused) as [asker]:
+            for endpoint in ("nonsense", "tcp://"):
+                with pytest.raises(RequestError, match="is no end point"):
+                    await asker.request("hub", PeerDial(endpoint), RequestDone, 5.0)
+            await asker.request("hub", PeerDial("tcp://127.0.0.1:1"), RequestDone, 5.0)
+            assert (await heard(asker, PeerRefused))[0].code == "silent"
             assert (await asker.request("hub", HubDescribe(), HubState, 5.0)).peers == ()
 
     with running_hub(A) as hub:
@@ -411,20 +420,20 @@ def test_a_hub_describes_itself() -> None:
 
 def test_a_taken_port_is_one_sentence() -> None:
     with running_hub(A) as hub, run_folder() as folder:
-        port = int(hub.endpoint.rpartition(":")[2])
+        port = port_of(hub.endpoint)
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another"):
             Hub(hub_config(folder, B, port=port))
 
 
 def test_a_folder_that_is_not_there_is_one_sentence() -> None:
     with pytest.raises(OSError, match="cannot listen on ipc:///no/such/folder/"):
-        Hub(hub_config(Path("/no/such/folder"), B))
+        Hub(hub_config(Path("/no/such/folder"), "a" * 16))
 
 
 def test_two_hubs_that_want_the_usual_port_both_get_one() -> None:
     with run_folder() as one, run_folder() as other:
         first = Hub(hub_config(one, A, port=None))
         second = Hub(hub_config(other, B, port=None))
-        assert first.endpoint != second.endpoint
+        assert (port_of(first.endpoint), port_of(first.gate)) != (port_of(second.endpoint), port_of(second.gate))
         first.close()
         second.close()
