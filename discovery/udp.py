@@ -68,8 +68,10 @@ class UdpDiscovery(Discovery):
         self._announcing = asyncio.create_task(self._announce())
 
     def announce(self, own: Beacon | None) -> None:
-        """See the base class."""
+        """See the base class. The first is heard at once."""
         self._own = own
+        if self._speaker:
+            self._send()
 
     def use(self, keys: ClusterKeys) -> None:
         """See the base class."""
