@@ -94,6 +94,7 @@ def test_counters_rise_also_when_the_process_begins_anew() -> None:
         counters = [said.counter for said in (first, second, goodbye, fourth)]
         assert counters == sorted(set(counters))
         assert goodbye.leaving
+        assert not one.dropped
 
     asyncio.run(test())
 
