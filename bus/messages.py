@@ -290,11 +290,12 @@ class LinkBye(Work, frozen=True, tag="link.bye"):
 
 
 class PeerMet(LocalFact, frozen=True, tag="peer.met"):
-    """A gate that was knocked at belongs to this node. Published by the hub to its own node."""
+    """A node was let in here, or let us in. Published by the hub to its own node."""
 
-    endpoint: Annotated[Endpoint, Meta(description="of the gate, as it was dialled")]
+    endpoint: Annotated[Endpoint, Meta(description="of its gate, as it was dialled; empty where it knocked here")]
     node_id: Name
     name: Name
+    news: Annotated[Sentence, Meta(description="a sentence for the owner, where something is odd about it")] = ""
 
 
 class PeerRefused(LocalFact, frozen=True, tag="peer.refused"):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli import bus_commands, models_commands, node_command, run_command, topology_command
+from cli import bus_commands, cluster_commands, models_commands, node_command, run_command, topology_command
 
 app = typer.Typer(
     name="exobus",
@@ -41,4 +41,5 @@ app.command("node")(node_command.node)
 app.command("run")(run_command.run)
 app.command("topology")(topology_command.topology)
 app.add_typer(models_commands.app, name="models")
+app.add_typer(cluster_commands.app, name="cluster")
 app.add_typer(bus_commands.app, name="bus")

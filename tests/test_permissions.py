@@ -16,10 +16,10 @@ GATEWAYS_FACTS = {
 MEMBERS_FACTS = {
     "engine.stats", "instance.down", "instance.failed", "instance.up", "link.measured", "node.record",
 }  # fmt: skip
-MEMBERS_WORK = {"cluster.code", "member.revoke", "shard.load", "shard.unload", "stage.join"}
+MEMBERS_WORK = {"cluster.code", "member.approve", "member.revoke", "shard.load", "shard.unload", "stage.join"}
 WITHIN_A_NODE = {
     "actor.hello", "actor.start", "actor.stop", "cluster.rotate", "download.want", "engine.load", "gate.knock",
-    "gate.welcome", "member.approve", "peer.dial", "peer.drop", "stage.drain",
+    "gate.welcome", "peer.dial", "peer.drop", "stage.drain",
 }  # fmt: skip
 REPLIES = {kind for kind, cls in MESSAGES.items() if issubclass(cls, Reply)} - {"gate.welcome"}
 LOCAL = {kind for kind, cls in MESSAGES.items() if issubclass(cls, LocalFact)}
