@@ -80,10 +80,11 @@ def decode_header(frames: Sequence[bytes]) -> Header:
         header = _headers.decode(frames[1])
     except UNREADABLE as error:
         raise WireError("header", str(error)) from None
+    texts = header.sender + header.kind + header.id + header.cause
+    if not (texts.isascii() and texts.isprintable()):  # answers are addressed by them, logs and terminals show them
+        raise WireError("header", "it has other characters than printable ASCII")
     if header.version != VERSION:
         raise WireError("version", f"we speak {VERSION}, {header.sender} speaks {header.version}")
-    if not (header.sender + header.kind + header.id + header.cause).isprintable():  # logs and terminals show them
-        raise WireError("header", "it has characters that cannot be printed")
     return header
 
 

@@ -25,7 +25,7 @@ _ONE_LINE = "\\A[^\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]*\\Z"
 Name = Annotated[str, Meta(max_length=LONGEST_NAME, pattern=_ONE_LINE)]
 """A name or an id: of a node, an actor, an engine, a session, a version."""
 HeaderText = Annotated[str, Meta(max_length=LONGEST_NAME)]
-"""The same in every header; `bus.wire` looks at all of them at once, which is quicker."""
+"""The same in every header, and ASCII; `bus.wire` looks at all of them at once, which is quicker."""
 ModelId = Annotated[str, Meta(max_length=256, pattern=_ONE_LINE)]
 Endpoint = Annotated[str, Meta(max_length=256, pattern=_ONE_LINE)]
 Topic = Annotated[str, Meta(max_length=256, pattern=_ONE_LINE)]

@@ -136,6 +136,8 @@ def test_what_does_not_parse_is_refused(position: int, content: bytes, reason: s
         {"kind": "a\rb"},
         {"id": "\x9b2J"},
         {"cause": "\u202e"},
+        {"sender": "node/é"},
+        {"version": 2, "sender": "node/\x1b[2J"},
     ],
 )
 def test_a_header_out_of_bounds_is_refused(changes: dict[str, object]) -> None:
