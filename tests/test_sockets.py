@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,8 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_socket_has_every_limit(kind: int, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-    socket = open_socket(context, kind)
-    assert {option: socket.getsockopt(option) for option in LIMITS} == LIMITS
+    with open_socket(context, kind) as socket:
+        assert {option: socket.getsockopt(option) for option in LIMITS} == LIMITS
 
 
 def test_a_socket_of_a_loop_has_them_too() -> None:
@@ -65,33 +66,32 @@ def test_no_frame_that_a_port_takes_is_larger_than_a_mebibyte() -> None:
 
 
 def test_a_port_is_a_curve_server_with_an_enforced_domain(context: zmq.Context[zmq.Socket[bytes]]) -> None:
-    pair, router = new_key_pair(), open_socket(context, zmq.ROUTER)
-    bind_tcp(router, "127.0.0.1", 0, Guard(pair, "test"))
     options = (zmq.CURVE_SERVER, zmq.MECHANISM, zmq.ZAP_DOMAIN, zmq.ZAP_ENFORCE_DOMAIN)
-    assert [router.getsockopt(option) for option in options] == [1, zmq.CURVE, b"test", 1]
+    with open_socket(context, zmq.ROUTER) as router:
+        bind_tcp(router, "127.0.0.1", 0, Guard(new_key_pair(), "test"))
+        assert [router.getsockopt(option) for option in options] == [1, zmq.CURVE, b"test", 1]
 
 
 def test_a_second_comer_with_the_same_routing_id_gets_nothing(context: zmq.Context[zmq.Socket[bytes]]) -> None:
     """With handover, whoever names a victim's routing id gets the victim's answers."""
-    pair = new_key_pair()
     handler = ZapHandler(context, lambda domain, key: "somebody")
-    router = open_socket(context, zmq.ROUTER)
-    endpoint = bind_tcp(router, "127.0.0.1", 0, Guard(pair, "test"))
-    victim, impostor = (open_socket(context, zmq.DEALER) for _ in range(2))
-    for dealer in (victim, impostor):
-        dealer.setsockopt(zmq.ROUTING_ID, b"victim")
-        dealer.setsockopt(zmq.IMMEDIATE, 0)
-    connect(victim, endpoint, new_key_pair())
-    victim.send(b"first")
-    assert router.poll(3000)
-    source, _ = router.recv_multipart()
-    connect(impostor, endpoint, new_key_pair())
-    impostor.send(b"second")
-    assert not router.poll(500)
-    router.send_multipart([source, b"answer"])
-    assert victim.poll(3000)
-    assert not impostor.poll(200)
-    handler.close()
+    with ExitStack() as stack:
+        stack.callback(handler.close)
+        router, victim, impostor = (
+            stack.enter_context(open_socket(context, kind)) for kind in (zmq.ROUTER, zmq.DEALER, zmq.DEALER)
+        )
+        endpoint = bind_tcp(router, "127.0.0.1", 0, Guard(new_key_pair(), "test"))
+        for dealer, said in ((victim, b"first"), (impostor, b"second")):
+            dealer.setsockopt(zmq.ROUTING_ID, b"victim")
+            dealer.setsockopt(zmq.IMMEDIATE, 0)
+            connect(dealer, endpoint, new_key_pair())
+            dealer.send(said)
+            assert bool(router.poll(3000 if dealer is victim else 500)) is (dealer is victim)
+            if dealer is victim:
+                assert router.recv_multipart() == [b"victim", b"first"]
+        router.send_multipart([b"victim", b"answer"])
+        assert victim.poll(3000)
+        assert not impostor.poll(200)
 
 
 def test_routing_ids_are_given_by_zeromq_and_nobody_takes_over() -> None:
