@@ -1,0 +1,51 @@
+"""Log lines that others can cause, kept to a few: one a key and interval, and how many more there were. No sockets."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+MOST_KEYS = 256
+
+
+class RateLimit:
+    """Pure: the clock is handed in, in seconds. Beyond `MOST_KEYS` keys at a time, all further ones count as one."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._said: OrderedDict[str, tuple[float, int]] = OrderedDict()  # when, and how many were kept back since
+
+    def pass_on(self, key: str, now: float) -> int | None:
+        """How many of this key were kept back since the last that passed; None where this one is kept back too."""
+        known = key if key in self._said or self._has_room(now) else ""
+        at, kept_back = self._said.get(known, (now - self._every_s, 0))
+        if now - at < self._every_s:
+            self._said[known] = (at, kept_back + 1)
+            return None
+        self._said[known] = (now, 0)
+        self._said.move_to_end(known)
+        return kept_back
+
+    def _has_room(self, now: float) -> bool:
+        """The key that passed longest ago makes room, if it might pass again by now."""
+        if len(self._said) >= MOST_KEYS and now - next(iter(self._said.values()))[0] >= self._every_s:
+            self._said.popitem(last=False)
+        return len(self._said) < MOST_KEYS
+
+
+class RateLimited:
+    """A logger for what outsiders can cause: at most one line of a key in `every_s` seconds."""
+
+    def __init__(
+        self, logger: logging.Logger, every_s: float = 60.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._logger, self._clock = logger, clock
+        self._limit = RateLimit(every_s)
+
+    def warning(self, key: str, text: str, *arguments: object) -> None:
+        """Log, or only count. `key` is of our choosing: a reason, a node id; never what a stranger wrote."""
+        kept_back = self._limit.pass_on(key, self._clock())
+        if kept_back is not None:
+            self._logger.warning(text + (f" (and {kept_back} more)" if kept_back else ""), *arguments)
