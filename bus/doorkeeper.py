@@ -54,7 +54,7 @@ class Doorkeeper:
         """For `bus.zap`: on the bus a member's id, at the gate the key of whoever is not revoked; else nothing."""
         node_id = node_id_of(key)
         if domain == GATE:
-            return "" if node_id in self.members.revoked else key.hex()
+            return "" if self.members.is_revoked(node_id) else key.hex()
         member = self.member(node_id)
         return node_id if domain == BUS and member and hmac.compare_digest(member.key, key.hex()) else ""
 
@@ -127,9 +127,7 @@ class Doorkeeper:
     def rotate(self) -> None:
         """Make a new join code. Raises KeyFileError or JoinCodeError, and changes nothing then."""
         if self.code.role is not Role.MEMBER:
-            raise JoinCodeError(
-                f"a {self.code.role} cannot rotate the join code; do it on a member of {self.code.name}"
-            )
+            raise JoinCodeError(f"only a member can rotate the join code of {self.code.name}; do it on one")
         self._adopt(JoinCode(self.code.name, Role.MEMBER, secrets.token_bytes(32)))
 
     def told(self, text: str) -> bool:

@@ -104,10 +104,7 @@ class Hub:
             bind_ipc(socket, path)
 
     def _open_outside(self, door: Doorkeeper) -> Outside:
-        links = self._links
-        return Outside(
-            self._context, self._poller, self._config, door, self.counters, self._announce, links.dial, links.life_of
-        )
+        return Outside(self._context, self._poller, self._config, door, self.counters, self._announce, self._links)
 
     @property
     def endpoint(self) -> str:
@@ -282,7 +279,7 @@ class Hub:
     def _introduction(self) -> LinkHello:
         life, topics = self._config.incarnation, self._facts.topics()
         revoked = self._door.members.revoked if self._door else ()
-        return LinkHello(self.node_id, self.name, life, self.endpoint, topics, revoked=revoked)
+        return LinkHello(self.node_id, self.name, life, self.endpoint, topics, gate=self.gate, revoked=revoked)
 
     def _state(self) -> HubState:
         own = HubActor("hub", os.getpid())

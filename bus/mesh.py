@@ -117,7 +117,7 @@ class Mesh:
     def standing(self) -> tuple[HubPeer, ...]:
         """All links that stand."""
         return tuple(
-            HubPeer(dial.peer.node_id, dial.peer.name, endpoint, dial.role)
+            HubPeer(dial.peer.node_id, dial.peer.name, endpoint, dial.role, dial.peer.gate)
             for endpoint, dial in self._dials.items()
             if dial.peer is not None and dial.connected
         )

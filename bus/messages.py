@@ -138,6 +138,7 @@ class HubPeer(msgspec.Struct, frozen=True):
     name: str
     endpoint: Annotated[str, Meta(description="of its hub, with its key")]
     role: Role = Role.MEMBER
+    gate: str = ""
 
 
 class HubState(Reply, frozen=True, tag="hub.state"):
@@ -175,6 +176,7 @@ class GateWelcome(Reply, frozen=True, tag="gate.welcome"):
     incarnation: int
     endpoint: Annotated[str, Meta(description="where to dial this hub, with its key")]
     proof: Annotated[bytes, Meta(description="HMAC-SHA256 with the role's join key over both public keys")]
+    gates: Annotated[tuple[str, ...], Meta(description="of the members that this hub is linked to")] = ()
 
 
 class MembersGet(Ask, frozen=True, tag="members.get"):
@@ -246,6 +248,7 @@ class LinkHello(Work, frozen=True, tag="link.hello"):
     endpoint: Annotated[str, Meta(description="where to dial back, with the sender's key")]
     subscriptions: tuple[str, ...] = ()
     heard: Annotated[bool, Meta(description="the sender has heard this hub's hello")] = False
+    gate: Annotated[str, Meta(description="where others knock at the sender's; empty for one without a gate")] = ""
     revoked: Annotated[tuple[str, ...], Meta(description="nodes that the sender shuts out")] = ()
 
 

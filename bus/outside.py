@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
+import msgspec
 import zmq
 
 from bus.config import DEFAULT_BUS_PORT, DEFAULT_GATE_PORT, NodeConfig, ports_to_try
@@ -18,6 +20,7 @@ from bus.doorkeeper import BUS, GATE, Doorkeeper, duplicate
 from bus.endpoints import address_of
 from bus.keys import node_id_of
 from bus.knocks import GATE_BYTES, Knocks
+from bus.links import Links
 from bus.messages import GateKnock, GateWelcome, Message, PeerMet, PeerRefused, RequestFailed
 from bus.port import Port
 from bus.sockets import Guard
@@ -35,7 +38,7 @@ Announce = Callable[[PeerMet | PeerRefused], None]
 
 
 class Outside:
-    """Used on the hub's thread only. `life_of` tells of a node its standing link's incarnation, `dial` begins one."""
+    """Used on the hub's thread only."""
 
     def __init__(
         self,
@@ -45,12 +48,11 @@ class Outside:
         door: Doorkeeper,
         counters: Counter[str],
         announce: Announce,
-        dial: Callable[[str], None],
-        life_of: Callable[[str], int | None],
+        links: Links,
     ) -> None:
         """Listen. Raises OSError with a sentence."""
         self._door, self._counters, self._announce = door, counters, announce
-        self._dial, self._life_of, self._node_id = dial, life_of, config.node_id
+        self._links, self._node_id = links, config.node_id
         self._zap = ZapHandler(context, door.allow)
         self._knocks = Knocks(context, poller, door, self._let_in, self._refused)
         self._recent: list[float] = []
@@ -131,7 +133,8 @@ class Outside:
         try:
             self._check_rate()
             self._check_life(key, knock)
-            return self._door.knocked(key, knock, self.bus.endpoint)
+            welcome = self._door.knocked(key, knock, self.bus.endpoint)
+            return msgspec.structs.replace(welcome, gates=tuple(p.gate for p in self._links.standing() if p.gate))
         except NotLetIn as error:
             if error.code not in ("self", "busy"):
                 self._tell("", error.code, f"{knock.name} was not let in: {error}")
@@ -146,7 +149,7 @@ class Outside:
 
     def _check_life(self, key: bytes, knock: GateKnock) -> None:
         """A key whose node is linked already, and alive, belongs to no second node."""
-        life = self._life_of(node_id_of(key))
+        life = self._links.life_of(node_id_of(key))
         if life not in (None, knock.incarnation):
             raise NotLetIn("duplicate", duplicate(knock.name))
 
@@ -164,7 +167,15 @@ class Outside:
             return
         self.gates[endpoint] = welcome.endpoint
         self._announce(PeerMet(endpoint, member.node_id, member.name))
-        self._dial(welcome.endpoint)
+        self._links.dial(welcome.endpoint)
+        self._meet_others(welcome.gates)
+
+    def _meet_others(self, gates: Sequence[str]) -> None:
+        """Every member is linked to every other, also where no beacon gets through."""
+        known = {*self.gates, *(peer.gate for peer in self._links.standing()), self.gate_address}
+        for gate in [gate for gate in gates if gate not in known]:
+            with suppress(ValueError):
+                self._knocks.knock(gate)
 
     def _refused(self, endpoint: str, code: str, sentence: str) -> None:
         if code == "self":

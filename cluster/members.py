@@ -100,6 +100,11 @@ class Members:
             members = members._with(msgspec.structs.replace(known, standing=Standing.REVOKED))
         return members
 
+    def is_revoked(self, node_id: str) -> bool:
+        """Whether a node is shut out."""
+        known = self.by_id.get(node_id)
+        return known is not None and known.standing is Standing.REVOKED
+
     @property
     def revoked(self) -> tuple[str, ...]:
         """The ids of all who are shut out."""

@@ -281,8 +281,8 @@ class HubProcess:
 
 
 @contextmanager
-def hub_process(config: NodeConfig) -> Iterator[HubProcess]:
-    """`python -m bus.hub` as a supervisor would start it."""
+def hub_process(config: NodeConfig, limit: Callable[[], None] | None = None) -> Iterator[HubProcess]:
+    """`python -m bus.hub` as a supervisor would start it; `limit` is called in the new process."""
     write_config(config)
     process = subprocess.Popen(
         [sys.executable, "-m", "bus.hub"],
@@ -290,6 +290,7 @@ def hub_process(config: NodeConfig) -> Iterator[HubProcess]:
         env={ADDRESS_VARIABLE: config.run_dir, "PATH": "", "EXOBUS_LOG": "ERROR"},
         stdin=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=limit,
     )
     try:
         yield HubProcess(process, config)
