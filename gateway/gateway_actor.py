@@ -23,6 +23,7 @@ from gateway.chat import Chat
 from gateway.sessions import DataPlane
 from gateway.texts import TextModels
 from models.catalogue import Catalogue
+from models.template_renderer import TemplateRenderer
 
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 
@@ -36,6 +37,7 @@ class GatewayActor(Actor):
         super().__init__(bus)
         self._config = config
         self._tasks: list[asyncio.Task[None]] = []
+        self._renderer = TemplateRenderer()
         self._plane: DataPlane
         self._chat: Chat
         self._server: _Server
@@ -43,7 +45,7 @@ class GatewayActor(Actor):
     async def started(self) -> None:
         """Listen for clients and for tokens, then say where."""
         listener = listen(self._config)
-        texts = TextModels(self.bus, Catalogue.load(self._config.cards_path))
+        texts = TextModels(self.bus, Catalogue.load(self._config.cards_path), self._renderer)
         self._plane = DataPlane(self._config.run_path, self._config.host)
         self._chat = Chat(self.bus, texts, self._plane)
         self._server = _server(self._config, self.bus, texts, self._chat)
@@ -51,6 +53,7 @@ class GatewayActor(Actor):
             task = asyncio.create_task(running)
             task.add_done_callback(lambda _: self.stop())
             self._tasks.append(task)
+        self._renderer.begin()
         announce(self._config, listener)
 
     async def stopping(self) -> None:
@@ -63,6 +66,7 @@ class GatewayActor(Actor):
         hearing.cancel()
         results = await asyncio.gather(serving, hearing, return_exceptions=True)
         self._plane.close()
+        await self._renderer.close()
         for result in results:
             if isinstance(result, Exception):
                 raise result
