@@ -71,18 +71,18 @@ class TemplateRenderer:
             raise TemplateUnavailable(f"{MAX_WAITING} requests wait for their chat template; try again soon")
         self._waiting += 1
         try:
-            return await self._in_turn(template, _encode(ask))
+            return await self._in_turn(template, ask)
         finally:
             self._waiting -= 1
 
-    async def _in_turn(self, template: ChatTemplate, message: bytes) -> str:
+    async def _in_turn(self, template: ChatTemplate, ask: Render) -> str:
         turn = self._turns.setdefault(template, asyncio.Lock())
         try:
             async with asyncio.timeout(WAIT_WITHIN_S) as waiting, turn:
                 child = await self._idle.get()
                 waiting.reschedule(None)
                 try:
-                    return await _rendered(child, message)
+                    return await _rendered(child, _encode(ask))
                 finally:
                     self._idle.put_nowait(child)
         except TimeoutError:

@@ -170,7 +170,11 @@ def test_a_fault_of_the_template_engine_is_a_refusal_without_the_prompts_text() 
 
 
 def test_it_ignores_the_interrupt_of_a_terminal() -> None:
-    with child() as process:
-        process.send_signal(signal.SIGINT)
-        tell(process, "{{ messages[0].content }}", CONVERSATIONS[0])
-        assert heard(process) == Rendered(CONVERSATIONS[0][0]["content"])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # who ignores it has children that do
+    try:
+        with child() as process:
+            process.send_signal(signal.SIGINT)
+            tell(process, "{{ messages[0].content }}", CONVERSATIONS[0])
+            assert heard(process) == Rendered(CONVERSATIONS[0][0]["content"])
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -27,6 +27,7 @@ os.write(1, bytes(4))
 while sys.stdin.buffer.read(1):
     os.write(1, bytes.fromhex("{}"))
 """
+SILENT = "import os, time; os.write(1, bytes({})); time.sleep(600)"  # with 4 bytes it says that it is ready
 # An asker that tells its child's process id and goes on rendering for ever.
 ASKER = """
 import asyncio
@@ -92,14 +93,30 @@ def test_an_answer_that_is_none_ends_the_child_that_gave_it(answer: str, monkeyp
             with monkeypatch.context() as patch:
                 patch.setattr(template_process, "_COMMAND", (sys.executable, "-c", GARBAGE.format(answer)))
                 renderer.begin()
+                await until(lambda: renderer.pids)
+                before = renderer.pids
                 with pytest.raises(TemplateError, match="the process that renders it"):
                     await renderer.render(GOOD, [{"content": "hello"}])
+            await good(renderer)
+            assert len(renderer.pids) == 1
+            assert renderer.pids != before
+
+    asyncio.run(main())
+
+
+def test_a_child_that_says_nothing_is_ended_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with rendering(0.1) as renderer:
+            with monkeypatch.context() as patch:
+                patch.setattr(template_process, "_COMMAND", (sys.executable, "-c", SILENT.format(4)))
+                with pytest.raises(TemplateError, match=r"took longer than 0\.1 s"):
+                    await renderer.render(GOOD, [])
             await until(lambda: renderer.pids)
 
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("script", ["import nothing_of_that_name", "import time; time.sleep(60)"])
+@pytest.mark.parametrize("script", ["import nothing_of_that_name", SILENT.format(0)])
 def test_a_child_that_does_not_start_is_said_so_and_tried_again(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with rendering() as renderer:
@@ -137,17 +154,25 @@ def test_a_closed_renderer_has_no_process_and_starts_none() -> None:
     asyncio.run(main())
 
 
-def test_a_renderer_can_be_closed_while_its_children_start_or_work() -> None:
+@pytest.mark.parametrize("turns", [0, 1, 100])
+def test_a_renderer_can_be_closed_while_its_child_starts(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        async with rendering() as starting:
-            starting.begin()
-        async with rendering() as starting:
-            starting.begin()
-            await asyncio.sleep(0)
-        async with rendering() as working:
-            bomb = asyncio.create_task(working.render(ENDLESS, []))
-            await busy(working)
-            await working.close()
+        async with rendering() as renderer:
+            renderer.begin()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+    monkeypatch.setattr(template_process, "_COMMAND", (sys.executable, "-c", SILENT.format(0)))
+    monkeypatch.setattr(template_process, "START_WITHIN_S", 10 * WITHIN_S)
+    asyncio.run(main())
+
+
+def test_a_renderer_can_be_closed_while_its_child_works() -> None:
+    async def main() -> None:
+        async with rendering() as renderer:
+            bomb = asyncio.create_task(renderer.render(ENDLESS, []))
+            await busy(renderer)
+            await renderer.close()
             with pytest.raises(TemplateUnavailable, match="stopping"):
                 await bomb
 
