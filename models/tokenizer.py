@@ -51,7 +51,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`; special tokens written out in it become their ids, none is added."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)  # `encode` keeps the GIL
+        return list(encoding.ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens; bytes that are no UTF-8 become U+FFFD."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,14 +27,17 @@ from tests.rig_templates import TIME_BOMBS, rendering
 
 
 class NotingTokenizer(Tokenizer):
-    """Notes the thread of each encoding."""
+    """Notes something before and after each encoding: the thread, if nothing else is asked for."""
 
-    threads: tuple[int, ...] = ()
+    noted: tuple[int, ...] = ()
+    at: Callable[[], int] = staticmethod(threading.get_ident)
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`."""
-        self.threads += (threading.get_ident(),)
-        return super().encode(text)
+        before = self.at()
+        ids = super().encode(text)
+        self.noted = (before, self.at())
+        return ids
 
 
 @pytest.fixture
@@ -70,9 +74,31 @@ def test_a_prompt_is_the_encoded_template_and_a_long_one_is_encoded_off_the_loop
     model: TextModel, content: str, in_loop: bool
 ) -> None:
     text = model.template.render([{"role": "user", "content": content}])
-    assert prompt(model, content) == tuple(model.tokenizer.encode(text))
+    ids = model.tokenizer.encode(text)
+    assert prompt(model, content) == tuple(ids)
     assert isinstance(model.tokenizer, NotingTokenizer)
-    assert (model.tokenizer.threads[0] == threading.get_ident()) == in_loop
+    assert (model.tokenizer.noted[0] == threading.get_ident()) == in_loop
+
+
+def test_the_loop_turns_while_a_long_prompt_is_encoded(model: TextModel) -> None:
+    assert isinstance(model.tokenizer, NotingTokenizer)
+    turns = itertools.count()
+    model.tokenizer.at = lambda: next(turns)
+
+    async def turn() -> None:
+        while True:
+            next(turns)
+            await asyncio.sleep(0.001)
+
+    async def main() -> None:
+        async with rendering() as renderer:
+            turning = asyncio.create_task(turn())
+            await replace(model, renderer=renderer).prompt([{"role": "user", "content": "the man " * 250_000}])
+            turning.cancel()
+
+    asyncio.run(main())
+    begin, end = model.tokenizer.noted
+    assert end - begin > 20  # it can turn a few times before the encoder has the GIL
 
 
 def test_what_a_template_refuses_is_a_fault_of_the_messages(model: TextModel) -> None:
