@@ -74,13 +74,13 @@ class Chat:
         return Ended(answer.timings(seed, len(set(instance.node_ids))))
 
     async def _prompt(self, answer: Answer) -> tuple[TextModel, tuple[int, ...]]:
-        """The text model and the prompt's token ids; off the loop, for a long prompt takes a while."""
+        """The text model and the prompt's token ids."""
         card = self._texts.card(answer.request.model)
         answer.model_id = card.id
         answer.waits_for = f"fetching {card.id}"
         model = await self._texts.get(card)
         conversation = [message.for_template() for message in answer.request.messages]
-        return model, await asyncio.to_thread(model.prompt, conversation)
+        return model, await model.prompt(conversation)
 
     async def _instance(self, answer: Answer) -> Instance:
         answer.waits_for = f"loading {answer.model_id}"

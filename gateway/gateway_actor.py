@@ -24,6 +24,7 @@ from gateway.chat import Chat
 from gateway.sessions import DataPlane
 from gateway.texts import TextModels
 from models.catalogue import Catalogue
+from models.template_renderer import TemplateRenderer
 
 HUB_WITHIN_S = 5.0
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
@@ -39,6 +40,7 @@ class GatewayActor(Actor):
         self._config = config
         self._reach = reach_of(config)
         self._tasks: list[asyncio.Task[None]] = []
+        self._renderer = TemplateRenderer()
         self._plane: DataPlane
         self._chat: Chat
         self._server: _Server
@@ -46,7 +48,7 @@ class GatewayActor(Actor):
     async def started(self) -> None:
         """Listen for clients and for tokens, then say where."""
         listener = listen(self._config)
-        texts = TextModels(self.bus, Catalogue.load(self._config.cards_path))
+        texts = TextModels(self.bus, Catalogue.load(self._config.cards_path), self._renderer)
         if self._reach:
             state = await self.bus.request("hub", HubDescribe(), HubState, HUB_WITHIN_S)
             self._reach.linked.standing(state.peers)
@@ -57,6 +59,7 @@ class GatewayActor(Actor):
             task = asyncio.create_task(running)
             task.add_done_callback(lambda _: self.stop())
             self._tasks.append(task)
+        self._renderer.begin()
         announce(self._config, listener)
 
     async def stopping(self) -> None:
@@ -69,6 +72,7 @@ class GatewayActor(Actor):
         hearing.cancel()
         results = await asyncio.gather(serving, hearing, return_exceptions=True)
         self._plane.close()
+        await self._renderer.close()
         for result in results:
             if isinstance(result, Exception):
                 raise result
