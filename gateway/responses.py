@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -13,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.chunks import encode
-from gateway.errors import ApiError
+from gateway.errors import ApiError, too_slow
 
 SEND_WITHIN_S = 60.0  # a client that reads nothing for so long has left
 
@@ -63,14 +64,36 @@ _STREAM_HEADERS = [
 ]
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """The request's body. ApiError 413 beyond `most` bytes."""
+@dataclass(frozen=True)
+class BodyLimits:
+    """How large a request's body may be, in bytes, and how slowly it may come: `within_s` and as long again as it
+    takes to send what came at `bytes_per_s`."""
+
+    most: int
+    within_s: float = 10.0
+    bytes_per_s: int = 64 << 10
+
+
+async def read_body(request: Request, limits: BodyLimits) -> bytes:
+    """The request's body. ApiError 413 where it is larger, 408 where it comes too slowly."""
+    if int(request.headers.get("content-length", 0)) > limits.most:
+        raise _too_large_body(limits)
     body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > most:
-            raise ApiError(413, f"the body is larger than {most >> 20} MiB; send less")
+    deadline = asyncio.get_running_loop().time() + limits.within_s
+    try:
+        async with asyncio.timeout_at(deadline) as timeout:
+            async for part in request.stream():
+                body += part
+                if len(body) > limits.most:
+                    raise _too_large_body(limits)
+                timeout.reschedule(deadline + len(body) / limits.bytes_per_s)
+    except TimeoutError:
+        raise too_slow() from None
     return bytes(body)
+
+
+def _too_large_body(limits: BodyLimits) -> ApiError:
+    return ApiError(413, f"the body is larger than {limits.most >> 20} MiB; send less")
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
