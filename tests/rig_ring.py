@@ -212,12 +212,12 @@ def running_hub(run_dir: Path) -> Iterator[Hub]:
 
 
 @contextmanager
-def running_rig(folder: Path) -> Iterator[Rig]:
+def running_rig(folder: Path, **settings: object) -> Iterator[Rig]:
     """Everything around a gateway, and the gateway, which listens when the block begins. `folder` is the node's."""
     (folder / "node-id").write_text(NODE_ID)
     node_folder = open_folder(folder)
     run_dir = node_folder.run_dir
-    config = make_config(run_dir, folder)
+    config = make_config(run_dir, folder, **settings)
     threads: list[StageThread | ActorThread] = []
     try:
         with running_hub(run_dir):
