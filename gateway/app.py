@@ -63,7 +63,7 @@ def build_app(config: NodeConfig, bus: BusClient, texts: TextModels, chat: Chat,
         Route("/v1/topology", views.topology),
         Route(OPEN_PATH, views.health),
     ]
-    return Starlette(routes=routes, exception_handlers=_ERRORS, middleware=in_front(doors))
+    return Starlette(routes=routes, exception_handlers=ERRORS, middleware=in_front(doors))
 
 
 def in_front(doors: Doors) -> list[Middleware]:
@@ -194,7 +194,7 @@ async def _left(request: Request, error: Exception) -> Response:
     return Response(status_code=408)
 
 
-_ERRORS: dict[Any, ExceptionHandler] = {
+ERRORS: dict[Any, ExceptionHandler] = {
     ApiError: _refused,
     ClientDisconnect: _left,
     HTTPException: _no_route,
