@@ -169,6 +169,18 @@ def test_a_long_path_is_refused(rig: Rig) -> None:
     assert exchange(rig, "GET", f"/v1/models?{'m' * 9000}", [HOME]).status == 414
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "MAKEUP"])
+def test_a_route_takes_the_methods_that_it_has_and_none_other(rig: Rig, method: str) -> None:
+    for path in ("/v1/models", "/v1/models/tiny", "/v1/topology", "/health"):
+        answer = exchange(rig, method, path, [HOME, JSON])
+        assert (answer.status, sorted(answer.headers["allow"].split(", "))) == (405, ["GET", "HEAD"])
+    assert exchange(rig, "GET", CHAT, [HOME]).status == 405
+
+
+def test_the_url_of_another_host_is_not_served(rig: Rig) -> None:
+    assert exchange(rig, "GET", "http://evil.example/v1/models", [HOME]).status == 404
+
+
 def test_an_old_request_without_a_host_is_refused(rig: Rig) -> None:
     assert exchange(rig, "GET", "/v1/models", [], version="1.0").status == 400
 
