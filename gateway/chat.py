@@ -15,6 +15,7 @@ from cluster.sessions import Opening
 from gateway.choice import Choice, ChoiceText
 from gateway.errors import ApiError, from_bus, internal, queue_full, too_large
 from gateway.events import Answer, Ended, Failed
+from gateway.faults import described
 from gateway.requests import ChatRequest
 from gateway.sessions import DataPlane
 from gateway.texts import TextModel, TextModels
@@ -47,8 +48,8 @@ class Chat:
             await answer.events.put(await self._answer(answer))
         except ApiError as error:
             await answer.events.put(Failed(error))
-        except Exception:
-            logger.exception("answering a chat request")
+        except Exception as error:
+            logger.error("answering a chat request failed: %s", described(error))
             await answer.events.put(Failed(internal()))
 
     async def _answer(self, answer: Answer) -> Ended:
