@@ -15,8 +15,9 @@ import uvicorn
 from bus.actor import Actor, on
 from bus.client import BusClient
 from bus.config import API_FILE, DEFAULT_API_PORT, NodeConfig, ports_to_try
-from bus.messages import DownloadProgress, InstanceDown, PeerDown, Status
+from bus.messages import DownloadProgress, HubDescribe, HubState, InstanceDown, PeerDown, PeerUp, Status
 from bus.process import CannotStart
+from bus.reach import reach_of
 from bus.wire import Envelope
 from gateway.app import build_app
 from gateway.chat import Chat
@@ -24,6 +25,7 @@ from gateway.sessions import DataPlane
 from gateway.texts import TextModels
 from models.catalogue import Catalogue
 
+HUB_WITHIN_S = 5.0
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 
 
@@ -35,6 +37,7 @@ class GatewayActor(Actor):
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
         super().__init__(bus)
         self._config = config
+        self._reach = reach_of(config)
         self._tasks: list[asyncio.Task[None]] = []
         self._plane: DataPlane
         self._chat: Chat
@@ -44,7 +47,10 @@ class GatewayActor(Actor):
         """Listen for clients and for tokens, then say where."""
         listener = listen(self._config)
         texts = TextModels(self.bus, Catalogue.load(self._config.cards_path))
-        self._plane = DataPlane(self._config.run_path, self._config.host)
+        if self._reach:
+            state = await self.bus.request("hub", HubDescribe(), HubState, HUB_WITHIN_S)
+            self._reach.linked.standing(state.peers)
+        self._plane = DataPlane(self._config.run_path, self._reach)
         self._chat = Chat(self.bus, texts, self._plane)
         self._server = _server(self._config, self.bus, texts, self._chat)
         for running in (self._server.serve([listener]), self._plane.hear()):
@@ -84,9 +90,17 @@ class GatewayActor(Actor):
         sentence = f"the model lost a part of its ring: {message.reason}; try again"
         self._plane.fail_where(lambda instance: instance.instance_id == message.instance_id, sentence)
 
+    @on(PeerUp)
+    async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
+        """From now on its frames are taken."""
+        if self._reach:
+            self._reach.linked.standing([message])
+
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
-        """The sessions that ran over that node end at once."""
+        """The sessions that ran over that node end at once, and it is believed no more."""
+        if self._reach:
+            self._reach.linked.gone(message.node_id)
         sentence = f"node {message.node_id} is gone: {message.reason}; try again"
         self._plane.fail_where(lambda instance: message.node_id in instance.node_ids, sentence)
 

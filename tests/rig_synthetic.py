@@ -92,7 +92,7 @@ def hosted(settings: Settings) -> StageThread:
         shard,
         settings.epoch,
         Path(settings.model),
-        lambda: Ring(folder, name, "127.0.0.1"),
+        lambda: Ring(folder, name),
         kv_bytes=settings.positions * HASH_BYTES * len(shard.layers),
     )
     stage.start()

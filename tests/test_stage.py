@@ -19,7 +19,8 @@ from actors.stage_thread import StageThread
 from actors.step import neighbours
 from bus import ring as data_plane
 from bus.frame import GATEWAY_STAGE, Flag, Frame
-from bus.ring import Ring, best_endpoint
+from bus.reach import best_endpoint
+from bus.ring import Ring
 from cluster import placement
 from cluster.placement import Instance
 from cluster.sampling import SamplingParams
@@ -66,7 +67,7 @@ class Gateway:
     """Opens sessions on the first stage and hears their tokens, on the test's own thread."""
 
     def __init__(self, run_dir: Path, first: str, name: str = "gateway") -> None:
-        self.ring = Ring(run_dir, name, "127.0.0.1")
+        self.ring = Ring(run_dir, name)
         self.sessions: dict[int, Heard] = {}
         self._first = first
 
@@ -99,7 +100,7 @@ class Gateway:
         while not all(self._over(session, tokens) for session in sessions):
             assert time.monotonic() < deadline, f"still waiting: {self.sessions}"
             if (received := self.ring.receive(50)) is not None:
-                self._take(*received)
+                self._take(received[0], received[1])
 
     def _over(self, session: int, tokens: int) -> bool:
         heard = self.sessions[session]
@@ -178,7 +179,7 @@ def rig(weights: Path, count: int, positions: int = 4096) -> Iterator[Rig]:
 
 
 def started(shard: Shard, weights: Path, run_dir: Path, index: int) -> StageThread:
-    ring = lambda: Ring(run_dir, f"stage-{index}", "127.0.0.1")  # noqa: E731
+    ring = lambda: Ring(run_dir, f"stage-{index}")  # noqa: E731
     stage = StageThread("numpy", shard, EPOCH, weights, ring, kv_bytes=1 << 24)
     stage.start()
     return stage
@@ -300,8 +301,9 @@ def test_parts_that_do_not_fit_together_fail_their_session_only(weights: Path, r
     with rig(weights, 2) as ring:
         ring.gateway.open(1, max_tokens=400)
         ring.gateway.hear(1, tokens=1)
-        ring.gateway.send(Frame(Flag.MORE, EPOCH, 1), np.zeros((2, 3), np.float32))
-        ring.gateway.send(Frame(0, EPOCH, 1), np.zeros((2, 4), np.float32))
+        second = best_endpoint(ring.instance.stages[1].endpoints)
+        ring.gateway.ring.send(second, Frame(Flag.MORE, EPOCH, 1), np.zeros((2, 3), np.float32))
+        ring.gateway.ring.send(second, Frame(0, EPOCH, 1), np.zeros((2, 4), np.float32))
         assert "do not fit together" in ring.failure(1)
         assert ring.generate(2, PROMPT, 4, GREEDY) == reference.generate(PROMPT, 4).tokens
 
@@ -323,7 +325,7 @@ def test_a_lost_gateway_frees_its_sessions_and_costs_the_others_one_deadline(
 ) -> None:
     monkeypatch.setattr(data_plane, "SEND_WITHIN_MS", 800)
     with rig(weights, 2) as ring:
-        lost = Ring(ring.run_dir, "lost", "127.0.0.1")
+        lost = Ring(ring.run_dir, "lost")
         for session in range(4):
             ring.gateway.open(session, max_tokens=400, reply_to=lost.endpoints)
         assert in_time(lambda: ring.open_sessions() == [4, 4])
