@@ -83,16 +83,10 @@ def test_a_node_that_joins_later_gets_layers_at_the_next_chat(tmp_path: Path) ->
 
 
 def test_a_peer_named_by_hand_is_found_without_beacons() -> None:
-    with nodes("ada", arguments=["--discovery-port", "0", *NUMPY]) as (ada,):
-        port = node_config(ada.data_dir).bus_port or bus_port(ada)
-        with nodes("bob", arguments=["--discovery-port", "0", "--peer", f"127.0.0.1:{port}", *NUMPY]) as (bob,):
-            wait_for_nodes(bob, 2)
-            wait_for_nodes(ada, 2)
-
-
-def bus_port(node: NodeProcess) -> int:
-    bus = node.get("/v1/topology")["nodes"][0]["bus"]
-    return int(bus.rpartition(":")[2])
+    silent = ["--discovery-port", "0", *NUMPY]
+    with nodes("ada", arguments=silent) as (ada,), nodes("bob", arguments=[*silent, "--peer", ada.gate]) as (bob,):
+        wait_for_nodes(bob, 2)
+        wait_for_nodes(ada, 2)
 
 
 def test_a_client_that_leaves_frees_every_stage() -> None:
