@@ -21,7 +21,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A node's settings.
 
     `cluster` is empty for a node that stands alone: it listens on no tcp port but its API's. Else `code_file` holds the
-    join code. `strict` lets nobody in whose key nobody approved. `host` is where other nodes reach this one.
+    join code. `strict` lets nobody in whose key nobody approved.
     Ports: 0 means any free one, None the usual one or, where that is taken, any. Memory in bytes: 0 means all that is
     available; `kv_memory` bounds what one stage gets for keys and values, and 0 leaves it to the node. Threads of an
     engine: 0 means this node's share of the machine's cores. `precision` is one of `engines.precision`'s.
