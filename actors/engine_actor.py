@@ -14,14 +14,27 @@ from actors.step import StageCounts, neighbours
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
 from bus.config import NodeConfig
-from bus.messages import EngineLoad, EngineStats, RequestDone, ShardLoaded, StageDrain, StageJoin
+from bus.messages import (
+    EngineLoad,
+    EngineStats,
+    HubDescribe,
+    HubState,
+    PeerDown,
+    PeerUp,
+    RequestDone,
+    ShardLoaded,
+    StageDrain,
+    StageJoin,
+)
 from bus.process import actor_name, run_actor
+from bus.reach import reach_of
 from bus.ring import Ring
 from bus.wire import Envelope
 from engines.engine import EngineError
 from models.errors import ModelError
 
 LOAD_WITHIN_S = 600.0
+HUB_WITHIN_S = 5.0
 
 
 class EngineActor(Actor):
@@ -32,9 +45,28 @@ class EngineActor(Actor):
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
         super().__init__(bus)
         self._config = config
+        self._reach = reach_of(config)
         self._stage: StageThread | None = None
         self._load: EngineLoad | None = None
         self._reported = StageCounts()
+
+    async def started(self) -> None:
+        """Ask the hub for the links that stood before we came: only linked nodes' frames are taken."""
+        if self._reach:
+            state = await self.bus.request("hub", HubDescribe(), HubState, HUB_WITHIN_S)
+            self._reach.linked.standing(state.peers)
+
+    @on(PeerUp)
+    async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
+        """From now on its frames are taken."""
+        if self._reach:
+            self._reach.linked.standing([message])
+
+    @on(PeerDown)
+    async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
+        """From now on its frames are not taken, nor any sent to it."""
+        if self._reach:
+            self._reach.linked.gone(message.node_id)
 
     async def stopping(self) -> None:
         """End the stage after the step that it computes."""
@@ -49,7 +81,7 @@ class EngineActor(Actor):
             raise RequestError("conflict", f"{self.bus.address} holds a stage already; ask for another engine")
         begun = time.monotonic()
         self._load = message
-        run_dir, name, host = self._config.run_path, self.bus.name, self._config.host
+        run_dir, name, reach = self._config.run_path, self.bus.name, self._reach
         self._stage = StageThread(
             message.engine,
             message.shard,
@@ -57,7 +89,7 @@ class EngineActor(Actor):
             Path(message.path),
             precision=message.precision,
             kv_bytes=message.kv_bytes,
-            ring=lambda: Ring(run_dir, name, host),
+            ring=lambda: Ring(run_dir, name, reach),
         )
         self._stage.start()
         try:
@@ -71,7 +103,11 @@ class EngineActor(Actor):
     @on(StageJoin)
     async def join(self, message: StageJoin, envelope: Envelope) -> RequestDone:
         """Connect to the next stage, and to the first."""
-        await asyncio.wrap_future(self._loaded().join_ring(neighbours(message.instance, self.bus.address)))
+        stage = self._loaded()
+        try:
+            await asyncio.wrap_future(stage.join_ring(neighbours(message.instance, self.bus.address)))
+        except ValueError as error:  # no end point, another node's, or one that is not linked
+            raise RequestError("unreachable", f"{self.bus.address} cannot join the ring: {error}") from error
         return RequestDone()
 
     @on(StageDrain)

@@ -11,7 +11,7 @@ from actors.step import Step
 from bus.frame import Flag, Frame
 from bus.ring import Array
 from cluster.batching import MicroBatches
-from cluster.sessions import StageSession
+from cluster.sessions import MOST_DRAFTS, StageSession
 from engines.activations import unpacked
 
 
@@ -52,30 +52,41 @@ class Inlet:
 
     def hidden(self, session: StageSession, frame: Frame, payload: Array) -> None:
         """Take in hidden states from the stage before. Raises Unfit."""
+        if payload.ndim != 2 or not len(payload):
+            raise Unfit("a chunk has no rows; ask again")
         rows = self._whole(session, frame, payload)
         if rows is None:
             return
         first = frame.position + frame.rows - len(rows)
+        if first < 0 or frame.position + frame.rows > session.opening.positions + MOST_DRAFTS:
+            raise Unfit("a chunk is for positions that this generation does not have; ask again")
         last, rollback = bool(frame.flags & Flag.LAST), bool(frame.flags & Flag.ROLLBACK)
         step = Step(session, first, unpacked(rows), last, rollback, frame.compute_ns)
         queue = self.prompts if first < session.opening.prompt_tokens else self.steps
         queue.add(step, frame.rest)
+        session.waiting += 1
 
     def token(self, session: StageSession, frame: Frame, tokens: Array) -> None:
         """Take in the ring's own token, with the drafts after it."""
         rollback = bool(frame.flags & Flag.ROLLBACK)
         self.steps.add(Step(session, frame.position, tokens, True, rollback), frame.rest)
+        session.waiting += 1
 
     def _whole(self, session: StageSession, frame: Frame, payload: Array) -> Array | None:
         """The rows of a chunk, once the last of its frames is here."""
         held = self._parts.get(session.session)
         if held is None and not frame.flags & Flag.MORE:  # every decode step
+            self._check_rows(len(payload))
             return payload
         parts = self._parts.setdefault(session.session, [])
         parts.append(payload)
-        fits = payload.shape[1:] == parts[0].shape[1:] and payload.dtype == parts[0].dtype
-        if not fits or sum(len(part) for part in parts) > self._most_rows:
+        if payload.shape[1:] != parts[0].shape[1:] or payload.dtype != parts[0].dtype:
             raise Unfit("the parts of a chunk do not fit together; ask again")
+        self._check_rows(sum(len(part) for part in parts))
         if frame.flags & Flag.MORE:
             return None
         return np.concatenate(self._parts.pop(session.session))
+
+    def _check_rows(self, rows: int) -> None:
+        if rows > self._most_rows:
+            raise Unfit(f"a chunk has more than {self._most_rows} rows; ask again")

@@ -7,8 +7,9 @@ import numpy as np
 
 from actors.step import Choice, Neighbours, Step
 from bus.frame import Flag, Frame
-from bus.ring import Array, NeighbourGone, Ring, best_endpoint
-from cluster.sessions import Failure, Opening, StageSession
+from bus.reach import way_back
+from bus.ring import Array, NeighbourGone, Ring
+from cluster.sessions import LONGEST_FAILURE, Failure, Opening, StageSession
 from engines.activations import packed
 from engines.engine import FloatArray
 from models.config import Dtype
@@ -73,7 +74,8 @@ class Outlet:
 
     def failed(self, session: int, reply_to: str, failure: Failure) -> None:
         """To the gateway: the session is over."""
-        self._say(reply_to, self.frame(session, Flag.FAILED), msgspec.msgpack.encode(failure), "gateway gone")
+        said = msgspec.structs.replace(failure, message=failure.message[:LONGEST_FAILURE])
+        self._say(reply_to, self.frame(session, Flag.FAILED), msgspec.msgpack.encode(said), "gateway gone")
 
     def closed(self, session: StageSession, endpoint: str) -> None:
         """To a stage: the session is over."""
@@ -82,7 +84,7 @@ class Outlet:
     def _way_back(self, opening: Opening) -> str:
         """The owner's end point; empty where it is gone."""
         try:
-            return best_endpoint(opening.reply_to)
+            return way_back(opening.reply_to, self._ring.own_id)
         except ValueError:
             self._ring.dropped["gateway gone"] += 1
             return ""

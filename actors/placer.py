@@ -24,6 +24,7 @@ from bus.messages import (
     StageJoin,
     Status,
 )
+from bus.reach import node_at
 from cluster.instances import Instances
 from cluster.partitioning import PartitioningStrategy
 from cluster.placement import DoesNotFit, Instance, Stage, able, plan
@@ -107,6 +108,7 @@ class Placer:
     async def _load(self, stage: Stage, instance_id: str, epoch: int) -> Stage:
         work = ShardLoad(instance_id, epoch, stage.shard)
         loaded = await self._bus.request(f"{stage.node_id}/node", work, ShardLoaded, LOAD_WITHIN_S)
+        _check_answer(stage.node_id, loaded)
         return Stage(
             stage.node_id,
             stage.shard,
@@ -140,6 +142,18 @@ class Placer:
             await self._bus.request(f"{stage.node_id}/node", work, RequestDone, DRAIN_WITHIN_S)
         except RequestError as error:
             logger.warning("%s could not be unloaded: %s", stage.shard, error.message)
+
+
+def _check_answer(node_id: str, loaded: ShardLoaded) -> None:
+    """A member may lend the ring no process and no end point but its own. Raises RequestError."""
+    if loaded.actor.partition("/")[0] != node_id:
+        raise RequestError("load_failed", f"node {node_id} names another node's engine, {loaded.actor}")
+    try:
+        others = {node_at(endpoint) for endpoint in loaded.endpoints} - {"", node_id}
+    except ValueError as error:
+        raise RequestError("load_failed", f"node {node_id} loaded its shard, but {error}") from None
+    if others or not loaded.endpoints:
+        raise RequestError("load_failed", f"node {node_id} names no end point of its own")
 
 
 def _all_loaded(results: Sequence[Stage | BaseException]) -> tuple[Stage, ...]:

@@ -74,4 +74,6 @@ class Schedule:
         return Step(session, begin, tokens, session.prompt_left == 0)
 
     def _living(self, batch: list[Step]) -> list[Step]:
+        for step in batch:
+            step.session.waiting -= 1
         return [step for step in batch if step.session.session in self._sessions.by_id]

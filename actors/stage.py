@@ -12,15 +12,19 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 import msgspec
+import numpy as np
 
 from actors.inlet import Inlet, Unfit
 from actors.last_stage import LastStage
+from actors.origin import accepts, may_answer
 from actors.outlet import Mail, Outlet
 from actors.passes import Passes
 from actors.schedule import PROMPT_CHUNK, Schedule
-from actors.step import Choice, Neighbours, StageCounts, Step
+from actors.step import NO_RING, Choice, Neighbours, StageCounts, Step
 from bus.frame import GATEWAY_STAGE, Flag, Frame
-from bus.ring import Array, NeighbourGone, Ring, best_endpoint
+from bus.rate_limited import RateLimited
+from bus.reach import owner_of, way_back
+from bus.ring import Array, NeighbourGone, Ring
 from cluster.entrance import Entrance
 from cluster.prefixes import BLOCK, Keeping, PrefixLost
 from cluster.sessions import Failure, Opening, StageSession, StageSessions
@@ -28,11 +32,13 @@ from cluster.shard import Shard
 from engines.engine import MAX_SLOTS, EngineError, FloatArray, InferenceEngine
 
 logger = logging.getLogger(__name__)
+limited = RateLimited(logger)
 
 IDLE_S = 120.0  # a session nothing was heard of for so long lost a frame somewhere
 IDLE_FURTHER_ON_S = 600.0  # a stage that is not the first does not know how long a prompt waits there
 REAP_EVERY_S = 1.0
 IDLE_WAIT_MS = 1000
+FRAMES_A_TURN = 1024  # whoever sends without end shall not keep the engine waiting
 REST_WAIT_MS = 50  # for the rest of a micro-batch: it was sent in one go, so what is late is lost
 REPLACED = Failure("replaced", "this instance is being replaced; ask again", 1)
 
@@ -49,11 +55,11 @@ class Stage:
         self._ring = ring
         self._in = Inlet(PROMPT_CHUNK)
         self._activations = engine.activations
-        self._out = Outlet(ring, epoch, Neighbours(0, 1, "", "", 0), self._activations)
+        self._out = Outlet(ring, epoch, NO_RING, self._activations)
         self._entrance = Entrance(0, MAX_SLOTS)
         self._last_stage = LastStage()
         self._passes = Passes(engine, self._last_stage if shard.is_last else None)
-        self._sessions = StageSessions()
+        self._sessions = StageSessions(MAX_SLOTS)
         self._schedule = Schedule(shard, self._sessions, self._in, 1)
         self._drained: Future[None] | None = None
         self._reap_at = 0.0
@@ -111,31 +117,54 @@ class Stage:
     def _take_frames(self) -> None:
         """What is here now; and of a micro-batch that has begun to come, the rest."""
         received = self._ring.receive(0 if self._schedule.busy else IDLE_WAIT_MS)
+        taken = 0
         while received is not None:
             self._serve(*received)
+            taken += 1
+            if taken == FRAMES_A_TURN:
+                break
             received = self._ring.receive(REST_WAIT_MS if self._in.incomplete else 0)
         self._in.complete()
 
     # -- frames
 
-    def _serve(self, frame: Frame, payload: Array) -> None:
-        flags = frame.flags
+    def _serve(self, frame: Frame, payload: Array, sender: str) -> None:
         if frame.epoch != self._epoch:
             self._ring.dropped["another epoch"] += 1
-        elif flags & Flag.OPEN:
-            self._hear_opening(frame, payload)
+        elif not self._believes(frame, sender):
+            self._ring.dropped["not from there"] += 1
+        elif frame.flags & Flag.OPEN:
+            self._hear_opening(frame, payload, sender)
         elif (session := self._sessions.by_id.get(frame.session)) is None:
             self._miss(frame)
-        elif flags & Flag.CLOSE:
+        else:
+            self._serve_session(session, frame, payload)
+
+    def _serve_session(self, session: StageSession, frame: Frame, payload: Array) -> None:
+        flags = frame.flags
+        if flags & Flag.CLOSE:
             self._hear_close(session, frame)
         elif flags & Flag.TOKEN:
             self._hear_token(session, frame, payload)
         elif flags & Flag.THROUGH:
-            session.through = max(session.through, frame.position)
+            session.through = max(session.through, min(frame.position, session.sent))
         elif flags & Flag.KEEP:
             self._hear_keeping(session, payload)
         else:
             self._hear_hidden(session, frame, payload)
+
+    def _believes(self, frame: Frame, sender: str) -> bool:
+        place = self._out.place
+        if not frame.flags & (Flag.OPEN | Flag.CLOSE):  # every decode step
+            return accepts(frame, sender, None, place, None)
+        return accepts(frame, sender, self._ring.role_of(sender), place, self._owner(frame.session))
+
+    def _owner(self, session: int) -> str | None:
+        """The node that opened a session; None where it is not here."""
+        if running := self._sessions.by_id.get(session):
+            return running.owner
+        waiting = self._entrance.opening(session)
+        return owner_of(waiting.reply_to) if waiting else None
 
     def _miss(self, frame: Frame) -> None:
         """A frame of a session that is over here, or waits. A close walks on until nobody knows the session."""
@@ -145,10 +174,14 @@ class Stage:
             self._ring.dropped["no such session"] += 1
             self._in.skip(frame)
 
-    def _hear_opening(self, frame: Frame, payload: Array) -> None:
+    def _hear_opening(self, frame: Frame, payload: Array, sender: str) -> None:
         try:
             opening = _decode_opening(payload.tobytes())
-            reply_to = best_endpoint(opening.reply_to)
+            opening.check()
+            if not may_answer(sender, owner_of(opening.reply_to), self._out.place):
+                self._ring.dropped["reply_to"] += 1
+                return
+            reply_to = way_back(opening.reply_to, self._ring.own_id)
             self._ring.introduce(reply_to)
             if self._shard.is_first:
                 self._ask(frame.session, opening)
@@ -159,6 +192,9 @@ class Stage:
 
     def _hear_token(self, session: StageSession, frame: Frame, tokens: Array) -> None:
         """The ring closes: a token, with drafts of what may follow, is the next step of its session."""
+        if tokens.dtype != np.int32 or not session.due(frame.position, tokens.size):
+            self._fail(session, Failure("frames", "a token came that was not due; ask again"))
+            return
         if session.through < session.opening.prompt_tokens <= frame.position:
             self._keep(session, session.opening.prompt)
         self._schedule.back(session)
@@ -168,6 +204,8 @@ class Stage:
 
     def _hear_hidden(self, session: StageSession, frame: Frame, payload: Array) -> None:
         try:
+            if session.waiting > self._out.place.stages + 1:  # more of a prompt than the first stage lets go
+                raise Unfit("more chunks came than were due; ask again")
             self._in.hidden(session, frame, payload)
         except Unfit as error:
             self._fail(session, Failure("frames", str(error)))
@@ -209,7 +247,7 @@ class Stage:
         while admitted := self._entrance.admit(now):
             session, opening = admitted
             try:
-                self._enter(session, opening, best_endpoint(opening.reply_to))
+                self._enter(session, opening, way_back(opening.reply_to, self._ring.own_id))
             except ValueError:  # the owner went away while it waited
                 self._entrance.take_back(session, opening, now)
         for session, opening, ahead in self._entrance.places(now):
@@ -220,7 +258,7 @@ class Stage:
         """A session begins here, with what the prefix cache has of it."""
         self._passes.blocks.drop(opening.drop)
         session = self._sessions.open(session_id, opening, time.monotonic())
-        session.reply_to = reply_to
+        session.reply_to, session.owner = reply_to, owner_of(opening.reply_to)
         try:
             restored = self._passes.restore(session)
         except (PrefixLost, EngineError) as error:
@@ -244,7 +282,7 @@ class Stage:
             try:
                 self._passes.save(session, keeping)
             except EngineError as error:
-                logger.warning("session %x cannot be stored: %s", session.session, error)
+                limited.warning("storing", "session %x cannot be stored: %s", session.session, error)
                 self._entrance.forget()
 
     # -- computing
@@ -317,7 +355,7 @@ class Stage:
         """Tell the gateway in one sentence, and close the session here and further on."""
         if session.session not in self._sessions.by_id:
             return
-        logger.warning("session %x: %s", session.session, failure.message)
+        limited.warning(failure.code, "session %x: %s", session.session, failure.message)
         self._entrance.forget()
         self._close(session)
         if not self._shard.is_first:  # the stages between may not know the session, and would not pass the close on

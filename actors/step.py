@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bus.ring import Array, best_endpoint
+from bus.reach import best_endpoint
+from bus.ring import Array
+from bus.senders import STRANGER
 from cluster.placement import Instance
 from cluster.sessions import StageSession
 
@@ -26,27 +28,41 @@ class StageCounts:
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """A stage's place in its ring: its index among how many, the end points of the next stage and of the first.
+    """A stage's place in its ring: its index, the nodes of all stages in order, the end points of the next and the
+    first one.
 
     Of all stages, `positions` is what the smallest memory for keys and values holds, and `exact_rows` the fewest rows
     that an engine computes together as it would each alone.
     """
 
     index: int
-    stages: int
+    nodes: tuple[str, ...]
     following: str
     first: str
     positions: int
     exact_rows: int = 1
 
+    @property
+    def stages(self) -> int:
+        """How many stages the ring has."""
+        return len(self.nodes)
+
+
+NO_RING = Neighbours(0, (STRANGER,), "", "", 0)
+"""The place of a stage that has not joined yet; no node is a neighbour."""
+
 
 def neighbours(instance: Instance, actor: str) -> Neighbours:
-    """Find the stage of `actor` in an instance. Raises StopIteration where it is not a member."""
+    """Find the stage of `actor` in an instance.
+
+    Raises StopIteration where it is not a member, and ValueError where an end point is not of the node that is said to
+    be there, or cannot be reached from here.
+    """
     stages = instance.stages
     index = next(i for i, stage in enumerate(stages) if stage.actor == actor)
-    following = best_endpoint(stages[(index + 1) % len(stages)].endpoints)
+    following, first = (best_endpoint(s.endpoints, s.node_id) for s in (stages[(index + 1) % len(stages)], stages[0]))
     positions, exact_rows = (min(held) for held in zip(*((s.positions, s.exact_rows) for s in stages), strict=True))
-    return Neighbours(index, len(stages), following, best_endpoint(stages[0].endpoints), positions, exact_rows)
+    return Neighbours(index, instance.node_ids, following, first, positions, exact_rows)
 
 
 @dataclass(slots=True, eq=False)

@@ -40,10 +40,13 @@ class Entrance:
         """How many sessions wait."""
         return len(self._waiting)
 
+    def opening(self, session: int) -> Opening | None:
+        """The opening of a session that waits."""
+        return self._waiting.get(session)
+
     def ask(self, session: int, opening: Opening) -> Failure | None:
         """Put a session in the queue, or say why not. KeyError for one that is here, ValueError for no prompt."""
-        if not opening.prompt or len(opening.prompt) != opening.prompt_tokens or opening.max_tokens < 1:
-            raise ValueError("an opening without a prompt or an answer")
+        opening.check()
         try:
             self._admission.ask(session, opening.positions)
         except TooLarge as error:

@@ -22,9 +22,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Annotated, Generic, NamedTuple, TypeVar
 
 import msgspec
+from msgspec import Meta
+
+from cluster.sessions import BlockNumbers
 
 BLOCK = 32  # positions: whole chat templates and system prompts fit closely, and a block is still one large copy
 ROOT = -1  # stands where a first block's parent would
@@ -38,9 +41,9 @@ class Keeping(msgspec.Struct, frozen=True):
     `numbers` are those of the new blocks, one for each `BLOCK` positions, in order.
     """
 
-    start: int = 0
-    numbers: tuple[int, ...] = ()
-    drop: tuple[int, ...] = ()
+    start: Annotated[int, Meta(ge=0)] = 0
+    numbers: BlockNumbers = ()
+    drop: BlockNumbers = ()
 
     @property
     def spans(self) -> list[tuple[int, int, int]]:

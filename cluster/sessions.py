@@ -6,12 +6,22 @@ No arrays, no sockets, no clock: times are handed in.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from cluster.sampling import SamplingParams
 
 MOST_DRAFTS = 8  # more rows than that cost a pass of their own
+MOST_PROMPT = 1 << 18  # tokens; so many are hardly less than the largest frame
+MOST_TOKENS = 1 << 30  # with the prompt still a position of 32 bits
+MOST_BLOCKS = 1 << 17  # numbers of stored prefix blocks
+LONGEST_FAILURE = 4096  # characters
+
+TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
+BlockNumbers = Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=MOST_BLOCKS)]
+EndPoints = Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(max_length=8)]
 
 
 class Opening(msgspec.Struct, frozen=True):
@@ -22,20 +32,25 @@ class Opening(msgspec.Struct, frozen=True):
     stored prefix blocks, the first stage's word to the others.
     """
 
-    prompt: tuple[int, ...]
-    prompt_tokens: int
-    max_tokens: int
-    eos: frozenset[int]
+    prompt: Annotated[tuple[TokenId, ...], Meta(max_length=MOST_PROMPT)]
+    prompt_tokens: Annotated[int, Meta(ge=1, le=MOST_PROMPT)]
+    max_tokens: Annotated[int, Meta(ge=1, le=MOST_TOKENS)]
+    eos: Annotated[frozenset[TokenId], Meta(max_length=256)]
     sampling: SamplingParams
-    reply_to: tuple[str, ...]
-    drafts: int = MOST_DRAFTS
-    reuse: tuple[int, ...] = ()
-    drop: tuple[int, ...] = ()
+    reply_to: EndPoints
+    drafts: Annotated[int, Meta(ge=0, le=255)] = MOST_DRAFTS
+    reuse: BlockNumbers = ()
+    drop: BlockNumbers = ()
 
     @property
     def positions(self) -> int:
         """The most positions that the session can come to hold on a stage."""
         return self.prompt_tokens + self.max_tokens
+
+    def check(self) -> None:
+        """Raises ValueError where there is no prompt or no answer."""
+        if not self.prompt or len(self.prompt) != self.prompt_tokens or self.max_tokens < 1:
+            raise ValueError("an opening without a prompt or an answer")
 
     def finish_reason(self, token: int, index: int) -> str:
         """`stop`, `length`, or empty where the generation goes on after token number `index` (from 0)."""
@@ -47,15 +62,16 @@ class Opening(msgspec.Struct, frozen=True):
 class Failure(msgspec.Struct, frozen=True):
     """Why a stage ended a session: a stable word, a sentence, and in how many seconds to ask again (0: no matter)."""
 
-    code: str
-    message: str
-    retry_after_s: int = 0
+    code: Annotated[str, Meta(max_length=64)]
+    message: Annotated[str, Meta(max_length=LONGEST_FAILURE)]
+    retry_after_s: Annotated[int, Meta(ge=0, le=3600)] = 0
 
 
 @dataclass(slots=True)
 class StageSession:
-    """A session on one stage, and its KV slot there.
+    """A session on one stage, and its KV slot there. `owner` is the node that opened it; "" where that stands alone.
 
+    `waiting` counts its steps that came and were not begun.
     The first stage also counts: how much of the prompt it has sent on (`sent`), up to where every stage of the ring
     has computed (`through`), and what stands at each position (`tokens`; drafts too, until they are refuted).
     """
@@ -65,6 +81,8 @@ class StageSession:
     opening: Opening
     touched_at: float
     reply_to: str = ""  # the one of the owner's end points that can be reached from here
+    owner: str = ""
+    waiting: int = 0
     sent: int = 0
     through: int = 0
     tokens: list[int] = field(default_factory=list)
@@ -74,6 +92,11 @@ class StageSession:
         """Prompt tokens that the first stage has not sent on."""
         return self.opening.prompt_tokens - self.sent
 
+    def due(self, position: int, tokens: int) -> bool:
+        """Whether the ring may give back so many tokens at `position`: each time further on, and nothing left out."""
+        earliest = max(self.opening.prompt_tokens, self.through + 1)
+        return earliest <= position <= len(self.tokens) and 1 <= tokens <= 1 + MOST_DRAFTS
+
     def returned(self, position: int, tokens: list[int]) -> None:
         """The ring gave back what comes at `position`: whatever stood there and after it is void."""
         self.through = position
@@ -82,17 +105,20 @@ class StageSession:
 
 @dataclass(slots=True)
 class StageSessions:
-    """All sessions of a stage. Slots are small numbers, used again."""
+    """All sessions of a stage, at most so many. Slots are small numbers, used again."""
 
+    most: int = 1 << 16
     by_id: dict[int, StageSession] = field(default_factory=dict)
     reading: dict[int, StageSession] = field(default_factory=dict)  # on the first stage: those with prompt left
     _free: list[int] = field(default_factory=list)
     _next_slot: int = 0
 
     def open(self, session: int, opening: Opening, now: float) -> StageSession:
-        """Take in a session. Raises KeyError if it is open."""
+        """Take in a session. Raises KeyError if it is open, ValueError where there is no place."""
         if session in self.by_id:
             raise KeyError(session)
+        if len(self.by_id) >= self.most:
+            raise ValueError(f"{self.most} sessions are open already")
         slot = self._free.pop() if self._free else self._new_slot()
         opened = self.by_id[session] = StageSession(session, slot, opening, now)
         return opened

@@ -12,7 +12,8 @@ import msgspec
 import numpy as np
 
 from bus.frame import Flag, Frame
-from bus.ring import Array, Ring, best_endpoint
+from bus.reach import Reach, best_endpoint
+from bus.ring import Array, Ring
 from cluster.sessions import Failure, Opening
 
 EPOCH = 7
@@ -43,8 +44,9 @@ class Telling:
 class StageThread(threading.Thread):
     """A first stage that is also the last: answers an opening with what `telling` says."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, reach: Reach | None = None) -> None:
         super().__init__(name="stage", daemon=True)
+        self._reach = reach
         self.telling = Telling()
         self.openings: dict[int, Opening] = {}
         self.closed: list[int] = []
@@ -57,12 +59,13 @@ class StageThread(threading.Thread):
 
     def run(self) -> None:
         """Serve until `stop`."""
-        ring = Ring(self._run_dir, "stage", "127.0.0.1")
+        ring = Ring(self._run_dir, "stage", self._reach)
         self.endpoints.put(ring.endpoints)
         while not self._stopped.is_set():
             wait_ms = 1 if self._due else 20
             while (received := ring.receive(wait_ms)) is not None:
-                self._serve(ring, *received)
+                frame, payload, _ = received
+                self._serve(ring, frame, payload)
             for session, (when, index) in list(self._due.items()):
                 if time.monotonic() >= when and self.telling.admits.is_set():
                     self._tell(ring, session, index)

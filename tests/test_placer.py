@@ -9,6 +9,7 @@ import pytest
 
 from actors.placer import Placer
 from bus.client import BusClient, RequestError
+from bus.endpoints import with_key
 from bus.messages import RequestCancel, RequestDone, RequestFailed, ShardLoad, ShardLoaded, ShardUnload, StageJoin
 from bus.wire import Envelope
 from cluster.capabilities import DeviceCapabilities
@@ -16,9 +17,9 @@ from cluster.instances import Instances
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.topology import NodeRecord, Topology
 from models.catalogue import DEFAULT_MODEL, Catalogue
-from tests.rig_bus import RunningHub, client, heard, link, running_hub
+from tests.rig_bus import KEYS, RunningHub, client, heard, link, new_node, running_hub
 
-A, B = "a" * 16, "b" * 16
+A, B = new_node(), new_node()
 POSITIONS = {A: 5000, B: 6000}
 CARD = Catalogue.load().get(DEFAULT_MODEL)
 MEMBERS = (
@@ -42,13 +43,16 @@ async def answer(bus: BusClient, envelope: Envelope, reply: ShardLoaded | Reques
     await bus.send(envelope.header.sender, reply, cause=envelope.header.id)
 
 
-async def load(member: BusClient) -> None:
+def loaded(node_id: str, endpoint: str = "", actor: str = "") -> ShardLoaded:
+    """What an honest member answers; or one that names an end point or an actor of its choice."""
+    own = with_key("tcp://127.0.0.1:1", KEYS[node_id].public)
+    return ShardLoaded(actor or f"{node_id}/engine", "numpy", (endpoint or own,), positions=POSITIONS[node_id])
+
+
+async def load(member: BusClient, answered: ShardLoaded | None = None) -> None:
     """Serve one `shard.load`."""
     _, envelope = await heard(member, ShardLoad)
-    loaded = ShardLoaded(
-        f"{member.node_id}/engine", "numpy", ("tcp://127.0.0.1:1",), positions=POSITIONS[member.node_id]
-    )
-    await answer(member, envelope, loaded)
+    await answer(member, envelope, answered or loaded(member.node_id))
 
 
 async def unload(member: BusClient) -> None:
@@ -67,7 +71,7 @@ async def clients(stack: AsyncExitStack, one: RunningHub, two: RunningHub) -> tu
     """The two members of linked nodes, and who places."""
     ada = await stack.enter_async_context(client(one.run_dir, A, "node"))
     bob = await stack.enter_async_context(client(two.run_dir, B, "node"))
-    await link(ada, two.endpoint)
+    await link(ada, two.gate)
     return ada, bob, await stack.enter_async_context(client(one.run_dir, A, "placer"))
 
 
@@ -116,6 +120,29 @@ def test_an_instance_tells_what_each_of_its_stages_can_hold() -> None:
             await asyncio.gather(load(ada), load(bob), *(join(engine) for engine in engines))
             stages = (await placing).stages
             assert {stage.node_id: stage.positions for stage in stages} == POSITIONS
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("named", "sentence"),
+    [
+        (loaded(B, with_key("tcp://127.0.0.1:1", KEYS[A].public)), "names no end point of its own"),
+        (loaded(B, "tcp://127.0.0.1:1"), "does not name its node's key"),
+        (loaded(B, actor=f"{A}/engine"), "names another node's engine"),
+    ],
+    ids=["another node's end point", "an end point without a key", "another node's engine"],
+)
+def test_a_member_that_names_what_is_not_its_own_gets_no_place_in_a_ring(named: ShardLoaded, sentence: str) -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, bob, asker = await clients(stack, one, two)
+            placing = asyncio.create_task(placer(asker).ensure(CARD))
+            await asyncio.gather(load(ada), load(bob, named))
+            await asyncio.gather(unload(ada), unload(bob))
+            with pytest.raises(RequestError, match=sentence):
+                await placing
 
     with running_hub(A) as one, running_hub(B) as two:
         asyncio.run(test())

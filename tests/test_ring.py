@@ -13,16 +13,19 @@ import pytest
 import zmq
 
 from bus import ring as module
+from bus.endpoints import with_key
 from bus.frame import FRAGMENT_BYTES, Flag, Frame
-from bus.ring import MAX_NEIGHBOURS, Array, NeighbourGone, Ring, best_endpoint
+from bus.reach import Reach
+from bus.ring import MAX_NEIGHBOURS, Array, NeighbourGone, Received, Ring
 from tests.rig_bus import WITHIN_S, run_folder
+from tests.rig_reach import reaches
 
 HIDDEN = Frame(0, 1, 2, position=5)
 
 
 @contextmanager
-def ring(folder: Path, name: str) -> Iterator[Ring]:
-    made = Ring(folder, name, "127.0.0.1")
+def ring(folder: Path, name: str, place: Reach | None = None) -> Iterator[Ring]:
+    made = Ring(folder, name, place)
     try:
         yield made
     finally:
@@ -44,14 +47,20 @@ def short_deadline(monkeypatch: pytest.MonkeyPatch) -> float:
 
 @pytest.fixture
 def pair(folder: Path) -> Iterator[tuple[Ring, Ring]]:
-    with ring(folder, "one") as one, ring(folder, "two") as two:
+    here, there = reaches(2)
+    with ring(folder, "one", here) as one, ring(folder, "two", there) as two:
         yield one, two
 
 
 def next_frame(receiver: Ring) -> tuple[Frame, Array]:
+    frame, payload, _ = next_received(receiver)
+    return frame, payload
+
+
+def next_received(receiver: Ring) -> Received:
     deadline = time.monotonic() + WITHIN_S
     while (received := receiver.receive(100)) is None:
-        assert time.monotonic() < deadline, "no frame came"
+        assert time.monotonic() < deadline, f"no frame came: {receiver.dropped}"
     return received
 
 
@@ -129,7 +138,7 @@ def test_a_gap_in_the_count_is_seen(pair: tuple[Ring, Ring]) -> None:
 def raw_sender(to: Ring) -> Iterator[zmq.Socket[bytes]]:
     with zmq.Context() as context, context.socket(zmq.DEALER) as dealer:
         dealer.setsockopt(zmq.LINGER, 2000)
-        dealer.connect(to.endpoints[1])
+        dealer.connect(to.endpoints[0])
         yield dealer
 
 
@@ -143,11 +152,13 @@ def test_what_is_no_frame_is_counted_and_the_next_one_arrives(pair: tuple[Ring, 
     assert two.dropped == {"header size": 2, "magic": 1, "payload size": 2}
 
 
-@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:1", "ipc:///no/such/socket"])
+@pytest.mark.parametrize("endpoint", ["tcp", "ipc:///no/such/socket"])
 def test_a_neighbour_that_is_not_there_is_gone_within_the_deadline_and_then_at_once(
     folder: Path, endpoint: str, short_deadline: float
 ) -> None:
-    with ring(folder, "one") as one:
+    here, there = reaches(2)
+    endpoint = with_key("tcp://127.0.0.1:1", there.pair.public) if endpoint == "tcp" else endpoint
+    with ring(folder, "one", here) as one:
         waits = []
         for _ in range(2):
             begun = time.monotonic()
@@ -172,7 +183,7 @@ def test_a_neighbour_that_comes_back_can_be_introduced_again(folder: Path, short
 def test_neighbours_that_were_used_longest_ago_are_closed(folder: Path) -> None:
     with ring(folder, "one") as one, ring(folder, "two") as two:
         for number in range(MAX_NEIGHBOURS + 5):
-            one.introduce(f"tcp://127.0.0.1:{number + 1}")
+            one.introduce(f"ipc://{folder}/{number}.ring")
         assert len(one._neighbours) == MAX_NEIGHBOURS
         one.send(two.endpoints[0], HIDDEN, b"")
         assert next_frame(two)[0].sequence == 1
@@ -200,7 +211,7 @@ def test_a_wait_ends_early_when_woken_from_another_thread(pair: tuple[Ring, Ring
 
 def test_a_ring_may_be_closed_while_another_thread_wakes_it(folder: Path) -> None:
     for _ in range(20):
-        one = Ring(folder, "one", "127.0.0.1")
+        one = Ring(folder, "one")
         closed = threading.Event()
         complaints: list[str] = []
 
@@ -220,12 +231,3 @@ def test_a_ring_may_be_closed_while_another_thread_wakes_it(folder: Path) -> Non
         waker.join(WITHIN_S)
         assert not waker.is_alive()
         assert complaints == []
-
-
-def test_the_nearest_end_point_is_chosen(tmp_path: Path) -> None:
-    (tmp_path / "here").touch()
-    here, elsewhere, tcp = f"ipc://{tmp_path}/here", f"ipc://{tmp_path}/elsewhere", "tcp://10.0.0.1:1"
-    assert best_endpoint((here, tcp)) == here
-    assert best_endpoint((elsewhere, tcp)) == tcp
-    with pytest.raises(ValueError, match="can be reached from this machine"):
-        best_endpoint((elsewhere,))

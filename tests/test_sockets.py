@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import zmq
 import zmq.asyncio
 
+from bus.endpoints import with_key
 from bus.keys import new_key_pair
 from bus.sockets import (
     CONTROL_BYTES,
@@ -18,6 +20,7 @@ from bus.sockets import (
     Guard,
     bind_tcp,
     connect,
+    connect_ipc,
     open_async_socket,
     open_socket,
 )
@@ -31,7 +34,7 @@ LIMITS = {
     zmq.SNDHWM: CONTROL_MARK,
     zmq.RCVHWM: CONTROL_MARK,
     zmq.HANDSHAKE_IVL: 3000,
-    zmq.HEARTBEAT_IVL: 0,  # but over tcp, where one dials: see tests/test_flood.py
+    zmq.HEARTBEAT_IVL: 0,
     zmq.CONNECT_TIMEOUT: 3000,
     zmq.BACKLOG: 1024,
     zmq.ROUTING_ID: b"",
@@ -47,8 +50,19 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_socket_has_every_limit(kind: int, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-    socket = open_socket(context, kind)
-    assert {option: socket.getsockopt(option) for option in LIMITS} == LIMITS
+    with open_socket(context, kind) as socket:
+        assert {option: socket.getsockopt(option) for option in LIMITS} == LIMITS
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:1", "ipc:///tmp/nobody"])
+def test_who_dials_and_only_sends_notices_a_frozen_peer(endpoint: str, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    options = (zmq.HEARTBEAT_IVL, zmq.HEARTBEAT_TIMEOUT, zmq.HEARTBEAT_TTL)
+    with open_socket(context, zmq.DEALER) as dealer:
+        if endpoint.startswith("ipc"):
+            connect_ipc(dealer, endpoint, only_sends=True)
+        else:
+            connect(dealer, with_key(endpoint, new_key_pair().public), new_key_pair())
+        assert [dealer.getsockopt(option) for option in options] == [500, 1500, 1500]
 
 
 def test_a_socket_of_a_loop_has_them_too() -> None:
@@ -63,33 +77,32 @@ def test_no_frame_that_a_port_takes_is_larger_than_a_mebibyte() -> None:
 
 
 def test_a_port_is_a_curve_server_with_an_enforced_domain(context: zmq.Context[zmq.Socket[bytes]]) -> None:
-    pair, router = new_key_pair(), open_socket(context, zmq.ROUTER)
-    bind_tcp(router, "127.0.0.1", 0, Guard(pair, "test"))
     options = (zmq.CURVE_SERVER, zmq.MECHANISM, zmq.ZAP_DOMAIN, zmq.ZAP_ENFORCE_DOMAIN)
-    assert [router.getsockopt(option) for option in options] == [1, zmq.CURVE, b"test", 1]
+    with open_socket(context, zmq.ROUTER) as router:
+        bind_tcp(router, "127.0.0.1", 0, Guard(new_key_pair(), "test"))
+        assert [router.getsockopt(option) for option in options] == [1, zmq.CURVE, b"test", 1]
 
 
 def test_a_second_comer_with_the_same_routing_id_gets_nothing(context: zmq.Context[zmq.Socket[bytes]]) -> None:
     """With handover, whoever names a victim's routing id gets the victim's answers."""
-    pair = new_key_pair()
     handler = ZapHandler(context, lambda domain, key: "somebody")
-    router = open_socket(context, zmq.ROUTER)
-    endpoint = bind_tcp(router, "127.0.0.1", 0, Guard(pair, "test"))
-    victim, impostor = (open_socket(context, zmq.DEALER) for _ in range(2))
-    for dealer in (victim, impostor):
-        dealer.setsockopt(zmq.ROUTING_ID, b"victim")
-        dealer.setsockopt(zmq.IMMEDIATE, 0)
-    connect(victim, endpoint, new_key_pair())
-    victim.send(b"first")
-    assert router.poll(3000)
-    source, _ = router.recv_multipart()
-    connect(impostor, endpoint, new_key_pair())
-    impostor.send(b"second")
-    assert not router.poll(500)
-    router.send_multipart([source, b"answer"])
-    assert victim.poll(3000)
-    assert not impostor.poll(200)
-    handler.close()
+    with ExitStack() as stack:
+        stack.callback(handler.close)
+        router, victim, impostor = (
+            stack.enter_context(open_socket(context, kind)) for kind in (zmq.ROUTER, zmq.DEALER, zmq.DEALER)
+        )
+        endpoint = bind_tcp(router, "127.0.0.1", 0, Guard(new_key_pair(), "test"))
+        for dealer, said in ((victim, b"first"), (impostor, b"second")):
+            dealer.setsockopt(zmq.ROUTING_ID, b"victim")
+            dealer.setsockopt(zmq.IMMEDIATE, 0)
+            connect(dealer, endpoint, new_key_pair())
+            dealer.send(said)
+            assert bool(router.poll(3000 if dealer is victim else 500)) is (dealer is victim)
+            if dealer is victim:
+                assert router.recv_multipart() == [b"victim", b"first"]
+        router.send_multipart([b"victim", b"answer"])
+        assert victim.poll(3000)
+        assert not impostor.poll(200)
 
 
 def test_routing_ids_are_given_by_zeromq_and_nobody_takes_over() -> None:

@@ -19,7 +19,8 @@ from actors.stage_thread import StageThread
 from actors.step import neighbours
 from bus import ring as data_plane
 from bus.frame import GATEWAY_STAGE, Flag, Frame
-from bus.ring import Ring, best_endpoint
+from bus.reach import Reach, best_endpoint
+from bus.ring import Ring
 from cluster import placement
 from cluster.placement import Instance
 from cluster.sampling import SamplingParams
@@ -29,6 +30,7 @@ from engines.numpy.engine import NumpyEngine
 from tests import rig_engines
 from tests.rig_bus import WITHIN_S, in_time, run_folder
 from tests.rig_models import TINY_VOCAB, write_tiny_llama
+from tests.rig_reach import only_tcp
 
 EPOCH = 5
 N_LAYERS = 4
@@ -65,8 +67,8 @@ class Heard:
 class Gateway:
     """Opens sessions on the first stage and hears their tokens, on the test's own thread."""
 
-    def __init__(self, run_dir: Path, first: str, name: str = "gateway") -> None:
-        self.ring = Ring(run_dir, name, "127.0.0.1")
+    def __init__(self, run_dir: Path, first: str, name: str = "gateway", place: Reach | None = None) -> None:
+        self.ring = Ring(run_dir, name, place)
         self.sessions: dict[int, Heard] = {}
         self._first = first
 
@@ -99,7 +101,7 @@ class Gateway:
         while not all(self._over(session, tokens) for session in sessions):
             assert time.monotonic() < deadline, f"still waiting: {self.sessions}"
             if (received := self.ring.receive(50)) is not None:
-                self._take(*received)
+                self._take(received[0], received[1])
 
     def _over(self, session: int, tokens: int) -> bool:
         heard = self.sessions[session]
@@ -153,20 +155,19 @@ class Rig:
 
 
 @contextmanager
-def rig(weights: Path, count: int, positions: int = 4096) -> Iterator[Rig]:
+def rig(weights: Path, count: int, positions: int = 4096, places: Sequence[Reach] = ()) -> Iterator[Rig]:
+    """Stages on one machine; or, with `places`, each on a node of its own and the gateway on the last of these."""
     with run_folder() as run_dir:
         shards = [Shard("tiny", a, b, N_LAYERS) for a, b in zip(CUTS[count], CUTS[count][1:], strict=False)]
-        stages = [started(shard, weights, run_dir, index) for index, shard in enumerate(shards)]
-        placed = tuple(
-            placement.Stage(
-                "n", shard, f"n/stage-{index}", "numpy", stage.loaded.result(WITHIN_S), positions, stage.exact_rows
-            )
-            for index, (shard, stage) in enumerate(zip(shards, stages, strict=True))
-        )
-        instance = Instance("i", "tiny", EPOCH, placed)
+        stages = [
+            started(shard, weights, run_dir, index, places[index] if places else None)
+            for index, shard in enumerate(shards)
+        ]
+        instance = Instance("i", "tiny", EPOCH, tuple(placed(stages, shards, positions, places)))
         for index, stage in enumerate(stages):
             stage.join_ring(neighbours(instance, f"n/stage-{index}")).result(WITHIN_S)
-        gateway = Gateway(run_dir, best_endpoint(placed[0].endpoints))
+        first = best_endpoint(instance.stages[0].endpoints)
+        gateway = Gateway(run_dir, first, place=places[-1] if places else None)
         try:
             yield Rig(stages, gateway, instance, run_dir)
         finally:
@@ -177,8 +178,19 @@ def rig(weights: Path, count: int, positions: int = 4096) -> Iterator[Rig]:
                 assert not stage.is_alive()
 
 
-def started(shard: Shard, weights: Path, run_dir: Path, index: int) -> StageThread:
-    ring = lambda: Ring(run_dir, f"stage-{index}", "127.0.0.1")  # noqa: E731
+def placed(
+    stages: Sequence[StageThread], shards: Sequence[Shard], positions: int, places: Sequence[Reach]
+) -> Iterator[placement.Stage]:
+    """The stages as their placer knows them."""
+    for index, (stage, shard) in enumerate(zip(stages, shards, strict=True)):
+        node_id, endpoints = "n", stage.loaded.result(WITHIN_S)
+        if places:
+            node_id, endpoints = places[index].pair.node_id, only_tcp(endpoints)
+        yield placement.Stage(node_id, shard, f"n/stage-{index}", "numpy", endpoints, positions, stage.exact_rows)
+
+
+def started(shard: Shard, weights: Path, run_dir: Path, index: int, place: Reach | None = None) -> StageThread:
+    ring = lambda: Ring(run_dir, f"stage-{index}", place)  # noqa: E731
     stage = StageThread("numpy", shard, EPOCH, weights, ring, kv_bytes=1 << 24)
     stage.start()
     return stage
@@ -300,8 +312,9 @@ def test_parts_that_do_not_fit_together_fail_their_session_only(weights: Path, r
     with rig(weights, 2) as ring:
         ring.gateway.open(1, max_tokens=400)
         ring.gateway.hear(1, tokens=1)
-        ring.gateway.send(Frame(Flag.MORE, EPOCH, 1), np.zeros((2, 3), np.float32))
-        ring.gateway.send(Frame(0, EPOCH, 1), np.zeros((2, 4), np.float32))
+        second = best_endpoint(ring.instance.stages[1].endpoints)
+        ring.gateway.ring.send(second, Frame(Flag.MORE, EPOCH, 1), np.zeros((2, 3), np.float32))
+        ring.gateway.ring.send(second, Frame(0, EPOCH, 1), np.zeros((2, 4), np.float32))
         assert "do not fit together" in ring.failure(1)
         assert ring.generate(2, PROMPT, 4, GREEDY) == reference.generate(PROMPT, 4).tokens
 
@@ -323,7 +336,7 @@ def test_a_lost_gateway_frees_its_sessions_and_costs_the_others_one_deadline(
 ) -> None:
     monkeypatch.setattr(data_plane, "SEND_WITHIN_MS", 800)
     with rig(weights, 2) as ring:
-        lost = Ring(ring.run_dir, "lost", "127.0.0.1")
+        lost = Ring(ring.run_dir, "lost")
         for session in range(4):
             ring.gateway.open(session, max_tokens=400, reply_to=lost.endpoints)
         assert in_time(lambda: ring.open_sessions() == [4, 4])

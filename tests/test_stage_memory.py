@@ -126,7 +126,7 @@ def test_who_waits_for_a_gateway_that_is_gone_leaves_the_queue(weights: Path, mo
     with rig(weights, 2, positions=64) as ring:
         ring.gateway.open(1, PROMPT, max_tokens=50)
         ring.gateway.hear(1)  # it has ended, and holds its memory until it is closed
-        lost = data_plane.Ring(ring.run_dir, "lost", "127.0.0.1")
+        lost = data_plane.Ring(ring.run_dir, "lost")
         for session in (2, 3):
             ring.gateway.open(session, PROMPT, max_tokens=50, reply_to=lost.endpoints)
         assert in_time(lambda: ring.stages[0].counts.waiting == 2)

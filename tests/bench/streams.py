@@ -12,10 +12,11 @@ from pathlib import Path
 import msgspec
 
 from bus.client import BusClient
-from bus.config import NodeConfig, read_config
+from bus.config import NodeConfig
 from bus.frame import GATEWAY_STAGE, Flag, Frame
 from bus.messages import InstanceEnsure, InstanceReady
-from bus.ring import Array, Ring, best_endpoint
+from bus.reach import Reach, best_endpoint
+from bus.ring import Array, Ring
 from cluster.placement import Instance
 from cluster.sampling import SamplingParams
 from cluster.sessions import Failure, Opening
@@ -52,11 +53,6 @@ class Heard:
         return [timed.token for timed in self.tokens]
 
 
-def node_config(data_dir: Path) -> NodeConfig:
-    """The settings of a running node."""
-    return read_config(Path((data_dir / "run").read_text()))
-
-
 def place(config: NodeConfig, model_id: str) -> Instance:
     """Have an instance of the model."""
 
@@ -75,9 +71,9 @@ def place(config: NodeConfig, model_id: str) -> Instance:
 class Streams:
     """One thread's sessions on one instance."""
 
-    def __init__(self, run_dir: Path, instance: Instance) -> None:
+    def __init__(self, run_dir: Path, instance: Instance, reach: Reach | None = None) -> None:
         self._instance = instance
-        self._ring = Ring(run_dir, f"bench-{secrets.token_hex(4)}", "127.0.0.1")
+        self._ring = Ring(run_dir, f"bench-{secrets.token_hex(4)}", reach)
         self._first = best_endpoint(instance.stages[0].endpoints)
         self._heard: dict[int, Heard] = {}
 
@@ -129,7 +125,8 @@ class Streams:
         deadline = time.monotonic() + TOKEN_WITHIN_S
         while not enough():
             if (received := self._ring.receive(LOOK_EVERY_MS)) is not None:
-                self._take(*received, failures)
+                frame, payload, _ = received
+                self._take(frame, payload, failures)
                 deadline = time.monotonic() + TOKEN_WITHIN_S
             assert time.monotonic() < deadline, f"nothing came for {TOKEN_WITHIN_S:g} s"
 
