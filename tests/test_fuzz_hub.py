@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import cycle, islice
 
@@ -18,10 +18,13 @@ import pytest
 import zmq
 
 from bus.client import HubPaths
-from bus.endpoints import address_of
+from bus.endpoints import address_of, with_key
+from bus.keys import key_pair_of, new_key_pair
+from bus.knocks import GATE_BYTES
 from bus.members_file import write_members
-from bus.messages import MESSAGES, VERSION, Header, HubState, LinkProbe, Status
-from bus.wire import encode
+from bus.messages import MESSAGES, VERSION, GateKnock, Header, HubState, LinkProbe, Status
+from bus.sockets import connect, open_socket
+from bus.wire import decode, encode
 from cluster.members import Member, Members
 from cluster.roles import Role
 from tests.fuzz.mutations import damaged
@@ -31,6 +34,7 @@ from tests.rig_bus import (
     WITHIN_S,
     HubProcess,
     client,
+    code_of,
     dealer_of,
     described,
     heard,
@@ -39,6 +43,7 @@ from tests.rig_bus import (
     new_node,
     run_folder,
 )
+from tests.rig_messages import example
 
 A, MEMBER, OBSERVER = new_node(), new_node(), new_node()
 ROLES = {MEMBER: Role.MEMBER, OBSERVER: Role.OBSERVER}
@@ -97,15 +102,23 @@ async def all_is_heard(hub: HubProcess, dealer: zmq.Socket[bytes], sender: str, 
             pass
 
 
-def growth_under_fire(hub: HubProcess, dealer: zmq.Socket[bytes], sender: str) -> float:
-    """The share by which the hub's memory grows, once a fifth has been sent."""
-    sent = hostile(sender, seed=20_260)
-    fire(dealer, sent, FRAMES // 5)
-    asyncio.run(all_is_heard(hub, dealer, sender, 1))
+def growth_under_fire(hub: HubProcess, send: Callable[[int], None]) -> float:
+    """The share by which the hub's memory grows, once a fifth has been sent. `send` ends when all is dealt with."""
+    send(FRAMES // 5)
     before = resident(hub)
-    fire(dealer, sent, FRAMES - FRAMES // 5)
-    asyncio.run(all_is_heard(hub, dealer, sender, 2))
+    send(FRAMES - FRAMES // 5)
     return resident(hub) / before - 1
+
+
+def nonsense_of(hub: HubProcess, dealer: zmq.Socket[bytes], sender: str) -> Callable[[int], None]:
+    """Sends so many damaged messages, and waits until they are dealt with."""
+    sent = hostile(sender, seed=20_260)
+
+    def send(count: int) -> None:
+        fire(dealer, sent, count)
+        asyncio.run(all_is_heard(hub, dealer, sender, count))
+
+    return send
 
 
 @pytest.mark.parametrize("node", ROLES, ids=ROLES.values())
@@ -113,7 +126,7 @@ def test_a_linked_node_that_sends_nonsense_costs_no_memory(node: str, capfd: pyt
     with hub_that_knows_both() as hub:
         endpoint = asyncio.run(state_of(hub)).endpoint
         with dealer_of(node, endpoint) as dealer:
-            growth = growth_under_fire(hub, dealer, f"{node}/x")
+            growth = growth_under_fire(hub, nonsense_of(hub, dealer, f"{node}/x"))
         dropped = {name.removeprefix("dropped: ") for name in asyncio.run(state_of(hub)).counters}
     assert {"frames", "size", "header", "body", "sender", "misdirected", "not allowed", "undeliverable"} <= dropped
     assert growth < MOST_GROWTH, f"memory grew by {growth:.1%}"
@@ -123,11 +136,39 @@ def test_a_linked_node_that_sends_nonsense_costs_no_memory(node: str, capfd: pyt
 def test_an_actor_that_sends_nonsense_costs_no_memory(capfd: pytest.CaptureFixture[str]) -> None:
     with hub_that_knows_both() as hub:
         with dealer_of(A, HubPaths(hub.config.run_path).work) as dealer:
-            growth = growth_under_fire(hub, dealer, f"{A}/x")
+            growth = growth_under_fire(hub, nonsense_of(hub, dealer, f"{A}/x"))
         dropped = {name.removeprefix("dropped: ") for name in asyncio.run(state_of(hub)).counters}
     assert {"frames", "size", "header", "body", "undeliverable"} <= dropped
     assert growth < MOST_GROWTH, f"memory grew by {growth:.1%}"
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_holder_of_the_code_that_knocks_with_nonsense_costs_no_memory(capfd: pytest.CaptureFixture[str]) -> None:
+    with hub_that_knows_both() as hub, zmq.Context() as context, open_socket(context, zmq.DEALER) as dealer:
+        gate = key_pair_of(code_of("home").keys().gate_secret)
+        dealer.setsockopt(zmq.SNDTIMEO, round(WITHIN_S * 1000))
+        connect(dealer, with_key(asyncio.run(state_of(hub)).gate, gate.public), new_key_pair())
+        sent = (frames for frames in hostile("stranger/hub", seed=20_260) if max(map(len, frames)) < GATE_BYTES // 2)
+        growth = growth_under_fire(hub, lambda count: knock(dealer, sent, count))
+        dropped = {name.removeprefix("dropped: ") for name in asyncio.run(state_of(hub)).counters}
+    assert {"frames", "header", "body", "at the gate"} <= dropped
+    assert growth < MOST_GROWTH, f"memory grew by {growth:.1%}"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def knock(dealer: zmq.Socket[bytes], sent: Sent, count: int) -> None:
+    """All is heard once the last, a whole knock, is answered. Answers are taken in, or the gate would drop them."""
+    for frames in islice(sent, count):
+        dealer.send_multipart(frames)
+        while dealer.poll(0):
+            dealer.recv_multipart()
+    knock = example(GateKnock)
+    header = Header(VERSION, "gate.knock", f"the last of {count}", "stranger/hub", 1, life=1)
+    dealer.send_multipart(encode("/hub", header, knock))
+    while dealer.poll(round(WITHIN_S * 1000)):
+        if decode(dealer.recv_multipart()).header.cause == header.id:
+            return
+    raise AssertionError("the gate does not answer")
 
 
 def garbage(chance: random.Random) -> bytes:
