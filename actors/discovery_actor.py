@@ -1,45 +1,65 @@
-"""The process that finds other nodes and has the hub dial them. Who is believed is `cluster.membership`'s to say."""
+"""The process that finds other nodes and has the hub knock at their gates. Whom to is `cluster.membership`'s to say."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
+from collections import Counter
 
 from bus.actor import Actor, every, on
-from bus.client import BusClient
+from bus.client import BusClient, RequestError
 from bus.config import NodeConfig
-from bus.messages import VERSION, ActorUp, HubDescribe, HubState, PeerDown, PeerUp
+from bus.identity import cluster_keys
+from bus.keys import KeyFileError
+from bus.messages import ActorUp, ClusterChanged, HubDescribe, HubState, PeerDown, PeerMet, PeerRefused, PeerUp
 from bus.peer import BusPeerHandle
 from bus.process import CannotStart, run_actor
 from bus.wire import Envelope
-from cluster.membership import Beacon, Membership
+from cluster.beacon import Beacon
+from cluster.membership import Membership
+from cluster.reception import WrongCode
+from cluster.roles import Role
 from discovery.discovery import Discovery
 from discovery.manual import peer_endpoint
-from discovery.udp import UdpDiscovery
+from discovery.udp import NoBroadcastError, UdpDiscovery
+
+logger = logging.getLogger(__name__)
 
 
 class DiscoveryActor(Actor):
-    """Runs every configured way to find nodes, and keeps the membership that they feed."""
+    """Runs every configured way to find nodes, and keeps the membership that they feed.
+
+    A node that stands alone opens no port here and dials nobody. One that is no member listens and says nothing.
+    """
 
     name = "discovery"
 
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
         super().__init__(bus)
         self._config = config
-        self._membership = Membership(config.node_id, config.cluster, VERSION)
+        self._membership = Membership(config.node_id)
+        self._role = Role.OBSERVER
         self._ways: list[Discovery] = []
         self._listening: list[asyncio.Task[None]] = []
+        self._logged: Counter[str] = Counter()
 
     async def started(self) -> None:
         """Pin the peers named by hand, then announce this node and listen."""
-        state = await self.bus.request("hub", HubDescribe(), HubState, 5.0)
         try:
+            keys = cluster_keys(self._config)
+            if keys is None:
+                return
+            self._role = keys.role
             for peer in self._config.peers:
                 self._membership = self._membership.pin(peer_endpoint(peer))
             if self._config.discovery_port:
-                await self._listen_on(UdpDiscovery(self._config.discovery_port, loopback=self._config.loopback), state)
-        except (ValueError, OSError) as error:
+                await self._listen_on(UdpDiscovery(self._config.host, self._config.discovery_port, keys))
+        except NoBroadcastError as error:
+            logger.warning("%s", error)
+        except (KeyFileError, ValueError, OSError) as error:
             raise CannotStart(str(error)) from None
+        await self._look_around()
 
     async def stopping(self) -> None:
         """Say good-bye."""
@@ -49,10 +69,20 @@ class DiscoveryActor(Actor):
         for way in self._ways:
             await way.stop()
 
+    @on(PeerMet)
+    async def peer_met(self, message: PeerMet, envelope: Envelope) -> None:
+        """Now we know whose gate that is."""
+        self._membership = self._membership.met(message.endpoint, message.node_id, message.name, time.monotonic())
+
+    @on(PeerRefused)
+    async def peer_refused(self, message: PeerRefused, envelope: Envelope) -> None:
+        """Knocking again soon would change nothing."""
+        self._membership = self._membership.turned_away(message.endpoint, message.code, time.monotonic())
+
     @on(PeerUp)
     async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
         """Dialled long enough."""
-        self._membership = self._membership.linked(message.endpoint, message.node_id)
+        self._membership = self._membership.linked(message.node_id, time.monotonic())
 
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
@@ -61,28 +91,61 @@ class DiscoveryActor(Actor):
 
     @on(ActorUp)
     async def met(self, message: ActorUp, envelope: Envelope) -> None:
-        """The hub meets us: either of the two began anew, and what links we know of may be gone."""
-        if message.name == self.bus.name:
-            self._membership = self._membership.unlinked_all(time.monotonic())
+        """The hub meets us: either of the two began anew, so links and its gate may be others now."""
+        if message.name == self.bus.name and self._config.cluster:
+            await self._look_around()
+
+    @on(ClusterChanged)
+    async def cluster_changed(self, message: ClusterChanged, envelope: Envelope) -> None:
+        """Speak and listen under the new join code from now on."""
+        if keys := cluster_keys(self._config):
+            for way in self._ways:
+                way.use(keys)
+            await self._look_around()
 
     @every(0.25)
     async def dial(self) -> None:
-        """Have the hub dial who is due."""
-        self._membership, endpoints = self._membership.due(time.monotonic())
-        for endpoint in endpoints:
-            await BusPeerHandle(self.bus, endpoint).connect()
+        """Have the hub knock where it is due. What a beacon named and the hub cannot dial is tried again later."""
+        self._membership, gates = self._membership.due(time.monotonic())
+        for gate in gates:
+            try:
+                await BusPeerHandle(self.bus, gate).connect()
+            except RequestError as error:
+                logger.info("not dialling %s: %s", gate, error)
 
-    async def _listen_on(self, way: Discovery, state: HubState) -> None:
+    @every(60.0)
+    async def count(self) -> None:
+        """Log how many datagrams were not believed, where it is more than before."""
+        dropped = sum((way.dropped for way in self._ways), Counter(self._membership.refused))
+        if dropped != self._logged:
+            logger.info("beacons not believed so far: %s", dict(dropped))
+        self._logged = dropped
+
+    async def _look_around(self) -> None:
+        """Take over the hub's links, and announce its gate."""
+        state = await self.bus.request("hub", HubDescribe(), HubState, 5.0)
+        self._membership = self._membership.standing((peer.node_id for peer in state.peers), time.monotonic())
+        for way in self._ways:
+            way.announce(self._beacon(state.gate))
+
+    def _beacon(self, gate: str) -> Beacon | None:
         config = self._config
-        own = Beacon(config.cluster, VERSION, config.node_id, config.name, config.incarnation, state.endpoint)
-        await way.start(own)
+        if self._role is not Role.MEMBER or not gate:
+            return None
+        return Beacon(config.node_id, config.name, config.incarnation, 0, gate)
+
+    async def _listen_on(self, way: Discovery) -> None:
+        await way.start()
         self._ways.append(way)
         self._listening.append(asyncio.create_task(self._listen(way)))
 
     async def _listen(self, way: Discovery) -> None:
         while True:
-            beacon = await way.heard()
-            self._membership = self._membership.hear(beacon, time.monotonic())
+            heard = await way.heard()
+            if isinstance(heard, WrongCode):
+                await self.bus.publish(PeerRefused("", "wrong_code", heard.sentence))
+            else:
+                self._membership = self._membership.hear(heard, time.monotonic())
 
 
 if __name__ == "__main__":

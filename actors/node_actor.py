@@ -18,6 +18,7 @@ from actors.placer import Placer
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
 from bus.config import NodeConfig
+from bus.identity import own_role
 from bus.messages import (
     ActorDown,
     ActorStart,
@@ -52,6 +53,7 @@ from cluster.instances import Instances
 from cluster.kv_promises import KvPromises, KvWish
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.placement import Instance, placer_of
+from cluster.roles import Role
 from cluster.topology import NodeRecord, Topology
 from engines.engine import MAX_SLOTS
 from models.card import ModelCard
@@ -78,6 +80,7 @@ class NodeActor(Actor):
         self._catalogue = Catalogue.load(config.cards_path)
         self._machine = Machine(config)
         self._machine_id = machine_id()
+        self._role = own_role(config)
         self._topology = Topology()
         self._instances = Instances()
         self._placer = Placer(bus, self._instances, RingMemoryWeightedPartitioningStrategy(), self._look)
@@ -199,10 +202,23 @@ class NodeActor(Actor):
     async def ensure(self, message: InstanceEnsure, envelope: Envelope) -> InstanceReady:
         """A standing instance, placed now if need be. Passed on at most once: two nodes may not agree who is there."""
         card = self._card(message.model_id)
-        placer = placer_of(card.id, {*self._topology.node_ids, self.bus.node_id})
+        placer = placer_of(card.id, self._members())
         if placer != self.bus.node_id and envelope.node == self.bus.node_id:
             return await self.bus.request(f"{placer}/node", InstanceEnsure(card.id), InstanceReady, LOAD_WITHIN_S)
         return InstanceReady(await self._placer.ensure(card))
+
+    def _members(self) -> set[str]:
+        """The nodes that may place. Raises RequestError where this one may not ask, or nobody is there."""
+        own = {self.bus.node_id} if self._role is Role.MEMBER else set()
+        if self._role is Role.OBSERVER:
+            raise RequestError(
+                "forbidden", "this node only observes; chat through another, or join with a gateway's code"
+            )
+        if not (members := {*self._topology.node_ids, *own}):
+            raise RequestError(
+                "no_member", f"no member of cluster {self._config.cluster} is linked to this gateway yet"
+            )
+        return members
 
     def _card(self, model_id: str) -> ModelCard:
         try:
@@ -215,6 +231,8 @@ class NodeActor(Actor):
     @on(ShardLoad)
     async def load_shard(self, message: ShardLoad, envelope: Envelope) -> ShardLoaded:
         """Fetch the shard's files and start an engine for it meanwhile, then load."""
+        if self._role is not Role.MEMBER:
+            raise RequestError("forbidden", f"{self._config.name} has the role {self._role} and holds no layers")
         machine, card = await self._machine.measured(), self._card(message.shard.model_id)
         files, engine = await self._files_and_engine(message)
         self._stages[message.instance_id] = engine

@@ -1,14 +1,14 @@
-"""A node's data folder: its identity, its logs, the lock that keeps two nodes out of one folder, and its run folder.
+"""A node's data folder: its key, its logs, the lock that keeps two nodes out of one folder, and its run folder.
 
-Knows files only. The run folder holds the ipc end points; it lies in the system's temporary folder because a
-socket's path may have no more than about 100 characters.
+Knows files only. Both folders are this user's alone: who can enter them is taken for this user. The run folder holds
+the ipc end points; it lies in the system's temporary folder because a socket's path may have no more than about 100
+characters.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import secrets
 import shutil
 import tempfile
 from contextlib import suppress
@@ -17,10 +17,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bus.config import CONFIG_FILE, NodeConfig, read_config
+from bus.config import CONFIG_FILE, KEY_FILE, NodeConfig, read_config
+from bus.keys import KeyFileError, own_key_pair
 
 _RUN_PREFIX = "exobus-"
-_NODE_ID = re.compile(r"[0-9a-f]{16}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -63,7 +63,9 @@ def check_name(name: str) -> str:
 def open_folder(path: Path) -> NodeFolder:
     """Lock a data folder, made where it does not exist. Raises FolderError."""
     try:
-        (path / "logs").mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _check_private(path, "pass another --data-dir")
+        (path / "logs").mkdir(exist_ok=True, mode=0o700)
         lock = FileLock(path / "lock")
         lock.acquire(timeout=0)
     except Timeout:
@@ -73,36 +75,49 @@ def open_folder(path: Path) -> NodeFolder:
     except OSError as error:
         raise FolderError(f"{path} cannot be written ({error.strerror}); pass another --data-dir") from None
     try:
-        node_id = _identity(path)
+        node_id = own_key_pair(path / KEY_FILE).node_id
         _clear_left_behind(path)
-        run_dir = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX))
+        run_dir = _new_run_dir()
         (path / "run").write_text(str(run_dir))
+    except KeyFileError as error:
+        lock.release()
+        raise FolderError(str(error)) from None
     except BaseException:
         lock.release()
         raise
     return NodeFolder(path, node_id, run_dir, lock)
 
 
+def _check_private(folder: Path, otherwise: str) -> None:
+    """Raises FolderError, which ends with what to do `otherwise`, where other users own the folder or may enter it."""
+    status = folder.stat()
+    if status.st_uid != os.getuid():
+        raise FolderError(f"{folder} belongs to another user; {otherwise}")
+    if status.st_mode & 0o077:
+        raise FolderError(f"{folder} is open to other users; make it yours alone with chmod 700, or {otherwise}")
+
+
+def _new_run_dir() -> Path:
+    """Where the ipc end points will lie. Some file systems know no modes; such a one lets anybody in."""
+    run_dir = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX))
+    try:
+        _check_private(run_dir, "set TMPDIR to a folder on another file system")
+    except FolderError:
+        run_dir.rmdir()
+        raise
+    return run_dir
+
+
 def _clear_left_behind(path: Path) -> None:
-    """Remove the run folder of a node that was killed: we hold its lock, so it is not there any more."""
-    with suppress(OSError):
+    """Remove the run folder of a node that was killed: we hold its lock, so it is not there any more.
+
+    In a copy of a data folder, the run folder is still that of the original's node.
+    """
+    with suppress(OSError, ValueError):
         run_dir = Path((path / "run").read_text())
-        if run_dir.parent == Path(tempfile.gettempdir()) and run_dir.name.startswith(_RUN_PREFIX):
+        ours = run_dir.parent == Path(tempfile.gettempdir()) and run_dir.name.startswith(_RUN_PREFIX)
+        if ours and Path(read_config(run_dir).data_dir) == path:
             shutil.rmtree(run_dir)
-
-
-def _identity(path: Path) -> str:
-    file = path / "node-id"
-    if file.exists():
-        node_id = file.read_text().strip()
-        if not _NODE_ID.fullmatch(node_id):
-            raise FolderError(f"{file} holds no node id; restore it, or delete it to become a new node")
-        return node_id
-    node_id = secrets.token_hex(8)
-    part = file.with_suffix(".part")
-    part.write_text(node_id)
-    os.replace(part, file)
-    return node_id
 
 
 def _owner(path: Path) -> str:

@@ -20,12 +20,14 @@ from actors.node_folder import NodeFolder
 from bus.actor import Actor, on
 from bus.client import BusClient, RequestError
 from bus.config import NodeConfig, write_config
+from bus.endpoints import address_of
 from bus.messages import (
     ActorDown,
     ActorStart,
     ActorStarted,
     ActorStop,
     ActorUp,
+    ClusterChanged,
     DownloadFailed,
     DownloadProgress,
     HubDescribe,
@@ -33,12 +35,16 @@ from bus.messages import (
     InstanceUp,
     NodeRecorded,
     PeerDown,
+    PeerMet,
+    PeerRefused,
     PeerUp,
     RequestDone,
 )
-from bus.process import CANNOT_START
+from bus.process import CANNOT_START, allow_many_files
+from bus.rate_limited import RateLimit
 from bus.wire import Envelope
 from cluster.capabilities import DeviceCapabilities
+from cluster.roles import Role
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +58,7 @@ ACTORS = {
 }
 ENGINE = "actors.engine_actor"
 START_WITHIN_S = 15.0
+SAY_AGAIN_S = 60.0
 
 
 class NodeFailed(Exception):
@@ -74,6 +81,7 @@ class Supervisor(Actor):
         self._children: dict[str, Child] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._engines = 0
+        self._refusals = RateLimit(SAY_AGAIN_S)
         self.failure: str = ""
 
     async def started(self) -> None:
@@ -81,9 +89,10 @@ class Supervisor(Actor):
         self._screen.starting(f"starting node {self._config.name}")
         self._add("hub", HUB)
         self._hub = await self._hub_answers()
-        self._keep_port(self._hub.endpoint)
+        self._keep_ports(self._hub)
         for name, module in ACTORS.items():
-            self._add(name, module)
+            if name != "discovery" or self._config.cluster:  # a node that stands alone looks for nobody
+                self._add(name, module)
 
     async def stopping(self) -> None:
         """Actors first, the hub last, so that good-byes get out."""
@@ -140,12 +149,33 @@ class Supervisor(Actor):
     @on(PeerUp)
     async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
         """Another node is linked."""
-        self._screen.event(f"node {message.name} joined ({message.endpoint})")
+        role = "" if message.role is Role.MEMBER else f" as {message.role}"
+        self._screen.event(f"node {message.name} joined{role} ({address_of(message.endpoint).removeprefix('tcp://')})")
 
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
         """Another node is gone."""
         self._screen.event(f"node {self._name(message.node_id)} is gone: {message.reason}")
+
+    @on(PeerMet)
+    async def peer_met(self, message: PeerMet, envelope: Envelope) -> None:
+        """Somebody was let in; where its name was another key's, the owner should know."""
+        if message.news:
+            self._screen.event(message.news)
+
+    @on(PeerRefused)
+    async def peer_refused(self, message: PeerRefused, envelope: Envelope) -> None:
+        """Somebody was not let in. Outsiders can cause it, so the same is said once a minute."""
+        if self._refusals.pass_on(message.message, time.monotonic()) is not None:
+            self._screen.event(message.message)
+
+    @on(ClusterChanged)
+    async def cluster_changed(self, message: ClusterChanged, envelope: Envelope) -> None:
+        """The join code is another one."""
+        cluster = self._config.cluster
+        self._screen.event(
+            f"the join code of cluster {cluster} was changed; `exobus cluster invite` prints the new one"
+        )
 
     @on(DownloadProgress)
     async def download_progress(self, message: DownloadProgress, envelope: Envelope) -> None:
@@ -216,9 +246,13 @@ class Supervisor(Actor):
                 return await self.bus.request("hub", HubDescribe(), HubState, 0.25)
         raise NodeFailed(self.failure or f"the hub did not start within {START_WITHIN_S:g} s; see {self._folder.logs}")
 
-    def _keep_port(self, endpoint: str) -> None:
+    def _keep_ports(self, hub: HubState) -> None:
         """Where any port was free to choose, a hub that is started again takes the same one: others know it."""
-        self._config = msgspec.structs.replace(self._config, bus_port=int(endpoint.rpartition(":")[2]))
+        bus, gate = _port(address_of(hub.endpoint)), _port(hub.gate)
+        config = self._config
+        self._config = msgspec.structs.replace(
+            config, bus_port=bus or config.bus_port, gate_port=gate or config.gate_port
+        )
         write_config(self._config)
 
     async def _known_to_hub(self, child: Child) -> int:
@@ -228,6 +262,11 @@ class Supervisor(Actor):
         if child.known.done():
             return child.known.result()
         raise RequestError("internal", f"{child.name} did not start; see {self._folder.logs / child.name}.log")
+
+
+def _port(address: str) -> int:
+    """Of a tcp address; 0 where there is none."""
+    return int(address.rpartition(":")[2] or 0)
 
 
 class Screen(Protocol):
@@ -248,6 +287,7 @@ class Screen(Protocol):
 
 async def run_node(config: NodeConfig, folder: NodeFolder, screen: Screen) -> str:
     """Run a node until it is told to stop. Returns one sentence why it failed, or nothing."""
+    allow_many_files()
     bus = BusClient(config.run_path, config.node_id, Supervisor.name)
     supervisor = Supervisor(config, bus, folder, screen)
     try:

@@ -7,8 +7,10 @@ import asyncio
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
 from bus.config import NodeConfig
+from bus.identity import own_role
 from bus.messages import (
     HubDescribe,
+    HubPeer,
     HubState,
     InstanceDown,
     InstanceUp,
@@ -26,13 +28,14 @@ from bus.peer import BusPeerHandle, PeerHandle
 from bus.process import run_actor
 from bus.wire import Envelope
 from cluster.placement import Instance
+from cluster.roles import Role
 from cluster.topology import Link, Topology
 
 PROBES = 3  # the quickest of them counts: the others waited behind something
 
 
 class TopologyActor(Actor):
-    """Knows a node while its hub is linked to ours; a record of anyone else is not believed."""
+    """Knows a member while its hub is linked to ours; a record of anyone else is not believed."""
 
     name = "topology"
 
@@ -40,30 +43,32 @@ class TopologyActor(Actor):
         super().__init__(bus)
         self._topology = Topology()
         self._peers: dict[str, BusPeerHandle] = {}
+        self._members = {config.node_id} if own_role(config) is Role.MEMBER else set()
         self._instances: dict[str, tuple[Instance, ...]] = {}
 
     async def started(self) -> None:
         """Ask the hub for the links that stood before we came."""
         state = await self.bus.request("hub", HubDescribe(), HubState, 5.0)
         for peer in state.peers:
-            self._meet(peer.node_id, peer.name, peer.endpoint)
+            self._meet(peer)
 
     @on(PeerUp)
     async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
         """From now on its records count."""
-        self._meet(message.node_id, message.name, message.endpoint)
+        self._meet(message)
 
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
         """Forget the node, its links and what it placed."""
         self._peers.pop(message.node_id, None)
+        self._members.discard(message.node_id)
         self._instances.pop(message.node_id, None)
         await self._adopt(self._topology.without_node(message.node_id))
 
     @on(NodeRecorded)
     async def recorded(self, message: NodeRecorded, envelope: Envelope) -> None:
-        """A node speaks for itself only."""
-        if envelope.node != message.record.node_id or envelope.node not in {self.bus.node_id, *self._peers}:
+        """A member speaks for itself only. Gateways and observers hold no layers."""
+        if envelope.node != message.record.node_id or envelope.node not in self._members:
             return
         if peer := self._peers.get(envelope.node):
             peer.capabilities = message.record.capabilities
@@ -111,9 +116,11 @@ class TopologyActor(Actor):
             return None  # its hub will tell whether the node is gone
         return Link(self.bus.node_id, peer.id, "bus", round(min(trips) / 2, 2))
 
-    def _meet(self, node_id: str, name: str, endpoint: str) -> None:
-        peer = self._peers[node_id] = BusPeerHandle(self.bus, endpoint)
-        peer.linked(node_id, name)
+    def _meet(self, peer: HubPeer | PeerUp) -> None:
+        handle = self._peers[peer.node_id] = BusPeerHandle(self.bus, peer.endpoint)
+        handle.linked(peer.node_id, peer.name)
+        if peer.role is Role.MEMBER:
+            self._members.add(peer.node_id)
 
     async def _adopt(self, topology: Topology) -> None:
         changed = topology.version != self._topology.version

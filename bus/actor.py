@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from bus.client import BusClient, RequestError
 from bus.messages import Fact, Log, Message, Reply, RequestCancel, RequestFailed, Work, kind_of
+from bus.rate_limited import RateLimited
 from bus.wire import Envelope
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,8 @@ class Actor:
 
     def __init__(self, bus: BusClient) -> None:
         self.bus = bus
-        self._serving: dict[str, asyncio.Task[None]] = {}
+        self._serving: dict[tuple[str, str], asyncio.Task[None]] = {}  # by who asked, and the work's id
+        self._lines = RateLimited(logger)
         self._stop = asyncio.Event()
 
     async def started(self) -> None:
@@ -115,10 +117,11 @@ class Actor:
         async for envelope in self.bus.deliveries():
             message = envelope.message
             if isinstance(message, RequestCancel):
-                if task := self._serving.get(message.request):
+                if task := self._serving.get((envelope.header.sender, message.request)):
                     task.cancel()
             elif isinstance(message, Work):
-                await self._begin(message, envelope)
+                if "/" in envelope.to and _asked(envelope) not in self._serving:  # neither published nor twice
+                    await self._begin(message, envelope)
             elif message is not None:
                 await self._hear(message, envelope)
             elif "/" in envelope.to and not envelope.header.cause:
@@ -134,8 +137,8 @@ class Actor:
             await self._answer(envelope, busy)
             return
         task = asyncio.create_task(self._work(work, envelope))
-        self._serving[envelope.header.id] = task
-        task.add_done_callback(lambda _: self._serving.pop(envelope.header.id, None))
+        self._serving[_asked(envelope)] = task
+        task.add_done_callback(lambda _: self._serving.pop(_asked(envelope), None))
 
     async def _work(self, work: Work, envelope: Envelope) -> None:
         """The failure policy for work."""
@@ -145,7 +148,8 @@ class Actor:
         except RequestError as error:
             reply = RequestFailed(error.code, error.message)
         except Exception as error:
-            logger.exception("serving %s from %s", envelope.header.kind, envelope.header.sender)
+            kind, asker = envelope.header.kind, envelope.header.sender
+            self._lines.exception(kind, "serving %s from %s", kind, asker)
             reply = RequestFailed(
                 "internal", f"{self.bus.address} failed at {envelope.header.kind}: {error!r}; see its log"
             )
@@ -153,10 +157,14 @@ class Actor:
             await self._answer(envelope, reply)
 
     async def _answer(self, envelope: Envelope, reply: Reply) -> None:
+        asker, cause = envelope.header.sender, envelope.header.id
         try:
-            await self.bus.send(envelope.header.sender, reply, cause=envelope.header.id)
+            await self.bus.send(asker, reply, cause=cause)
         except RequestError as error:
-            logger.warning("no way to answer %s: %s", envelope.header.sender, error)
+            if error.code == "unsendable" and not isinstance(reply, RequestFailed):
+                await self._answer(envelope, RequestFailed(error.code, error.message))
+            else:
+                self._lines.warning(asker, "no way to answer %s: %s", asker, error)
 
     def _handler(self, message: Message) -> Callable[[Message, Envelope], Awaitable[Reply | None]]:
         attribute = self.handlers.get(type(message))
@@ -167,6 +175,10 @@ class Actor:
 
     def _unsupported(self, kind: str) -> tuple[str, str]:
         return "unsupported", f"{self.bus.address} does not serve {kind}"
+
+
+def _asked(envelope: Envelope) -> tuple[str, str]:
+    return envelope.header.sender, envelope.header.id
 
 
 def _methods(actor: Actor) -> list[Callable[[], Awaitable[None]]]:

@@ -7,6 +7,7 @@ deadline.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -22,6 +23,7 @@ from bus.messages import (
     ActorDown,
     ActorHello,
     Fact,
+    Header,
     Message,
     PeerDown,
     Reply,
@@ -30,8 +32,12 @@ from bus.messages import (
     Work,
     kind_of,
 )
+from bus.rate_limited import RateLimited
+from bus.sequences import Numbering
 from bus.sockets import connect_ipc, open_async_socket
-from bus.wire import Envelope, WireError, decode, encode, new_header
+from bus.wire import Envelope, WireError, decode, encode
+
+logger = logging.getLogger(__name__)
 
 R = TypeVar("R", bound=Message)
 
@@ -77,7 +83,8 @@ class BusClient:
         self._dealer = open_async_socket(self._context, zmq.DEALER)
         self._inbox: asyncio.Queue[Envelope] = asyncio.Queue(INBOX)
         self._waiting: dict[str, tuple[str, asyncio.Future[Message]]] = {}
-        self._sequences: dict[str, int] = {}
+        self._numbering = Numbering(self.address)
+        self._lines = RateLimited(logger)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -107,17 +114,24 @@ class BusClient:
         self._subscriber.subscribe(topic)
 
     async def publish(self, fact: Fact) -> None:
-        """Tell whoever listens. Never waits for anybody."""
+        """Tell whoever listens. Never waits for anybody; a fact that nobody could read is dropped with a warning."""
         kind = kind_of(type(fact))
-        self._sequences[kind] = self._sequences.get(kind, 0) + 1
-        header = new_header(fact, self.address, sequence=self._sequences[kind])
+        try:
+            frames = encode(kind, self._numbering.header(fact, kind), fact)
+        except WireError as error:
+            self._drop("unsendable")
+            self._lines.warning(kind, "%s is not published: %s", kind, error)
+            return
         with suppress(zmq.Again):
-            await self._publisher.send_multipart(encode(kind, header, fact), zmq.DONTWAIT)
+            await self._publisher.send_multipart(frames, zmq.DONTWAIT)
 
     async def send(self, to: str, message: Work | Reply, *, cause: str = "", deadline_s: float = 5.0) -> str:
-        """Send to an address and return the message's id. Raises RequestError where the hub takes nothing."""
-        header = new_header(message, self.address, cause=cause)
-        await self._send(encode(self._full(to), header, message), deadline_s)
+        """Send to an address and return the message's id.
+
+        Raises RequestError where the hub takes nothing, and `unsendable` for what no receiver could read.
+        """
+        header, frames = self._written(to, message, cause)
+        await self._send(frames, deadline_s)
         return header.id
 
     async def request(self, to: str, work: Work, expects: type[R], deadline_s: float) -> R:
@@ -125,12 +139,12 @@ class BusClient:
 
         A request that is cancelled or times out here is cancelled there.
         """
-        header = new_header(work, self.address)
+        header, frames = self._written(to, work)
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiting[header.id] = (self._full(to), future)
         try:
             async with asyncio.timeout(deadline_s):
-                await self._send(encode(self._full(to), header, work), deadline_s)
+                await self._send(frames, deadline_s)
                 reply = await future
         except TimeoutError:
             await self._cancel(to, header.id)
@@ -176,12 +190,19 @@ class BusClient:
         with suppress(RequestError):
             await self.send(to, RequestCancel(request), deadline_s=1.0)
 
+    def _written(self, to: str, message: Message, cause: str = "") -> tuple[Header, list[bytes]]:
+        """The next message to an address. To be sent before anything else is written: its number says so."""
+        header = self._numbering.header(message, self._full(to), cause)
+        try:
+            return header, encode(self._full(to), header, message)
+        except WireError as error:
+            raise RequestError("unsendable", f"{header.kind} cannot be sent to {to}: {error}") from None
+
     def _full(self, to: str) -> str:
         return to if "/" in to else f"{self.node_id}/{to}"
 
     def _hello(self) -> list[bytes]:
-        hello = ActorHello(self.name, os.getpid())
-        return encode(self._full("hub"), new_header(hello, self.address), hello)
+        return self._written("hub", ActorHello(self.name, os.getpid()))[1]
 
     async def _say_hello(self) -> None:
         while True:
@@ -227,10 +248,16 @@ class BusClient:
             self._give_up(lambda to: to == address, f"actor {address}", message.reason)
         if not isinstance(message, Reply) or "/" not in envelope.to:  # one that the hub's tap shows is not for us
             return False
-        _, future = self._waiting.get(envelope.header.cause, ("", None))
-        if future is not None and not future.done():
+        to, future = self._waiting.get(envelope.header.cause, ("", None))
+        if future is not None and not self._may_answer(to, envelope):
+            self._drop("foreign reply")
+        elif future is not None and not future.done():
             future.set_result(message)
         return True
+
+    def _may_answer(self, to: str, envelope: Envelope) -> bool:
+        """The node that was asked may, and our own hub, which knows what cannot be delivered."""
+        return envelope.node == to.partition("/")[0] or envelope.header.sender == self._full("hub")
 
     def _give_up(self, lost: Callable[[str], bool], who: str, reason: str) -> None:
         for to, future in self._waiting.values():

@@ -25,7 +25,6 @@ from bus.messages import (
     Reply,
     RequestDone,
     RequestFailed,
-    Work,
 )
 from bus.outside import Outside
 from cluster.join_code import JoinCodeError
@@ -40,7 +39,7 @@ class ClusterWork:
     def __init__(self, door: Doorkeeper, outside: Outside, links: Links, announce: Callable[[Message], None]) -> None:
         self._door, self._outside, self._links, self._announce = door, outside, links, announce
 
-    def serve(self, work: Work) -> Reply | None:
+    def serve(self, work: Message) -> Reply | None:
         """The answer to an actor or a command of the own node; None for work that is not of this kind."""
         match work:
             case MembersGet():
@@ -54,7 +53,7 @@ class ClusterWork:
                 return self._rotate()
         return None
 
-    def hear(self, work: Work) -> bool:
+    def hear(self, work: Message | None) -> bool:
         """What a member's hub says; false for work that is not of this kind."""
         match work:
             case MemberRevoke(node_id):

@@ -21,10 +21,14 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A node's settings.
 
     `cluster` is empty for a node that stands alone: it listens on no tcp port but its API's. Else `code_file` holds the
-    join code. `strict` lets nobody in whose key nobody approved. `host` is where other nodes reach this one.
+    join code. `strict` lets nobody in whose key nobody approved.
     Ports: 0 means any free one, None the usual one or, where that is taken, any. Memory in bytes: 0 means all that is
     available; `kv_memory` bounds what one stage gets for keys and values, and 0 leaves it to the node. Threads of an
     engine: 0 means this node's share of the machine's cores. `precision` is one of `engines.precision`'s.
+
+    `host` is where other nodes reach this one, `api_host` where the gateway listens: adding a machine opens no API.
+    `api_keys` is the path of a file of API keys. `api_names` are further host names that clients may call the gateway
+    by, `cors` the origins of web pages that may.
     """
 
     node_id: str
@@ -35,7 +39,11 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache_dir: str
     cards_dir: str = ""
     host: str = "127.0.0.1"
+    api_host: str = "127.0.0.1"
     api_port: int | None = 0
+    api_keys: str = ""
+    api_names: tuple[str, ...] = ()
+    cors: tuple[str, ...] = ()
     bus_port: int | None = 0
     gate_port: int | None = 0
     discovery_port: int = DEFAULT_DISCOVERY_PORT

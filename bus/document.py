@@ -100,14 +100,22 @@ def _type(kind: shapes.Type) -> str:
         case shapes.StructType(cls=cls):
             return f"[{cls.__name__}](#{cls.__name__.lower()})"
         case shapes.VarTupleType(item_type=item) | shapes.FrozenSetType(item_type=item):
-            return f"array of {_type(item)}"
+            return f"array{_most(kind.max_length)} of {_type(item)}"
         case shapes.DictType(key_type=key, value_type=value):
-            return f"map of {_type(key)} to {_type(value)}"
+            return f"map{_most(kind.max_length)} of {_type(key)} to {_type(value)}"
+        case shapes.StrType(max_length=most):
+            return f"str{_most(most)}"
+        case shapes.BytesType(max_length=most):
+            return f"bytes{_most(most)}"
         case shapes.UnionType(types=types):
             return " or ".join(_type(member) for member in types)
         case _:
             names = {shapes.NoneType: "nil", shapes.StrType: "str", shapes.IntType: "int", shapes.FloatType: "float"}
             return names.get(type(kind), type(kind).__name__.removesuffix("Type").lower())
+
+
+def _most(length: int | None) -> str:
+    return "" if length is None else f" ≤ {length}"
 
 
 def _default(field: shapes.Field) -> str:

@@ -6,7 +6,6 @@ Decides by `cluster.members` and keeps the outcome. No sockets here; `allow` is 
 from __future__ import annotations
 
 import hmac
-import logging
 import secrets
 from pathlib import Path
 
@@ -19,8 +18,6 @@ from bus.messages import GateKnock, GateWelcome
 from cluster.join_code import JoinCode, JoinCodeError, parse_join_code
 from cluster.members import Member, Members, NotLetIn
 from cluster.roles import Role
-
-logger = logging.getLogger(__name__)
 
 BUS, GATE = "bus", "gate"  # domains of the two ports
 
@@ -100,16 +97,19 @@ class Doorkeeper:
 
     def _let_in(self, key: bytes, name: str, role: Role) -> Member:
         node_id = node_id_of(key)
-        news = node_id not in self.members.by_id
         self._keep(self.members.judge(node_id, name, key.hex(), role))
-        member = self.members.check(node_id)
-        if news and (others := self.members.namesakes(member)):
-            known = ", ".join(other.node_id for other in others)
-            logger.warning(
-                "%s joined with a new key (%s), known before as %s; if that was not you: exobus cluster revoke %s",
-                name, node_id, known, node_id,
-            )  # fmt: skip
-        return member
+        return self.members.check(node_id)
+
+    def news(self, member: Member, known_before: Members) -> str:
+        """A sentence for the owner where a known name came with a new key; else nothing."""
+        others = self.members.namesakes(member)
+        if not others or member.node_id in known_before.by_id:
+            return ""
+        known = ", ".join(other.node_id for other in others)
+        return (
+            f"{member.name} joined with a new key ({member.node_id}), known before as {known}; "
+            f"if that was not you: exobus cluster revoke {member.node_id}"
+        )
 
     # -- what the owner of the cluster decides
 

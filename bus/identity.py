@@ -5,6 +5,7 @@ from __future__ import annotations
 from bus.config import NodeConfig
 from bus.keys import KeyFileError, KeyPair, read_key_pair, read_secret
 from cluster.join_code import ClusterKeys, JoinCode, JoinCodeError, parse_join_code
+from cluster.roles import Role
 
 
 def own_key(config: NodeConfig) -> KeyPair:
@@ -26,3 +27,9 @@ def cluster_keys(config: NodeConfig) -> ClusterKeys | None:
     """The keys that the join code gives; None where the node stands alone. Raises KeyFileError."""
     code = own_code(config)
     return code.keys() if code else None
+
+
+def own_role(config: NodeConfig) -> Role:
+    """What the node may do; one that stands alone is a member of itself. Raises KeyFileError."""
+    code = own_code(config)
+    return code.role if code else Role.MEMBER

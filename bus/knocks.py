@@ -15,8 +15,9 @@ from zmq.utils.monitor import recv_monitor_message
 from bus.doorkeeper import Doorkeeper
 from bus.endpoints import with_key
 from bus.messages import GateWelcome, RequestFailed
+from bus.sequences import Numbering
 from bus.sockets import connect, open_socket
-from bus.wire import WireError, decode, encode, new_header
+from bus.wire import WireError, decode, encode
 
 KNOCK_WITHIN_S = 3.0
 MOST = 64  # gates knocked at at one time
@@ -51,11 +52,12 @@ class Knocks:
         context: zmq.Context[zmq.Socket[bytes]],
         poller: zmq.Poller,
         door: Doorkeeper,
+        numbers: Numbering,
         let_in: LetIn,
         refused: Refused,
     ) -> None:
         self._context, self._poller, self._door = context, poller, door
-        self._let_in, self._refused = let_in, refused
+        self._let_in, self._refused, self._numbers = let_in, refused, numbers
         self._knocks: dict[str, _Knock] = {}
         self._by_socket: dict[zmq.Socket[bytes], _Knock] = {}
 
@@ -102,8 +104,8 @@ class Knocks:
         name, where = self._door.code.name, knock.endpoint
         if event == zmq.Event.HANDSHAKE_SUCCEEDED:
             message = self._door.knock(own_endpoint)
-            header = new_header(message, f"{self._door.pair.node_id}/hub")
-            knock.dealer.send_multipart(encode("/hub", header, message), zmq.DONTWAIT)
+            frames = encode("/hub", self._numbers.header(message, "/hub"), message)
+            knock.dealer.send_multipart(frames, zmq.DONTWAIT)
         elif event == zmq.Event.HANDSHAKE_FAILED_AUTH:
             self._fail(
                 knock, "revoked", f"the node at {where} refuses this node's key: it was revoked in cluster {name}"

@@ -13,11 +13,13 @@ import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from bus.endpoints import node_of
 from bus.keys import KeyPair
 from bus.mesh import Action, Close, Dial, Mesh, Publish, SayHello
 from bus.messages import HubPeer, LinkHello, LinkSubscribe, Message, PeerDown, PeerUp
+from bus.sequences import Numbering
 from bus.sockets import connect, open_socket
-from bus.wire import encode, new_header
+from bus.wire import encode
 from cluster.roles import Role
 
 logger = logging.getLogger(__name__)
@@ -41,11 +43,13 @@ class Links:
         poller: zmq.Poller,
         mesh: Mesh,
         own: KeyPair | None,
+        numbers: Numbering,
         introduction: Callable[[], LinkHello],
         announce: Callable[[PeerUp | PeerDown], None],
         counters: Counter[str],
     ) -> None:
         self._context, self._poller, self._mesh, self._own = context, poller, mesh, own
+        self._numbers = numbers
         self._introduction, self._announce, self._counters = introduction, announce, counters
         self._dealers: dict[str, zmq.Socket[bytes]] = {}
         self._monitors: dict[zmq.Socket[bytes], str] = {}
@@ -144,8 +148,8 @@ class Links:
         return True
 
     def _tell(self, endpoint: str, message: Message) -> bool:
-        header = new_header(message, f"{self._mesh.node_id}/hub")
-        return self._push(endpoint, encode("/hub", header, message), "work dropped")
+        to = f"{node_of(endpoint)}/hub"
+        return self._push(endpoint, encode(to, self._numbers.header(message, to), message), "work dropped")
 
     # -- dials
 

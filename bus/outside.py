@@ -23,10 +23,12 @@ from bus.knocks import GATE_BYTES, Knocks
 from bus.links import Links
 from bus.messages import GateKnock, GateWelcome, Message, PeerMet, PeerRefused, RequestFailed
 from bus.port import Port
+from bus.sequences import Numbering
 from bus.sockets import Guard
-from bus.wire import Envelope, WireError, decode, encode, new_header
+from bus.wire import Envelope, WireError, decode, encode
 from bus.zap import ZapHandler
-from cluster.members import NotLetIn
+from cluster.bounds import MOST_GATES
+from cluster.members import Member, Members, NotLetIn
 from cluster.roles import Role
 
 logger = logging.getLogger(__name__)
@@ -49,12 +51,13 @@ class Outside:
         counters: Counter[str],
         announce: Announce,
         links: Links,
+        numbers: Numbering,
     ) -> None:
         """Listen. Raises OSError with a sentence."""
         self._door, self._counters, self._announce = door, counters, announce
-        self._links, self._node_id = links, config.node_id
+        self._links, self._node_id, self._numbers = links, config.node_id, numbers
         self._zap = ZapHandler(context, door.allow)
-        self._knocks = Knocks(context, poller, door, self._let_in, self._refused)
+        self._knocks = Knocks(context, poller, door, numbers, self._let_in, self._refused)
         self._recent: list[float] = []
         self._said: dict[str, float] = {}
         self.gates: dict[str, str] = {}  # gate as it was dialled -> the bus end point behind it
@@ -133,8 +136,11 @@ class Outside:
         try:
             self._check_rate()
             self._check_life(key, knock)
+            before = self._door.members
             welcome = self._door.knocked(key, knock, self.bus.endpoint)
-            return msgspec.structs.replace(welcome, gates=tuple(p.gate for p in self._links.standing() if p.gate))
+            self._met("", self._door.members.check(node_id_of(key)), before)
+            gates = tuple(peer.gate for peer in self._links.standing() if peer.gate)[:MOST_GATES]
+            return msgspec.structs.replace(welcome, gates=gates)
         except NotLetIn as error:
             if error.code not in ("self", "busy"):
                 self._tell("", error.code, f"{knock.name} was not let in: {error}")
@@ -154,21 +160,27 @@ class Outside:
             raise NotLetIn("duplicate", duplicate(knock.name))
 
     def _reply(self, envelope: Envelope, reply: Message) -> list[bytes]:
-        header = new_header(reply, f"{self._node_id}/hub", cause=envelope.header.id)
-        return encode(envelope.header.sender, header, reply)
+        to = envelope.header.sender
+        return encode(to, self._numbers.header(reply, to, envelope.header.id), reply)
 
     # -- at others' gates
 
     def _let_in(self, endpoint: str, welcome: GateWelcome) -> None:
+        before = self._door.members
         try:
             member = self._door.welcomed(welcome)
         except NotLetIn as error:
             self._refused(endpoint, error.code, str(error))
             return
         self.gates[endpoint] = welcome.endpoint
-        self._announce(PeerMet(endpoint, member.node_id, member.name))
+        self._met(endpoint, member, before)
         self._links.dial(welcome.endpoint)
         self._meet_others(welcome.gates)
+
+    def _met(self, endpoint: str, member: Member, before: Members) -> None:
+        if news := self._door.news(member, before):
+            logger.warning("%s", news)
+        self._announce(PeerMet(endpoint, member.node_id, member.name, news))
 
     def _meet_others(self, gates: Sequence[str]) -> None:
         """Every member is linked to every other, also where no beacon gets through."""

@@ -51,7 +51,11 @@ class PeerHandle(ABC):
 
 
 class BusPeerHandle(PeerHandle):
-    """A node behind this node's hub; `address` is the tcp end point of its own hub."""
+    """A node behind this node's hub.
+
+    `address` is that of its gate, which the hub knocks at. For a node that is linked already it may be the end point of
+    its hub, which is enough to end the link but not to make it anew.
+    """
 
     def __init__(self, bus: BusClient, address: str) -> None:
         super().__init__(address)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from bus.actor import Actor
@@ -22,6 +24,7 @@ from bus.config import NodeConfig, read_config
 CANNOT_START = 78  # EX_CONFIG: starting again will not help; the log's last line says why
 ADDRESS_VARIABLE = "EXOBUS_RUN_DIR"
 NAME_VARIABLE = "EXOBUS_ACTOR"
+_MACOS_FILES = 10240
 
 
 class CannotStart(Exception):
@@ -35,6 +38,7 @@ def actor_name(role: str) -> str:
 
 def begin(name: str) -> NodeConfig:
     """Read the settings that the supervisor left, set up logging and tie this process to the supervisor."""
+    allow_many_files()
     logging.basicConfig(
         level=os.environ.get("EXOBUS_LOG", "INFO").upper(),
         format=f"%(asctime)s %(levelname)s {name} %(name)s: %(message)s",
@@ -42,6 +46,15 @@ def begin(name: str) -> NodeConfig:
     )
     threading.Thread(target=_die_with_supervisor, daemon=True, name="supervisor-watch").start()
     return read_config(Path(os.environ[ADDRESS_VARIABLE]))
+
+
+def allow_many_files() -> None:
+    """Have as many open files as the system grants: a crowd of strangers' connections must not use them up."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in (most, _MACOS_FILES):
+        with suppress(OSError, ValueError):  # macOS says that there is no limit, and takes 10,240
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+            return
 
 
 def _die_with_supervisor() -> None:

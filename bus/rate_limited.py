@@ -45,7 +45,15 @@ class RateLimited:
         self._limit = RateLimit(every_s)
 
     def warning(self, key: str, text: str, *arguments: object) -> None:
-        """Log, or only count. `key` is of our choosing: a reason, a node id; never what a stranger wrote."""
+        """Log, or only count. Keys are few: reasons, kinds, addresses of linked nodes."""
+        self._log(logging.WARNING, key, text, arguments, trace=False)
+
+    def exception(self, key: str, text: str, *arguments: object) -> None:
+        """The same as an error, with the traceback of the exception that is being handled."""
+        self._log(logging.ERROR, key, text, arguments, trace=True)
+
+    def _log(self, level: int, key: str, text: str, arguments: tuple[object, ...], *, trace: bool) -> None:
         kept_back = self._limit.pass_on(key, self._clock())
         if kept_back is not None:
-            self._logger.warning(text + (f" (and {kept_back} more)" if kept_back else ""), *arguments)
+            more = f" (and {kept_back} more)" if kept_back else ""
+            self._logger.log(level, text + more, *arguments, exc_info=trace)

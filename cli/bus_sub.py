@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+import msgpack
 import msgspec
 import typer
 
@@ -15,6 +16,7 @@ from cli.exits import USAGE, leave
 from cli.patterns import check, literal_prefix, matches
 
 WIDEST_FIELD = 60
+MOST_ITEMS = 4096
 
 
 async def run(bus: BusClient, pattern: str, count: int, *, as_json: bool) -> None:
@@ -37,10 +39,19 @@ async def run(bus: BusClient, pattern: str, count: int, *, as_json: bool) -> Non
 def fields_of(envelope: Envelope) -> Any:
     """A message's fields; of a kind that is not known here, whatever came."""
     if envelope.message is None:
-        return envelope.body
+        return _unknown(envelope.body)
     fields = msgspec.to_builtins(envelope.message)
     fields.pop("kind", None)
     return fields
+
+
+def _unknown(body: bytes) -> Any:
+    """Decoded within bounds, as far as JSON can show it, or a sentence about bytes that are not to be decoded."""
+    try:
+        value = msgpack.unpackb(body, max_array_len=MOST_ITEMS, max_map_len=MOST_ITEMS)
+        return json.loads(json.dumps(value, default=repr))
+    except (ValueError, TypeError, RecursionError, MemoryError) as error:
+        return f"{len(body)} bytes that cannot be read ({type(error).__name__})"
 
 
 def as_object(envelope: Envelope) -> dict[str, Any]:
@@ -55,7 +66,12 @@ def as_line(envelope: Envelope) -> str:
     fields = fields_of(envelope)
     pairs = fields.items() if isinstance(fields, dict) else [("body", fields)]
     brief = "  ".join(f"{name}={_brief(value)}" for name, value in pairs)
-    return f"{moment}  {header.sender:<26}  {envelope.to:<18}  {brief}".rstrip()
+    return _printable(f"{moment}  {header.sender:<26}  {envelope.to:<18}  {brief}".rstrip())
+
+
+def _printable(line: str) -> str:
+    """A stranger's text must not steer the terminal."""
+    return "".join(character if character.isprintable() else "�" for character in line)
 
 
 def _brief(value: Any) -> str:

@@ -25,17 +25,17 @@ class Traffic:
     messages: Counter[str] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)
     lost: Counter[str] = field(default_factory=Counter)
-    _sequences: dict[tuple[str, str], int] = field(default_factory=dict)
+    _heard: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
 
     def count(self, envelope: Envelope, size: int) -> None:
-        """One message of `size` bytes. Facts carry a sequence per sender and kind; work does not."""
+        """One message of `size` bytes. Work is numbered by its address, so no gaps show when it passes here."""
         topic, header = envelope.to, envelope.header
         self.messages[topic] += 1
         self.sizes[topic] += size
-        if header.sequence:
-            before = self._sequences.get((header.sender, topic), header.sequence - 1)
-            self.lost[topic] += max(header.sequence - before - 1, 0)
-            self._sequences[header.sender, topic] = header.sequence
+        if topic == header.kind:
+            life, before = self._heard.get((header.sender, topic), (0, 0))
+            self.lost[topic] += max(header.sequence - before - 1, 0) if life == header.life else 0
+            self._heard[header.sender, topic] = (header.life, header.sequence)
 
     def report(self, seconds: float) -> list[dict[str, float | str]]:
         """Rates by topic since the last report, the busiest first; begins the next one."""
@@ -74,9 +74,8 @@ async def _listen(bus: BusClient, traffic: Traffic, seconds: float) -> None:
 
 
 def _size(envelope: Envelope) -> int:
-    """The bytes of the body, as it came, and of its buffers."""
-    body = envelope.body if envelope.message is None else envelope.message
-    return len(msgspec.msgpack.encode(body)) + sum(map(len, envelope.buffers))
+    """The bytes of the body."""
+    return len(envelope.body if envelope.message is None else msgspec.msgpack.encode(envelope.message))
 
 
 def _print(rows: list[dict[str, float | str]], *, as_json: bool) -> None:

@@ -3,43 +3,55 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
 import re
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import typer
 
 from actors.node_folder import FolderError, NodeFolder, check_name, first_free, open_folder
 from actors.supervisor import run_node
 from bus.config import DEFAULT_DISCOVERY_PORT, NodeConfig, write_config
+from bus.keys import KeyFileError
+from cli.addresses import checked_api_host, checked_host, is_loopback
+from cli.code_file import code_file
 from cli.exits import FAILED, USAGE
+from cli.joining import SEEN, given_code, is_code, keep_code, kept_code, take_from_environment
 from cli.nodes import default_parent
 from cli.screen import NodeScreen
 from cli.sizes import parse_bytes
+from cluster.join_code import JoinCode, JoinCodeError
+from cluster.roles import Role
 from discovery.manual import peer_endpoint
 from engines.precision import PRECISIONS
 from engines.registry import ENGINES
 from models.cache import default_cache_root
 
+IN_A_CLUSTER = "make a cluster with `exobus cluster init`, or join one with --join CODE"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """The options of `exobus node`; None where nothing was asked."""
+    """The options of `exobus node`; None where nothing was asked. `join` is a join code or a file's path."""
 
     name: str | None = None
+    join: str | None = None
+    strict: bool = False
     host: str = "127.0.0.1"
-    insecure: bool = False
-    api_port: int | None = None
     bus_port: int | None = None
+    gate_port: int | None = None
     discovery_port: int = DEFAULT_DISCOVERY_PORT
-    data_dir: Path | None = None
     peers: tuple[str, ...] = ()
+    api_host: str = "127.0.0.1"
+    api_port: int | None = None
+    api_keys: Path | None = None
+    api_names: tuple[str, ...] = ()
+    cors: tuple[str, ...] = ()
+    data_dir: Path | None = None
     engine: str = "auto"
     memory: str | None = None
     kv_memory: str | None = None
@@ -54,32 +66,53 @@ class BadOption(Exception):
 
 def run(asked: Asked) -> tuple[str, int]:
     """Run a node to its end: a sentence why it failed (or none), and the exit status."""
+    joining = asked.join or take_from_environment()
+    take_from_environment()
     try:
-        check(asked)
+        given = given_code(joining) if joining else None
+        code = given or kept_code(asked.data_dir)
+        asked = resolved(asked)
+        check(asked, code)
     except (BadOption, FolderError, ValueError) as error:
         return str(error), USAGE
+    except KeyFileError as error:
+        return str(error), FAILED
     try:
         folder = _folder(asked)
     except FolderError as error:
         return str(error), FAILED
     try:
-        config = settings(asked, folder)
-        write_config(config)
-        _log_to(folder)
-        _warn(config)
-        screen = NodeScreen(colour="NO_COLOR" not in os.environ)
-        failure = asyncio.run(run_node(config, folder, screen))
+        if given:
+            keep_code(asked.data_dir, given)
+        return _run(asked, folder, code), FAILED
+    except (JoinCodeError, KeyFileError) as error:
+        return str(error), FAILED
     finally:
         folder.close()
-    return failure, FAILED
 
 
-def check(asked: Asked) -> None:
+def _run(asked: Asked, folder: NodeFolder, code: JoinCode | None) -> str:
+    """Run a node that may run; a sentence why it failed, or none."""
+    config = settings(asked, folder, code)
+    write_config(config)
+    _log_to(folder)
+    for sentence in warnings(asked):
+        typer.echo(sentence, err=True)
+    screen = NodeScreen(code.role if code else Role.MEMBER, colour="NO_COLOR" not in os.environ)
+    return asyncio.run(run_node(config, folder, screen))
+
+
+def resolved(asked: Asked) -> Asked:
+    """With addresses for what was asked in words. Raises BadAddress."""
+    api_host = checked_api_host(asked.api_host, keys=asked.api_keys is not None)
+    return replace(asked, host=checked_host(asked.host), api_host=api_host, peers=_peers(asked))
+
+
+def check(asked: Asked, code: JoinCode | None) -> None:
     """Raises BadOption, FolderError or ValueError, each with one sentence, for what cannot be meant."""
     check_name(asked.name or default_name())
     if asked.engine not in ("auto", *ENGINES):
         raise BadOption(f"there is no engine {asked.engine!r}; choose auto or one of {', '.join(ENGINES)}")
-    check_host(asked.host, insecure=asked.insecure)
     if asked.memory is not None and parse_bytes(asked.memory) == 0:
         raise BadOption("--memory 0 leaves no room for any layer; give an amount such as 12GB")
     parse_bytes(asked.kv_memory or "0")
@@ -87,33 +120,24 @@ def check(asked: Asked) -> None:
         raise BadOption(f"--precision {asked.precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
     if asked.cards is not None and not asked.cards.exists():
         raise BadOption(f"--cards {asked.cards} does not exist; give a folder of model cards")
-    for peer in _peers(asked):
+    for peer in asked.peers:
         peer_endpoint(peer)
+    if code is None:
+        _check_alone(asked)
 
 
-def check_host(host: str, *, insecure: bool) -> None:
-    """Raises BadOption for what is no address, for the wildcard, and for the network while nobody asked for it."""
-    try:
-        address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
-    except ValueError:
-        raise BadOption(f"--host {host!r} is no address; {_addresses_here()}") from None
-    if address.is_unspecified:
-        raise BadOption(f"--host {host} is no address that other machines can dial; {_addresses_here()}")
-    if not address.is_loopback and not insecure:
-        raise BadOption(
-            f"--host {host} would open the bus to the network, and it is not encrypted yet; "
-            "add --insecure if you trust everyone on it"
-        )
+def _check_alone(asked: Asked) -> None:
+    """Raises BadOption for what a node without a join code cannot do."""
+    if not is_loopback(asked.host):
+        raise BadOption(f"--host {asked.host} opens a node to others of its cluster, and it has none; {IN_A_CLUSTER}")
+    if asked.peers:
+        raise BadOption(f"--peer {asked.peers[0]} lets nobody in who has no join code; {IN_A_CLUSTER}")
+    if asked.strict:
+        raise BadOption(f"--strict is for a node of a cluster; {IN_A_CLUSTER}")
 
 
-def _addresses_here() -> str:
-    families = (socket.AF_INET, socket.AF_INET6)
-    found = {a.address for addresses in psutil.net_if_addrs().values() for a in addresses if a.family in families}
-    return f"name one of this machine's: {', '.join(sorted(found))}"
-
-
-def settings(asked: Asked, folder: NodeFolder) -> NodeConfig:
-    """The node's settings."""
+def settings(asked: Asked, folder: NodeFolder, code: JoinCode | None) -> NodeConfig:
+    """The node's settings, from what was resolved."""
     return NodeConfig(
         node_id=folder.node_id,
         name=asked.name or (folder.path.name if asked.data_dir is None else default_name()),
@@ -122,17 +146,34 @@ def settings(asked: Asked, folder: NodeFolder) -> NodeConfig:
         data_dir=str(folder.path),
         cache_dir=str(default_cache_root()),
         cards_dir=str(asked.cards.absolute()) if asked.cards else "",
-        host="127.0.0.1" if asked.host == "localhost" else asked.host,
+        host=asked.host,
+        api_host=asked.api_host,
         api_port=asked.api_port,
+        api_keys=str(asked.api_keys.expanduser().absolute()) if asked.api_keys else "",
+        api_names=asked.api_names,
+        cors=asked.cors,
         bus_port=asked.bus_port,
+        gate_port=asked.gate_port,
         discovery_port=asked.discovery_port,
-        peers=_peers(asked),
+        cluster=code.name if code else "",
+        code_file=str(code_file(asked.data_dir)) if code else "",
+        strict=asked.strict,
+        peers=asked.peers,
         engine=asked.engine,
         memory=parse_bytes(asked.memory) if asked.memory else 0,
         kv_memory=parse_bytes(asked.kv_memory) if asked.kv_memory else 0,
         precision=asked.precision,
         threads=asked.threads or 0,
     )
+
+
+def warnings(asked: Asked) -> list[str]:
+    """What the owner should know before the node starts; a line each."""
+    seen = [SEEN] if asked.join and is_code(asked.join) else []
+    plain = (
+        f"warning: the API on {asked.api_host} is plain HTTP; who can listen in on that network reads chats and keys"
+    )
+    return seen if is_loopback(asked.api_host) else [*seen, plain]
 
 
 def default_name() -> str:
@@ -162,12 +203,3 @@ def _log_to(folder: NodeFolder) -> None:
         format="%(asctime)s %(levelname)s supervisor %(name)s: %(message)s",
         filename=folder.logs / "supervisor.log",
     )
-
-
-def _warn(config: NodeConfig) -> None:
-    if not config.loopback:
-        sentence = (
-            f"warning: the bus and the API listen on {config.host} without encryption or keys; "
-            "everyone who reaches it can use and read them"
-        )
-        typer.echo(sentence, err=True)

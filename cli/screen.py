@@ -13,15 +13,18 @@ from bus.config import NodeConfig
 from bus.messages import HubState
 from cli.sizes import show_bytes
 from cluster.capabilities import DeviceCapabilities
+from cluster.roles import Role
 from models.catalogue import DEFAULT_MODEL
 
 PLAIN_EVERY_S = 5.0  # between lines of progress where they cannot replace each other
+_ARTICLES = {Role.MEMBER: "a", Role.GATEWAY: "a", Role.OBSERVER: "an"}
 
 
 class NodeScreen:
     """What `actors.supervisor.Screen` asks for."""
 
-    def __init__(self, out: TextIO | None = None, *, colour: bool = False) -> None:
+    def __init__(self, role: Role, out: TextIO | None = None, *, colour: bool = False) -> None:
+        self._role = role
         self._out = out or sys.stdout
         self._moving = self._out.isatty()
         self._colour = colour and self._moving
@@ -35,7 +38,7 @@ class NodeScreen:
     def ready(self, config: NodeConfig, hub: HubState, capabilities: DeviceCapabilities) -> None:
         """The gateway answers and the engine is chosen."""
         self._clear()
-        for line in ready_lines(config, hub, capabilities):
+        for line in ready_lines(config, hub, capabilities, self._role):
             self._out.write(self._painted(line) + "\n")
         self._out.flush()
 
@@ -67,30 +70,63 @@ class NodeScreen:
         return f"\x1b[2m{label}\x1b[0m{text}" if self._colour and label.strip() else line
 
 
-def ready_lines(config: NodeConfig, hub: HubState, capabilities: DeviceCapabilities) -> list[str]:
-    """The screen's lines, uncoloured."""
+def ready_lines(config: NodeConfig, hub: HubState, capabilities: DeviceCapabilities, role: Role) -> list[str]:
+    """The screen's lines, uncoloured. The join code is not among them."""
     api = config.api()
-    body = f'{{"model":"{DEFAULT_MODEL}","stream":true,"messages":[{{"role":"user","content":"What is a ring?"}}]}}'
     return [
         "",
         f"exobus    node {config.name} is ready ({config.node_id})",
-        f"machine   {capabilities.chip or capabilities.model}, {show_bytes(capabilities.memory_available)} for models",
-        f"engine    {capabilities.engine}: {capabilities.why}",
+        *(_machine(capabilities) if role is Role.MEMBER else ()),
+        f"cluster   {_cluster(config, hub, role)}",
         f"api       {api}/v1",
         "",
-        f'chat      exobus run {DEFAULT_MODEL} "What is a ring?" --api {api}',
-        f"          curl -N {api}/v1/chat/completions -H 'content-type: application/json' \\",
-        f"               -d '{body}'",
-        f"add node  {add_node_command(config, hub)}",
+        *(_chat(api) if role is not Role.OBSERVER else ()),
+        *_add_node(config, hub, role),
         f"look      exobus topology --api {api}   or   exobus bus sub '>' --node {config.name}",
         "stop      Ctrl-C",
         "",
     ]
 
 
-def add_node_command(config: NodeConfig, hub: HubState) -> str:
-    """What to type to give this node a second one."""
-    endpoint = hub.endpoint.removeprefix("tcp://")
+def _machine(capabilities: DeviceCapabilities) -> tuple[str, str]:
+    return (
+        f"machine   {capabilities.chip or capabilities.model}, {show_bytes(capabilities.memory_available)} for models",
+        f"engine    {capabilities.engine}: {capabilities.why}",
+    )
+
+
+def _cluster(config: NodeConfig, hub: HubState, role: Role) -> str:
+    if not config.cluster:
+        return "none; this node stands alone and nobody else reaches it"
+    strict = ", strict" if config.strict else ""
+    gate = f", others knock at {hub.gate.removeprefix('tcp://')}" if hub.gate else ""
+    return f"{config.cluster}, as {_ARTICLES[role]} {role}{strict}{gate}"
+
+
+def _chat(api: str) -> tuple[str, str, str]:
+    body = f'{{"model":"{DEFAULT_MODEL}","stream":true,"messages":[{{"role":"user","content":"What is a ring?"}}]}}'
+    return (
+        f'chat      exobus run {DEFAULT_MODEL} "What is a ring?" --api {api}',
+        f"          curl -N {api}/v1/chat/completions -H 'content-type: application/json' \\",
+        f"               -d '{body}'",
+    )
+
+
+def _add_node(config: NodeConfig, hub: HubState, role: Role) -> tuple[str, ...]:
+    """What to type to give this node a second one; only members can invite."""
+    if role is not Role.MEMBER:
+        return ()
+    if not config.cluster:
+        return (
+            "add node  exobus cluster init   makes a join code; then start this node again with --host auto,",
+            "          and on the other machine: exobus node --host auto --join CODE",
+        )
     if config.loopback:
-        return f"exobus node --name second --peer {endpoint}   (here; for other machines see --host)"
-    return f"exobus node --host OWN-ADDRESS --insecure --peer {endpoint}   (on the other machine)"
+        return (
+            "add node  exobus node --name second   here; other machines reach this one with --host auto,",
+            "          and join with the code that `exobus cluster invite` prints",
+        )
+    return (
+        "add node  exobus cluster invite   prints the join code; then on the other machine:",
+        f"          exobus node --host auto --join CODE --peer {hub.gate.removeprefix('tcp://')}",
+    )

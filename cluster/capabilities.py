@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
+
+from cluster.bounds import Detail, Name, Real, Whole
 
 
 class EngineCapability(msgspec.Struct, frozen=True):
@@ -12,11 +17,11 @@ class EngineCapability(msgspec.Struct, frozen=True):
     (see `engines.probe`), or None where the engine could not be measured; `detail` then says why.
     """
 
-    name: str
-    version: str = ""
-    device: str = ""
-    ms_per_layer: float | None = None
-    detail: str = ""
+    name: Name
+    version: Name = ""
+    device: Name = ""
+    ms_per_layer: Real | None = None
+    detail: Detail = ""
 
     @property
     def usable(self) -> bool:
@@ -27,19 +32,19 @@ class EngineCapability(msgspec.Struct, frozen=True):
 class Flops(msgspec.Struct, frozen=True):
     """Arithmetic speed in TFLOP/s; 0.0 where a format was not measured."""
 
-    fp32: float = 0.0
-    fp16: float = 0.0
-    int8: float = 0.0
+    fp32: Real = 0.0
+    fp16: Real = 0.0
+    int8: Real = 0.0
 
 
 class DeviceCapabilities(msgspec.Struct, frozen=True):
     """What a machine offers. Memory in bytes; `memory_available` is what a shard may use now."""
 
-    model: str = ""
-    chip: str = ""
-    memory_total: int = 0
-    memory_available: int = 0
+    model: Name = ""
+    chip: Name = ""
+    memory_total: Whole = 0
+    memory_available: Whole = 0
     flops: Flops = Flops()
-    engines: tuple[EngineCapability, ...] = ()
-    engine: str = ""
-    why: str = ""
+    engines: Annotated[tuple[EngineCapability, ...], Meta(max_length=8)] = ()
+    engine: Name = ""
+    why: Detail = ""

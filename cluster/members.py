@@ -8,9 +8,10 @@ from enum import StrEnum
 
 import msgspec
 
+from cluster.bounds import MOST_NODES, Name
 from cluster.roles import Role
 
-MOST = 1024  # nodes remembered; whoever holds the code could else fill our memory with keys
+MOST = MOST_NODES  # nodes remembered; whoever holds the code could else fill our memory with keys
 
 
 class Standing(StrEnum):
@@ -24,9 +25,9 @@ class Standing(StrEnum):
 class Member(msgspec.Struct, frozen=True):
     """A node as it showed itself at a gate. `key` is its public key in hex; empty for one revoked unseen."""
 
-    node_id: str
-    name: str
-    key: str
+    node_id: Name
+    name: Name
+    key: Name
     role: Role = Role.MEMBER
     standing: Standing = Standing.LET_IN
 

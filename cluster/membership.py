@@ -5,38 +5,30 @@ Trust does not come from here: a beacon only suggests a dial, and a node is a me
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-import msgspec
+from cluster.beacon import Beacon
 
 MAX_CANDIDATES = 256  # a hostile network must not fill our memory
 FORGET_AFTER_S = 30.0
 FIRST_BACK_OFF_S = 0.5
 LONGEST_BACK_OFF_S = 15.0
-
-
-class Beacon(msgspec.Struct, frozen=True):
-    """What a node says to strangers: who it is and where its hub listens. `leaving` is its goodbye."""
-
-    cluster: str
-    version: int
-    node_id: str
-    name: str
-    incarnation: int
-    endpoint: str
-    leaving: bool = False
+REFUSED_S = 30.0
+OURSELVES_S = 3600.0
+STEADY_S = 5.0
+_REFUSALS = frozenset({"wrong_code", "revoked", "unapproved", "duplicate"})  # dialling again soon changes nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A node heard of, or named by hand (`pinned`; its id is unknown until its hub answers)."""
+    """A gate heard of, or named by hand (`pinned`; whose it is stays unknown until it answers)."""
 
-    endpoint: str
+    gate: str
     node_id: str = ""
     name: str = ""
+    incarnation: int = 0
     pinned: bool = False
-    linked: bool = False
     heard_at: float = 0.0
     dial_at: float = 0.0
     back_off: float = FIRST_BACK_OFF_S
@@ -44,82 +36,118 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """Candidates by endpoint. `node_id` is our own; our own beacons come back to us and are dropped."""
+    """Candidates by gate, and the linked nodes with the time since when. `node_id` is our own."""
 
     node_id: str
-    cluster: str
-    version: int
     candidates: Mapping[str, Candidate] = field(default_factory=dict)
+    links: Mapping[str, float] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
 
-    def pin(self, endpoint: str) -> Membership:
+    def pin(self, gate: str) -> Membership:
         """Name a peer by hand: it is dialled for ever, with back-off."""
-        return self._keep(Candidate(endpoint, pinned=True))
+        return self._with(Candidate(gate, pinned=True))
 
     def hear(self, beacon: Beacon, now: float) -> Membership:
-        """Take in a beacon. Foreign clusters and versions are counted in `refused`, never dialled."""
+        """Take in a beacon that was found genuine and new. Our own come back to us and change nothing."""
         if beacon.node_id == self.node_id:
             return self
-        reason = self._refusal(beacon)
-        if reason:
-            return replace(self, refused={**self.refused, reason: self.refused.get(reason, 0) + 1})
         if beacon.leaving:
-            return self._drop(beacon)
-        held = self.candidates.get(beacon.endpoint, Candidate(beacon.endpoint, dial_at=now))
-        return self._keep(replace(held, node_id=beacon.node_id, name=beacon.name, heard_at=now))
+            return self._without(beacon)
+        held = self.candidates.get(beacon.gate) or self._elsewhere(beacon)
+        if held is None and len(self.candidates) >= MAX_CANDIDATES:
+            return self._refuse("too many candidates")
+        return self._moved(held or Candidate(beacon.gate), beacon, now)
 
     def due(self, now: float) -> tuple[Membership, tuple[str, ...]]:
-        """Forget who fell silent, and return the endpoints to dial now; each is backed off in the result."""
-        kept = {e: c for e, c in self.candidates.items() if c.pinned or c.linked or now - c.heard_at < FORGET_AFTER_S}
-        linked = {c.node_id for c in kept.values() if c.linked}
-        dials = tuple(e for e, c in kept.items() if c.node_id not in linked and not c.linked and c.dial_at <= now)
-        for endpoint in dials:
-            kept[endpoint] = _backed_off(kept[endpoint], now)
-        return replace(self, candidates=kept), dials
+        """Forget who fell silent, and return the gates to dial now, one a node; they are backed off in the result."""
+        kept = {g: c for g, c in self.candidates.items() if self._is_kept(c, now)}
+        waits: dict[str, float] = {}
+        dials = []
+        for candidate in sorted(kept.values(), key=lambda c: (c.dial_at, c.back_off)):
+            whose = candidate.node_id or candidate.gate
+            if candidate.dial_at <= now and whose not in self.links and whose not in waits:
+                dials.append(candidate.gate)
+                waits[whose] = now + candidate.back_off
+                kept[candidate.gate] = replace(candidate, back_off=min(2 * candidate.back_off, LONGEST_BACK_OFF_S))
+        paced = {g: replace(c, dial_at=max(c.dial_at, waits.get(c.node_id or g, 0.0))) for g, c in kept.items()}
+        return replace(self, candidates=paced), tuple(dials)
 
-    def linked(self, endpoint: str, node_id: str) -> Membership:
-        """A link to `endpoint` stands."""
-        held = self.candidates.get(endpoint)
+    def met(self, gate: str, node_id: str, name: str, now: float) -> Membership:
+        """A gate that was dialled belongs to this node. Where that is ourselves, it is left alone for long."""
+        held = self.candidates.get(gate)
         if held is None:
             return self
-        return self._keep(replace(held, node_id=node_id, linked=True, back_off=FIRST_BACK_OFF_S))
+        dial_at = now + OURSELVES_S if node_id == self.node_id else held.dial_at
+        return self._with(replace(held, node_id=node_id, name=name, dial_at=dial_at))
+
+    def turned_away(self, gate: str, code: str, now: float) -> Membership:
+        """A gate that was dialled did not let us in."""
+        held = self.candidates.get(gate)
+        if held is None or code not in _REFUSALS:
+            return self
+        return self._with(replace(held, dial_at=max(held.dial_at, now + REFUSED_S)))
+
+    def linked(self, node_id: str, now: float) -> Membership:
+        """A link to a node stands."""
+        return replace(self, links={**self.links, node_id: now})
 
     def unlinked(self, node_id: str, now: float) -> Membership:
-        """The link to a node is gone; it may be dialled again at once."""
-        lost = {
-            e: replace(c, linked=False, dial_at=now, heard_at=now) if c.node_id == node_id and c.linked else c
-            for e, c in self.candidates.items()
-        }
-        return replace(self, candidates=lost)
+        """The link to a node is gone. It may be dialled again at once, unless it never stood for long."""
+        if node_id not in self.links:
+            return self
+        steady = now - self.links[node_id] >= STEADY_S
+        lost = {g: _lost(c, steady, now) for g, c in self.candidates.items() if c.node_id == node_id}
+        links = {n: since for n, since in self.links.items() if n != node_id}
+        return replace(self, links=links, candidates={**self.candidates, **lost})
 
-    def unlinked_all(self, now: float) -> Membership:
-        """Our hub began anew: no link stands."""
-        lost = {
-            e: replace(c, linked=False, dial_at=now, heard_at=now) if c.linked else c
-            for e, c in self.candidates.items()
-        }  # fmt: skip
-        return replace(self, candidates=lost)
+    def standing(self, node_ids: Iterable[str], now: float) -> Membership:
+        """These links stand and no other: our hub says so, after one of us began anew."""
+        stand = set(node_ids)
+        membership = self
+        for node_id in set(self.links) - stand:
+            membership = membership.unlinked(node_id, now)
+        for node_id in stand - set(self.links):
+            membership = membership.linked(node_id, now)
+        return membership
 
-    def _refusal(self, beacon: Beacon) -> str:
-        if beacon.cluster != self.cluster:
-            return "another cluster"
-        if beacon.version != self.version:
-            return "another protocol version"
-        if not beacon.endpoint.startswith("tcp://"):
-            return "no end point"
-        full = len(self.candidates) >= MAX_CANDIDATES and beacon.endpoint not in self.candidates
-        return "too many candidates" if full else ""
+    def _is_kept(self, candidate: Candidate, now: float) -> bool:
+        return candidate.pinned or candidate.node_id in self.links or now - candidate.heard_at < FORGET_AFTER_S
 
-    def _keep(self, candidate: Candidate) -> Membership:
-        return replace(self, candidates={**self.candidates, candidate.endpoint: candidate})
+    def _elsewhere(self, beacon: Beacon) -> Candidate | None:
+        """What we know of the beacon's node under another address: a node has one gate."""
+        return next((c for c in self.candidates.values() if c.node_id == beacon.node_id and not c.pinned), None)
 
-    def _drop(self, beacon: Beacon) -> Membership:
-        held = self.candidates.get(beacon.endpoint)
+    def _moved(self, held: Candidate, beacon: Beacon, now: float) -> Membership:
+        """What was held is now at the beacon's gate; another node, or another life of it, is worth a dial soon."""
+        known = (held.node_id, held.incarnation) == (beacon.node_id, beacon.incarnation)
+        soon = min(held.dial_at, now + FIRST_BACK_OFF_S)
+        timed = held if known else replace(held, dial_at=soon, back_off=FIRST_BACK_OFF_S)
+        candidate = replace(
+            timed,
+            gate=beacon.gate,
+            node_id=beacon.node_id,
+            name=beacon.name,
+            incarnation=beacon.incarnation,
+            heard_at=now,
+        )
+        stale = self._elsewhere(beacon)
+        others = {g: c for g, c in self.candidates.items() if c is not stale}
+        return replace(self, candidates={**others, beacon.gate: candidate})
+
+    def _with(self, candidate: Candidate) -> Membership:
+        return replace(self, candidates={**self.candidates, candidate.gate: candidate})
+
+    def _without(self, beacon: Beacon) -> Membership:
+        held = self.candidates.get(beacon.gate)
         if held is None or held.pinned or held.node_id != beacon.node_id:
             return self
-        return replace(self, candidates={e: c for e, c in self.candidates.items() if c is not held})
+        return replace(self, candidates={g: c for g, c in self.candidates.items() if c is not held})
+
+    def _refuse(self, reason: str) -> Membership:
+        return replace(self, refused={**self.refused, reason: self.refused.get(reason, 0) + 1})
 
 
-def _backed_off(candidate: Candidate, now: float) -> Candidate:
-    wait = candidate.back_off
-    return replace(candidate, dial_at=now + wait, back_off=min(2 * wait, LONGEST_BACK_OFF_S))
+def _lost(candidate: Candidate, steady: bool, now: float) -> Candidate:
+    if not steady:
+        return replace(candidate, heard_at=now)
+    return replace(candidate, heard_at=now, dial_at=now, back_off=FIRST_BACK_OFF_S)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
+from cluster.bounds import MOST_STAGES, Endpoint, ModelId, Name, Whole
 from cluster.partitioning import PartitioningStrategy, shards_of
 from cluster.shard import Shard, whole
 from cluster.topology import Topology
+
+Endpoints = Annotated[tuple[Endpoint, ...], Meta(max_length=16)]
 
 
 class Stage(msgspec.Struct, frozen=True):
@@ -19,23 +24,23 @@ class Stage(msgspec.Struct, frozen=True):
     for keys and values holds, `exact_rows` how many rows of a chunk its engine computes as it would each alone.
     """
 
-    node_id: str
+    node_id: Name
     shard: Shard
-    actor: str = ""
-    engine: str = ""
-    endpoints: tuple[str, ...] = ()
-    positions: int = 0
-    exact_rows: int = 1
+    actor: Name = ""
+    engine: Name = ""
+    endpoints: Endpoints = ()
+    positions: Whole = 0
+    exact_rows: Whole = 1
 
 
 class Instance(msgspec.Struct, frozen=True):
     """One model placed on one ring. Immutable: a new placement is a new instance under a higher epoch."""
 
-    instance_id: str
-    model_id: str
-    epoch: int
-    stages: tuple[Stage, ...]
-    placer: str = ""
+    instance_id: Name
+    model_id: ModelId
+    epoch: Whole
+    stages: Annotated[tuple[Stage, ...], Meta(max_length=MOST_STAGES)]
+    placer: Name = ""
 
     @property
     def node_ids(self) -> tuple[str, ...]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import msgspec
 
+from cluster.bounds import ModelId, Whole
+
 
 class Shard(msgspec.Struct, frozen=True):
     """Layers `start_layer` to `end_layer` (half-open, from 0) of a model of `n_layers`."""
 
-    model_id: str
-    start_layer: int
-    end_layer: int
-    n_layers: int
+    model_id: ModelId
+    start_layer: Whole
+    end_layer: Whole
+    n_layers: Whole
 
     def __post_init__(self) -> None:
         if not 0 <= self.start_layer < self.end_layer <= self.n_layers:

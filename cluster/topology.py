@@ -5,9 +5,15 @@ It does not know how nodes are found or how links are measured, and it never dec
 
 from __future__ import annotations
 
-import msgspec
+from typing import Annotated
 
+import msgspec
+from msgspec import Meta
+
+from cluster.bounds import MOST_NODES, Endpoint, Name, Real, Whole
 from cluster.capabilities import DeviceCapabilities
+
+MOST_LINKS = 1024  # to show; all links of 32 nodes, and with the nodes they fit into one message
 
 
 class NodeRecord(msgspec.Struct, frozen=True):
@@ -16,33 +22,33 @@ class NodeRecord(msgspec.Struct, frozen=True):
     `machine` is the same for all nodes of one machine, who share its memory and cores.
     """
 
-    node_id: str
-    name: str
-    incarnation: int
-    sequence: int
+    node_id: Name
+    name: Name
+    incarnation: Whole
+    sequence: Whole
     capabilities: DeviceCapabilities = DeviceCapabilities()
-    api: str = ""
-    bus: str = ""
-    version: str = ""
-    machine: str = ""
+    api: Endpoint = ""
+    bus: Endpoint = ""
+    version: Name = ""
+    machine: Name = ""
 
 
 class Link(msgspec.Struct, frozen=True):
     """A measured connection. Latency is half a round trip in milliseconds, bandwidth in Mbit/s (0: unknown)."""
 
-    source: str
-    target: str
-    kind: str = ""
-    latency_ms: float = 0.0
-    bandwidth_mbit: float = 0.0
+    source: Name
+    target: Name
+    kind: Name = ""
+    latency_ms: Real = 0.0
+    bandwidth_mbit: Real = 0.0
 
 
 class Topology(msgspec.Struct, frozen=True):
     """Nodes by id and links by (source, target), both sorted; `version` rises with each real change."""
 
-    version: int = 0
-    nodes: tuple[NodeRecord, ...] = ()
-    links: tuple[Link, ...] = ()
+    version: Whole = 0
+    nodes: Annotated[tuple[NodeRecord, ...], Meta(max_length=MOST_NODES)] = ()
+    links: Annotated[tuple[Link, ...], Meta(max_length=MOST_LINKS)] = ()
 
     def node(self, node_id: str) -> NodeRecord | None:
         """The record of a node, or None for a stranger."""
@@ -79,10 +85,12 @@ class Topology(msgspec.Struct, frozen=True):
         return Topology(self.version + 1, nodes, links)
 
     def with_link(self, link: Link) -> Topology:
-        """Take in a measurement between two known nodes; the last one wins."""
+        """Take in a measurement between two known nodes; the last one wins. Beyond `MOST_LINKS` there is no new one."""
         if link in self.links or self.node(link.source) is None or self.node(link.target) is None:
             return self
-        others = (held for held in self.links if (held.source, held.target) != (link.source, link.target))
+        others = [held for held in self.links if (held.source, held.target) != (link.source, link.target)]
+        if len(others) >= MOST_LINKS:
+            return self
         links = tuple(sorted((*others, link), key=lambda held: (held.source, held.target)))
         return Topology(self.version + 1, self.nodes, links)
 

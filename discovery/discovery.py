@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 
-from cluster.membership import Beacon
+from cluster.beacon import Beacon
+from cluster.join_code import ClusterKeys
+from cluster.reception import WrongCode
 
 
 class Discovery(ABC):
     """One way to find other nodes. Serves one asyncio loop; `start` and `stop` are called once each."""
 
+    @property
     @abstractmethod
-    async def start(self, own: Beacon) -> None:
-        """Begin to listen, and to announce `own`. Raises OSError with a sentence where it cannot."""
+    def dropped(self) -> Counter[str]:
+        """How often something was heard and not believed, by reason."""
 
     @abstractmethod
-    async def heard(self) -> Beacon:
-        """The next beacon of anyone, this node too. Waits for as long as it takes."""
+    async def start(self) -> None:
+        """Begin to listen. Raises OSError with a sentence where it cannot."""
+
+    @abstractmethod
+    def announce(self, own: Beacon | None) -> None:
+        """Say this of ourselves from now on, with a counter that rises; None: say nothing."""
+
+    @abstractmethod
+    def use(self, keys: ClusterKeys) -> None:
+        """The join code is another now: speak and listen with its keys."""
+
+    @abstractmethod
+    async def heard(self) -> Beacon | WrongCode:
+        """The next genuine beacon of anyone, this node too, or that somebody's join code is not ours.
+
+        Waits for as long as it takes.
+        """
 
     @abstractmethod
     async def stop(self) -> None:

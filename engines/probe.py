@@ -19,6 +19,7 @@ from typing import cast
 import msgspec
 import numpy as np
 
+from cluster.bounds import LONGEST_DETAIL, cut
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.engine import Chunk, EngineError, InferenceEngine
@@ -115,7 +116,9 @@ def _measure_one(name: str, deadline_s: float, precision: Precision) -> EngineCa
         return msgspec.json.decode(done.stdout.splitlines()[-1], type=EngineCapability)
     except (IndexError, msgspec.DecodeError):
         last_words = "".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])
-        return EngineCapability(name=name, detail=f"the probe ended with status {done.returncode}: {last_words}")
+        return EngineCapability(
+            name=name, detail=cut(f"the probe ended with status {done.returncode}: {last_words}", LONGEST_DETAIL)
+        )
 
 
 def _processor() -> str:
@@ -139,7 +142,7 @@ def main(name: str, precision: str = "fast") -> None:
     try:
         found = probe(name, cast(Precision, precision))  # which `create` checks
     except EngineError as error:
-        found = EngineCapability(name=name, detail=str(error))
+        found = EngineCapability(name=name, detail=cut(str(error), LONGEST_DETAIL))
     sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Examples of messages, hubs on threads and in child processes, and clients at them: shared by the bus's tests."""
+"""Hubs on threads and in child processes, and clients at them: shared by the bus's tests."""
 
 from __future__ import annotations
 
@@ -13,12 +13,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import msgspec
 import zmq
-from hypothesis import strategies as st
-from msgspec import inspect
 
 from bus.client import BusClient, HubPaths, RequestError
 from bus.config import NodeConfig, write_config
@@ -32,103 +29,11 @@ from bus.wire import Envelope
 from cluster.join_code import JoinCode, new_join_code
 from cluster.members import Member, Members
 from cluster.roles import Role
-from cluster.shard import Shard
 
 ROOT = Path(__file__).resolve().parent.parent
 WITHIN_S = 10.0
 
 M = TypeVar("M", bound=Message)
-
-# -- examples of messages, made from what msgspec knows of their classes
-
-
-def example(cls: type[M]) -> M:
-    """One value of a message class, always the same: no field has its default."""
-    return msgspec.convert(_sample(inspect.type_info(cls), cls.__name__), cls)
-
-
-def _sample(kind: inspect.Type, path: str) -> Any:
-    match kind:
-        case inspect.Metadata(type=inner):
-            return _sample(inner, path)
-        case inspect.StructType():
-            return _sample_struct(kind, path)
-        case inspect.EnumType(cls=enum):
-            return next(iter(enum))
-        case inspect.VarTupleType(item_type=item):
-            return [_sample(item, f"{path}[{index}]") for index in range(2)]
-        case inspect.DictType(key_type=key, value_type=value):
-            return {_sample(key, f"{path} key"): _sample(value, f"{path} value")}
-        case inspect.UnionType(types=types):
-            return _sample(next(member for member in types if not isinstance(member, inspect.NoneType)), path)
-        case _:
-            scalars = {
-                bytes: path.encode(),
-                bool: True,
-                int: len(path) * 1001,
-                float: len(path) + 0.25,
-                str: f"{path} é",
-            }
-            return scalars[_SCALARS[type(kind)]]
-
-
-def _sample_struct(kind: inspect.StructType, path: str) -> Any:
-    if kind.cls is Shard:
-        return {"model_id": "tiny", "start_layer": 1, "end_layer": 3, "n_layers": 4}
-    tags = {kind.tag_field: kind.tag} if kind.tag_field else {}
-    return tags | {field.name: _sample(field.type, f"{path}.{field.name}") for field in kind.fields}
-
-
-_SCALARS: dict[type[inspect.Type], type] = {
-    inspect.BoolType: bool,
-    inspect.IntType: int,
-    inspect.FloatType: float,
-    inspect.StrType: str,
-    inspect.BytesType: bytes,
-    inspect.NoneType: type(None),
-}
-_ANY_SCALAR: dict[type, st.SearchStrategy[Any]] = {
-    bool: st.booleans(),
-    int: st.integers(-(2**63), 2**64 - 1),
-    float: st.floats(allow_nan=False),
-    str: st.text(max_size=8),
-    bytes: st.binary(max_size=8),
-    type(None): st.none(),
-}
-
-
-def any_value(kind: inspect.Type) -> st.SearchStrategy[Any]:
-    """Values of a field's type, as plain Python objects."""
-    match kind:
-        case inspect.Metadata(type=inner):
-            return any_value(inner)
-        case inspect.StructType():
-            return _any_struct(kind)
-        case inspect.EnumType(cls=enum):
-            return st.sampled_from([member.value for member in enum])
-        case inspect.VarTupleType(item_type=item):
-            return st.lists(any_value(item), max_size=2)
-        case inspect.DictType(key_type=key, value_type=value):
-            return st.dictionaries(any_value(key), any_value(value), max_size=2)
-        case inspect.UnionType(types=types):
-            return st.one_of([any_value(member) for member in types])
-        case _:
-            return _ANY_SCALAR[_SCALARS[type(kind)]]
-
-
-def _any_struct(kind: inspect.StructType) -> st.SearchStrategy[Any]:
-    if kind.cls is Shard:
-        return st.lists(st.integers(0, 99), min_size=3, max_size=3, unique=True).map(_shard)
-    tags = {kind.tag_field: st.just(kind.tag)} if kind.tag_field else {}
-    return st.fixed_dictionaries(tags | {field.name: any_value(field.type) for field in kind.fields})
-
-
-def _shard(numbers: list[int]) -> dict[str, Any]:
-    start, end, n_layers = sorted(numbers)
-    return {"model_id": "m", "start_layer": start, "end_layer": end, "n_layers": n_layers}
-
-
-# -- hubs and clients
 
 
 @dataclass

@@ -1,4 +1,7 @@
-"""Whole nodes for tests and benchmarks: real `exobus node` processes on loopback, stopped by process id."""
+"""Whole nodes for tests and benchmarks: real `exobus node` processes on loopback, stopped by process id.
+
+They are nodes of a cluster that this test run makes up, unless they are to stand alone.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,14 @@ from typing import Any
 import httpx
 import psutil
 
+from bus.config import NodeConfig, read_config
+from cluster.join_code import JoinCode, new_join_code
 from models.cache import default_cache_root
 
 ROOT = Path(__file__).resolve().parent.parent
 READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 10.0
+CODE = new_join_code("test")
 _URL = re.compile(r"http://127\.0\.0\.1:\d+")
 
 
@@ -38,7 +44,7 @@ class NodeProcess:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cli", "node", "--data-dir", str(data_dir), *arguments],
             cwd=ROOT,
-            env={**os.environ, **environment},
+            env={**clean_environment(), **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -47,6 +53,17 @@ class NodeProcess:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.api = ""
+
+    @property
+    def config(self) -> NodeConfig:
+        """The settings of the running node."""
+        return read_config(Path((self.data_dir / "run").read_text()))
+
+    @property
+    def gate(self) -> str:
+        """Where others knock, as `--peer` takes it. Only of a node that is ready."""
+        config = self.config
+        return f"{config.host}:{config.gate_port}"
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -112,19 +129,31 @@ def free_udp_port() -> int:
         return port
 
 
+def clean_environment() -> dict[str, str]:
+    """The environment without what would tell a node how to be."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("EXOBUS_")}
+
+
 @contextmanager
 def nodes(
-    *names: str, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    *names: str,
+    arguments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    code: JoinCode | None = CODE,
 ) -> Iterator[list[NodeProcess]]:
-    """Ready nodes of one cluster of their own, in folders of their own, with the machine's model cache."""
+    """Ready nodes in folders of their own, with the machine's model cache.
+
+    They have this join code, and find each other by beacons on a port of their own; without a code each stands alone.
+    """
     with tempfile.TemporaryDirectory() as folder:
         beacons = str(free_udp_port())
-        settings = {"EXOBUS_CACHE": str(default_cache_root()), **(environment or {})}
+        joining = {"EXOBUS_JOIN": code.text()} if code else {}
+        settings = {"EXOBUS_CACHE": str(default_cache_root()), **joining, **(environment or {})}
+        ports = ["--discovery-port", beacons, "--api-port", "0", "--bus-port", "0", "--gate-port", "0"]
         started: list[NodeProcess] = []
         try:
             for name in names:
-                own = ["--name", name, "--discovery-port", beacons, "--api-port", "0", "--bus-port", "0"]
-                started.append(NodeProcess(Path(folder) / name, [*own, *arguments], settings))
+                started.append(NodeProcess(Path(folder) / name, ["--name", name, *ports, *arguments], settings))
             for node in started:
                 node.ready()
             yield started

@@ -20,6 +20,7 @@ from bus.messages import (
     InstanceEnsure,
     LinkProbe,
     Log,
+    RequestCancel,
     RequestDone,
     ShardUnload,
     StageDrain,
@@ -28,7 +29,7 @@ from bus.messages import (
     TopologyState,
 )
 from bus.wire import encode, new_header
-from cluster.topology import Topology
+from cluster.topology import NodeRecord, Topology
 from tests.rig_bus import WITHIN_S, client, heard, running_hub, subscribed
 
 A = "a" * 16
@@ -214,6 +215,72 @@ def test_a_request_that_times_out_cancels_its_handler() -> None:
         await asker.request("worker", LinkProbe(), RequestDone, WITHIN_S)
 
     with_worker(test)
+
+
+def test_only_the_asker_can_cancel() -> None:
+    async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
+        request = asyncio.create_task(asker.request("worker", StageDrain(), RequestDone, WITHIN_S))
+        await asyncio.wait_for(worker.hanging.get(), WITHIN_S)
+        ((_, work),) = worker._serving
+        for stranger in (f"{'c' * 16}/asker", f"{A}/another", f"{'c' * 16}/hub"):
+            header = new_header(RequestCancel(work), stranger)
+            await asker._send(encode(worker.bus.address, header, RequestCancel(work)), WITHIN_S)
+        await asker.request("worker", LinkProbe(), RequestDone, WITHIN_S)  # behind the cancels
+        assert not worker.cancelled.is_set()
+        request.cancel()
+        await asyncio.wait_for(worker.cancelled.wait(), WITHIN_S)
+
+    with_worker(test)
+
+
+def test_work_that_comes_twice_is_served_once() -> None:
+    async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
+        header = new_header(StageDrain(), asker.address)
+        for _ in range(3):
+            await asker._send(encode(worker.bus.address, header, StageDrain()), WITHIN_S)
+        await asyncio.wait_for(worker.hanging.get(), WITHIN_S)
+        await asker.request("worker", LinkProbe(), RequestDone, WITHIN_S)
+        assert worker.hanging.empty()
+        assert list(worker._serving) == [(asker.address, header.id)]
+
+    with_worker(test)
+
+
+def test_work_that_is_published_is_not_served() -> None:
+    async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
+        worker.bus.subscribe("stage.drain")
+        await subscribed(asker, "hub", "stage.drain", "status")
+        frames = encode("stage.drain", new_header(StageDrain(), asker.address), StageDrain())
+        await asker._publisher.send_multipart(frames)
+        await asker.publish(Status("m", "behind it"))
+        assert await asyncio.wait_for(worker.facts.get(), WITHIN_S) == "behind it"
+        assert worker.hanging.empty()
+
+    with_worker(test)
+
+
+def test_an_answer_that_cannot_be_sent_is_a_failure_that_says_so() -> None:
+    class Talkative(Worker):
+        @on(TopologyGet)
+        async def get(self, message: TopologyGet, envelope: object) -> TopologyState:
+            return TopologyState(Topology(nodes=(NodeRecord("n" * 1000, "", 1, 1),)))
+
+    async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
+        with pytest.raises(RequestError, match=r"topology\.state cannot be sent") as refused:
+            await asker.request("worker", TopologyGet(), TopologyState, WITHIN_S)
+        assert refused.value.code == "unsendable"
+
+    with_worker(test, Talkative)
+
+
+def test_a_fault_that_others_can_cause_is_logged_a_few_times_only(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
+        for _ in range(20):
+            with pytest.raises(RequestError, match="ZeroDivisionError"):
+                await asker.request("worker", ShardUnload("i", 1), RequestDone, WITHIN_S)
+
+    with_worker(test)
+    assert len([record for record in caplog.records if "serving shard.unload" in record.getMessage()]) == 1
 
 
 def test_work_is_served_while_other_work_hangs_and_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from bus.messages import (
     ActorDown,
     HubDescribe,
     HubState,
+    InstanceEnsure,
     LinkProbe,
     RequestCancel,
     RequestDone,
@@ -23,7 +24,7 @@ from bus.messages import (
 from bus.wire import encode, new_header
 from tests.rig_bus import WITHIN_S, client, heard, run_folder, running_hub, subscribed
 
-A = "a" * 16
+A, B = "a" * 16, "b" * 16
 Test = Callable[[BusClient, BusClient], Awaitable[None]]
 
 
@@ -113,6 +114,68 @@ def test_an_answer_that_comes_too_late_is_dropped() -> None:
         assert (await heard(asker, (RequestDone, LinkProbe)))[0] == LinkProbe()
 
     with_two(test)
+
+
+def test_only_the_node_that_was_asked_and_the_own_hub_can_answer() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, WITHIN_S))
+        cause = (await heard(worker, LinkProbe))[1].header.id
+        false = RequestFailed("undeliverable", "so says somebody who was not asked")
+        for liar in (f"{B}/worker", f"{B}/hub", "/hub", "hub"):
+            header = new_header(false, liar, cause=cause)
+            await worker._send(encode(asker.address, header, false), WITHIN_S)
+        await worker.send(asker.address, RequestDone(), cause=cause)
+        assert await request == RequestDone()
+        assert asker.dropped == {"foreign reply": 4}
+
+    with_two(test)
+
+
+def test_the_own_hub_may_say_that_another_node_is_not_there() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        with pytest.raises(RequestError, match=f"node {B} is not linked") as refused:
+            await asker.request(f"{B}/worker", LinkProbe(), RequestDone, WITHIN_S)
+        assert refused.value.code == "undeliverable"
+        assert not asker.dropped
+
+    with_two(test)
+
+
+def test_work_and_replies_are_numbered_by_where_they_go() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        for _ in range(3):
+            await asker.send("worker", LinkProbe())
+        headers = [(await heard(worker, LinkProbe))[1].header for _ in range(3)]
+        assert [header.sequence for header in headers] == [1, 2, 3]
+        assert len({header.life for header in headers}) == 1
+        await asker.send("asker", LinkProbe())
+        assert (await heard(asker, LinkProbe))[1].header.sequence == 1
+
+    with_two(test)
+
+
+def test_a_message_that_nobody_could_read_is_an_error_of_its_sender() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        with pytest.raises(RequestError, match=r"instance\.ensure cannot be sent to worker: body") as refused:
+            await asker.request("worker", InstanceEnsure("m" * 1000), RequestDone, WITHIN_S)
+        assert refused.value.code == "unsendable"
+        await asker.send("worker", LinkProbe())
+        await heard(worker, LinkProbe)
+
+    with_two(test)
+
+
+def test_a_fact_that_nobody_could_read_is_told_and_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        await subscribed(worker, "hub", "status")
+        for _ in range(3):
+            await worker.publish(Status("m" * 1000, "text"))
+        await worker.publish(Status("m", "text"))
+        assert (await heard(asker, Status))[0] == Status("m", "text")
+        assert worker.dropped == {"unsendable": 3}
+
+    with_two(test)
+    assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["status is not published"]
 
 
 def test_a_request_ends_when_the_actor_that_serves_it_dies() -> None:

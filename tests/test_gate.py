@@ -12,6 +12,7 @@ import zmq
 
 from bus import outside
 from bus.client import BusClient, RequestError
+from bus.doorkeeper import Doorkeeper
 from bus.endpoints import with_key
 from bus.hub import Hub
 from bus.keys import KeyPair, key_pair_of, knock_proof, new_key_pair, read_secret
@@ -24,7 +25,9 @@ from bus.messages import (
     GateWelcome,
     HubDescribe,
     HubState,
+    InstanceEnsure,
     LinkProbe,
+    Log,
     MemberApprove,
     MemberRevoke,
     MembersGet,
@@ -37,6 +40,7 @@ from bus.messages import (
     PeerUp,
     RequestDone,
     RequestFailed,
+    Status,
 )
 from bus.sockets import connect, open_socket
 from bus.wire import decode, encode, new_header
@@ -160,9 +164,8 @@ def test_the_gate_believes_no_knock_whose_proof_does_not_fit() -> None:
         assert isinstance(knock_at(hub, pair), GateWelcome)
 
 
-def test_a_gate_that_cannot_prove_itself_is_not_believed() -> None:
-    """Somebody with an observer's code has the gate's key, but no member's proof."""
-    stray = JoinCode("home", Role.MEMBER, bytes(32))
+def test_a_gate_that_cannot_prove_itself_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has an observer's code can open a gate, with the gate's own key, but has no member's proof."""
 
     async def test(hub: RunningHub, liar: RunningHub) -> None:
         async with on(hub) as one:
@@ -172,16 +175,12 @@ def test_a_gate_that_cannot_prove_itself_is_not_believed() -> None:
             assert await members(one) == {}
 
     with running_hub(A) as hub, run_folder() as folder:
-        config = hub_config(folder, B, code=stray)
-        fake = Hub(config)
-        door, real = fake._door, code_of("home").keys()
-        assert door is not None
-        assert fake._outside is not None
-        door.gate = key_pair_of(real.gate_secret)
-        door.keys = replace(door.keys, join={role: bytes(32) for role in Role})
-        door.__dict__["_proved"] = lambda knock, key: True
-        fake._outside.rotated()
-        with serving(fake, folder) as liar:
+        config = hub_config(folder, B)
+        door = Doorkeeper(config, code_of("home"))
+        door.keys = replace(door.keys, join=dict.fromkeys(Role, bytes(32)))
+        monkeypatch.setattr(door, "_proved", lambda knock, key: True)
+        monkeypatch.setattr(Doorkeeper, "of", lambda config: door)
+        with serving(Hub(config), folder) as liar:
             run(test(hub, liar))
 
 
@@ -208,10 +207,10 @@ def test_what_a_revoked_node_still_sends_on_an_old_connection_is_dropped() -> No
             with zmq.Context() as context, open_socket(context, zmq.DEALER) as dealer:
                 connect(dealer, first.endpoint, KEYS[B])
                 probe = LinkProbe()
-                dealer.send_multipart(encode(f"{A}/worker", new_header(probe, f"{B}/node"), probe))
+                dealer.send_multipart(encode(f"{A}/worker", new_header(probe, f"{B}/node", sequence=1), probe))
                 await heard(worker, LinkProbe)
                 await one.request("hub", MemberRevoke(B), RequestDone, 5.0)
-                dealer.send_multipart(encode(f"{A}/worker", new_header(probe, f"{B}/node"), probe))
+                dealer.send_multipart(encode(f"{A}/worker", new_header(probe, f"{B}/node", sequence=2), probe))
                 await described(one, lambda state: "dropped: foreign" in state.counters)
 
     with running_hub(A, knows=(B,)) as first:
@@ -253,6 +252,20 @@ def test_a_strict_hub_lets_nobody_in_until_the_key_is_approved() -> None:
 
     with running_hub(A, strict=True) as strict, running_hub(B) as guest:
         run(test(strict, guest))
+
+
+def test_a_known_name_with_a_new_key_is_let_in_and_shown_to_the_owner() -> None:
+    async def test(hub: RunningHub) -> None:
+        async with on(hub) as one:
+            for pair, news in ((KEYS[B], ""), (KEYS[C], f"guest joined with a new key ({C}), known before as {B}; ")):
+                assert isinstance(await asyncio.to_thread(knock_at, hub, pair), GateWelcome)
+                met, _ = await heard(one, PeerMet)
+                assert (met.endpoint, met.node_id, met.name) == ("", pair.node_id, "guest")
+                assert met.news.startswith(news)
+                assert bool(met.news) is bool(news)
+
+    with running_hub(A) as hub:
+        run(test(hub))
 
 
 def test_a_copied_key_is_refused_and_the_first_node_stays() -> None:
@@ -380,3 +393,54 @@ def test_a_node_that_stands_alone_listens_nowhere_and_says_how_to_change_that() 
 
 def code_in(hub: RunningHub) -> str:
     return read_secret(hub.run_dir / "join-code")
+
+
+def test_what_a_role_may_not_send_is_refused_with_a_sentence_and_its_facts_are_not_heard() -> None:
+    async def test(home: RunningHub, watcher: RunningHub) -> None:
+        async with on(home) as host, on(home, "node") as node, on(watcher) as guest:
+            await link(guest, home.gate)
+            host.subscribe("log")
+            host.subscribe("status")
+            await described(guest, lambda state: {"log", "status"} <= set(state.subscriptions), f"{A}/hub")
+            with pytest.raises(RequestError, match=r"the role observer may not send instance\.ensure") as refused:
+                await guest.request(f"{A}/node", InstanceEnsure("tiny"), RequestDone, 5.0)
+            assert refused.value.code == "forbidden"
+            await guest.publish(Log("WARNING", "x", "from an observer"))
+            answering = asyncio.create_task(answer(node))
+            await guest.request(f"{A}/node", LinkProbe(), RequestDone, 5.0)
+            await answering
+            await host.publish(Status("m", "own"))
+            assert isinstance((await heard(host, (Log, Status)))[0], Status)
+
+    with running_hub(A) as home, running_hub(B, role=Role.OBSERVER) as watcher:
+        run(test(home, watcher))
+
+
+async def answer(bus: BusClient) -> None:
+    """Answer the next probe."""
+    _, envelope = await heard(bus, LinkProbe)
+    await bus.send(envelope.header.sender, RequestDone(), cause=envelope.header.id)
+
+
+def test_a_message_that_comes_twice_counts_once() -> None:
+    async def test(hub: RunningHub) -> None:
+        async with on(hub) as one, on(hub, "worker") as worker:
+            worker.subscribe("status")
+            with zmq.Context() as context, open_socket(context, zmq.DEALER) as dealer:
+                connect(dealer, hub.endpoint, KEYS[B])
+                for message, to in ((LinkProbe(), f"{A}/worker"), (Status("m", "t"), "status")):
+                    frames = encode(to, new_header(message, f"{B}/node", sequence=7, life=3), message)
+                    for again in (
+                        frames,
+                        frames,
+                        encode(to, new_header(message, f"{B}/node", sequence=6, life=3), message),
+                    ):
+                        dealer.send_multipart(again)
+                    dealer.send_multipart(encode(to, new_header(message, f"{B}/node", sequence=1, life=2), message))
+                await described(one, lambda state: state.counters.get("dropped: replayed") == 6)
+                assert (await heard(worker, LinkProbe))[1].header.sequence == 7
+                with pytest.raises(TimeoutError):
+                    await heard(worker, LinkProbe, within_s=0.2)
+
+    with running_hub(A, knows=(B,)) as hub:
+        run(test(hub))

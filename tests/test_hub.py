@@ -326,7 +326,7 @@ def test_work_is_tapped_only_while_somebody_listens() -> None:
 
 
 def _frames(to: str, message: Message, sender: str = f"{B}/node") -> list[bytes]:
-    return encode(to, new_header(message, sender), message)
+    return encode(to, new_header(message, sender, sequence=1), message)
 
 
 def _hello(**changes: Any) -> LinkHello:
@@ -342,7 +342,7 @@ def _hello(**changes: Any) -> LinkHello:
         ([[b"\xff/hub", *_frames("", Status("m", "t"))[1:]]], "address"),
         ([[b"/hub", b"\xc1", b"\xc1"]], "header"),
         ([_frames(f"{C}/asker", LinkProbe())], "misdirected"),
-        ([_frames("peer.down", PeerDown(C, "a lie"))], "misdirected"),
+        ([_frames("peer.down", PeerDown(C, "a lie"))], "not allowed"),
         ([_frames("log", Status("m", "under a false topic"))], "misdirected"),
         ([_frames("status", Status("m", "t"), sender=f"{C}/node")], "sender"),
         ([_frames(f"{A}/asker", LinkProbe(), sender=f"{C}/node")], "sender"),

@@ -45,7 +45,8 @@ from bus.messages import (
     kind_of,
 )
 from bus.wire import decode, encode
-from tests.rig_bus import ROOT, any_value, example
+from tests.rig_bus import ROOT
+from tests.rig_messages import any_value, example, scalars
 
 GOLDEN = Path(__file__).parent / "wire_v1.txt"
 SERVED_BY_HUB_OR_LOOP = {ActorHello, HubDescribe, PeerDial, PeerDrop, LinkHello, LinkSubscribe, LinkBye, RequestCancel}
@@ -63,7 +64,7 @@ every_class = pytest.mark.parametrize("cls", MESSAGES.values(), ids=MESSAGES.key
 
 
 def header(cls: type[Message]) -> Header:
-    return Header(VERSION, kind_of(cls), "0123456789abcdef", "node-a/actor", 7, "fedcba9876543210", 1.5)
+    return Header(VERSION, kind_of(cls), "0123456789abcdef", "node-a/actor", 7, "fedcba9876543210", 1.5, 3)
 
 
 def golden_lines() -> dict[str, tuple[bytes, bytes]]:
@@ -84,8 +85,23 @@ def write_golden() -> None:
 @every_class
 def test_a_message_comes_out_as_it_went_in(cls: type[Message]) -> None:
     message = example(cls)
-    envelope = decode(encode("node-b/actor", header(cls), message, [b"buffer"]))
-    assert (envelope.message, envelope.header, envelope.buffers) == (message, header(cls), (b"buffer",))
+    envelope = decode(encode("node-b/actor", header(cls), message))
+    assert (envelope.to, envelope.message, envelope.header) == ("node-b/actor", message, header(cls))
+
+
+def bounded(kind: inspect.Type) -> bool:
+    match kind:
+        case inspect.IntType() | inspect.FloatType():
+            return kind.ge is not None and kind.le is not None
+        case inspect.BoolType() | inspect.EnumType() | inspect.NoneType():
+            return True
+        case _:
+            return getattr(kind, "max_length", None) is not None
+
+
+@pytest.mark.parametrize("cls", [Header, *MESSAGES.values()])
+def test_every_field_has_its_bounds(cls: type[msgspec.Struct]) -> None:
+    assert not [path for path, kind in scalars(inspect.type_info(cls), cls.__name__) if not bounded(kind)]
 
 
 @settings(max_examples=400, deadline=None)

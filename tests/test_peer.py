@@ -9,15 +9,15 @@ import pytest
 from bus.client import BusClient, RequestError
 from bus.messages import LinkProbe, PeerDown, PeerUp, RequestDone
 from bus.peer import BusPeerHandle
-from tests.rig_bus import client, heard, running_hub
+from tests.rig_bus import client, heard, new_node, running_hub
 
-A, B = "a" * 16, "b" * 16
+A, B = new_node(), new_node()
 
 
 def test_a_peer_is_connected_to_checked_sent_to_and_let_go() -> None:
     async def test() -> None:
         async with client(here.run_dir, A, "one", PeerUp, PeerDown) as bus, client(there.run_dir, B, "topology") as far:
-            peer = BusPeerHandle(bus, there.endpoint)
+            peer = BusPeerHandle(bus, there.gate)
             assert not peer.is_connected
             await peer.connect()
             up, _ = await heard(bus, PeerUp)
@@ -34,6 +34,18 @@ def test_a_peer_is_connected_to_checked_sent_to_and_let_go() -> None:
     async def answer_probe(bus: BusClient) -> None:
         _, envelope = await heard(bus, LinkProbe)
         await bus.send(envelope.header.sender, RequestDone(), cause=envelope.header.id)
+
+    with running_hub(A) as here, running_hub(B) as there:
+        asyncio.run(test())
+
+
+def test_a_linked_peer_can_be_let_go_by_its_hubs_end_point() -> None:
+    async def test() -> None:
+        async with client(here.run_dir, A, "one", PeerUp, PeerDown) as bus:
+            await BusPeerHandle(bus, there.gate).connect()
+            up, _ = await heard(bus, PeerUp)
+            await BusPeerHandle(bus, up.endpoint).disconnect()
+            assert (await heard(bus, PeerDown))[0] == PeerDown(B, "it was dropped")
 
     with running_hub(A) as here, running_hub(B) as there:
         asyncio.run(test())

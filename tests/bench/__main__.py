@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import fairness, hops, keys, overlap, prefill, ring, stall, start, texts, throughput, wire
+from tests.bench import doors, fairness, hops, keys, overlap, prefill, ring, stall, start, texts, throughput, wire
 from tests.bench.figures import Figure, show, write
 from tests.bench.peers import beside
 
@@ -23,6 +23,7 @@ MEASURES: dict[Callable[[], list[Figure]], tuple[str, ...]] = {
     wire.measure: ("bytes_per_hop",),
     texts.measure: ("lookup_tokens_per_pass", "lookup_speed", "lookup_equal", "prefix_ttft"),
     beside.measure: beside.NAMES,
+    doors.measure: ("strangers", "half_open_kib", "idle_reaped_s", "join_crowd_ms"),
     throughput.measure: ("throughput",),
 }
 

@@ -15,7 +15,8 @@ import pytest
 
 from models.catalogue import DEFAULT_MODEL
 from tests.rig_models import write_tiny_gguf, write_tiny_llama
-from tests.rig_nodes import ROOT, NodeProcess, nodes
+from tests.rig_nodes import CODE as JOIN_CODE
+from tests.rig_nodes import ROOT, NodeProcess, clean_environment, nodes
 
 CARD = """
 id = "{id}"
@@ -40,11 +41,22 @@ path = "{path}"
 
 def refused(tmp_path: Path, *arguments: str) -> tuple[int, str]:
     """The exit status of a node that cannot start, and the one sentence that it says."""
-    own = ["--data-dir", str(tmp_path / "node"), "--discovery-port", "0", "--api-port", "0", "--bus-port", "0"]
+    own = [
+        "--data-dir",
+        str(tmp_path / "node"),
+        "--discovery-port",
+        "0",
+        "--api-port",
+        "0",
+        "--bus-port",
+        "0",
+        "--gate-port",
+        "0",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "cli", "node", *own, *arguments],
         cwd=ROOT,
-        env={**os.environ, "EXOBUS_CACHE": str(tmp_path / "cache")},
+        env={**clean_environment(), "EXOBUS_CACHE": str(tmp_path / "cache"), "EXOBUS_JOIN": JOIN_CODE.text()},
         capture_output=True,
         text=True,
         timeout=30,
@@ -62,7 +74,7 @@ def taken_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-@pytest.mark.parametrize("option", ["--api-port", "--bus-port"])
+@pytest.mark.parametrize("option", ["--api-port", "--bus-port", "--gate-port"])
 def test_a_port_that_is_taken_is_named_with_the_option_that_changes_it(tmp_path: Path, option: str) -> None:
     with taken_port() as port:
         status, sentence = refused(tmp_path, option, str(port))
@@ -92,7 +104,9 @@ def test_two_nodes_cannot_share_a_data_folder(tmp_path: Path) -> None:
         (("--engine", "abacus"), "mlx, tinygrad, onnx, numpy"),
         (("--memory", "lots"), "12GB"),
         (("--host", "0.0.0.0"), "127.0.0.1"),
-        (("--host", "192.0.2.1"), "--insecure"),
+        (("--host", "studio.local"), "no address"),
+        (("--api-host", "192.0.2.1"), "--api-keys"),
+        (("--join", "home-secret"), "exobus cluster invite"),
         (("--peer", "not a peer"), "host:port"),
         (("--name", "../up"), "node name"),
     ],

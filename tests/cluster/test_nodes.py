@@ -13,7 +13,6 @@ from openai import OpenAI
 from bus.client import BusClient
 from bus.messages import EngineStats
 from models.catalogue import DEFAULT_MODEL
-from tests.bench.streams import node_config
 from tests.rig_models import default_model_path
 from tests.rig_nodes import NodeProcess, free_udp_port, nodes
 
@@ -83,16 +82,10 @@ def test_a_node_that_joins_later_gets_layers_at_the_next_chat(tmp_path: Path) ->
 
 
 def test_a_peer_named_by_hand_is_found_without_beacons() -> None:
-    with nodes("ada", arguments=["--discovery-port", "0", *NUMPY]) as (ada,):
-        port = node_config(ada.data_dir).bus_port or bus_port(ada)
-        with nodes("bob", arguments=["--discovery-port", "0", "--peer", f"127.0.0.1:{port}", *NUMPY]) as (bob,):
-            wait_for_nodes(bob, 2)
-            wait_for_nodes(ada, 2)
-
-
-def bus_port(node: NodeProcess) -> int:
-    bus = node.get("/v1/topology")["nodes"][0]["bus"]
-    return int(bus.rpartition(":")[2])
+    silent = ["--discovery-port", "0", *NUMPY]
+    with nodes("ada", arguments=silent) as (ada,), nodes("bob", arguments=[*silent, "--peer", ada.gate]) as (bob,):
+        wait_for_nodes(bob, 2)
+        wait_for_nodes(ada, 2)
 
 
 def test_a_client_that_leaves_frees_every_stage() -> None:
@@ -105,7 +98,7 @@ def test_a_client_that_leaves_frees_every_stage() -> None:
 
 async def stages_freed_after_a_disconnect(node: NodeProcess) -> set[str]:
     """The nodes whose stage was busy with a stream, and empty after its client went."""
-    config = node_config(node.data_dir)
+    config = node.config
     names = {record["node_id"]: record["name"] for record in node.get("/v1/topology")["nodes"]}
     bus = BusClient(config.run_path, config.node_id, "observer")
     await bus.start(["engine.stats"])

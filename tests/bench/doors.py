@@ -1,0 +1,83 @@
+"""What strangers cost: unknown keys, idle crowds and half-sent frames at a hub in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from contextlib import ExitStack
+from pathlib import Path
+from statistics import median
+
+import psutil
+
+from bus.messages import HubState
+from tests.bench.figures import Figure
+from tests.rig_bus import client, described, running_hub
+from tests.rig_crowd import (
+    GUEST,
+    HOST,
+    half_frames,
+    hub_with,
+    idle,
+    knock_together,
+    ports,
+    seconds_to_join,
+    seconds_until_closed,
+)
+
+UNKNOWN_KEYS = 10_000
+IDLE = 10_000
+HALVES = 40
+JOINS = 5
+
+
+def measure() -> list[Figure]:
+    """`strangers`, `half_open_kib`, `idle_reaped_s` and `join_crowd_ms`."""
+    _allow_files(IDLE + 500)
+    with hub_with() as (process, folder):
+        bus, gate = ports(_state(folder))
+        let_in = sum(knock_together(_state(folder).endpoint, 250) for _ in range(UNKNOWN_KEYS // 250))
+        halves = [_half_open_kib(process.process.pid, port) for port in (bus, gate)]
+    with hub_with() as (_, folder):
+        alone = [_join(ports(_state(folder))[1]) for _ in range(JOINS)]
+        reaped, joined = _crowd(ports(_state(folder)))
+    return [
+        Figure("strangers", let_in, "let in", "0", note=f"of {UNKNOWN_KEYS} unknown keys at the bus port"),
+        Figure("half_open_kib", max(halves), "KiB", "≤ 1024", note="memory of the hub for one half-sent frame"),
+        Figure("idle_reaped_s", reaped, "s", "≤ 5", floor=3.0, note=f"until {IDLE} silent connections were closed"),
+        Figure("join_crowd_ms", joined, "ms", "≤ 100", baseline=median(alone), note="knock to link, amid that crowd"),
+    ]
+
+
+def _crowd(doors: list[int]) -> tuple[float, float]:
+    """Seconds until a crowd that comes all at once was closed, and milliseconds for a member to join meanwhile."""
+    with ExitStack() as crowd:
+        strangers = [idle(crowd, doors[number % 2]) for number in range(IDLE)]
+        joined = _join(doors[1])
+        return seconds_until_closed(strangers), joined
+
+
+def _join(gate: int) -> float:
+    with running_hub(GUEST) as guest:
+        return seconds_to_join(guest.run_dir, gate) * 1000
+
+
+def _half_open_kib(pid: int, port: int) -> float:
+    memory = psutil.Process(pid)
+    before = memory.memory_info().rss
+    with ExitStack() as crowd:
+        half_frames(crowd, port, HALVES)
+        return (memory.memory_info().rss - before) / HALVES / 1024
+
+
+def _state(folder: Path) -> HubState:
+    async def ask() -> HubState:
+        async with client(folder, HOST, "bench") as bus:
+            return await described(bus, lambda state: bool(state.gate))
+
+    return asyncio.run(ask())
+
+
+def _allow_files(count: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, count), hard), hard))
