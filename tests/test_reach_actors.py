@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
@@ -11,14 +11,15 @@ import pytest
 from actors.engine_actor import EngineActor
 from bus.actor import Actor
 from bus.client import BusClient
-from bus.config import NodeConfig
+from bus.keys import new_key_pair
 from bus.reach import Reach
 from cluster.roles import Role
 from gateway.gateway_actor import GatewayActor
 from tests.rig_bus import WITHIN_S, RunningHub, client, hub_config, in_time, link, new_node, running_hub
+from tests.rig_reach import peer, reaches
 
 MAKERS = pytest.mark.parametrize("make", [EngineActor, GatewayActor])
-Make = Callable[[NodeConfig, BusClient], EngineActor | GatewayActor]
+Make = type[EngineActor] | type[GatewayActor]
 
 
 @asynccontextmanager
@@ -68,6 +69,34 @@ def test_an_actor_takes_the_frames_of_nodes_that_come_after_it_in_their_roles(ma
 
     with running_hub(new_node()) as one, running_hub(new_node(), role=Role.OBSERVER) as two:
         asyncio.run(test())
+
+
+@MAKERS
+def test_word_of_a_link_that_was_lost_is_made_up_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make.look, "every", 0.05)
+    ghost = new_key_pair()
+
+    async def test() -> None:
+        async with client(one.run_dir, one.node_id, "asker") as asker, running(make, one) as reach:
+            reach.linked.standing([peer(ghost)])
+            assert await comes_to(reach, ghost.node_id, None)
+            await link(asker, two.gate)
+            assert await comes_to(reach, two.node_id, Role.MEMBER)
+            reach.linked.gone(two.node_id)
+            assert await comes_to(reach, two.node_id, Role.MEMBER)
+
+    with running_hub(new_node()) as one, running_hub(new_node()) as two:
+        asyncio.run(test())
+
+
+def test_a_node_is_missed_at_the_second_look() -> None:
+    linked, other, third = (reaches(1)[0].linked, *(new_key_pair() for _ in range(2)))
+    linked.standing([peer(other), peer(third)])
+    for peers, expected in (((), True), ((peer(other),), True), ((), True), ((), False)):
+        linked.seen(peers)
+        assert (linked.role_of(other.node_id) is Role.MEMBER) is expected
+    assert linked.role_of(third.node_id) is None
+    assert linked.allow("ring", other.public) == ""
 
 
 @MAKERS
