@@ -6,7 +6,7 @@ of mode 0700 and need none. Knows options and end points, nothing of messages; w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -21,11 +21,8 @@ DATA_BYTES = 1 << 20  # one frame of the data plane: a fragment of 256 KiB, or a
 CONTROL_MARK = 1000
 DATA_MARK = 256
 
-_COMMON = {
+_COMMON: Mapping[zmq.SocketOption, int] = {
     zmq.LINGER: 0,
-    zmq.HEARTBEAT_IVL: 500,
-    zmq.HEARTBEAT_TIMEOUT: 1500,
-    zmq.HEARTBEAT_TTL: 1500,
     zmq.HANDSHAKE_IVL: 3000,
     zmq.CONNECT_TIMEOUT: 3000,
     zmq.RECONNECT_IVL: 50,
@@ -33,6 +30,13 @@ _COMMON = {
     zmq.BACKLOG: 1024,
 }
 
+# Who dials and only sends has them, and who listens goes by the time to live that each one names. Who hears much must
+# send none: libzmq 4.3.5 ends the process where one is due on a connection that broke while its incoming pipe was full.
+_HEARTBEATS: Mapping[zmq.SocketOption, int] = {
+    zmq.HEARTBEAT_IVL: 500,
+    zmq.HEARTBEAT_TIMEOUT: 1500,
+    zmq.HEARTBEAT_TTL: 1500,
+}
 
 Socket = zmq.Socket[bytes] | zmq.asyncio.Socket
 
@@ -69,8 +73,7 @@ def open_async_socket(context: zmq.asyncio.Context, kind: int) -> zmq.asyncio.So
 
 
 def _limit(socket: Socket, kind: int, mark: int, largest: int) -> None:
-    for option, value in _COMMON.items():
-        socket.setsockopt(option, value)
+    _set(socket, _COMMON)
     socket.setsockopt(zmq.SNDHWM, mark)
     socket.setsockopt(zmq.RCVHWM, mark)
     socket.setsockopt(zmq.MAXMSGSIZE, largest)
@@ -78,6 +81,11 @@ def _limit(socket: Socket, kind: int, mark: int, largest: int) -> None:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     if kind in (zmq.DEALER, zmq.ROUTER):
         socket.setsockopt(zmq.IMMEDIATE, 1)
+
+
+def _set(socket: Socket, options: Mapping[zmq.SocketOption, int]) -> None:
+    for option, value in options.items():
+        socket.setsockopt(option, value)
 
 
 def bind_ipc(socket: Socket, endpoint: str) -> None:
@@ -111,8 +119,10 @@ def bind_first(socket: Socket, host: str, ports: Sequence[int], guard: Guard) ->
     return bind_tcp(socket, host, ports[-1], guard)
 
 
-def connect_ipc(socket: Socket, endpoint: str) -> None:
-    """Begin to connect to `ipc://…`, a process of this user."""
+def connect_ipc(socket: Socket, endpoint: str, *, only_sends: bool = False) -> None:
+    """Begin to connect to `ipc://…`, a process of this user. A socket that only sends notices one that is frozen."""
+    if only_sends:
+        _set(socket, _HEARTBEATS)
     socket.connect(endpoint)
 
 
@@ -139,6 +149,7 @@ def _guard(socket: Socket, guard: Guard) -> None:
 
 def _identify(socket: Socket, endpoint: str, own: KeyPair) -> None:
     _use(socket, own)
+    _set(socket, _HEARTBEATS)
     socket.setsockopt(zmq.CURVE_SERVERKEY, key_of(endpoint))
     socket.setsockopt(zmq.IPV6, int("[" in endpoint))
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -24,19 +26,24 @@ from actors.node_folder import NodeFolder, open_folder
 from actors.supervisor import NodeFailed, Supervisor, run_node
 from bus.client import BusClient, RequestError
 from bus.config import NodeConfig, read_config, write_config
+from bus.keys import write_secret
 from bus.messages import (
     ActorDown,
     ActorStart,
     ActorStarted,
     ActorStop,
     ActorUp,
+    ClusterChanged,
     HubState,
+    PeerMet,
+    PeerRefused,
     RequestDone,
     TopologyGet,
     TopologyState,
 )
 from cluster.capabilities import DeviceCapabilities
-from tests.rig_bus import ROOT, client, described, heard, in_time, running_hub
+from cluster.join_code import new_join_code
+from tests.rig_bus import ROOT, client, described, heard, in_time
 
 ONLY_TOPOLOGY = {"topology": "actors.topology_actor"}
 WITHIN_S = 20.0
@@ -47,6 +54,14 @@ class Notes:
     """A screen that remembers."""
 
     lines: list[str] = field(default_factory=list)
+    more: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def saw(self, text: str) -> None:
+        """Wait for a line with this in it."""
+        async with asyncio.timeout(WITHIN_S):
+            while not any(text in line for line in self.lines):
+                self.more.clear()
+                await self.more.wait()
 
     def starting(self, text: str) -> None:
         self.lines.append(text)
@@ -59,10 +74,18 @@ class Notes:
 
     def event(self, text: str) -> None:
         self.lines.append(text)
+        self.more.set()
 
 
-def config_of(folder: NodeFolder, bus_port: int = 0) -> NodeConfig:
+CODE = new_join_code("home")
+
+
+def config_of(folder: NodeFolder, bus_port: int = 0, *, alone: bool = False) -> NodeConfig:
+    code_file = folder.path / "join-code"
+    write_secret(code_file, CODE.text())
     config = NodeConfig(
+        cluster="" if alone else CODE.name,
+        code_file=str(code_file),
         node_id=folder.node_id,
         name="kitchen",
         incarnation=1,
@@ -96,10 +119,10 @@ class RunningNode:
 
 
 @asynccontextmanager
-async def node(tmp_path: Path) -> AsyncIterator[RunningNode]:
+async def node(tmp_path: Path, *, alone: bool = False) -> AsyncIterator[RunningNode]:
     """Everything is stopped at the end, and nothing may be left."""
     folder = open_folder(tmp_path)
-    config, notes = config_of(folder), Notes()
+    config, notes = config_of(folder, alone=alone), Notes()
     supervisor = Supervisor(config, BusClient(folder.run_dir, folder.node_id, "supervisor"), folder, notes)
     task = asyncio.create_task(supervisor.run())
     try:
@@ -137,7 +160,7 @@ def test_a_killed_actor_is_started_again(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_killed_hub_is_started_again_on_the_same_port(tmp_path: Path) -> None:
+def test_a_killed_hub_is_started_again_on_the_same_ports(tmp_path: Path) -> None:
     async def main() -> None:
         async with node(tmp_path) as running:
             await running.pid_of("topology")
@@ -146,7 +169,8 @@ def test_a_killed_hub_is_started_again_on_the_same_port(tmp_path: Path) -> None:
             os.kill(first, signal.SIGKILL)
             await running.pid_of("hub", other_than=first)
             after = await described(running.bus, lambda state: "topology" in [actor.name for actor in state.actors])
-            assert after.endpoint == before.endpoint
+            assert before.gate
+            assert (after.endpoint, after.gate) == (before.endpoint, before.gate)
             assert await running.bus.request("topology", TopologyGet(), TopologyState, WITHIN_S)
 
     asyncio.run(main())
@@ -164,13 +188,65 @@ def test_an_actor_that_dies_in_a_burst_ends_the_node_with_a_sentence(
 
 
 def test_a_hub_that_cannot_start_ends_the_node_with_its_sentence(tmp_path: Path) -> None:
-    with running_hub("b" * 16) as other:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
         folder = open_folder(tmp_path)
-        port = int(other.endpoint.rpartition(":")[2])
+        port = taken.getsockname()[1]
         failure = asyncio.run(asyncio.wait_for(run_node(config_of(folder, port), folder, Notes()), WITHIN_S))
         assert failure.startswith("hub: ")
         assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another port or host" in failure
         folder.close()
+
+
+def test_a_node_that_stands_alone_has_no_port_and_looks_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ACTORS", {**ONLY_TOPOLOGY, "discovery": "actors.discovery_actor"})
+
+    async def started(alone: bool) -> tuple[bool, bool]:
+        """Whether it runs discovery and listens beyond itself."""
+        async with node(tmp_path, alone=alone) as running:
+            await running.pid_of("topology")
+            children = [child.cmdline() for child in psutil.Process().children(recursive=True)]
+            listening = [c for child in psutil.Process().children() for c in child.net_connections("inet")]
+            return any("actors.discovery_actor" in line for line in children), bool(listening)
+
+    assert asyncio.run(started(alone=True)) == (False, False)
+    assert asyncio.run(started(alone=False)) == (True, True)
+
+
+def test_the_owner_sees_who_was_refused_once_a_minute_and_a_known_name_with_a_new_key(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as running:
+            for _ in range(3):
+                await running.bus.publish(PeerRefused("", "wrong_code", "somebody knocked"))
+            await running.bus.publish(PeerRefused("", "revoked", "an old friend knocked"))
+            await running.bus.publish(PeerMet("", "b" * 16, "bob"))
+            await running.bus.publish(PeerMet("", "c" * 16, "bob", "bob joined with a new key"))
+            await running.bus.publish(ClusterChanged())
+            await running.notes.saw("join code of cluster home was changed")
+            said = [line for line in running.notes.lines if "knocked" in line or "bob" in line]
+            assert said == ["somebody knocked", "an old friend knocked", "bob joined with a new key"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells another process's limits")
+def test_every_process_of_a_node_may_open_as_many_files_as_the_system_grants(tmp_path: Path) -> None:
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = min(most, 512)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
+    try:
+        allowed = asyncio.run(file_limits(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
+    assert few < most, "this machine grants too few files for the test to tell anything"
+    assert allowed == {"hub": most, "topology": most}
+
+
+async def file_limits(tmp_path: Path) -> dict[str, int]:
+    async with node(tmp_path) as running:
+        pids = {name: await running.pid_of(name) for name in ("hub", "topology")}
+        return {name: psutil.Process(pid).rlimit(psutil.RLIMIT_NOFILE)[0] for name, pid in pids.items()}
 
 
 def test_engines_are_started_and_ended_on_request(tmp_path: Path) -> None:

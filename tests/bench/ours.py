@@ -13,7 +13,7 @@ import numpy as np
 
 from models.catalogue import DEFAULT_MODEL
 from tests.bench.machine import pin_busiest
-from tests.bench.streams import Streams, Timed, node_config, place
+from tests.bench.streams import Streams, Timed, place
 from tests.rig_nodes import NodeProcess, nodes
 
 VOCAB = 49_000
@@ -67,7 +67,7 @@ def ring_of_nodes(stages: int, precision: str, engine: str = "onnx") -> Iterator
     names = [f"{precision}-{stage}" for stage in range(stages)]
     with nodes(*names, arguments=arguments, environment={"EXOBUS_PRECISION": precision}) as started:
         _wait_for_all(started)
-        config = node_config(started[0].data_dir)
+        config = started[0].config
         instance = place(config, DEFAULT_MODEL)
         assert len(instance.stages) == stages, f"{len(instance.stages)} stages where {stages} were wanted"
         streams = Streams(config.run_path, instance)

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from bus.client import BusClient
-from bus.config import NodeConfig, read_config
+from bus.config import NodeConfig
 from bus.frame import GATEWAY_STAGE, Flag, Frame
 from bus.messages import InstanceEnsure, InstanceReady
 from bus.reach import Reach, best_endpoint
@@ -51,11 +51,6 @@ class Heard:
     def ids(self) -> list[int]:
         """The tokens without their times."""
         return [timed.token for timed in self.tokens]
-
-
-def node_config(data_dir: Path) -> NodeConfig:
-    """The settings of a running node."""
-    return read_config(Path((data_dir / "run").read_text()))
 
 
 def place(config: NodeConfig, model_id: str) -> Instance:

@@ -13,7 +13,6 @@ from openai import OpenAI
 from bus.client import BusClient
 from bus.messages import EngineStats
 from models.catalogue import DEFAULT_MODEL
-from tests.bench.streams import node_config
 from tests.rig_models import default_model_path
 from tests.rig_nodes import NodeProcess, free_udp_port, nodes
 
@@ -99,7 +98,7 @@ def test_a_client_that_leaves_frees_every_stage() -> None:
 
 async def stages_freed_after_a_disconnect(node: NodeProcess) -> set[str]:
     """The nodes whose stage was busy with a stream, and empty after its client went."""
-    config = node_config(node.data_dir)
+    config = node.config
     names = {record["node_id"]: record["name"] for record in node.get("/v1/topology")["nodes"]}
     bus = BusClient(config.run_path, config.node_id, "observer")
     await bus.start(["engine.stats"])
