@@ -5,13 +5,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 N ?= 2
+SECONDS ?= 60
 ARGS ?=
 ONLY ?=
 TRIAL := build/cluster
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-node run-cluster check test protocol bench bench-peers plot clean
+.PHONY: help setup run-node run-cluster check test fuzz protocol bench bench-peers plot clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +38,13 @@ check: $(VENV)/.dev ## formatting, lint, types, and whether protocol.md is true
 
 test: $(VENV)/.dev ## all tests; the default model is fetched once
 	$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(VENV)/.dev ## fuzz every decoder of others' bytes (SECONDS=60 each, ONLY=wire)
+	@for target in $(or $(ONLY),$$($(BIN)/python -m tests.fuzz)); do \
+	mkdir -p build/fuzz/$$target; echo "$$target: build/fuzz/$$target.log"; \
+	$(BIN)/python -m tests.fuzz $$target -max_total_time=$(SECONDS) -timeout=5 -rss_limit_mb=1024 -max_len=4096 \
+	-artifact_prefix=build/fuzz/$$target- build/fuzz/$$target > build/fuzz/$$target.log 2>&1 \
+	|| { tail -50 build/fuzz/$$target.log; exit 1; }; grep ^Done build/fuzz/$$target.log; done
 
 protocol: $(VENV)/.dev ## write the tables of protocol.md
 	$(BIN)/python -m bus.document

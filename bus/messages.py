@@ -15,6 +15,7 @@ from cluster.bounds import (
     MOST_GATES,
     MOST_NODES,
     Endpoint,
+    HeaderText,
     ModelId,
     Name,
     Path,
@@ -45,11 +46,11 @@ class Header(msgspec.Struct, frozen=True):
     """Travels before every body. `cause` is the id of the work that this message belongs to."""
 
     version: Process
-    kind: Name
-    id: Name
-    sender: Annotated[Name, Meta(description="`node/actor`")]
+    kind: HeaderText
+    id: HeaderText
+    sender: Annotated[HeaderText, Meta(description="`node/actor`")]
     sequence: Annotated[Whole, Meta(description="rises by one per sender, life and topic or address, from 1")] = 0
-    cause: Name = ""
+    cause: HeaderText = ""
     time: Annotated[UnixTime, Meta(description="Unix seconds at the sender; to read, never to compare")] = 0.0
     life: Annotated[
         Whole, Meta(description="of the sender's process; rises with each, so that `sequence` may begin anew")

@@ -6,7 +6,7 @@ of mode 0700 and need none. Knows options and end points, nothing of messages; w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -23,9 +23,6 @@ DATA_MARK = 256
 
 _COMMON = {
     zmq.LINGER: 0,
-    zmq.HEARTBEAT_IVL: 500,
-    zmq.HEARTBEAT_TIMEOUT: 1500,
-    zmq.HEARTBEAT_TTL: 1500,
     zmq.HANDSHAKE_IVL: 3000,
     zmq.CONNECT_TIMEOUT: 3000,
     zmq.RECONNECT_IVL: 50,
@@ -33,6 +30,9 @@ _COMMON = {
     zmq.BACKLOG: 1024,
 }
 
+# Who dials over tcp sends them, and who listens goes by the time to live that each one names. Who hears much must send
+# none: libzmq 4.3.5 ends the process where one is due on a connection that broke while its incoming pipe was full.
+_HEARTBEATS = {zmq.HEARTBEAT_IVL: 500, zmq.HEARTBEAT_TIMEOUT: 1500, zmq.HEARTBEAT_TTL: 1500}
 
 Socket = zmq.Socket[bytes] | zmq.asyncio.Socket
 
@@ -69,8 +69,7 @@ def open_async_socket(context: zmq.asyncio.Context, kind: int) -> zmq.asyncio.So
 
 
 def _limit(socket: Socket, kind: int, mark: int, largest: int) -> None:
-    for option, value in _COMMON.items():
-        socket.setsockopt(option, value)
+    _set(socket, _COMMON)
     socket.setsockopt(zmq.SNDHWM, mark)
     socket.setsockopt(zmq.RCVHWM, mark)
     socket.setsockopt(zmq.MAXMSGSIZE, largest)
@@ -78,6 +77,11 @@ def _limit(socket: Socket, kind: int, mark: int, largest: int) -> None:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     if kind in (zmq.DEALER, zmq.ROUTER):
         socket.setsockopt(zmq.IMMEDIATE, 1)
+
+
+def _set(socket: Socket, options: Mapping[int, int]) -> None:
+    for option, value in options.items():
+        socket.setsockopt(option, value)
 
 
 def bind_ipc(socket: Socket, endpoint: str) -> None:
@@ -139,6 +143,7 @@ def _guard(socket: Socket, guard: Guard) -> None:
 
 def _identify(socket: Socket, endpoint: str, own: KeyPair) -> None:
     _use(socket, own)
+    _set(socket, _HEARTBEATS)
     socket.setsockopt(zmq.CURVE_SERVERKEY, key_of(endpoint))
     socket.setsockopt(zmq.IPV6, int("[" in endpoint))
 

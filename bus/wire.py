@@ -16,14 +16,13 @@ import msgspec
 from msgspec import inspect
 
 from bus.messages import MESSAGES, VERSION, Header, Message, kind_of
-from cluster.bounds import LONGEST_SENTENCE, cut
+from cluster.bounds import LONGEST_SENTENCE, UNREADABLE, cut
 
 FRAMES = 3
 MAX_ADDRESS_BYTES = 256
 MAX_HEADER_BYTES = 1024
 MAX_BODY_BYTES = 256 << 10
 
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError, MemoryError)
 
 _encoder = msgspec.msgpack.Encoder()
 _headers = msgspec.msgpack.Decoder(Header)
@@ -67,7 +66,7 @@ def encode(to: str, header: Header, message: Message) -> list[bytes]:
         frames = [to.encode(), _encoder.encode(header), _encoder.encode(_with_short_sentences(message))]
         _check_sizes(frames)
         _decoders[kind_of(type(message))].decode(frames[2])
-    except (UnicodeEncodeError, *_UNREADABLE) as error:
+    except (UnicodeEncodeError, *UNREADABLE) as error:
         raise WireError("body", f"{header.kind} cannot be sent: {error}") from None
     return frames
 
@@ -79,12 +78,13 @@ def decode_header(frames: Sequence[bytes]) -> Header:
     _check_sizes(frames)
     try:
         header = _headers.decode(frames[1])
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise WireError("header", str(error)) from None
+    texts = header.sender + header.kind + header.id + header.cause
+    if not (texts.isascii() and texts.isprintable()):  # answers are addressed by them, logs and terminals show them
+        raise WireError("header", "it has other characters than printable ASCII")
     if header.version != VERSION:
         raise WireError("version", f"we speak {VERSION}, {header.sender} speaks {header.version}")
-    if not (header.sender.isprintable() and header.kind.isprintable()):  # they come into logs and onto screens
-        raise WireError("header", "the sender or the kind cannot be printed")
     return header
 
 
@@ -98,7 +98,7 @@ def decode(frames: Sequence[bytes]) -> Envelope:
         raise WireError("address", str(error)) from None
     try:
         message = decoder.decode(frames[2]) if decoder else None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise WireError("body", str(error)) from None
     return Envelope(to, header, message, b"" if decoder else frames[2])
 

@@ -13,6 +13,12 @@ from cli.exits import FAILED, UNREACHABLE, leave
 ApiOption = Annotated[
     str | None, typer.Option("--api", envvar="EXOBUS_API", help="URL of a gateway.", show_default="a node here")
 ]
+ApiKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key", envvar="EXOBUS_API_KEY", help="Key of that gateway.", show_default="known of a node here"
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from cli import bus_commands, cluster_commands, models_commands, node_command, run_command, topology_command
+from cli import (
+    bus_commands,
+    cluster_commands,
+    key_command,
+    models_commands,
+    node_command,
+    run_command,
+    topology_command,
+)
 
 app = typer.Typer(
     name="exobus",
@@ -39,6 +47,7 @@ def root(
 
 app.command("node")(node_command.node)
 app.command("run")(run_command.run)
+app.command("key")(key_command.key)
 app.command("topology")(topology_command.topology)
 app.add_typer(models_commands.app, name="models")
 app.add_typer(cluster_commands.app, name="cluster")

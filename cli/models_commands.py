@@ -6,7 +6,7 @@ import json
 
 import typer
 
-from cli.calls import ApiOption, JsonOption, failures_shown
+from cli.calls import ApiKeyOption, ApiOption, JsonOption, failures_shown
 
 app = typer.Typer(help="Models that can be run.", rich_markup_mode=None, no_args_is_help=True)
 
@@ -17,15 +17,15 @@ def root() -> None:
 
 
 @app.command("ls")
-def list_models(as_json: JsonOption = False, api: ApiOption = None) -> None:
+def list_models(as_json: JsonOption = False, api: ApiOption = None, api_key: ApiKeyOption = None) -> None:
     """List the models of the catalogue."""
     from cli.api_client import get
-    from cli.nodes import api_url
+    from cli.nodes import api as gateway
     from cli.sizes import show_bytes
     from cli.table import table
 
     with failures_shown():
-        models = get(api_url(api), "/v1/models")["data"]
+        models = get(gateway(api, api_key), "/v1/models")["data"]
     if as_json:
         typer.echo(json.dumps(models))
         return

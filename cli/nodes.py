@@ -12,7 +12,8 @@ from platformdirs import user_data_path
 
 from actors.node_folder import running_node
 from bus.config import CONFIG_FILE, DEFAULT_API_PORT, NodeConfig, read_config
-from cli.exits import UNREACHABLE, leave
+from cli.api_client import Api
+from cli.exits import UNREACHABLE, USAGE, leave
 
 DATA_DIR_VARIABLE = "EXOBUS_DATA_DIR"
 NO_NODE = "no node runs on this machine; start one with `exobus node`"
@@ -56,9 +57,31 @@ def choose_node(name: str | None) -> NodeConfig:
     return named[0]
 
 
-def api_url(given: str | None) -> str:
-    """The gateway to talk to: what was given, else that of a node here, else the usual address."""
-    if given:
-        return given.rstrip("/")
-    announced = next((url for node in running_nodes() if (url := node.api())), "")
-    return announced or f"http://127.0.0.1:{DEFAULT_API_PORT}"
+def api(url: str | None, key: str | None) -> Api:
+    """The gateway to talk to: what was given, else that of a node here, else the usual address.
+
+    The gateway of a node here is shown a key of its own where none was given; no other address ever sees one.
+    """
+    announced = {address: node for node in running_nodes() if (address := node.api())}
+    chosen = (url or next(iter(announced), f"http://127.0.0.1:{DEFAULT_API_PORT}")).rstrip("/")
+    if key is not None:
+        return Api(chosen, _checked(key.strip()))
+    return Api(chosen, _own_key(announced[chosen]) if chosen in announced else "")
+
+
+def _own_key(node: NodeConfig) -> str:
+    """The first key in the file of a node of this user; none where it has no file, or one that cannot be read."""
+    if not node.api_keys:
+        return ""
+    from gateway.keys import KeyFileError, read_keys
+
+    try:
+        return next(iter(read_keys(Path(node.api_keys)).keys), "")
+    except KeyFileError:
+        return ""
+
+
+def _checked(key: str) -> str:
+    if not all("!" <= letter <= "~" for letter in key):
+        leave("an API key has visible ASCII characters only; pass it as it stands in the gateway's file", USAGE)
+    return key

@@ -6,12 +6,15 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.calls import ApiOption, JsonOption, failures_shown
+from cli.calls import ApiKeyOption, ApiOption, JsonOption, failures_shown
 from cli.exits import USAGE, leave
+
+if TYPE_CHECKING:
+    from cli.api_client import Api
 
 
 def run(
@@ -24,16 +27,17 @@ def run(
     stats: Annotated[bool, typer.Option("--stats", help="Print speed and counts afterwards.")] = False,
     as_json: JsonOption = False,
     api: ApiOption = None,
+    api_key: ApiKeyOption = None,
 ) -> None:
     """Ask a model one question and print the answer as it comes."""
-    from cli.nodes import api_url
+    from cli.nodes import api as gateway
 
     body = request_body(model, prompt or _standard_input(), system, max_tokens, temperature, seed)
     with failures_shown():
         if as_json:
-            _print_whole(api_url(api), body)
+            _print_whole(gateway(api, api_key), body)
         else:
-            _print_stream(api_url(api), body, stats=stats)
+            _print_stream(gateway(api, api_key), body, stats=stats)
 
 
 def request_body(
@@ -74,20 +78,20 @@ def _standard_input() -> str:
     return text
 
 
-def _print_whole(url: str, body: dict[str, Any]) -> None:
+def _print_whole(api: Api, body: dict[str, Any]) -> None:
     from cli.api_client import post
 
-    typer.echo(json.dumps(post(url, "/v1/chat/completions", body)))
+    typer.echo(json.dumps(post(api, "/v1/chat/completions", body)))
 
 
-def _print_stream(url: str, body: dict[str, Any], *, stats: bool) -> None:
+def _print_stream(api: Api, body: dict[str, Any], *, stats: bool) -> None:
     from cli.api_client import stream
 
     asked = time.monotonic()
     first_token_s, timings = 0.0, None
     streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
     waiting = _Waiting()
-    for chunk in stream(url, "/v1/chat/completions", streamed):
+    for chunk in stream(api, "/v1/chat/completions", streamed):
         if isinstance(chunk, str):
             waiting.show(chunk)
             continue

@@ -8,16 +8,16 @@ from typing import Any
 
 import typer
 
-from cli.calls import ApiOption, JsonOption, failures_shown
+from cli.calls import ApiKeyOption, ApiOption, JsonOption, failures_shown
 
 
-def topology(as_json: JsonOption = False, api: ApiOption = None) -> None:
+def topology(as_json: JsonOption = False, api: ApiOption = None, api_key: ApiKeyOption = None) -> None:
     """Show the cluster as a node sees it."""
     from cli.api_client import get
-    from cli.nodes import api_url
+    from cli.nodes import api as gateway
 
     with failures_shown():
-        body = get(api_url(api), "/v1/topology")
+        body = get(gateway(api, api_key), "/v1/topology")
     typer.echo(json.dumps(body) if as_json else show(body))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ExceptionHandler
@@ -20,9 +21,13 @@ from bus.config import NodeConfig
 from bus.messages import HubDescribe, HubState, TopologyGet, TopologyState
 from bus.version import running_version
 from cluster.placement import Instance
+from gateway.access import OPEN_PATH, KeyCheck, SiteCheck
+from gateway.attempts import Attempts
+from gateway.browsers import Site
 from gateway.chat import Chat
 from gateway.completions import ChatCompletions
 from gateway.errors import ApiError, from_bus, internal
+from gateway.keys import ApiKeys
 from gateway.responses import Json, WithRequestId, error_response
 from gateway.texts import TextModels
 from models.card import ModelCard
@@ -31,7 +36,24 @@ ASK_WITHIN_S = 3.0
 NEEDED = frozenset({"node", "topology", "download"})  # actors without which no chat can be answered
 
 
-def build_app(config: NodeConfig, bus: BusClient, texts: TextModels, chat: Chat) -> Starlette:
+# What OpenAI's own clients send from a page beside the usual.
+PAGE_HEADERS = (
+    "authorization", "content-type", "x-api-key", "x-stainless-arch", "x-stainless-helper-method", "x-stainless-lang",
+    "x-stainless-os", "x-stainless-package-version", "x-stainless-retry-count", "x-stainless-runtime",
+    "x-stainless-runtime-version", "x-stainless-timeout",
+)  # fmt: skip
+PREFLIGHT_S = 600
+
+
+class Doors(NamedTuple):
+    """What decides who may come in."""
+
+    site: Site
+    keys: ApiKeys
+    attempts: Attempts
+
+
+def build_app(config: NodeConfig, bus: BusClient, texts: TextModels, chat: Chat, doors: Doors) -> Starlette:
     """The ASGI application."""
     views = _Views(config, bus, texts)
     routes = [
@@ -39,9 +61,27 @@ def build_app(config: NodeConfig, bus: BusClient, texts: TextModels, chat: Chat)
         Route("/v1/models", views.models),
         Route("/v1/models/{model_id:path}", views.model),
         Route("/v1/topology", views.topology),
-        Route("/health", views.health),
+        Route(OPEN_PATH, views.health),
     ]
-    return Starlette(routes=routes, exception_handlers=_ERRORS, middleware=[Middleware(WithRequestId)])
+    return Starlette(routes=routes, exception_handlers=ERRORS, middleware=in_front(doors))
+
+
+def in_front(doors: Doors) -> list[Middleware]:
+    """What a request passes before the routes, outermost first. A listed page may read that its key was refused."""
+    pages = Middleware(
+        CORSMiddleware,
+        allow_origins=sorted(doors.site.origins),
+        allow_methods=["GET", "POST"],
+        allow_headers=PAGE_HEADERS,
+        expose_headers=["retry-after", "retry-after-ms", "x-request-id", "x-should-retry"],
+        max_age=PREFLIGHT_S,
+    )
+    return [
+        Middleware(WithRequestId),
+        Middleware(SiteCheck, site=doors.site),
+        *([pages] if doors.site.origins else []),
+        Middleware(KeyCheck, keys=doors.keys, attempts=doors.attempts),
+    ]
 
 
 class _Views:
@@ -71,14 +111,19 @@ class _Views:
         return Json(topology_body(self._config.node_id, state))
 
     async def health(self, request: Request) -> Response:
-        """Whether the node can take a chat: its hub answers and knows the actors that are needed."""
+        """Whether the node can take a chat: its hub answers and knows the actors that are needed.
+
+        Which node it is, is told to those who may use it.
+        """
         try:
             state = await self._bus.request("hub", HubDescribe(), HubState, ASK_WITHIN_S)
             ready = {actor.name for actor in state.actors} >= NEEDED
         except RequestError:
             ready = False
-        body = {"status": "ok", "ready": ready, "version": self._version}
-        return Json({**body, "node": self._config.name, "node_id": self._config.node_id})
+        body = {"status": "ok", "ready": ready}
+        if not request.state.known:
+            return Json(body)
+        return Json(body | {"version": self._version, "node": self._config.name, "node_id": self._config.node_id})
 
     def _model(self, card: ModelCard) -> dict[str, Any]:
         return {
@@ -144,4 +189,14 @@ async def _broken(request: Request, error: Exception) -> Response:
     return error_response(internal())
 
 
-_ERRORS: dict[Any, ExceptionHandler] = {ApiError: _refused, HTTPException: _no_route, Exception: _broken}
+async def _left(request: Request, error: Exception) -> Response:
+    """The client left before its body was whole; nobody reads this."""
+    return Response(status_code=408)
+
+
+ERRORS: dict[Any, ExceptionHandler] = {
+    ApiError: _refused,
+    ClientDisconnect: _left,
+    HTTPException: _no_route,
+    Exception: _broken,
+}

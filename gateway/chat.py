@@ -15,6 +15,7 @@ from cluster.sessions import Opening
 from gateway.choice import Choice, ChoiceText
 from gateway.errors import ApiError, from_bus, internal, queue_full, too_large
 from gateway.events import Answer, Ended, Failed
+from gateway.faults import described
 from gateway.requests import ChatRequest
 from gateway.sessions import DataPlane
 from gateway.texts import TextModel, TextModels
@@ -47,8 +48,8 @@ class Chat:
             await answer.events.put(await self._answer(answer))
         except ApiError as error:
             await answer.events.put(Failed(error))
-        except Exception:
-            logger.exception("answering a chat request")
+        except Exception as error:
+            logger.error("answering a chat request failed: %s", described(error))
             await answer.events.put(Failed(internal()))
 
     async def _answer(self, answer: Answer) -> Ended:
@@ -74,13 +75,13 @@ class Chat:
         return Ended(answer.timings(seed, len(set(instance.node_ids))))
 
     async def _prompt(self, answer: Answer) -> tuple[TextModel, tuple[int, ...]]:
-        """The text model and the prompt's token ids; off the loop, for a long prompt takes a while."""
+        """The text model and the prompt's token ids."""
         card = self._texts.card(answer.request.model)
         answer.model_id = card.id
         answer.waits_for = f"fetching {card.id}"
         model = await self._texts.get(card)
         conversation = [message.for_template() for message in answer.request.messages]
-        return model, await asyncio.to_thread(model.prompt, conversation)
+        return model, await model.prompt(conversation)
 
     async def _instance(self, answer: Answer) -> Instance:
         answer.waits_for = f"loading {answer.model_id}"

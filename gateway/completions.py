@@ -16,21 +16,23 @@ from gateway import chunks
 from gateway.chat import Chat
 from gateway.events import Answer, Ended, Event, Failed, Finished, Piece
 from gateway.requests import MAX_BODY_BYTES, ChatRequest, parse
-from gateway.responses import EventStream, Json, read_body, while_connected
+from gateway.responses import Bodies, BodyLimits, EventStream, Json, while_connected
 
 LIFE_EVERY_S = 1.0  # a waiting stream shows a sign of life that often
+BODY = BodyLimits(MAX_BODY_BYTES)
 
 
 class ChatCompletions:
     """The ASGI endpoint. A client that leaves, at whatever moment, ends its sessions."""
 
-    def __init__(self, chat: Chat) -> None:
+    def __init__(self, chat: Chat, body: BodyLimits = BODY) -> None:
         self._chat = chat
+        self._bodies = Bodies(body)
         self._version = running_version()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Raises ApiError while no byte of the response is out."""
-        request = parse(await read_body(Request(scope, receive), MAX_BODY_BYTES))
+        request = parse(await self._bodies.read(Request(scope, receive)))
         identity = chunks.Identity(
             f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), request.model, f"exobus-{self._version}"
         )

@@ -11,6 +11,7 @@ INVALID = "invalid_request_error"
 SERVER = "server_error"
 RETRY_AFTER_S = 2
 DO_NOT_RETRY = {"x-should-retry": "false"}
+CLOSE = {"connection": "close"}  # what else comes on this connection is no request
 
 
 class ApiError(Exception):
@@ -52,6 +53,22 @@ def queue_full(message: str, retry_after_s: int = 0) -> ApiError:
 def too_large(message: str, param: str) -> ApiError:
     """400: more than the memory of the ring holds, however long one waits."""
     return ApiError(400, message, code="too_large", param=param, headers=DO_NOT_RETRY)
+
+
+def no_key(message: str) -> ApiError:
+    """401: an API key is wanted, and none came or one that is not known."""
+    return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
+def too_many_attempts(seconds: int) -> ApiError:
+    """429: too many wrong keys from one address."""
+    sentence = f"too many wrong API keys came from your address; try again in {seconds} s"
+    return ApiError(429, sentence, kind="rate_limit_error", code="too_many_attempts", headers=_retry_after(seconds))
+
+
+def too_slow() -> ApiError:
+    """408: the body did not come in time."""
+    return ApiError(408, "the body did not come in time; send it faster", code="timeout", headers=CLOSE)
 
 
 def _retry_after(seconds: int) -> dict[str, str]:

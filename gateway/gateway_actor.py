@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
-
-import uvicorn
 
 from bus.actor import Actor, on
 from bus.client import BusClient
@@ -19,11 +16,18 @@ from bus.messages import DownloadProgress, HubDescribe, HubState, InstanceDown, 
 from bus.process import CannotStart
 from bus.reach import reach_of
 from bus.wire import Envelope
-from gateway.app import build_app
+from gateway.app import Doors, build_app
+from gateway.attempts import Attempts
+from gateway.browsers import site
 from gateway.chat import Chat
+from gateway.connections import ConnectionLimits, most_connections
+from gateway.faults import keep_words_out_of_logs
+from gateway.keys import ApiKeys, check_open
+from gateway.server import Server, make_server
 from gateway.sessions import DataPlane
 from gateway.texts import TextModels
 from models.catalogue import Catalogue
+from models.template_renderer import TemplateRenderer
 
 HUB_WITHIN_S = 5.0
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
@@ -39,25 +43,33 @@ class GatewayActor(Actor):
         self._config = config
         self._reach = reach_of(config)
         self._tasks: list[asyncio.Task[None]] = []
+        self._renderer = TemplateRenderer()
         self._plane: DataPlane
         self._chat: Chat
-        self._server: _Server
+        self._server: Server
 
     async def started(self) -> None:
         """Listen for clients and for tokens, then say where."""
-        listener = listen(self._config)
-        texts = TextModels(self.bus, Catalogue.load(self._config.cards_path))
+        keep_words_out_of_logs(asyncio.get_running_loop())
+        config = self._config
+        keys = ApiKeys(Path(config.api_keys) if config.api_keys else None)
+        check_open(config.api_host, keys)
+        listener = listen(config)
+        doors = Doors(site(config.api_host, listener.getsockname()[1], config.api_names, config.cors), keys, Attempts())
+        texts = TextModels(self.bus, Catalogue.load(config.cards_path), self._renderer)
         if self._reach:
             state = await self.bus.request("hub", HubDescribe(), HubState, HUB_WITHIN_S)
             self._reach.linked.standing(state.peers)
-        self._plane = DataPlane(self._config.run_path, self._reach)
+        self._plane = DataPlane(config.run_path, self._reach)
         self._chat = Chat(self.bus, texts, self._plane)
-        self._server = _server(self._config, self.bus, texts, self._chat)
+        app = build_app(config, self.bus, texts, self._chat, doors)
+        self._server = make_server(app, ConnectionLimits(most=most_connections()))
         for running in (self._server.serve([listener]), self._plane.hear()):
             task = asyncio.create_task(running)
             task.add_done_callback(lambda _: self.stop())
             self._tasks.append(task)
-        announce(self._config, listener)
+        self._renderer.begin()
+        announce(config, listener)
 
     async def stopping(self) -> None:
         """End the answers that run. Raises what ended the server or the data plane before its time."""
@@ -69,6 +81,7 @@ class GatewayActor(Actor):
         hearing.cancel()
         results = await asyncio.gather(serving, hearing, return_exceptions=True)
         self._plane.close()
+        await self._renderer.close()
         for result in results:
             if isinstance(result, Exception):
                 raise result
@@ -112,12 +125,13 @@ def listen(config: NodeConfig) -> socket.socket:
         preferred.insert(0, before)
     for port in preferred:
         with suppress(OSError):
-            return _bound(config.host, port)
+            return _bound(config.api_host, port)
     try:
-        return _bound(config.host, last)
+        return _bound(config.api_host, last)
     except OSError as error:
         sentence = (
-            f"the gateway cannot listen on {config.host}:{last} ({error.strerror}); pass another --api-port or --host"
+            f"the gateway cannot listen on {config.api_host}:{last} ({error.strerror}); "
+            "pass another --api-port or --api-host"
         )
         raise CannotStart(sentence) from None
 
@@ -129,7 +143,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 def announce(config: NodeConfig, listener: socket.socket) -> None:
     """Write the gateway's URL into the run folder, whole or not at all."""
-    host = _ANYWHERE.get(config.host, config.host)
+    host = _ANYWHERE.get(config.api_host, config.api_host)
     place = f"[{host}]" if ":" in host else host
     path = _api_file(config)
     part = path.with_suffix(".part")
@@ -145,27 +159,3 @@ def _port_before(config: NodeConfig) -> int:
     with suppress(OSError, ValueError):
         return urlsplit(_api_file(config).read_text()).port or 0
     return 0
-
-
-class _Server(uvicorn.Server):
-    """Signals are the actor's."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
-
-
-def _server(config: NodeConfig, bus: BusClient, texts: TextModels, chat: Chat) -> _Server:
-    app = build_app(config, bus, texts, chat)
-    settings = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        ws="none",
-        loop="asyncio",
-        timeout_graceful_shutdown=1,
-        server_header=False,
-    )
-    return _Server(settings)

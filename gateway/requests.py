@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, Raw, UnsetType
 
 from cluster.sampling import SEEDS
 from gateway.errors import ApiError
@@ -20,6 +21,11 @@ MAX_STOPS = 4
 MAX_STOP_BYTES = 256
 MAX_MESSAGES = 4096
 MAX_CHOICES = 8
+MAX_NAME = 256  # characters of whatever names something
+MAX_TOKENS = 1 << 31  # far more than any context; what is left of the context bounds it further
+MAX_FIELD_BYTES = 16 << 10  # of a field that is not honoured, as JSON
+MAX_DEPTH = 64  # of such a field; those that are honoured have the depth of their types
+MAX_QUOTED = 300  # characters of a refusal that may be the client's own
 
 # Accepted, and of no effect on the answer.
 IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
@@ -56,8 +62,12 @@ NEUTRAL_IN_MESSAGE: dict[str, tuple[Any, ...]] = {
 }
 
 
+Name = Annotated[str, Meta(max_length=MAX_NAME)]
+TokenLimit = Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
+
+
 class TextPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A part of a message's content; other types are refused before."""
+    """A part of a message's content; nothing but text is read, and nothing is ever fetched."""
 
     type: Literal["text"]
     text: str
@@ -68,8 +78,8 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart]
-    name: str | None = None
-    tool_call_id: str | None = None
+    name: Name | None = None
+    tool_call_id: Name | None = None
 
     def for_template(self) -> dict[str, str]:
         """As chat templates expect it: text parts joined with nothing between, `developer` as `system`."""
@@ -89,14 +99,14 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The fields that are honoured. None means: the model's default."""
 
-    model: Annotated[str, Meta(min_length=1, max_length=256)]
+    model: Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=1 << 20)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: TokenLimit | None = None
+    max_completion_tokens: TokenLimit | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
@@ -124,13 +134,33 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
+def _as_written(honoured: type[msgspec.Struct], others: Iterable[str], **instead: Any) -> type[msgspec.Struct]:
+    """How it stands in a body: its fields, some of another type `instead`, and the `others`, which stay JSON.
+
+    Decoding into types stops at the first byte that fits none, so that a hostile body costs no more than a good one.
+    """
+    fields: list[Any] = [(name, Raw, Raw()) for name in others]
+    for field in msgspec.structs.fields(honoured):
+        kind, default = instead.get(field.name, field.type), UNSET if field.name in instead else field.default
+        fields.append((field.name, kind) if default is msgspec.NODEFAULT else (field.name, kind, default))
+    return msgspec.defstruct(f"Written{honoured.__name__}", fields, forbid_unknown_fields=True, kw_only=True)
+
+
+_Message = _as_written(ChatMessage, NEUTRAL_IN_MESSAGE, content=str | list[TextPart] | None | UnsetType)
+_Messages = Annotated[list[_Message], Meta(min_length=1, max_length=MAX_MESSAGES)]  # type: ignore[valid-type]
+_Request = _as_written(ChatRequest, (*NEUTRAL, *sorted(IGNORED)), messages=_Messages | UnsetType)
+_decoder = msgspec.json.Decoder(_Request)
+
+
 def parse(body: bytes) -> ChatRequest:
     """A valid request. Raises ApiError 400, which names the field, for anything else."""
-    fields = _recognised(_decode(body))
-    try:
-        request = msgspec.convert(fields, ChatRequest)
-    except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from None
+    written = _decode(body)
+    _check_others(written, NEUTRAL, "")
+    _check_ignored(written)
+    if written.messages is UNSET:
+        raise _wrong("messages", "is required")
+    messages = [_message(message, f"messages[{at}].") for at, message in enumerate(written.messages)]
+    request = ChatRequest(**{**_honoured(written, ChatRequest), "messages": messages})
     _check_stops(request)
     _check_seed(request)
     if request.stream_options is not None and not request.stream:
@@ -138,50 +168,62 @@ def parse(body: bytes) -> ChatRequest:
     return request
 
 
-def _decode(body: bytes) -> dict[str, Any]:
+def _decode(body: bytes) -> Any:
     try:
-        fields = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _refusal(str(error)) from None
+    except RecursionError:
+        raise ApiError(400, f"the body is nested more than {MAX_DEPTH} deep; send less") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(400, f"the body is not valid JSON ({error}); send one JSON object") from None
-    if not isinstance(fields, dict):
-        raise ApiError(400, "the body must be a JSON object with at least model and messages")
-    return fields
 
 
-def _recognised(fields: dict[str, Any]) -> dict[str, Any]:
-    """Without the fields that change nothing; parts and fields that are not supported are refused by name."""
-    known = _only_honoured(fields, ChatRequest.__struct_fields__, NEUTRAL, "")
-    messages = known.get("messages")
-    if isinstance(messages, list):
-        known["messages"] = [_recognised_message(message, f"messages[{at}]") for at, message in enumerate(messages)]
-    return known
+def _honoured(written: Any, kind: type[msgspec.Struct]) -> dict[str, Any]:
+    return {name: getattr(written, name) for name in kind.__struct_fields__}
 
 
-def _recognised_message(message: Any, where: str) -> Any:
-    if not isinstance(message, dict):
-        return message
-    parts = message.get("content")
-    for at, part in enumerate(parts if isinstance(parts, list) else ()):
-        kind = part.get("type") if isinstance(part, dict) else "text"
-        if isinstance(kind, str) and kind != "text":
-            name = f"{where}.content[{at}]"
-            raise _unsupported(name, f"`{name}` is of type {kind[:40]!r}; this model reads text parts only")
-    return _only_honoured(message, ChatMessage.__struct_fields__, NEUTRAL_IN_MESSAGE, f"{where}.")
+def _message(written: Any, where: str) -> ChatMessage:
+    _check_others(written, NEUTRAL_IN_MESSAGE, where)
+    if written.content is UNSET:
+        raise _wrong(f"{where}content", "is required")
+    if written.content is None:
+        raise _wrong(f"{where}content", "is not valid: expected text or an array of text parts, got null")
+    return ChatMessage(**_honoured(written, ChatMessage))
 
 
-def _only_honoured(
-    fields: dict[str, Any], honoured: tuple[str, ...], neutral: dict[str, tuple[Any, ...]], prefix: str
-) -> dict[str, Any]:
-    kept = {}
-    for name, value in fields.items():
-        if name in honoured:
-            kept[name] = value
-        elif name in neutral:
-            if value is not None and value not in neutral[name]:
-                raise _unsupported(prefix + name, f"`{prefix}{name}` is not supported; leave it out")
-        elif prefix or name not in IGNORED:
-            raise _unknown(name, (*honoured, *neutral), prefix)
-    return kept
+def _check_others(written: Any, neutral: dict[str, tuple[Any, ...]], prefix: str) -> None:
+    """Fields that are not supported may only ask for nothing."""
+    for name, accepted in neutral.items():
+        value = _small(getattr(written, name), prefix + name)
+        if value is not None and value not in accepted:
+            raise _unsupported(prefix + name, f"`{prefix}{name}` is not supported; leave it out")
+
+
+def _check_ignored(written: Any) -> None:
+    for name in sorted(IGNORED):
+        _small(getattr(written, name), name)
+
+
+def _small(raw: Raw, name: str) -> Any:
+    """What the JSON says, None where there is none. Raises ApiError where there is too much of it."""
+    data = memoryview(raw)
+    if not data:
+        return None
+    if len(data) > MAX_FIELD_BYTES:
+        raise _wrong(name, f"is larger than {MAX_FIELD_BYTES >> 10} KiB; send less")
+    try:
+        value = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise _wrong(name, "is not valid JSON") from None
+    if _deeper(value, MAX_DEPTH):
+        raise _wrong(name, f"is nested more than {MAX_DEPTH} deep; send less")
+    return value
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inner is not None and (levels == 0 or any(_deeper(item, levels - 1) for item in inner))
 
 
 def _check_stops(request: ChatRequest) -> None:
@@ -198,18 +240,32 @@ def _check_seed(request: ChatRequest) -> None:
         raise _wrong("seed", "must be an integer of 64 bits")
 
 
-_AT = re.compile(r"(?P<reason>.*?) - at `\$\.?(?P<path>[^`]*)`", re.DOTALL)
+_AT = re.compile(r" - at `\$\.?(?P<path>[\w.\[\]]*)`\Z")
 _MISSING = re.compile(r"Object missing required field `(?P<name>\w+)`")
+_STRANGE = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
+_PART = re.compile(r"(?P<part>messages\[\d+\]\.content\[\d+\])(?P<type>\.type)?")
 
 
 def _refusal(error: str) -> ApiError:
     """msgspec's message, with the path in it made the `param`."""
-    match = _AT.fullmatch(error)
-    reason, path = (match["reason"], match["path"]) if match else (error, "")
+    match = _AT.search(error)
+    reason, path = (error[: match.start()], match["path"]) if match else (error, "")
+    prefix = f"{path}." if path else ""
+    strange = _STRANGE.fullmatch(reason)
+    if (part := _PART.fullmatch(path)) and (part["type"] or strange):
+        return _no_text(part["part"], strange["name"] if strange else "")
     if missing := _MISSING.match(reason):
-        path = f"{path}.{missing['name']}".lstrip(".")
-        return _wrong(path, "is required")
-    return _wrong(path, f"is not valid: {reason[:1].lower()}{reason[1:]}")
+        return _wrong(prefix + missing["name"], "is required")
+    if strange:
+        return _unknown(strange["name"], prefix)
+    if not path:
+        return ApiError(400, "the body must be a JSON object with at least model and messages")
+    return _wrong(path, f"is not valid: {reason[:1].lower()}{reason[1:MAX_QUOTED]}")
+
+
+def _no_text(part: str, field: str) -> ApiError:
+    what = f"has a field `{field[:MAX_NAME]}`" if field else "is of another type"
+    return _unsupported(part, f'`{part}` {what}; this model reads text parts only: {{"type": "text", "text": "…"}}')
 
 
 def _wrong(name: str, what: str) -> ApiError:
@@ -220,7 +276,8 @@ def _unsupported(name: str, sentence: str) -> ApiError:
     return ApiError(400, sentence, code="unsupported_parameter", param=name)
 
 
-def _unknown(name: str, known: tuple[str, ...], prefix: str) -> ApiError:
+def _unknown(name: str, prefix: str) -> ApiError:
+    known = _Message.__struct_fields__ if prefix.startswith("messages") else _Request.__struct_fields__
     shown = prefix + name[:80]
     near = difflib.get_close_matches(name[:80], known, n=1)
     hint = f"did you mean `{prefix}{near[0]}`?" if near else "leave it out"

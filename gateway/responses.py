@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
@@ -13,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.chunks import encode
-from gateway.errors import ApiError
+from gateway.errors import ApiError, too_slow, unavailable
 
 SEND_WITHIN_S = 60.0  # a client that reads nothing for so long has left
 
@@ -63,14 +64,54 @@ _STREAM_HEADERS = [
 ]
 
 
-async def read_body(request: Request, most: int) -> bytes:
-    """The request's body. ApiError 413 beyond `most` bytes."""
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > most:
-            raise ApiError(413, f"the body is larger than {most >> 20} MiB; send less")
-    return bytes(body)
+@dataclass(frozen=True)
+class BodyLimits:
+    """How large a request's body may be and how large those that come in at one time `together`, in bytes.
+
+    It may take `within_s` seconds, and as long again as it takes to send what came at `bytes_per_s`.
+    """
+
+    most: int
+    together: int = 256 << 20
+    within_s: float = 10.0
+    bytes_per_s: int = 64 << 10
+
+
+class Bodies:
+    """The bodies that come in, bounded each and together."""
+
+    def __init__(self, limits: BodyLimits) -> None:
+        self._limits = limits
+        self._held = 0
+
+    async def read(self, request: Request) -> bytes:
+        """One request's body. ApiError 413 where it is too large, 408 too slow, 503 where too much comes in."""
+        if int(request.headers.get("content-length", 0)) > self._limits.most:
+            raise self._too_large()
+        body = bytearray()
+        try:
+            await self._read_into(body, request)
+        except TimeoutError:
+            raise too_slow() from None
+        finally:
+            self._held -= len(body)
+        return bytes(body)
+
+    async def _read_into(self, body: bytearray, request: Request) -> None:
+        limits = self._limits
+        deadline = asyncio.get_running_loop().time() + limits.within_s
+        async with asyncio.timeout_at(deadline) as timeout:
+            async for part in request.stream():
+                body += part
+                self._held += len(part)
+                if len(body) > limits.most:
+                    raise self._too_large()
+                if self._held > limits.together:
+                    raise unavailable("busy", "too many large requests come in at one time; try again soon")
+                timeout.reschedule(deadline + len(body) / limits.bytes_per_s)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body is larger than {self._limits.most >> 20} MiB; send less")
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:

@@ -14,11 +14,13 @@ from gateway.errors import ApiError, from_bus, model_not_found, unavailable
 from models.card import ModelCard
 from models.catalogue import Catalogue
 from models.chat_template import ChatTemplate
-from models.errors import ModelError, TemplateError, UnknownModel
+from models.errors import ModelError, TemplateError, TemplateUnavailable, UnknownModel
+from models.template_renderer import TemplateRenderer
 from models.tokenizer import Tokenizer
 
 FETCH_WITHIN_S = 3600.0  # a first download may take that long
 KEPT = 4  # models whose text side stays in memory
+SHORT = 2048  # characters that are tokenised in less time than a thread is worth
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +30,33 @@ class TextModel:
     card: ModelCard
     tokenizer: Tokenizer
     template: ChatTemplate
+    renderer: TemplateRenderer
 
-    def prompt(self, conversation: Sequence[dict[str, str]]) -> tuple[int, ...]:
-        """The token ids of a conversation. ApiError 400 where the template refuses it."""
+    async def prompt(self, conversation: Sequence[dict[str, str]]) -> tuple[int, ...]:
+        """The token ids of a conversation; a long one does not hold up the loop.
+
+        ApiError 400 where the template refuses it or goes beyond its limits, 503 where none can be rendered now.
+        """
         try:
-            text = self.template.render(conversation)
+            text = await self.renderer.render(self.template, conversation)
+        except TemplateUnavailable as error:
+            raise unavailable("template_unavailable", str(error)) from None
         except TemplateError as error:
             raise ApiError(400, str(error), param="messages") from None
-        return tuple(self.tokenizer.encode(text))
+        return await self._encoded(text)
+
+    async def _encoded(self, text: str) -> tuple[int, ...]:
+        encode = self.tokenizer.encode
+        return tuple(encode(text) if len(text) <= SHORT else await asyncio.to_thread(encode, text))
 
 
 class TextModels:
     """Text models by card id, fetched and loaded on demand."""
 
-    def __init__(self, bus: BusClient, catalogue: Catalogue) -> None:
+    def __init__(self, bus: BusClient, catalogue: Catalogue, renderer: TemplateRenderer) -> None:
         self.catalogue = catalogue
         self._bus = bus
+        self._renderer = renderer
         self._loaded: OrderedDict[str, TextModel] = OrderedDict()
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -74,4 +87,4 @@ class TextModels:
             raise unavailable("tokenizer_failed", str(error)) from None
         if tokenizer.chat_template is None:
             raise ApiError(400, f"{card.id} has no chat template; choose an instruct model", param="model")
-        return TextModel(card, tokenizer, tokenizer.chat_template)
+        return TextModel(card, tokenizer, tokenizer.chat_template, self._renderer)

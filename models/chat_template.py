@@ -2,13 +2,18 @@
 
 A template comes out of a model repository, so it runs in jinja2's immutable sandbox. It may use what templates
 of such repositories expect: loop controls, `tojson`, `raise_exception`, `strftime_now`, `generation`.
+
+The sandbox bounds what a template reaches, not how long it works nor how much memory it takes. What serves
+others renders through `models.template_renderer`, in a process that has limits.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import jinja2
@@ -19,29 +24,76 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from models.errors import TemplateError
 
+MAX_SOURCE_BYTES = 64 << 10
+MAX_RENDERED_CHARACTERS = 4 << 20
+MAX_REASON_CHARACTERS = 1000  # of what a template says about its refusal
+COMPILED = 8  # templates that stay compiled
+
 # A template is a program: besides jinja2's own errors it can raise whatever an expression of Python can.
 _EXPRESSION_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
+@dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """A compiled template and the special tokens that it may write. TemplateError if it does not compile."""
+    """A template and the special tokens that it may write; a value, compiled when it is rendered first.
 
-    def __init__(self, source: str, bos_token: str | None, eos_token: str | None) -> None:
-        self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
+    TemplateError if the source is larger than MAX_SOURCE_BYTES or is no text.
+    """
+
+    source: str
+    bos_token: str | None
+    eos_token: str | None
+
+    def __post_init__(self) -> None:
         try:
-            self._template = _environment().from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise TemplateError(f"the model's chat template does not compile: {error}; use another model") from error
+            size = len(self.source.encode())
+        except UnicodeEncodeError:
+            raise TemplateError("the model's chat template is no valid text; use another model") from None
+        if size > MAX_SOURCE_BYTES:
+            limit = f"{size} bytes, and {MAX_SOURCE_BYTES} are the most that are allowed"
+            raise TemplateError(f"the model's chat template has {limit}; use another model")
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
     ) -> str:
-        """The prompt text of a conversation; `variables` (tools, ...) go to the template. TemplateError."""
-        known = {**self._tokens, "tools": None, "documents": None, **variables}
+        """The prompt text of a conversation; `variables` (tools, ...) go to the template.
+
+        TemplateError where the template does not compile, fails, refuses the messages, or writes too much.
+        """
+        template = _compiled(self.source)
+        tokens = {"bos_token": self.bos_token or "", "eos_token": self.eos_token or ""}
+        known = {**tokens, "tools": None, "documents": None, **variables}
         try:
-            return self._template.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **known)
+            return _joined(
+                template.generate(messages=list(messages), add_generation_prompt=add_generation_prompt, **known)
+            )
         except (jinja2.TemplateError, *_EXPRESSION_ERRORS) as error:
-            raise TemplateError(f"the model's chat template refuses these messages: {error}") from error
+            raise TemplateError(f"the model's chat template refuses these messages: {_reason(error)}") from error
+
+
+@lru_cache(COMPILED)
+def _compiled(source: str) -> jinja2.Template:
+    try:
+        return _environment().from_string(source)
+    except (jinja2.TemplateError, SyntaxError, *_EXPRESSION_ERRORS) as error:
+        sentence = f"the model's chat template does not compile: {_reason(error)}; use another model"
+        raise TemplateError(sentence) from error
+
+
+def _joined(pieces: Iterable[str]) -> str:
+    """The text of all pieces; TemplateError as soon as it is too long."""
+    kept, size = [], 0
+    for piece in pieces:
+        size += len(piece)
+        if size > MAX_RENDERED_CHARACTERS:
+            limit = f"more than {MAX_RENDERED_CHARACTERS} characters"
+            raise TemplateError(f"the model's chat template makes {limit} of these messages; shorten them")
+        kept.append(piece)
+    return "".join(kept)
+
+
+def _reason(error: Exception) -> str:
+    return str(error)[:MAX_REASON_CHARACTERS]
 
 
 class _Generation(Extension):
@@ -58,6 +110,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
+    for name in ("cycler", "joiner", "lipsum"):  # no chat template needs them, attacks do
+        del environment.globals[name]
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now

@@ -33,6 +33,10 @@ class TemplateError(ModelError):
     """A chat template that does not compile or refuses the messages."""
 
 
+class TemplateUnavailable(ModelError):
+    """A chat template that cannot be rendered just now, through no fault of its own."""
+
+
 class DownloadFailed(ModelError):
     """A model that could not be fetched; nothing half-written is left under a final name."""
 

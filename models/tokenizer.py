@@ -12,8 +12,8 @@ from typing import Any, Self
 
 import tokenizers
 
-from models.chat_template import ChatTemplate
-from models.errors import TokenizerError
+from models.chat_template import MAX_SOURCE_BYTES, ChatTemplate
+from models.errors import TemplateError, TokenizerError
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
@@ -51,7 +51,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`; special tokens written out in it become their ids, none is added."""
-        return list(self._backend.encode(text, add_special_tokens=False).ids)
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)  # `encode` keeps the GIL
+        return list(encoding.ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, without special tokens; bytes that are no UTF-8 become U+FFFD."""
@@ -127,12 +128,22 @@ def _token_text(token: Any) -> str | None:
 
 def _template_source(folder: Path, settings: dict[str, Any]) -> str | None:
     if (folder / TEMPLATE_FILE).is_file():
-        return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+        return _template_text(folder / TEMPLATE_FILE)
     template = settings.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None
+
+
+def _template_text(path: Path) -> str:
+    """The text of a template's file, whose size is looked at before it is read. TemplateError."""
+    if path.stat().st_size > MAX_SOURCE_BYTES:
+        raise TemplateError(f"{path} is far too large for a chat template; use another model")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TemplateError(f"{path} is not readable UTF-8; delete it and fetch the model again") from error
 
 
 def _eos_token_ids(backend: tokenizers.Tokenizer, folder: Path, eos_token: str | None) -> set[int]:

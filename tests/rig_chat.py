@@ -16,13 +16,14 @@ from tests.rig_ring import MODEL, Rig
 from tests.rig_stage import WITHIN_S
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hello"}]
+JSON = {"content-type": "application/json"}
 PLAIN: dict[str, Any] = {"model": MODEL, "messages": MESSAGES}
 
 
 def post(rig: Rig, body: Any, timeout: float = WITHIN_S) -> httpx.Response:
     """A chat request as it is."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx.post(f"{rig.url}/v1/chat/completions", content=content, timeout=timeout)
+    return httpx.post(f"{rig.url}/v1/chat/completions", content=content, headers=JSON, timeout=timeout)
 
 
 def streamed_lines(rig: Rig, **fields: Any) -> list[str]:
@@ -68,7 +69,7 @@ def answering(rig: Rig, answer: Callable[[Work], Reply]) -> Iterator[None]:
 def raw_request(rig: Rig, **fields: Any) -> Iterator[HTTPConnection]:
     """A chat request that was sent and whose answer nobody read yet."""
     connection = HTTPConnection(urlsplit(rig.url).netloc, timeout=WITHIN_S)
-    connection.request("POST", "/v1/chat/completions", json.dumps({**PLAIN, **fields}))
+    connection.request("POST", "/v1/chat/completions", json.dumps({**PLAIN, **fields}), JSON)
     try:
         yield connection
     finally:

@@ -13,6 +13,7 @@ from bus.messages import Message
 from cluster.shard import Shard
 
 M = TypeVar("M", bound=Message)
+ONE_LINE = st.characters(exclude_categories=("Cs", "Cc", "Cf", "Zl", "Zp"))
 
 
 def example(cls: type[M]) -> M:
@@ -81,8 +82,10 @@ def _any_scalar(kind: inspect.Type, longest: int) -> st.SearchStrategy[Any]:
             return st.integers(least, most)
         case inspect.FloatType(ge=least, le=most):
             return st.floats(least, most, allow_nan=False)
-        case inspect.StrType(max_length=most):
+        case inspect.StrType(max_length=most, pattern=None):
             return st.text(max_size=min(most or 0, longest))
+        case inspect.StrType(max_length=most):
+            return st.text(ONE_LINE, max_size=min(most or 0, longest))
         case inspect.BytesType(max_length=most):
             return st.binary(max_size=min(most or 0, longest))
         case inspect.BoolType():

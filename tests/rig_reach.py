@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from unittest.mock import patch
 
+import msgspec
 import zmq
 
 from bus.endpoints import with_key
-from bus.keys import KeyPair, new_key_pair
+from bus.keys import KeyPair, key_pair_of, new_key_pair
 from bus.linked import LinkedNodes
 from bus.messages import HubPeer
 from bus.reach import Reach
@@ -34,6 +36,44 @@ def reaches(count: int) -> list[Reach]:
     """So many nodes, all linked."""
     pairs = [new_key_pair() for _ in range(count)]
     return [reach(pair, *pairs) for pair in pairs]
+
+
+class Node(msgspec.Struct, frozen=True):
+    """A node for a process of its own: its secret key, and the public ones of all it is linked to."""
+
+    secret: str
+    linked: tuple[str, ...]
+    plain: bool = False  # without keys
+
+    @property
+    def pair(self) -> KeyPair:
+        """Its own keys."""
+        return key_pair_of(bytes.fromhex(self.secret))
+
+    def place(self) -> Reach:
+        """Its place among the others."""
+        return reach(self.pair, *(KeyPair(bytes.fromhex(public), b"") for public in self.linked))
+
+
+def new_nodes(count: int, *, plain: bool = False) -> list[Node]:
+    """So many nodes, all linked."""
+    pairs = [new_key_pair() for _ in range(count)]
+    linked = tuple(pair.public.hex() for pair in pairs)
+    return [Node(pair.secret.hex(), linked, plain) for pair in pairs]
+
+
+@contextmanager
+def without_keys() -> Iterator[None]:
+    """Tcp sockets that are bound or connected meanwhile have no CURVE, and whoever connects is believed.
+
+    To measure what keys cost; nothing in the product can do this.
+    """
+    with (
+        patch("bus.sockets._guard", lambda socket, guard: None),
+        patch("bus.sockets._identify", lambda socket, endpoint, own: None),
+        patch("bus.senders.sender_of", lambda part: ""),
+    ):
+        yield
 
 
 def tcp(endpoints: Sequence[str]) -> str:

@@ -174,12 +174,12 @@ class Rig:
         return eventually(lambda: sorted(self.stage.openings) == sorted(self.stage.closed))
 
 
-def start_gateway(config: NodeConfig, log: Path) -> subprocess.Popen[bytes]:
+def start_gateway(config: NodeConfig, log: Path, module: str = "gateway") -> subprocess.Popen[bytes]:
     """The gateway's process, which ends with the writing end of its standard input."""
     environment = {**os.environ, ADDRESS_VARIABLE: config.run_dir, NAME_VARIABLE: "gateway", "OMP_NUM_THREADS": "1"}
     with log.open("wb") as errors:
         return subprocess.Popen(
-            [sys.executable, "-m", "gateway"],
+            [sys.executable, "-m", module],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stderr=errors,
@@ -212,12 +212,12 @@ def running_hub(run_dir: Path) -> Iterator[Hub]:
 
 
 @contextmanager
-def running_rig(folder: Path) -> Iterator[Rig]:
+def running_rig(folder: Path, module: str = "gateway", **settings: object) -> Iterator[Rig]:
     """Everything around a gateway, and the gateway, which listens when the block begins. `folder` is the node's."""
     (folder / "node-id").write_text(NODE_ID)
     node_folder = open_folder(folder)
     run_dir = node_folder.run_dir
-    config = make_config(run_dir, folder)
+    config = make_config(run_dir, folder, **settings)
     threads: list[StageThread | ActorThread] = []
     try:
         with running_hub(run_dir):
@@ -233,7 +233,7 @@ def running_rig(folder: Path) -> Iterator[Rig]:
             for actor in (node, download, topology):
                 actor.begin()
                 threads.append(actor)
-            gateway = start_gateway(config, folder / "gateway.log")
+            gateway = start_gateway(config, folder / "gateway.log", module)
             try:
                 assert eventually(lambda: (run_dir / "api").exists()), (folder / "gateway.log").read_text()
                 url = (run_dir / "api").read_text()

@@ -1,4 +1,4 @@
-"""A process that hosts one stage of a synthetic model, on the thread that every engine runs on.
+"""A process that hosts one stage of a synthetic model, or of a real one, on the thread that every engine runs on.
 
 `python -m tests.rig_synthetic SETTINGS` says `Ready` in a line of JSON, answers each line on its standard input with
 one line, and ends with its input. `tests.rig_synthetic_ring` starts these processes and joins them.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,20 +19,27 @@ from actors.step import StageCounts, neighbours
 from bus.ring import Ring
 from cluster.placement import Instance
 from cluster.shard import Shard
-from tests.rig_synthetic_engine import HASH_BYTES, Call, Journal, Released, SyntheticEngine
+from tests.rig_reach import Node, without_keys
+from tests.rig_synthetic_engine import Call, Journal, Released, SyntheticEngine
 
 WITHIN_S = 20.0
+SYNTHETIC = "synthetic"
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What a hosted stage is told at its start. `positions` is what its memory for keys and values shall hold."""
+    """What a hosted stage is told at its start. `kv_bytes` is its memory for keys and values.
+
+    With a `node` it is on one of its own, and is reached over tcp.
+    """
 
     run_dir: str
     name: str
     shard: Shard
     epoch: int
     model: str
-    positions: int
+    kv_bytes: int
+    engine: str = SYNTHETIC
+    node: Node | None = None
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -39,6 +47,7 @@ class Ready(msgspec.Struct, frozen=True):
 
     endpoints: tuple[str, ...]
     positions: int
+    exact_rows: int
 
 
 class Join(msgspec.Struct, frozen=True, tag=True):
@@ -73,27 +82,36 @@ def main() -> None:
     """Host a stage until standard input ends."""
     settings = msgspec.json.decode(sys.argv[1], type=Settings)
     engine = SyntheticEngine()
-    with patch("actors.stage_thread.create", lambda *_: engine):
-        stage = hosted(settings)
-    say(Ready(stage.loaded.result(WITHIN_S), stage.positions))
+    with ExitStack() as stack:
+        if settings.engine == SYNTHETIC:
+            stack.enter_context(patch("actors.stage_thread.create", lambda *_: engine))
+        if settings.node and settings.node.plain:
+            stack.enter_context(without_keys())
+        serve(settings, engine.journal)
+
+
+def serve(settings: Settings, journal: Journal) -> None:
+    """Answer what the parent asks."""
+    stage = hosted(settings)
+    say(Ready(stage.loaded.result(WITHIN_S), stage.positions, stage.exact_rows))
     for question in questions():
         if isinstance(question, Join):
             stage.join_ring(neighbours(question.instance, question.actor)).result(WITHIN_S)
-        say(seen(stage, engine.journal, isinstance(question, Look) and question.journal))
+        say(seen(stage, journal, isinstance(question, Look) and question.journal))
     stage.finish().result(WITHIN_S)
     stage.join(WITHIN_S)
 
 
 def hosted(settings: Settings) -> StageThread:
     """The stage's thread, with its shard loaded."""
-    folder, name, shard = Path(settings.run_dir), settings.name, settings.shard
+    folder, name, place = Path(settings.run_dir), settings.name, settings.node.place() if settings.node else None
     stage = StageThread(
-        "synthetic",
-        shard,
+        settings.engine,
+        settings.shard,
         settings.epoch,
         Path(settings.model),
-        lambda: Ring(folder, name),
-        kv_bytes=settings.positions * HASH_BYTES * len(shard.layers),
+        lambda: Ring(folder, name, place),
+        kv_bytes=settings.kv_bytes,
     )
     stage.start()
     stage.loaded.result(WITHIN_S)

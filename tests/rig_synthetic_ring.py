@@ -9,11 +9,11 @@ import select
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Literal, Self, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,8 +25,12 @@ from engines.engine import Chunk
 from engines.sampling import sample
 from tests.bench.streams import Streams
 from tests.rig_bus import ROOT, in_time, run_folder
+from tests.rig_reach import new_nodes, only_tcp, without_keys
 from tests.rig_synthetic import WITHIN_S, Join, Look, Ready, Seen, Settings
-from tests.rig_synthetic_engine import Model, SyntheticEngine, SyntheticWeights
+from tests.rig_synthetic_engine import HASH_BYTES, Model, SyntheticEngine, SyntheticWeights
+
+Over = Literal["ipc", "curve", "plain"]
+"""How stages reach one another: within a machine; between machines; and, to compare, between them without keys."""
 
 EPOCH = 11
 PLENTY = 1 << 20  # positions
@@ -39,15 +43,21 @@ class StageProcess:
 
     def __init__(self, settings: Settings) -> None:
         command = [sys.executable, "-m", "tests.rig_synthetic", msgspec.json.encode(settings).decode()]
-        self.shard = settings.shard
+        self._settings = settings
         self.actor = f"n/{settings.name}"
         self._child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ready(self) -> Stage:
         """Wait until it is loaded and listens."""
-        ready = self._answer(Ready)
+        ready, node = self._answer(Ready), self._settings.node
         return Stage(
-            "n", self.shard, self.actor, "synthetic", ready.endpoints, ready.positions, SyntheticEngine.exact_rows
+            node.pair.node_id if node else "n",
+            self._settings.shard,
+            self.actor,
+            self._settings.engine,
+            only_tcp(ready.endpoints) if node else ready.endpoints,
+            ready.positions,
+            ready.exact_rows,
         )
 
     def ask(self, question: Join | Look) -> Seen:
@@ -64,6 +74,11 @@ class StageProcess:
         assert line, f"{self.actor} ended or said nothing for {WITHIN_S:g} s"
         return msgspec.json.decode(line, type=kind)
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._child.pid
+
     def __enter__(self) -> Self:
         return self
 
@@ -79,12 +94,11 @@ class StageProcess:
 
 
 @dataclass(frozen=True, slots=True)
-class SyntheticRing:
+class HostedRing:
     """A ring that stands, and the sessions at it."""
 
     processes: Sequence[StageProcess]
     streams: Streams
-    model: Model
 
     def look(self, *, journal: bool = False) -> list[Seen]:
         """Each stage as it is now."""
@@ -99,6 +113,13 @@ class SyntheticRing:
         return self.comes_to(lambda stage: not stage.sessions and not stage.slots)
 
 
+@dataclass(frozen=True, slots=True)
+class SyntheticRing(HostedRing):
+    """A ring of a synthetic model."""
+
+    model: Model
+
+
 def same(instance: Instance) -> Instance:
     """The instance as it is."""
     return instance
@@ -111,6 +132,7 @@ def synthetic_ring(
     *,
     last: Model | None = None,
     positions: int = PLENTY,
+    over: Over = "ipc",
     seen_as: Callable[[Instance], Instance] = same,
 ) -> Iterator[SyntheticRing]:
     """A ring over `stages` processes, each with its part of the layers and the whole cost of `model`, or of `last`.
@@ -118,17 +140,34 @@ def synthetic_ring(
     Its memory holds `positions`. The stages know one another as `seen_as` says. At the end all sessions are closed,
     and AssertionError is raised where a stage keeps one.
     """
-    with ExitStack() as stack:
-        folder = stack.enter_context(run_folder())
+    with run_folder() as folder:
         models = [model] * (stages - 1) + [last or model]
         settings = [_settings(folder, index, models, positions) for index in range(stages)]
+        with hosted_ring(folder, settings, over, seen_as) as ring:
+            yield SyntheticRing(ring.processes, ring.streams, model)
+
+
+@contextmanager
+def hosted_ring(
+    folder: Path, settings: Sequence[Settings], over: Over = "ipc", seen_as: Callable[[Instance], Instance] = same
+) -> Iterator[HostedRing]:
+    """A ring of these stages. Over anything but ipc, each stage and the gateway is on a node of its own."""
+    plain = over == "plain"
+    nodes = new_nodes(len(settings) + 1, plain=plain)
+    if over != "ipc":
+        settings = [msgspec.structs.replace(one, node=node) for one, node in zip(settings, nodes, strict=False)]
+    with ExitStack() as stack:
         processes = [stack.enter_context(StageProcess(one)) for one in settings]
-        instance = seen_as(Instance("i", "synthetic", EPOCH, tuple(process.ready() for process in processes)))
+        placed = tuple(process.ready() for process in processes)
+        instance = seen_as(Instance("i", placed[0].shard.model_id, EPOCH, placed))
         for process in processes:
             process.ask(Join(instance, process.actor))
-        streams = Streams(folder, instance)
-        stack.callback(streams.close)
-        ring = SyntheticRing(processes, streams, model)
+        with without_keys() if plain else nullcontext():
+            streams = Streams(folder, instance, nodes[-1].place() if over != "ipc" else None)
+            stack.callback(streams.close)
+            if plain:
+                streams.generate((5,), 2)  # now every connection stands
+        ring = HostedRing(processes, streams)
         yield ring
         streams.end_all()
         assert ring.all_free(), f"a session left something behind: {ring.look()}"
@@ -140,7 +179,8 @@ def _settings(folder: Path, index: int, models: Sequence[Model], positions: int)
     begin, end = (at * layers // len(models) for at in (index, index + 1))
     path = folder / f"model-{index}.json"
     path.write_bytes(msgspec.json.encode(models[index]))
-    return Settings(str(folder), f"stage-{index}", Shard("synthetic", begin, end, layers), EPOCH, str(path), positions)
+    shard = Shard("synthetic", begin, end, layers)
+    return Settings(str(folder), f"stage-{index}", shard, EPOCH, str(path), positions * HASH_BYTES * len(shard.layers))
 
 
 def expected_tokens(model: Model, prompt: Sequence[int], count: int) -> list[int]:

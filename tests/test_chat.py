@@ -21,6 +21,7 @@ from gateway.session import Place
 from gateway.texts import TextModel
 from models.card import SamplingDefaults
 from models.catalogue import Catalogue
+from models.template_renderer import TemplateRenderer
 from models.tokenizer import Tokenizer
 from tests.rig_models import EOS_TOKEN_ID, write_tokenizer_files
 
@@ -39,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> TextModel:
     card = msgspec.structs.replace(
         Catalogue.load().get("smollm2-135m"), defaults=SamplingDefaults(0.25, 0.75, 30, 0.125)
     )
-    return TextModel(card, tokenizer, tokenizer.chat_template)
+    return TextModel(card, tokenizer, tokenizer.chat_template, TemplateRenderer())
 
 
 def written(model: TextModel, text: str, tail: list[int], **fields: Any) -> tuple[str, str, int]:

@@ -47,7 +47,9 @@ def rig(module_rig: Rig) -> Rig:
 def test_help_names_every_command() -> None:
     result = exobus("--help")
     assert result.returncode == 0
-    assert all(re.search(rf"\n  {name} ", result.stdout) for name in ("node", "run", "models", "topology", "bus"))
+    assert all(
+        re.search(rf"\n  {name} ", result.stdout) for name in ("node", "run", "models", "key", "topology", "bus")
+    )
 
 
 def test_help_imports_nothing_heavy() -> None:

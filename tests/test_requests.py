@@ -133,6 +133,22 @@ def test_an_unsupported_field_of_a_message_is_refused_by_its_place(name: str) ->
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
         ({"model": 5}, "model"),
         ({"model": ""}, "model"),
+        ({"model": "m" * 257}, "model"),
+        ({"max_tokens": 2**31 + 1}, "max_tokens"),
+        ({"max_tokens": 10**30}, "max_tokens"),
+        ({"max_completion_tokens": 2**31 + 1}, "max_completion_tokens"),
+        ({"n": 10**6}, "n"),
+        ({"stop": ["x"] * 10**5}, "stop"),
+        ({"messages": [PLAIN["messages"][0]] * 4097}, "messages"),
+        ({"messages": [{"role": "user", "content": "x", "name": "n" * 257}]}, "messages[0].name"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "n" * 257}]}, "messages[0].tool_call_id"),
+        ({"user": "u" * (16 << 10)}, "user"),
+        ({"metadata": {f"k{at}": "v" * 400 for at in range(50)}}, "metadata"),
+        ({"tools": [{"name": "x" * (17 << 10)}]}, "tools"),
+        (
+            {"messages": [{"role": "user", "content": "x", "annotations": ["x" * (17 << 10)]}]},
+            "messages[0].annotations",
+        ),
     ],
 )
 def test_a_wrong_type_or_value_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
@@ -151,6 +167,55 @@ def test_a_part_that_is_no_text_is_named_by_its_place() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:"}}
     error = refused_message(content=[{"type": "text", "text": "what is this?"}, picture])
     assert (error.code, error.param) == ("unsupported_parameter", "messages[1].content[1]")
+
+
+@pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "video_url"])
+def test_what_would_have_to_be_fetched_is_refused_wherever_it_is_named(kind: str) -> None:
+    inside = {"url": "http://169.254.169.254/latest"}
+    for part in (
+        {"type": kind, kind: inside},
+        {kind: inside, "type": kind},
+        {"type": "text", "text": "x", kind: inside},
+    ):
+        error = refused_message(content=[part])
+        assert (error.code, error.param) == ("unsupported_parameter", "messages[1].content[0]")
+
+
+@pytest.mark.parametrize("name", ["chat_template", "prompt_template", "tokenizer", "trust_remote_code"])
+def test_no_request_brings_a_template_or_code_of_its_own(name: str) -> None:
+    error = refused(**{name: "{{ cycler.__init__.__globals__ }}"})
+    assert (error.code, error.param) == ("unknown_parameter", name)
+
+
+def nested(levels: int) -> Any:
+    """So many lists, one in the other."""
+    return [] if levels == 1 else [nested(levels - 1)]
+
+
+@pytest.mark.parametrize("name", ["metadata", "user", "tools"])
+def test_json_is_at_most_64_deep(name: str) -> None:
+    error = refused(**{name: nested(66)})
+    assert (error.param, error.message) == (name, f"`{name}` is nested more than 64 deep; send less")
+    assert parsed(metadata=nested(64)) == parsed()
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * (8 << 20), b'{"metadata": ' + b"[" * (8 << 20), b'{"metadata": ' + b'{"a":' * (1 << 20)]
+)
+def test_a_body_that_is_nothing_but_depth_is_refused(body: bytes) -> None:
+    assert refusal(body).status == 400
+
+
+@pytest.mark.parametrize("value", [b'"\\ud800"', b'"\xff"', b"1" * 5000, b"1e999", b'"\\q"'])
+def test_what_is_no_json_inside_a_field_of_no_effect_is_refused_by_name(value: bytes) -> None:
+    error = refusal(b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "user": ' + value + b"}")
+    assert error.status == 400
+    assert "valid JSON" in error.message
+
+
+def test_a_refusal_quotes_no_more_than_a_little_of_the_request() -> None:
+    for error in (refused(**{"x" * 10**6: 1}), refused_message(role="x" * 10**6), refused_message(**{"x" * 10**6: 1})):
+        assert len(error.message) < 500
 
 
 def test_an_unknown_field_is_refused_with_the_nearest_name() -> None:

@@ -19,7 +19,7 @@ from actors.stage_thread import StageThread
 from actors.step import neighbours
 from bus import ring as data_plane
 from bus.frame import GATEWAY_STAGE, Flag, Frame
-from bus.reach import best_endpoint
+from bus.reach import Reach, best_endpoint
 from bus.ring import Ring
 from cluster import placement
 from cluster.placement import Instance
@@ -30,6 +30,7 @@ from engines.numpy.engine import NumpyEngine
 from tests import rig_engines
 from tests.rig_bus import WITHIN_S, in_time, run_folder
 from tests.rig_models import TINY_VOCAB, write_tiny_llama
+from tests.rig_reach import only_tcp
 
 EPOCH = 5
 N_LAYERS = 4
@@ -66,8 +67,8 @@ class Heard:
 class Gateway:
     """Opens sessions on the first stage and hears their tokens, on the test's own thread."""
 
-    def __init__(self, run_dir: Path, first: str, name: str = "gateway") -> None:
-        self.ring = Ring(run_dir, name)
+    def __init__(self, run_dir: Path, first: str, name: str = "gateway", place: Reach | None = None) -> None:
+        self.ring = Ring(run_dir, name, place)
         self.sessions: dict[int, Heard] = {}
         self._first = first
 
@@ -154,20 +155,19 @@ class Rig:
 
 
 @contextmanager
-def rig(weights: Path, count: int, positions: int = 4096) -> Iterator[Rig]:
+def rig(weights: Path, count: int, positions: int = 4096, places: Sequence[Reach] = ()) -> Iterator[Rig]:
+    """Stages on one machine; or, with `places`, each on a node of its own and the gateway on the last of these."""
     with run_folder() as run_dir:
         shards = [Shard("tiny", a, b, N_LAYERS) for a, b in zip(CUTS[count], CUTS[count][1:], strict=False)]
-        stages = [started(shard, weights, run_dir, index) for index, shard in enumerate(shards)]
-        placed = tuple(
-            placement.Stage(
-                "n", shard, f"n/stage-{index}", "numpy", stage.loaded.result(WITHIN_S), positions, stage.exact_rows
-            )
-            for index, (shard, stage) in enumerate(zip(shards, stages, strict=True))
-        )
-        instance = Instance("i", "tiny", EPOCH, placed)
+        stages = [
+            started(shard, weights, run_dir, index, places[index] if places else None)
+            for index, shard in enumerate(shards)
+        ]
+        instance = Instance("i", "tiny", EPOCH, tuple(placed(stages, shards, positions, places)))
         for index, stage in enumerate(stages):
             stage.join_ring(neighbours(instance, f"n/stage-{index}")).result(WITHIN_S)
-        gateway = Gateway(run_dir, best_endpoint(placed[0].endpoints))
+        first = best_endpoint(instance.stages[0].endpoints)
+        gateway = Gateway(run_dir, first, place=places[-1] if places else None)
         try:
             yield Rig(stages, gateway, instance, run_dir)
         finally:
@@ -178,8 +178,19 @@ def rig(weights: Path, count: int, positions: int = 4096) -> Iterator[Rig]:
                 assert not stage.is_alive()
 
 
-def started(shard: Shard, weights: Path, run_dir: Path, index: int) -> StageThread:
-    ring = lambda: Ring(run_dir, f"stage-{index}")  # noqa: E731
+def placed(
+    stages: Sequence[StageThread], shards: Sequence[Shard], positions: int, places: Sequence[Reach]
+) -> Iterator[placement.Stage]:
+    """The stages as their placer knows them."""
+    for index, (stage, shard) in enumerate(zip(stages, shards, strict=True)):
+        node_id, endpoints = "n", stage.loaded.result(WITHIN_S)
+        if places:
+            node_id, endpoints = places[index].pair.node_id, only_tcp(endpoints)
+        yield placement.Stage(node_id, shard, f"n/stage-{index}", "numpy", endpoints, positions, stage.exact_rows)
+
+
+def started(shard: Shard, weights: Path, run_dir: Path, index: int, place: Reach | None = None) -> StageThread:
+    ring = lambda: Ring(run_dir, f"stage-{index}", place)  # noqa: E731
     stage = StageThread("numpy", shard, EPOCH, weights, ring, kv_bytes=1 << 24)
     stage.start()
     return stage

@@ -134,6 +134,10 @@ def test_what_does_not_parse_is_refused(position: int, content: bytes, reason: s
         {"sender": "node/actor\nERROR all is lost"},
         {"sender": "node/\x1b[2J"},
         {"kind": "a\rb"},
+        {"id": "\x9b2J"},
+        {"cause": "\u202e"},
+        {"sender": "node/é"},
+        {"version": 2, "sender": "node/\x1b[2J"},
     ],
 )
 def test_a_header_out_of_bounds_is_refused(changes: dict[str, object]) -> None:
@@ -161,6 +165,12 @@ def test_a_shard_that_is_no_range_is_refused(shard: tuple[int, int, int]) -> Non
 def test_an_epoch_is_a_number_that_a_frame_can_carry(epoch: float) -> None:
     body = msgspec.to_builtins(ShardLoad("i", 1, Shard("m", 0, 1, 1))) | {"epoch": epoch}
     assert reason_of(with_body("shard.load", msgspec.msgpack.encode(body))) == "body"
+
+
+@pytest.mark.parametrize("name", ["a\n", "\na", "a\x1b[2J", "\x9b2J", "a\u2028b", "\u202eab", "\0"])
+def test_a_name_is_one_line_that_steers_no_terminal(name: str) -> None:
+    body = msgspec.to_builtins(example(PeerDown)) | {"node_id": name}
+    assert reason_of(with_body("peer.down", msgspec.msgpack.encode(body))) == "body"
 
 
 LENGTHS = [

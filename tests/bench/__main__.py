@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import doors, fairness, hops, overlap, prefill, ring, stall, start, texts, throughput, wire
+from tests.bench import doors, fairness, hops, keys, overlap, prefill, ring, stall, start, texts, throughput, wire
 from tests.bench.figures import Figure, show, write
 from tests.bench.peers import beside
 
@@ -15,6 +15,7 @@ MEASURES: dict[Callable[[], list[Figure]], tuple[str, ...]] = {
     start.measure: ("start_s", "idle_mb"),
     ring.measure: ("hop_cold_us", "decode_eff_2", "decode_eff_4", "batch_gain_8", "ring2_gain_8"),
     hops.measure: ("hop_us",),
+    keys.measure: ("hop_tcp_us", "hop_curve_us", "decode_eff_tcp_2", "decode_eff_curve_2", "bulk_ratio"),
     overlap.measure: ("overlap_eff_2", "overlap_eff_4", "overlap_eff_8"),
     prefill.measure: ("prefill_gain",),
     stall.measure: ("stall_ratio",),

@@ -9,23 +9,30 @@ from statistics import median
 
 import zmq
 
+from bus.keys import KeyPair, new_key_pair
+from tests.rig_synthetic_ring import Over
+
 PINGS = 2000
 PAUSED_S = 3.0
 WITHIN_MS = 5000
 
 
-def raw_hop_us(payload_bytes: int, pause_ms: float = 0.0) -> float:
-    """Half a round trip of a header and a row between two processes, blocking sockets over ipc; the median.
+def raw_hop_us(payload_bytes: int, pause_ms: float = 0.0, over: Over = "ipc") -> float:
+    """Half a round trip of a header and a row between two processes, blocking sockets; the median.
 
     With a pause before each, as a step's computing is one, both sides have been asleep and their caches are cold.
     """
+    pair = new_key_pair()
     pings = round(PAUSED_S * 1000 / pause_ms) if pause_ms else PINGS
-    child = subprocess.Popen([sys.executable, "-c", _ECHO], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", _ECHO, over, pair.secret.hex()]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     context = zmq.Context()
     try:
         assert child.stdout is not None
         dealer = context.socket(zmq.DEALER)
         dealer.setsockopt(zmq.RCVTIMEO, WITHIN_MS)
+        if over == "curve":
+            _use_keys(dealer, pair)
         dealer.connect(child.stdout.readline().strip())
         message = bytes(64 + payload_bytes)
         return median(_round_trip_ns(dealer, message, pause_ms) for _ in range(pings)) / 2000
@@ -33,6 +40,13 @@ def raw_hop_us(payload_bytes: int, pause_ms: float = 0.0) -> float:
         child.kill()
         child.wait()
         context.destroy(linger=0)
+
+
+def _use_keys(dealer: zmq.Socket[bytes], pair: KeyPair) -> None:
+    """Both ends have the same pair: what it costs is the same."""
+    dealer.setsockopt(zmq.CURVE_PUBLICKEY, pair.public)
+    dealer.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)
+    dealer.setsockopt(zmq.CURVE_SERVERKEY, pair.public)
 
 
 def _round_trip_ns(dealer: zmq.Socket[bytes], message: bytes, pause_ms: float) -> int:
@@ -44,12 +58,14 @@ def _round_trip_ns(dealer: zmq.Socket[bytes], message: bytes, pause_ms: float) -
 
 
 _ECHO = """
-import tempfile, zmq
+import sys, tempfile, zmq
 router = zmq.Context().socket(zmq.ROUTER)
+if sys.argv[1] == "curve":
+    router.curve_secretkey = bytes.fromhex(sys.argv[2])
+    router.curve_server = True
 with tempfile.TemporaryDirectory() as folder:
-    endpoint = f"ipc://{folder}/echo"
-    router.bind(endpoint)
-    print(endpoint, flush=True)
+    router.bind(f"ipc://{folder}/echo" if sys.argv[1] == "ipc" else "tcp://127.0.0.1:*")
+    print(router.last_endpoint.decode().rstrip("\\0"), flush=True)
     while True:
         router.send_multipart(router.recv_multipart())
 """

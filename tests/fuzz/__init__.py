@@ -1,0 +1,1 @@
+"""Hostile bytes for whatever decodes bytes of others."""

@@ -1,0 +1,169 @@
+"""What is fuzzed: functions of bytes that come back, whatever the bytes, and the inputs to begin with.
+
+Each lets out nothing but the one exception that its decoder promises, and checks what was taken: it can be written and
+read again. A target tells how its input ended: `taken`, or a word for the reason.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import msgspec
+
+from bus.endpoints import key_of, with_key
+from bus.frame import HEADER_BYTES, FrameError, unpack
+from bus.messages import MESSAGES, VERSION, Header
+from bus.wire import Envelope, WireError, decode, encode
+from cli.bus_sub import as_line, as_object
+from cluster.bounds import UNREADABLE
+from cluster.join_code import JoinCodeError, new_join_code, parse_join_code
+from cluster.prefixes import Keeping
+from cluster.roles import Role
+from cluster.sampling import SamplingParams
+from cluster.sessions import Failure, Opening
+from tests.fuzz.samples import FRAMES, MESSAGE_FRAMES
+
+TAKEN = "taken"
+KINDS = sorted(MESSAGES)
+ADDRESS = b"node/actor"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A function to fuzz, and inputs that it takes."""
+
+    run: Callable[[bytes], str]
+    seeds: tuple[bytes, ...]
+
+
+def message(frames: list[bytes]) -> str:
+    """Three frames, or not three."""
+    try:
+        envelope = decode(frames)
+    except WireError as error:
+        return error.reason
+    if envelope.message is not None:
+        again = decode(encode(envelope.to, envelope.header, envelope.message))
+        assert again == envelope, "it reads otherwise once it is written"
+    return TAKEN
+
+
+def _wire(data: bytes) -> str:
+    """Header and body, with the header's length before them."""
+    length = int.from_bytes(data[:2], "big")
+    return message([ADDRESS, data[2 : 2 + length], data[2 + length :]])
+
+
+def _body(data: bytes) -> str:
+    """A number of a kind, then a body of that kind."""
+    kind = KINDS[data[0] % len(KINDS)] if data else KINDS[0]
+    return message([ADDRESS, msgspec.msgpack.encode(Header(VERSION, kind, "id", "node/actor", 1)), data[1:]])
+
+
+def _frame(data: bytes) -> str:
+    """A frame of the data plane."""
+    try:
+        frame, payload = unpack(data)
+    except FrameError as error:
+        return error.reason
+    assert frame.pack(data[HEADER_BYTES:])[4:] == data[4:], "it reads otherwise once it is written"
+    assert payload.nbytes == len(data) - HEADER_BYTES
+    return TAKEN
+
+
+def _payload(cls: type[Any]) -> Callable[[bytes], str]:
+    decoder = msgspec.msgpack.Decoder(cls)
+
+    def run(data: bytes) -> str:
+        try:
+            value = decoder.decode(data)
+        except UNREADABLE as error:
+            return type(error).__name__
+        assert decoder.decode(msgspec.msgpack.encode(value)) == value, "it reads otherwise once it is written"
+        return TAKEN
+
+    return run
+
+
+def _unknown(data: bytes) -> str:
+    """A message of a kind that is not known, on a terminal."""
+    envelope = Envelope("new.kind", Header(VERSION, "new.kind", "id", "node/actor", 1), None, data)
+    assert as_line(envelope).isprintable()
+    return "unreadable" if "cannot be read" in json.dumps(as_object(envelope)) else TAKEN
+
+
+def _join_code(data: bytes) -> str:
+    try:
+        code = parse_join_code(data.decode(errors="surrogateescape"))
+    except JoinCodeError:
+        return "no code"
+    assert parse_join_code(code.text()) == code
+    return TAKEN
+
+
+def _endpoint(data: bytes) -> str:
+    try:
+        key = key_of(data.decode(errors="surrogateescape"))
+    except ValueError:
+        return "no end point"
+    assert key_of(with_key("tcp://host:1", key)) == key
+    return TAKEN
+
+
+def _beacons() -> dict[str, Target]:
+    """Whole datagrams, and bodies under a true seal: what a member could send."""
+    beacon: Any = import_module("cluster.beacon")
+    keys = _CODE.keys()
+    whole = beacon.seal(beacon.Beacon("0" * 16, "name", 1, 2, "tcp://127.0.0.1:52414"), keys)
+    before = len(beacon._named(keys)) + len(keys.id) // 2
+
+    def run(data: bytes) -> str:
+        try:
+            value = beacon.unseal(data, keys)
+        except beacon.BeaconError as error:
+            return str(error.reason)
+        assert beacon.unseal(beacon.seal(value, keys), keys) == value
+        return TAKEN
+
+    def run_body(data: bytes) -> str:
+        signed = whole[:before] + data
+        return run(signed + beacon._mac(signed, keys))
+
+    return {
+        "beacon": Target(run, (whole,)),
+        "beacon-body": Target(run_body, (whole[before : -beacon.SEAL_BYTES],)),
+    }
+
+
+def _packed(*values: Any) -> tuple[bytes, ...]:
+    return tuple(msgspec.msgpack.encode(value) for value in values)
+
+
+def _bodies() -> Iterator[bytes]:
+    for header, body in MESSAGE_FRAMES:
+        kind = msgspec.msgpack.decode(header, type=Header).kind
+        yield bytes([KINDS.index(kind)]) + body
+
+
+_OPENING = Opening((1, 2, 3), 3, 16, frozenset({2}), SamplingParams(seed=7), ("tcp://127.0.0.1:1#" + "0" * 64,))
+_CODE = new_join_code("home")
+
+TARGETS: dict[str, Target] = {
+    "wire": Target(_wire, tuple(len(head).to_bytes(2, "big") + head + body for head, body in MESSAGE_FRAMES)),
+    "body": Target(_body, tuple(_bodies())),
+    "frame": Target(_frame, FRAMES),
+    "opening": Target(_payload(Opening), _packed(_OPENING, msgspec.structs.replace(_OPENING, reuse=(1,), drop=(2, 3)))),
+    "failure": Target(_payload(Failure), _packed(Failure("code", "a sentence", 3))),
+    "keeping": Target(_payload(Keeping), _packed(Keeping(32, (1, 2), (3,)))),
+    "unknown": Target(_unknown, tuple(body for _, body in MESSAGE_FRAMES[:8])),
+    "join-code": Target(_join_code, tuple(_CODE.invite(role).text().encode() for role in Role)),
+    "end-point": Target(_endpoint, (b"tcp://127.0.0.1:52416#" + b"0a" * 32,)),
+}
+
+if find_spec("cluster.beacon"):
+    TARGETS |= _beacons()

@@ -1,0 +1,93 @@
+"""An outside judge attacks a real gateway for a while: schemathesis, with our requests and OpenAI's answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.requests import ChatRequest
+from tests.rig_ring import MODEL, Rig, running_rig
+
+ATTACK_S = 25
+SCHEMAS = json.loads(Path(__file__).with_name("openai_schema.json").read_text())["components"]["schemas"]
+CHECKS = (
+    "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
+    "negative_data_rejection", "allow_header_conformance",
+)  # fmt: skip
+SETTINGS = """
+[checks]
+not_a_server_error.expected-statuses = ["2xx", "4xx", "503"]
+negative_data_rejection.expected-statuses = ["4xx"]
+"""
+
+
+def reference(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def answers(kind: dict[str, Any], **others: dict[str, Any]) -> dict[str, Any]:
+    """What a route may answer: this, or an error in OpenAI's shape; 503 is the only fault that is the node's."""
+    error = {"description": "refused", "content": {"application/json": {"schema": reference("ErrorResponse")}}}
+    done = {"description": "done", "content": {"application/json": {"schema": kind}, **others}}
+    return {"200": done, "4XX": error, "503": error}
+
+
+def description() -> dict[str, Any]:
+    """The gateway in OpenAPI: requests as the gateway itself declares them, answers as OpenAI does."""
+    _, ours = msgspec.json.schema_components([ChatRequest], ref_template="#/components/schemas/{name}")
+    ours["ChatRequest"]["properties"]["model"] = {"enum": [MODEL, "tiny-chat"]}
+    asked = {"required": True, "content": {"application/json": {"schema": reference("ChatRequest")}}}
+    name = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    anything = {"type": "object"}
+    whole, stream = reference("CreateChatCompletionResponse"), {"text/event-stream": {"schema": {"type": "string"}}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "exobus", "version": "1"},
+        "paths": {
+            "/v1/chat/completions": {"post": {"requestBody": asked, "responses": answers(whole, **stream)}},
+            "/v1/models": {"get": {"responses": answers(reference("ListModelsResponse"))}},
+            "/v1/models/{model_id}": {"get": {"parameters": [name], "responses": answers(reference("Model"))}},
+            "/v1/topology": {"get": {"responses": answers(anything)}},
+            "/health": {"get": {"responses": answers(anything)}},
+        },
+        "components": {"schemas": {**SCHEMAS, **ours}},
+    }
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with running_rig(tmp_path_factory.mktemp("schema")) as rig:
+        rig.tell("Hello world")
+        yield rig
+
+
+def test_an_attack_finds_no_fault_and_no_answer_of_another_shape(rig: Rig, tmp_path: Path) -> None:
+    (tmp_path / "openapi.json").write_text(json.dumps(description()))
+    (tmp_path / "schemathesis.toml").write_text(SETTINGS)
+    limits = ["--max-time", str(ATTACK_S), "--phases", "coverage,fuzzing", "--warnings", "off", "--no-color"]
+    program = [sys.executable, "-m", "schemathesis.cli", "run", "openapi.json", "--url", rig.url]
+    attack = subprocess.run(
+        [*program, "--checks", ",".join(CHECKS), *limits],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
+    )
+    assert attack.returncode == 0, attack.stdout[-6000:] + attack.stderr[-2000:]
+    generated = re.search(r"([\d,]+) generated", attack.stdout)
+    assert generated, attack.stdout
+    assert int(generated[1].replace(",", "")) > 300
+    assert len(rig.stage.openings) > 10
+    assert rig.all_closed()
+    assert rig.gateway.poll() is None
+    assert "Error at" not in Path(rig.config.data_dir, "gateway.log").read_text()
