@@ -188,6 +188,14 @@ def test_a_code_that_was_given_is_kept_for_the_next_start_and_a_new_one_takes_it
     assert (tmp_path / "join-code").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_start_script_does_not_bring_back_the_code_of_before_a_rotation(tmp_path: Path) -> None:
+    rotated, newer = new_join_code("home"), new_join_code("home")
+    assert keep_code(tmp_path, HOME) == HOME
+    write_secret(tmp_path / "join-code", rotated.text())
+    assert keep_code(tmp_path, HOME) == rotated == kept_code(tmp_path)
+    assert keep_code(tmp_path, newer) == newer == kept_code(tmp_path)
+
+
 def test_the_code_of_another_cluster_is_not_overwritten(tmp_path: Path) -> None:
     keep_code(tmp_path, HOME)
     with pytest.raises(ValueError, match=f"{tmp_path / 'join-code'} holds the join code of cluster home"):
