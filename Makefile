@@ -8,6 +8,7 @@ N ?= 2
 SECONDS ?= 60
 ARGS ?=
 ONLY ?=
+TRIAL := build/cluster
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
@@ -18,12 +19,16 @@ help: ## show the targets
 
 setup: $(VENV)/.node ## install exobus into .venv
 
-run-node: $(VENV)/.node ## start a node here (ARGS="--name second --peer host:port")
+run-node: $(VENV)/.node ## start a node here, alone or in its cluster (ARGS="--host auto --join CODE")
 	@$(BIN)/exobus node $(ARGS)
 
-run-cluster: $(VENV)/.node ## start N nodes on this machine (N=2)
-	@trap 'kill $$(jobs -p) 2>/dev/null || true' INT TERM; \
-	for i in $$(seq 1 $(N)); do $(BIN)/exobus node --name node-$$i $(ARGS) & done; wait || wait
+run-cluster: $(VENV)/.node ## start N nodes on this machine, in a cluster of their own (N=2)
+	@test -f $(TRIAL)/join-code || said=$$($(BIN)/exobus cluster init --name trial --data-dir $(TRIAL) 2>&1) || \
+	  { echo "$$said"; exit 1; }
+	@export EXOBUS_JOIN=$(TRIAL)/join-code; trap 'kill $$(jobs -p) 2>/dev/null || true' INT TERM; \
+	for i in $$(seq 1 $(N)); do \
+	  $(BIN)/exobus node --name node-$$i --data-dir $(TRIAL)/node-$$i $(ARGS) & \
+	done; wait || wait
 
 check: $(VENV)/.dev ## formatting, lint, types, and whether protocol.md is true
 	$(BIN)/ruff format --check .

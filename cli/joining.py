@@ -5,10 +5,11 @@ The code goes from here to one file and nowhere else: no log, no settings, no ch
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
-from bus.keys import read_secret
+from bus.keys import read_secret, write_secret
 from cli.code_file import code_file, read_code, store_code
 from cluster.join_code import JoinCode, JoinCodeError, parse_join_code
 
@@ -52,10 +53,17 @@ def kept_code(data_dir: Path | None) -> JoinCode | None:
         raise JoinCodeError(f"the join code in {path} cannot be used: {error}") from None
 
 
-def keep_code(data_dir: Path | None, code: JoinCode) -> None:
-    """Keep a code that was given, for the next start; it takes the place of an old one of the same cluster.
+def keep_code(data_dir: Path | None, given: JoinCode) -> JoinCode:
+    """Keep a code that was given, for the next start; the code to use. It takes the place of an old one.
 
+    A code is taken once: a start script would else bring back the old one after the cluster's owner made a new one.
     Raises JoinCodeError where another cluster's is kept, KeyFileError.
     """
-    kept_code(data_dir)
-    store_code(code_file(data_dir), code)
+    path, digest = code_file(data_dir), hashlib.sha256(given.text().encode()).hexdigest()
+    taken = path.with_name(path.name + ".taken")
+    kept = kept_code(data_dir)
+    if kept and kept.name == given.name and taken.exists() and read_secret(taken) == digest:
+        return kept
+    store_code(path, given)
+    write_secret(taken, digest)
+    return given

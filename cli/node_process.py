@@ -83,7 +83,7 @@ def run(asked: Asked) -> tuple[str, int]:
         return str(error), FAILED
     try:
         if given:
-            keep_code(asked.data_dir, given)
+            code = keep_code(asked.data_dir, given)
         return _run(asked, folder, code), FAILED
     except (JoinCodeError, KeyFileError) as error:
         return str(error), FAILED

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import TextIO
 
 from bus.config import NodeConfig
 from bus.messages import HubState
+from cli.nodes import default_parent
 from cli.sizes import show_bytes
 from cluster.capabilities import DeviceCapabilities
 from cluster.roles import Role
@@ -114,19 +116,19 @@ def _chat(api: str) -> tuple[str, str, str]:
 
 def _add_node(config: NodeConfig, hub: HubState, role: Role) -> tuple[str, ...]:
     """What to type to give this node a second one; only members can invite."""
+    where = "" if Path(config.data_dir).parent == default_parent() else f" --data-dir {config.data_dir}"
     if role is not Role.MEMBER:
         return ()
     if not config.cluster:
         return (
-            "add node  exobus cluster init   makes a join code; then start this node again with --host auto,",
+            f"add node  exobus cluster init{where}   makes a join code; then start this node again with --host auto,",
             "          and on the other machine: exobus node --host auto --join CODE",
         )
-    if config.loopback:
+    if not config.loopback:
         return (
-            "add node  exobus node --name second   here; other machines reach this one with --host auto,",
-            "          and join with the code that `exobus cluster invite` prints",
+            f"add node  exobus cluster invite{where}   prints the join code; then on the other machine:",
+            f"          exobus node --host auto --join CODE --peer {hub.gate.removeprefix('tcp://')}",
         )
-    return (
-        "add node  exobus cluster invite   prints the join code; then on the other machine:",
-        f"          exobus node --host auto --join CODE --peer {hub.gate.removeprefix('tcp://')}",
-    )
+    here = () if where else ("add node  exobus node --name second   here",)
+    label = "          " if here else "add node  "
+    return (*here, f"{label}exobus cluster invite{where}   for another machine; start this node again with --host auto")

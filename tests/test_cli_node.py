@@ -18,6 +18,7 @@ from bus.keys import read_secret, write_secret
 from bus.messages import HubState
 from cli.joining import given_code, keep_code, kept_code
 from cli.node_process import Asked, check, resolved, settings, warnings
+from cli.nodes import default_parent
 from cli.screen import NodeScreen, ready_lines
 from cli.sizes import parse_bytes
 from cluster.capabilities import DeviceCapabilities
@@ -48,7 +49,7 @@ def exobus_node(*arguments: str, **environment: str) -> subprocess.CompletedProc
 def config(**fields: object) -> NodeConfig:
     """A node's settings with these fields."""
     fixed: dict[str, object] = {"node_id": "00112233445566aa", "name": "one", "incarnation": 1}
-    folders: dict[str, object] = {"run_dir": "/nowhere", "data_dir": "", "cache_dir": ""}
+    folders: dict[str, object] = {"run_dir": "/nowhere", "data_dir": str(default_parent() / "one"), "cache_dir": ""}
     return NodeConfig(**{**fixed, **folders, **fields})  # type: ignore[arg-type]  # the fields of NodeConfig
 
 
@@ -187,6 +188,14 @@ def test_a_code_that_was_given_is_kept_for_the_next_start_and_a_new_one_takes_it
     assert (tmp_path / "join-code").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_start_script_does_not_bring_back_the_code_of_before_a_rotation(tmp_path: Path) -> None:
+    rotated, newer = new_join_code("home"), new_join_code("home")
+    assert keep_code(tmp_path, HOME) == HOME
+    write_secret(tmp_path / "join-code", rotated.text())
+    assert keep_code(tmp_path, HOME) == rotated == kept_code(tmp_path)
+    assert keep_code(tmp_path, newer) == newer == kept_code(tmp_path)
+
+
 def test_the_code_of_another_cluster_is_not_overwritten(tmp_path: Path) -> None:
     keep_code(tmp_path, HOME)
     with pytest.raises(ValueError, match=f"{tmp_path / 'join-code'} holds the join code of cluster home"):
@@ -298,6 +307,13 @@ def test_the_screen_of_a_member_names_its_cluster_and_how_to_invite() -> None:
     assert "--join CODE --peer 10.0.0.5:52414" in text
     assert "exobus node --name second" in screen(config(cluster="home"), hub("tcp://127.0.0.1:52414"))
     assert "member, strict, others" in screen(config(cluster="home", strict=True), gate)
+
+
+def test_the_commands_on_the_screen_are_for_the_folder_in_which_the_node_runs() -> None:
+    for cluster, command in (("", "init"), ("home", "invite")):
+        settings = config(cluster=cluster, data_dir="/srv/node")
+        assert f"exobus cluster {command} --data-dir /srv/node " in screen(settings, hub())
+        assert "--name second" not in screen(settings, hub())
 
 
 def test_the_screen_of_a_gateway_offers_chats_and_that_of_an_observer_none() -> None:
