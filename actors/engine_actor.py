@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from models.errors import ModelError
 
 LOAD_WITHIN_S = 600.0
 HUB_WITHIN_S = 5.0
+LOOK_EVERY_S = 5.0
 
 
 class EngineActor(Actor):
@@ -55,6 +57,14 @@ class EngineActor(Actor):
         if self._reach:
             state = await self.bus.request("hub", HubDescribe(), HubState, HUB_WITHIN_S)
             self._reach.linked.standing(state.peers)
+
+    @every(LOOK_EVERY_S)
+    async def look(self) -> None:
+        """Facts may be lost, so look how links stand."""
+        if self._reach:
+            with suppress(RequestError):  # a hub that is started again answers the next time
+                state = await self.bus.request("hub", HubDescribe(), HubState, HUB_WITHIN_S)
+                self._reach.linked.seen(state.peers)
 
     @on(PeerUp)
     async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:

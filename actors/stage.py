@@ -25,6 +25,7 @@ from bus.frame import GATEWAY_STAGE, Flag, Frame
 from bus.rate_limited import RateLimited
 from bus.reach import owner_of, way_back
 from bus.ring import Array, NeighbourGone, Ring
+from cluster.bounds import UNREADABLE
 from cluster.entrance import Entrance
 from cluster.prefixes import BLOCK, Keeping, PrefixLost
 from cluster.sessions import Failure, Opening, StageSession, StageSessions
@@ -187,7 +188,7 @@ class Stage:
                 self._ask(frame.session, opening)
             else:
                 self._enter(frame.session, opening, reply_to)
-        except (msgspec.DecodeError, KeyError, ValueError):
+        except (*UNREADABLE, KeyError, ValueError):
             self._ring.dropped["opening"] += 1
 
     def _hear_token(self, session: StageSession, frame: Frame, tokens: Array) -> None:
@@ -213,7 +214,7 @@ class Stage:
     def _hear_keeping(self, session: StageSession, payload: Array) -> None:
         try:
             self._passes.save(session, _decode_keeping(payload.tobytes()))
-        except (msgspec.DecodeError, KeyError):
+        except (*UNREADABLE, KeyError):
             self._ring.dropped["keeping"] += 1
             return
         except EngineError as error:

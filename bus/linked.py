@@ -5,7 +5,7 @@ The owner tells it of links as they come and go; the ZAP handler's thread and th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from bus.endpoints import key_of, node_of
 from bus.messages import HubPeer, PeerUp
@@ -18,12 +18,25 @@ class LinkedNodes:
     def __init__(self, own_key: bytes, own_id: str) -> None:
         self._ids = {own_key: own_id}
         self._roles = {own_id: Role.MEMBER}
+        self._own_id = own_id
+        self._missing: frozenset[str] = frozenset()
 
     def standing(self, peers: Iterable[HubPeer | PeerUp]) -> None:
         """These links stand."""
         for peer in peers:
             self._roles[peer.node_id] = peer.role
             self._ids[key_of(peer.endpoint)] = node_of(peer.endpoint)
+
+    def seen(self, peers: Collection[HubPeer]) -> None:
+        """A look at the hub: these links stand. Who is missing twice in a row is gone: word of it was lost.
+
+        Once is not enough: a hub that was started again links anew, and meanwhile sessions go on.
+        """
+        self.standing(peers)
+        missing = frozenset(self._roles.keys() - {peer.node_id for peer in peers} - {self._own_id})
+        for node_id in missing & self._missing:
+            self.gone(node_id)
+        self._missing = missing
 
     def gone(self, node_id: str) -> None:
         """The link to a node is gone; what it has open is believed no more."""

@@ -133,7 +133,7 @@ def way_back(endpoints: Sequence[str], own_id: str) -> str:
 
 def _dial_ipc(dealer: Socket, endpoint: str) -> None:
     try:
-        connect_ipc(dealer, endpoint)
+        connect_ipc(dealer, endpoint, only_sends=True)
     except zmq.ZMQError as error:
         raise ValueError(f"{endpoint!r} is no end point: {error}") from None
 

@@ -21,7 +21,7 @@ DATA_BYTES = 1 << 20  # one frame of the data plane: a fragment of 256 KiB, or a
 CONTROL_MARK = 1000
 DATA_MARK = 256
 
-_COMMON = {
+_COMMON: Mapping[zmq.SocketOption, int] = {
     zmq.LINGER: 0,
     zmq.HANDSHAKE_IVL: 3000,
     zmq.CONNECT_TIMEOUT: 3000,
@@ -30,9 +30,13 @@ _COMMON = {
     zmq.BACKLOG: 1024,
 }
 
-# Who dials over tcp sends them, and who listens goes by the time to live that each one names. Who hears much must send
-# none: libzmq 4.3.5 ends the process where one is due on a connection that broke while its incoming pipe was full.
-_HEARTBEATS = {zmq.HEARTBEAT_IVL: 500, zmq.HEARTBEAT_TIMEOUT: 1500, zmq.HEARTBEAT_TTL: 1500}
+# Who dials and only sends has them, and who listens goes by the time to live that each one names. Who hears much must
+# send none: libzmq 4.3.5 ends the process where one is due on a connection that broke while its incoming pipe was full.
+_HEARTBEATS: Mapping[zmq.SocketOption, int] = {
+    zmq.HEARTBEAT_IVL: 500,
+    zmq.HEARTBEAT_TIMEOUT: 1500,
+    zmq.HEARTBEAT_TTL: 1500,
+}
 
 Socket = zmq.Socket[bytes] | zmq.asyncio.Socket
 
@@ -79,7 +83,7 @@ def _limit(socket: Socket, kind: int, mark: int, largest: int) -> None:
         socket.setsockopt(zmq.IMMEDIATE, 1)
 
 
-def _set(socket: Socket, options: Mapping[int, int]) -> None:
+def _set(socket: Socket, options: Mapping[zmq.SocketOption, int]) -> None:
     for option, value in options.items():
         socket.setsockopt(option, value)
 
@@ -115,8 +119,10 @@ def bind_first(socket: Socket, host: str, ports: Sequence[int], guard: Guard) ->
     return bind_tcp(socket, host, ports[-1], guard)
 
 
-def connect_ipc(socket: Socket, endpoint: str) -> None:
-    """Begin to connect to `ipc://…`, a process of this user."""
+def connect_ipc(socket: Socket, endpoint: str, *, only_sends: bool = False) -> None:
+    """Begin to connect to `ipc://…`, a process of this user. A socket that only sends notices one that is frozen."""
+    if only_sends:
+        _set(socket, _HEARTBEATS)
     socket.connect(endpoint)
 
 

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bus.actor import Actor, on
-from bus.client import BusClient
+from bus.actor import Actor, every, on
+from bus.client import BusClient, RequestError
 from bus.config import API_FILE, DEFAULT_API_PORT, NodeConfig, ports_to_try
 from bus.messages import DownloadProgress, HubDescribe, HubState, InstanceDown, PeerDown, PeerUp, Status
 from bus.process import CannotStart
@@ -30,6 +30,7 @@ from models.catalogue import Catalogue
 from models.template_renderer import TemplateRenderer
 
 HUB_WITHIN_S = 5.0
+LOOK_EVERY_S = 5.0
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 
 
@@ -102,6 +103,14 @@ class GatewayActor(Actor):
         """Its sessions end at once."""
         sentence = f"the model lost a part of its ring: {message.reason}; try again"
         self._plane.fail_where(lambda instance: instance.instance_id == message.instance_id, sentence)
+
+    @every(LOOK_EVERY_S)
+    async def look(self) -> None:
+        """Facts may be lost, so look how links stand."""
+        if self._reach:
+            with suppress(RequestError):  # a hub that is started again answers the next time
+                state = await self.bus.request("hub", HubDescribe(), HubState, HUB_WITHIN_S)
+                self._reach.linked.seen(state.peers)
 
     @on(PeerUp)
     async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:

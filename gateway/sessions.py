@@ -23,6 +23,7 @@ from bus.frame import GATEWAY_STAGE, Flag, Frame, FrameError, dtype_code, unpack
 from bus.reach import NotLinked, Reach, best_endpoint, check_linked, dial, let_in, listen
 from bus.senders import SEQUENCES, Senders
 from bus.sockets import open_async_socket
+from cluster.bounds import UNREADABLE
 from cluster.placement import Instance
 from cluster.sessions import Failure, Opening
 from gateway.session import Place, Session, SessionFailed
@@ -216,7 +217,7 @@ def _place(payload: npt.NDArray[np.generic]) -> Place:
 def _failure(payload: npt.NDArray[np.generic]) -> Failure:
     try:
         return _decode_failure(payload.tobytes())
-    except msgspec.DecodeError:
+    except UNREADABLE:
         raise FrameError("payload") from None
 
 

@@ -39,10 +39,10 @@ def _parse(body: bytes) -> ChatRequest:
     return parse(body)
 
 
-def _prompt(self: TextModel, conversation: Sequence[dict[str, str]]) -> tuple[int, ...]:
+async def _prompt(self: TextModel, conversation: Sequence[dict[str, str]]) -> tuple[int, ...]:
     if any(IN_THE_ANSWER in message["content"] for message in conversation):
         _fail(conversation)
-    return _whole_prompt(self, conversation)
+    return await _whole_prompt(self, conversation)
 
 
 _whole_prompt = TextModel.prompt

@@ -86,6 +86,20 @@ class NodeProcess:
             if wanted(line):
                 return line
 
+    def says(self, text: str, within_s: float = READY_WITHIN_S) -> str:
+        """The line with `text` in it, which may have come already. Fails as `line` does."""
+        said = next((line for line in self.so_far() if text in line), None)
+        return said or self.line(lambda line: text in line, within_s)
+
+    def so_far(self) -> list[str]:
+        """All lines of output that came until now."""
+        while not self._lines.empty():
+            if (line := self._lines.get()) is None:
+                self._lines.put(None)  # whoever waits for a line should know that none will come
+                break
+            self.output.append(line)
+        return self.output
+
     def ready(self) -> str:
         """Wait for the screen with the API's address, and return that."""
         found = _URL.search(self.line(lambda line: _URL.search(line) is not None))

@@ -272,6 +272,15 @@ def test_what_passes_names_us_once_and_comes_from_nowhere_else(method: str, head
         assert method != "POST" or named[b"content-type"].lower() == b"application/json"
 
 
+def test_a_request_names_one_host() -> None:
+    known, ours = site("127.0.0.1", 1), (b"host", b"127.0.0.1:1")
+    assert refusal("GET", b"/", [ours], known) is None
+    for headers in ([], [ours, ours], [ours, (b"host", b"evil.example")]):
+        refused = refusal("GET", b"/", headers, known)
+        assert refused is not None
+        assert refused.status == 400
+
+
 def test_the_address_that_is_listened_on_is_a_name_and_the_wildcard_is_none() -> None:
     assert site("192.168.1.10", 1).knows_host("192.168.1.10:1")
     assert site("fd00::1", 1).knows_host("[fd00::1]:1")

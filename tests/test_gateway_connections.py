@@ -90,9 +90,8 @@ def test_a_connection_between_requests_is_kept_a_while_and_then_closed(served: S
 
 def test_headers_that_never_end_are_refused_however_they_are_cut(served: Served) -> None:
     with served.connected(b"GET / HTTP/1.1\r\n") as client:
-        client.settimeout(0.01)
-        for number in range(40):
-            client.sendall(b"x-%d: %s\r\n" % (number, b"v" * 1000))
+        for number in range(33):
+            client.sendall(b"x-%d: %s\r\n" % (number, b"v" * 1000))  # the last of them is too much
         answer = rest(client)
     assert status(answer) == 431
     assert "too large" in error(answer)["message"]

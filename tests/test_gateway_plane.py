@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from bus.endpoints import with_key
-from bus.frame import Flag, Frame
+from bus.frame import Flag, Frame, FrameError
 from bus.keys import new_key_pair
 from bus.reach import Reach
 from bus.ring import Array, Ring
@@ -24,7 +24,7 @@ from cluster.sampling import SamplingParams
 from cluster.sessions import Failure, Opening
 from cluster.shard import Shard
 from gateway.session import Place, Session, SessionFailed, Token
-from gateway.sessions import DataPlane, believes
+from gateway.sessions import DataPlane, _failure, believes
 from tests.rig_bus import WITHIN_S, in_time, run_folder
 from tests.rig_reach import only_tcp, raw_dealer, reaches, tcp
 
@@ -218,3 +218,9 @@ def test_a_gateway_that_stands_alone_listens_on_ipc_only(folder: Path) -> None:
             plane.close()
 
     run(test())
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x81\xa4code\xa2\xff\xfe", b"\x81\xa1x" + b"\x91" * 10_000])
+def test_a_failure_that_does_not_parse_is_no_frame(payload: bytes) -> None:
+    with pytest.raises(FrameError, match="payload"):
+        _failure(np.frombuffer(payload, np.uint8))

@@ -48,7 +48,9 @@ def description() -> dict[str, Any]:
     asked = {"required": True, "content": {"application/json": {"schema": reference("ChatRequest")}}}
     name = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     anything = {"type": "object"}
-    whole, stream = reference("CreateChatCompletionResponse"), {"text/event-stream": {"schema": {"type": "string"}}}
+    whole = reference("CreateChatCompletionResponse")
+    event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+    stream = {"text/event-stream": {"schema": event}}
     return {
         "openapi": "3.1.0",
         "info": {"title": "exobus", "version": "1"},

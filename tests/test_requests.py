@@ -173,6 +173,7 @@ def test_a_part_that_is_no_text_is_named_by_its_place() -> None:
 def test_what_would_have_to_be_fetched_is_refused_wherever_it_is_named(kind: str) -> None:
     inside = {"url": "http://169.254.169.254/latest"}
     for part in (
+        {"type": kind, "text": "x"},
         {"type": kind, kind: inside},
         {kind: inside, "type": kind},
         {"type": "text", "text": "x", kind: inside},

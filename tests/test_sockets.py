@@ -11,6 +11,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from bus.endpoints import with_key
 from bus.keys import new_key_pair
 from bus.sockets import (
     CONTROL_BYTES,
@@ -19,6 +20,7 @@ from bus.sockets import (
     Guard,
     bind_tcp,
     connect,
+    connect_ipc,
     open_async_socket,
     open_socket,
 )
@@ -32,9 +34,7 @@ LIMITS = {
     zmq.SNDHWM: CONTROL_MARK,
     zmq.RCVHWM: CONTROL_MARK,
     zmq.HANDSHAKE_IVL: 3000,
-    zmq.HEARTBEAT_IVL: 500,
-    zmq.HEARTBEAT_TIMEOUT: 1500,
-    zmq.HEARTBEAT_TTL: 1500,
+    zmq.HEARTBEAT_IVL: 0,
     zmq.CONNECT_TIMEOUT: 3000,
     zmq.BACKLOG: 1024,
     zmq.ROUTING_ID: b"",
@@ -52,6 +52,17 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 def test_every_kind_of_socket_has_every_limit(kind: int, context: zmq.Context[zmq.Socket[bytes]]) -> None:
     with open_socket(context, kind) as socket:
         assert {option: socket.getsockopt(option) for option in LIMITS} == LIMITS
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:1", "ipc:///tmp/nobody"])
+def test_who_dials_and_only_sends_notices_a_frozen_peer(endpoint: str, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    options = (zmq.HEARTBEAT_IVL, zmq.HEARTBEAT_TIMEOUT, zmq.HEARTBEAT_TTL)
+    with open_socket(context, zmq.DEALER) as dealer:
+        if endpoint.startswith("ipc"):
+            connect_ipc(dealer, endpoint, only_sends=True)
+        else:
+            connect(dealer, with_key(endpoint, new_key_pair().public), new_key_pair())
+        assert [dealer.getsockopt(option) for option in options] == [500, 1500, 1500]
 
 
 def test_a_socket_of_a_loop_has_them_too() -> None:

@@ -262,8 +262,8 @@ def test_frames_of_an_unknown_session_are_counted_and_a_close_is_not(weights: Pa
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"\xc1", msgspec.msgpack.encode({"prompt": "text"})],
-    ids=["empty", "damaged", "of a wrong type"],
+    [b"", b"\xc1", msgspec.msgpack.encode({"prompt": "text"}), b"\x81\xa1x" + b"\x91" * 10_000],
+    ids=["empty", "damaged", "of a wrong type", "nested deeply"],
 )
 def test_an_opening_that_does_not_parse_is_counted(weights: Path, payload: bytes) -> None:
     with rig(weights, 1) as ring:

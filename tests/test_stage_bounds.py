@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -67,7 +68,7 @@ def standing_still(ring: Rig) -> StageSession:
 
     first._deliver = only_openings  # type: ignore[method-assign]
     ring.gateway.open(1, max_tokens=400)
-    assert in_time(lambda: ring.open_sessions() == [1, 1])
+    assert in_time(lambda: ring.open_sessions() == [1, 1] and ring.stages[0].counts.forwards == 1)
     return first._sessions.by_id[1]
 
 
@@ -226,6 +227,29 @@ def test_an_opening_beyond_its_bounds_takes_no_place(weights: Path, field: dict[
         assert ring.open_sessions() == [0, 0]
 
 
+@pytest.mark.parametrize(
+    ("field", "where"),
+    [
+        ({"prompt": [1] * 300_000}, "prompt"),
+        ({"prompt": [1, 2, -1]}, "prompt[2]"),
+        ({"prompt_tokens": 2**18 + 1}, "prompt_tokens"),
+        ({"prompt_tokens": 0}, "prompt_tokens"),
+        ({"max_tokens": 2**30 + 1}, "max_tokens"),
+        ({"eos": list(range(257))}, "eos"),
+        ({"reply_to": ["ipc:///a/b.ring"] * 9}, "reply_to"),
+        ({"reply_to": ["ipc:///" + "a" * 300]}, "reply_to[0]"),
+        ({"drafts": 256}, "drafts"),
+        ({"reuse": list(range(2**17 + 1))}, "reuse"),
+        ({"drop": [-1]}, "drop[0]"),
+        ({"sampling": {"temperature": float("nan")}}, "sampling"),
+    ],
+    ids=lambda given: str(given)[:40],
+)
+def test_each_field_of_an_opening_has_a_bound_of_its_own(field: dict[str, Any], where: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=re.escape(f"$.{where}`")):
+        msgspec.msgpack.decode(msgspec.msgpack.encode({**OPENING, **field}), type=Opening)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=400))
 def test_no_bytes_are_more_than_an_opening_or_none(payload: bytes) -> None:
@@ -239,7 +263,8 @@ def test_a_keeping_beyond_its_bounds_is_counted(weights: Path) -> None:
         standing_still(ring)
         for keeping in ({"start": -1}, {"numbers": [-1]}, {"drop": list(range(200_000))}):
             second(ring, at(0, Flag.KEEP), np.frombuffer(msgspec.msgpack.encode(keeping), np.uint8))
-        assert in_time(lambda: ring.stages[1].dropped == {"keeping": 3})
+        second(ring, at(0, Flag.KEEP), np.frombuffer(b"\x81\xa1x" + b"\x91" * 10_000, np.uint8))
+        assert in_time(lambda: ring.stages[1].dropped == {"keeping": 4})
 
 
 def test_a_failures_sentence_has_an_end(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import msgspec
@@ -20,6 +18,7 @@ from bus.frame import HEADER_BYTES, FrameError, unpack
 from bus.messages import MESSAGES, VERSION, Header
 from bus.wire import Envelope, WireError, decode, encode
 from cli.bus_sub import as_line, as_object
+from cluster.beacon import SEAL_BYTES, Beacon, BeaconError, _mac, _named, seal, unseal
 from cluster.bounds import UNREADABLE
 from cluster.join_code import JoinCodeError, new_join_code, parse_join_code
 from cluster.prefixes import Keeping
@@ -115,29 +114,20 @@ def _endpoint(data: bytes) -> str:
     return TAKEN
 
 
-def _beacons() -> dict[str, Target]:
-    """Whole datagrams, and bodies under a true seal: what a member could send."""
-    beacon: Any = import_module("cluster.beacon")
-    keys = _CODE.keys()
-    whole = beacon.seal(beacon.Beacon("0" * 16, "name", 1, 2, "tcp://127.0.0.1:52414"), keys)
-    before = len(beacon._named(keys)) + len(keys.id) // 2
+def _beacon(data: bytes) -> str:
+    """A whole datagram."""
+    try:
+        beacon = unseal(data, _KEYS)
+    except BeaconError as error:
+        return error.reason
+    assert unseal(seal(beacon, _KEYS), _KEYS) == beacon
+    return TAKEN
 
-    def run(data: bytes) -> str:
-        try:
-            value = beacon.unseal(data, keys)
-        except beacon.BeaconError as error:
-            return str(error.reason)
-        assert beacon.unseal(beacon.seal(value, keys), keys) == value
-        return TAKEN
 
-    def run_body(data: bytes) -> str:
-        signed = whole[:before] + data
-        return run(signed + beacon._mac(signed, keys))
-
-    return {
-        "beacon": Target(run, (whole,)),
-        "beacon-body": Target(run_body, (whole[before : -beacon.SEAL_BYTES],)),
-    }
+def _beacon_body(data: bytes) -> str:
+    """The body under a true seal: what a member could send."""
+    signed = _BEACON[:_BODY_AT] + data
+    return _beacon(signed + _mac(signed, _KEYS))
 
 
 def _packed(*values: Any) -> tuple[bytes, ...]:
@@ -152,6 +142,9 @@ def _bodies() -> Iterator[bytes]:
 
 _OPENING = Opening((1, 2, 3), 3, 16, frozenset({2}), SamplingParams(seed=7), ("tcp://127.0.0.1:1#" + "0" * 64,))
 _CODE = new_join_code("home")
+_KEYS = _CODE.keys()
+_BEACON = seal(Beacon("0" * 16, "name", 1, 2, "tcp://127.0.0.1:52414"), _KEYS)
+_BODY_AT = len(_named(_KEYS)) + len(_KEYS.id) // 2
 
 TARGETS: dict[str, Target] = {
     "wire": Target(_wire, tuple(len(head).to_bytes(2, "big") + head + body for head, body in MESSAGE_FRAMES)),
@@ -161,9 +154,8 @@ TARGETS: dict[str, Target] = {
     "failure": Target(_payload(Failure), _packed(Failure("code", "a sentence", 3))),
     "keeping": Target(_payload(Keeping), _packed(Keeping(32, (1, 2), (3,)))),
     "unknown": Target(_unknown, tuple(body for _, body in MESSAGE_FRAMES[:8])),
+    "beacon": Target(_beacon, (_BEACON,)),
+    "beacon-body": Target(_beacon_body, (_BEACON[_BODY_AT:-SEAL_BYTES],)),
     "join-code": Target(_join_code, tuple(_CODE.invite(role).text().encode() for role in Role)),
     "end-point": Target(_endpoint, (b"tcp://127.0.0.1:52416#" + b"0a" * 32,)),
 }
-
-if find_spec("cluster.beacon"):
-    TARGETS |= _beacons()
