@@ -17,7 +17,8 @@ import pytest
 from gateway.requests import ChatRequest
 from tests.rig_ring import MODEL, Rig, running_rig
 
-ATTACK_S = 25
+CHAT = "/v1/chat/completions"
+CHAT_S, REPORTS_S = 24, 6
 SCHEMAS = json.loads(Path(__file__).with_name("openai_schema.json").read_text())["components"]["schemas"]
 CHECKS = (
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
@@ -44,7 +45,12 @@ def answers(kind: dict[str, Any], **others: dict[str, Any]) -> dict[str, Any]:
 def description() -> dict[str, Any]:
     """The gateway in OpenAPI: requests as the gateway itself declares them, answers as OpenAI does."""
     _, ours = msgspec.json.schema_components([ChatRequest], ref_template="#/components/schemas/{name}")
-    ours["ChatRequest"]["properties"]["model"] = {"enum": [MODEL, "tiny-chat"]}
+    stop = {"type": "string", "minLength": 1}
+    ours["ChatRequest"]["properties"] |= {
+        "model": {"enum": [MODEL, "tiny-chat"]},
+        "seed": {"type": ["integer", "null"], "minimum": -(2**63), "maximum": 2**64 - 1},
+        "stop": {"anyOf": [stop, {"type": "array", "items": stop, "maxItems": 4}, {"type": "null"}]},
+    }
     asked = {"required": True, "content": {"application/json": {"schema": reference("ChatRequest")}}}
     name = {"name": "model_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     anything = {"type": "object"}
@@ -55,7 +61,7 @@ def description() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "exobus", "version": "1"},
         "paths": {
-            "/v1/chat/completions": {"post": {"requestBody": asked, "responses": answers(whole, **stream)}},
+            CHAT: {"post": {"requestBody": asked, "responses": answers(whole, **stream)}},
             "/v1/models": {"get": {"responses": answers(reference("ListModelsResponse"))}},
             "/v1/models/{model_id}": {"get": {"parameters": [name], "responses": answers(reference("Model"))}},
             "/v1/topology": {"get": {"responses": answers(anything)}},
@@ -72,24 +78,39 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         yield rig
 
 
-def test_an_attack_finds_no_fault_and_no_answer_of_another_shape(rig: Rig, tmp_path: Path) -> None:
-    (tmp_path / "openapi.json").write_text(json.dumps(description()))
-    (tmp_path / "schemathesis.toml").write_text(SETTINGS)
-    limits = ["--max-time", str(ATTACK_S), "--phases", "coverage,fuzzing", "--warnings", "off", "--no-color"]
+def attack(rig: Rig, folder: Path, seconds: int, *which: str) -> int:
+    """Attack the routes that match for a while; the number of requests that were tried. Any finding fails the test."""
+    (folder / "openapi.json").write_text(json.dumps(description()))
+    (folder / "schemathesis.toml").write_text(SETTINGS)
+    limits = ["--max-time", str(seconds), "--phases", "coverage,fuzzing", "--warnings", "off", "--no-color"]
     program = [sys.executable, "-m", "schemathesis.cli", "run", "openapi.json", "--url", rig.url]
-    attack = subprocess.run(
-        [*program, "--checks", ",".join(CHECKS), *limits],
-        cwd=tmp_path,
+    done = subprocess.run(
+        [*program, *which, "--checks", ",".join(CHECKS), *limits],
+        cwd=folder,
         capture_output=True,
         text=True,
         timeout=120,
         env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
     )
-    assert attack.returncode == 0, attack.stdout[-6000:] + attack.stderr[-2000:]
-    generated = re.search(r"([\d,]+) generated", attack.stdout)
-    assert generated, attack.stdout
-    assert int(generated[1].replace(",", "")) > 300
-    assert len(rig.stage.openings) > 10
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    generated = re.search(r"([\d,]+) generated", done.stdout)
+    assert generated, done.stdout
+    return int(generated[1].replace(",", ""))
+
+
+def log(rig: Rig) -> str:
+    return Path(rig.config.data_dir, "gateway.log").read_text()
+
+
+def test_an_attack_on_chats_finds_no_fault_and_no_answer_of_another_shape(rig: Rig, tmp_path: Path) -> None:
+    assert attack(rig, tmp_path, CHAT_S, "--include-path", CHAT) > 100
+    assert len(rig.stage.openings) > 20
     assert rig.all_closed()
     assert rig.gateway.poll() is None
-    assert "Error at" not in Path(rig.config.data_dir, "gateway.log").read_text()
+    assert "Error at" not in log(rig)
+
+
+def test_an_attack_on_the_other_routes_finds_no_fault_either(rig: Rig, tmp_path: Path) -> None:
+    assert attack(rig, tmp_path, REPORTS_S, "--exclude-path", CHAT) > 50
+    assert rig.gateway.poll() is None
+    assert "Error at" not in log(rig)
