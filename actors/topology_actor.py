@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from urllib.parse import urlsplit
 
+import msgspec
+
+from actors.machine import machine_id
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
 from bus.config import NodeConfig
@@ -29,8 +33,10 @@ from bus.process import run_actor
 from bus.wire import Envelope
 from cluster.placement import Instance
 from cluster.roles import Role
-from cluster.topology import Link, Topology
+from cluster.topology import Link, NodeRecord, Topology
 
+MOST_INSTANCES = 256  # that one node placed; its next record tells which of them stand
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PROBES = 3  # the quickest of them counts: the others waited behind something
 
 
@@ -44,6 +50,7 @@ class TopologyActor(Actor):
         self._topology = Topology()
         self._peers: dict[str, BusPeerHandle] = {}
         self._members = {config.node_id} if own_role(config) is Role.MEMBER else set()
+        self._machine_id = machine_id()
         self._instances: dict[str, tuple[Instance, ...]] = {}
 
     async def started(self) -> None:
@@ -73,12 +80,14 @@ class TopologyActor(Actor):
         if peer := self._peers.get(envelope.node):
             peer.capabilities = message.record.capabilities
         self._instances[envelope.node] = message.instances
-        await self._adopt(self._topology.with_node(message.record))
+        await self._adopt(self._topology.with_node(as_seen_from(self._machine_id, message.record)))
 
     @on(InstanceUp)
     async def instance_up(self, message: InstanceUp, envelope: Envelope) -> None:
         """Known at once; the placer's next record repeats it."""
-        self._instances[envelope.node] = (*self._instances.get(envelope.node, ()), message.instance)
+        known = self._instances.get(envelope.node, ())
+        others = [instance for instance in known if instance.instance_id != message.instance.instance_id]
+        self._instances[envelope.node] = (*others, message.instance)[-MOST_INSTANCES:]
 
     @on(InstanceDown)
     async def instance_down(self, message: InstanceDown, envelope: Envelope) -> None:
@@ -127,6 +136,12 @@ class TopologyActor(Actor):
         self._topology = topology
         if changed:
             await self.bus.publish(TopologyChanged(topology))
+
+
+def as_seen_from(machine: str, record: NodeRecord) -> NodeRecord:
+    """The record without an API that only its own machine reaches, for a node of another machine."""
+    hidden = record.machine != machine and urlsplit(record.api).hostname in _LOOPBACK
+    return msgspec.structs.replace(record, api="") if hidden else record
 
 
 if __name__ == "__main__":

@@ -138,16 +138,20 @@ class Hub:
     def _count(self, serve: Callable[[], None] | None, socket: zmq.Socket[bytes]) -> None:
         """Serve what came on a socket; what is not ours is counted and dropped."""
         try:
-            serve() if serve else self._from_elsewhere(socket)
-        except Forbidden as error:
-            self.counters[f"dropped: {error.reason}"] += 1
-            limited.warning(error.header.kind, "dropped: %s", error)
-            self._fail(error.header.sender, error.header.id, error.header.cause, "forbidden", error.sentence)
+            self._serve(serve, socket)
         except WireError as error:
             self.counters[f"dropped: {error.reason}"] += 1
             limited.warning(error.reason, "dropped what is no message of ours: %s", error)
         except UnicodeDecodeError:
             self.counters["dropped: address"] += 1
+
+    def _serve(self, serve: Callable[[], None] | None, socket: zmq.Socket[bytes]) -> None:
+        try:
+            serve() if serve else self._from_elsewhere(socket)
+        except Forbidden as error:
+            header = error.header
+            self._fail(header.sender, header.id, header.cause, "forbidden", error.sentence)
+            raise
 
     def _from_elsewhere(self, socket: zmq.Socket[bytes]) -> None:
         outside = self._beyond.outside if self._beyond else None

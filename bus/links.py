@@ -17,12 +17,13 @@ from bus.endpoints import node_of
 from bus.keys import KeyPair
 from bus.mesh import Action, Close, Dial, Mesh, Publish, SayHello
 from bus.messages import HubPeer, LinkHello, LinkSubscribe, Message, PeerDown, PeerUp
+from bus.rate_limited import RateLimited
 from bus.sequences import Numbering
 from bus.sockets import connect, open_socket
 from bus.wire import encode
 from cluster.roles import Role
 
-logger = logging.getLogger(__name__)
+limited = RateLimited(logging.getLogger(__name__))
 
 _LOST = (
     zmq.Event.DISCONNECTED
@@ -174,7 +175,7 @@ class Links:
         try:
             connect(dealer, endpoint, self._own)
         except ValueError as error:
-            logger.warning("%s", error)
+            limited.warning("no end point", "%s", error)
             self._act(self._mesh.disconnected(endpoint, "it is no end point"))
 
     def _hang_up(self, endpoint: str) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from bus.actor import Actor
 from bus.client import BusClient
 from bus.config import NodeConfig, read_config
+from bus.printable import LogFormatter
 
 CANNOT_START = 78  # EX_CONFIG: starting again will not help; the log's last line says why
 ADDRESS_VARIABLE = "EXOBUS_RUN_DIR"
@@ -39,13 +40,15 @@ def actor_name(role: str) -> str:
 def begin(name: str) -> NodeConfig:
     """Read the settings that the supervisor left, set up logging and tie this process to the supervisor."""
     allow_many_files()
-    logging.basicConfig(
-        level=os.environ.get("EXOBUS_LOG", "INFO").upper(),
-        format=f"%(asctime)s %(levelname)s {name} %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    log_to(logging.StreamHandler(sys.stderr), name)
     threading.Thread(target=_die_with_supervisor, daemon=True, name="supervisor-watch").start()
     return read_config(Path(os.environ[ADDRESS_VARIABLE]))
+
+
+def log_to(handler: logging.Handler, name: str) -> None:
+    """Have everything logged there, under a process's name."""
+    handler.setFormatter(LogFormatter(name))
+    logging.basicConfig(level=os.environ.get("EXOBUS_LOG", "INFO").upper(), handlers=[handler])
 
 
 def allow_many_files() -> None:

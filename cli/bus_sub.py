@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from bus.client import BusClient
+from bus.printable import one_line
 from bus.wire import Envelope
 from cli.exits import USAGE, leave
 from cli.patterns import check, literal_prefix, matches
@@ -66,12 +67,7 @@ def as_line(envelope: Envelope) -> str:
     fields = fields_of(envelope)
     pairs = fields.items() if isinstance(fields, dict) else [("body", fields)]
     brief = "  ".join(f"{name}={_brief(value)}" for name, value in pairs)
-    return _printable(f"{moment}  {header.sender:<26}  {envelope.to:<18}  {brief}".rstrip())
-
-
-def _printable(line: str) -> str:
-    """A stranger's text must not steer the terminal."""
-    return "".join(character if character.isprintable() else "�" for character in line)
+    return one_line(f"{moment}  {header.sender:<26}  {envelope.to:<18}  {brief}".rstrip())
 
 
 def _brief(value: Any) -> str:

@@ -17,6 +17,7 @@ from actors.node_folder import FolderError, NodeFolder, check_name, first_free, 
 from actors.supervisor import run_node
 from bus.config import DEFAULT_DISCOVERY_PORT, NodeConfig, write_config
 from bus.keys import KeyFileError
+from bus.process import log_to
 from cli.addresses import checked_api_host, checked_host, is_loopback
 from cli.code_file import code_file
 from cli.exits import FAILED, USAGE
@@ -198,8 +199,4 @@ def _folder(asked: Asked) -> NodeFolder:
 
 def _log_to(folder: NodeFolder) -> None:
     """The supervisor's own log, beside those of its children."""
-    logging.basicConfig(
-        level=os.environ.get("EXOBUS_LOG", "INFO").upper(),
-        format="%(asctime)s %(levelname)s supervisor %(name)s: %(message)s",
-        filename=folder.logs / "supervisor.log",
-    )
+    log_to(logging.FileHandler(folder.logs / "supervisor.log"), "supervisor")

@@ -12,6 +12,7 @@ from typing import TextIO
 
 from bus.config import NodeConfig
 from bus.messages import HubState
+from bus.printable import one_line
 from cli.nodes import default_parent
 from cli.sizes import show_bytes
 from cluster.capabilities import DeviceCapabilities
@@ -46,6 +47,7 @@ class NodeScreen:
 
     def progress(self, text: str) -> None:
         """One line that replaces the one before it, or now and then a line where nothing can be replaced."""
+        text = one_line(text)
         if self._moving:
             self._clear()
             self._out.write(text)
@@ -58,7 +60,7 @@ class NodeScreen:
     def event(self, text: str) -> None:
         """A line that stays."""
         self._clear()
-        self._out.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
+        self._out.write(f"{time.strftime('%H:%M:%S')}  {one_line(text)}\n")
         self._out.flush()
 
     def _clear(self) -> None:

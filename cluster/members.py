@@ -94,9 +94,11 @@ class Members:
         return self._with(msgspec.structs.replace(self.by_id[node_id], standing=Standing.LET_IN))
 
     def revoke(self, node_ids: Iterable[str]) -> Members:
-        """Shut nodes out, known or not."""
+        """Shut nodes out, known or not; unknown ones as long as there is room."""
         members = self
         for node_id in node_ids:
+            if node_id not in members.by_id and len(members.by_id) >= MOST:
+                continue
             known = members.by_id.get(node_id) or Member(node_id, "", "")
             members = members._with(msgspec.structs.replace(known, standing=Standing.REVOKED))
         return members

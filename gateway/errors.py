@@ -90,6 +90,8 @@ def from_bus(error: RequestError) -> ApiError:
         return model_not_found(error.message)
     if error.code == "insufficient_memory":
         return ApiError(400, error.message, code=error.code, param="model", headers=DO_NOT_RETRY)
+    if error.code == "forbidden":
+        return ApiError(403, error.message, code=error.code, headers=DO_NOT_RETRY)
     if error.code == "internal":
         return ApiError(500, error.message, kind=SERVER, code="internal_error")
     return unavailable(error.code, error.message)

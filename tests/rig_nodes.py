@@ -37,12 +37,19 @@ _URL = re.compile(r"http://127\.0\.0\.1:\d+")
 class NodeProcess:
     """One `exobus node`. Its output is read on a thread; every wait for a line has a deadline."""
 
-    def __init__(self, data_dir: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        wrapped: Callable[..., list[str]] = lambda *command: list(command),
+    ) -> None:
+        """Start it, with its command `wrapped` in another that becomes it."""
         self.data_dir = data_dir
         self.output: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "cli", "node", "--data-dir", str(data_dir), *arguments],
+            wrapped(sys.executable, "-m", "cli", "node", "--data-dir", str(data_dir), *arguments),
             cwd=ROOT,
             env={**clean_environment(), **environment},
             stdin=subprocess.DEVNULL,

@@ -88,3 +88,4 @@ def test_no_holder_of_the_code_can_fill_our_memory_with_keys(monkeypatch: pytest
     with pytest.raises(NotLetIn, match="remembers 2 nodes already"):
         knock(members, "c" * 16)
     assert knock(members, "b" * 16, "again").check("b" * 16).name == "again"
+    assert members.revoke(["c" * 16, "a" * 16]).revoked == ("a" * 16,)
