@@ -29,6 +29,7 @@ from bus.messages import (
 from bus.outside import Outside
 from cluster.join_code import JoinCodeError
 from cluster.members import Standing
+from cluster.roles import Role
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,9 @@ class ClusterWork:
 
     def serve(self, work: Message) -> Reply | None:
         """The answer to an actor or a command of the own node; None for work that is not of this kind."""
+        if isinstance(work, MemberRevoke | MemberApprove) and self._door.role is not Role.MEMBER:
+            cluster = self._door.code.name
+            return RequestFailed("forbidden", f"only a member decides who belongs to {cluster}; do it on one")
         match work:
             case MembersGet():
                 linked = tuple(peer.node_id for peer in self._links.standing())

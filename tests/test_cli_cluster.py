@@ -258,6 +258,17 @@ def test_a_node_that_nobody_knows_or_a_name_that_two_have_is_refused(tmp_path: P
         assert set(standings(here).values()) == {Standing.LET_IN}
 
 
+@pytest.mark.parametrize("role", [Role.GATEWAY, Role.OBSERVER])
+@pytest.mark.parametrize("command", [("revoke", "bob"), ("approve", "bob"), ("rotate",)])
+def test_only_on_a_member_anything_is_decided(tmp_path: Path, role: Role, command: tuple[str, ...]) -> None:
+    eve, bob = tmp_path / "eve", member("bob")
+    eve.mkdir(mode=0o700)
+    write_members(eve, Members("home", by_id={bob.node_id: bob}))
+    with node(eve, HOME.invite(role)) as here:
+        assert "only a member" in refused(eve, *command)
+        assert standings(here) == {"bob": Standing.LET_IN}
+
+
 @pytest.mark.parametrize("command", [("ls",), ("revoke", "bob"), ("rotate",)])
 def test_a_node_that_stands_alone_says_how_to_make_a_cluster(tmp_path: Path, command: tuple[str, ...]) -> None:
     with node(tmp_path / "ada", code=None):
