@@ -23,7 +23,7 @@ from bus.messages import (
     RequestDone,
 )
 from cli.code_file import code_file, read_code
-from cli.exits import FAILED, leave
+from cli.exits import FAILED, USAGE, leave
 from cli.nodes import DATA_DIR_VARIABLE, default_parent, running_nodes
 from cli.observer import observe
 from cli.table import table
@@ -60,7 +60,7 @@ def revoke(node: str | None, who: str, *, rotate: bool) -> None:
                 "it still knows the join code; `exobus cluster rotate` keeps it out with a new key too", err=True
             )
 
-    observe(node, look)
+    observe(_sure(node), look)
 
 
 def approve(node: str | None, who: str) -> None:
@@ -72,12 +72,20 @@ def approve(node: str | None, who: str) -> None:
         await bus.request("hub", MemberApprove(member.node_id), RequestDone, ASK_WITHIN_S)
         typer.echo(f"{_called(member)} may join {state.cluster}")
 
-    observe(node, look)
+    observe(_sure(node), look)
 
 
 def rotate(node: str | None) -> None:
     """Make a new join code."""
-    observe(node, _rotate)
+    observe(_sure(node), _rotate)
+
+
+def _sure(node: str | None) -> str | None:
+    """Decisions are for one cluster: where nodes of several run here, one has to be named."""
+    named = {config.cluster: config.name for config in running_nodes() if config.cluster}
+    if node is None and len(named) > 1:
+        leave(f"nodes of the clusters {', '.join(sorted(named))} run here; choose one with --node", USAGE)
+    return node
 
 
 async def _rotate(bus: BusClient) -> None:

@@ -7,12 +7,13 @@ import json
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import typer
 
 from actors.node_folder import open_folder
 from bus.config import NodeConfig, write_config
@@ -20,6 +21,7 @@ from bus.hub import Hub
 from bus.keys import new_key_pair, read_secret, write_secret
 from bus.members_file import read_members, write_members
 from bus.messages import MembersGet, MembersState
+from cli import cluster_members
 from cluster.join_code import JoinCode, new_join_code, parse_join_code
 from cluster.members import Member, Members, Standing
 from cluster.roles import Role
@@ -279,3 +281,25 @@ def test_without_a_running_node_nothing_is_decided(tmp_path: Path) -> None:
     done = cluster(tmp_path, "rotate")
     assert done.returncode == 3
     assert "start one with `exobus node`" in done.stderr
+
+
+@pytest.mark.parametrize("decide", [cluster_members.rotate, lambda node: cluster_members.approve(node, "x")])
+def test_a_decision_wants_a_node_named_where_nodes_of_two_clusters_run(
+    decide: Callable[[str | None], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def running(cluster: str) -> NodeConfig:
+        return NodeConfig(
+            node_id="a" * 16,
+            name=f"at {cluster}",
+            incarnation=1,
+            cluster=cluster,
+            run_dir="",
+            data_dir="",
+            cache_dir="",
+        )
+
+    monkeypatch.setattr(cluster_members, "running_nodes", lambda: [running("home"), running("office")])
+    with pytest.raises(typer.Exit) as left:
+        decide(None)
+    assert left.value.exit_code == 2
+    assert "nodes of the clusters home, office run here; choose one with --node" in capsys.readouterr().err
