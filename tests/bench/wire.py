@@ -19,7 +19,7 @@ HIDDEN = 4096  # of a model of 8 billion parameters
 PROMPTS = (10, 10_000)
 TOKENS = 200
 STEP_MS = 2.0  # so long that a count is read between two frames
-MARGIN = 96  # bytes beside two for each value
+MARGIN = 96 + 33  # bytes beside two for each value: the plan, and what CURVE adds to a frame
 
 
 def relayed(relay: Relay, instance: Instance) -> Instance:
