@@ -40,7 +40,7 @@ from bus.messages import (
 )
 from bus.outside import Outside
 from bus.permissions import may_send
-from bus.process import CANNOT_START, begin
+from bus.process import CANNOT_START, begin, bound_memory
 from bus.rate_limited import RateLimited
 from bus.roster import Roster
 from bus.sequences import Numbering
@@ -50,6 +50,7 @@ from bus.wire import WireError, decode, decode_header, encode
 logger = logging.getLogger(__name__)
 limited = RateLimited(logger)
 
+MOST_MEMORY = 1 << 30  # bytes of address space; at rest it is a quarter. A member's message could else grow without end
 _STAY_HERE = frozenset(kind.encode() for kind in LOCAL_KINDS)
 
 
@@ -271,6 +272,7 @@ class Hub:
 def main() -> None:
     """The hub's process: `python -m bus.hub`, started by a node's supervisor."""
     config = begin("hub")
+    bound_memory(MOST_MEMORY)
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: stopping.append(number))

@@ -60,6 +60,13 @@ def allow_many_files() -> None:
             return
 
 
+def bound_memory(most_bytes: int) -> None:
+    """Have the system refuse this process more address space, where it does so (not on macOS)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_AS, (most_bytes, hard))
+
+
 def _die_with_supervisor() -> None:
     while os.read(0, 1):
         pass
