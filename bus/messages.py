@@ -33,7 +33,7 @@ from cluster.roles import Role
 from cluster.shard import Shard
 from cluster.topology import Link, NodeRecord, Topology
 
-VERSION = 1  # the major version; removing, renaming or retyping a field raises it
+VERSION = 2  # the major version; removing, renaming or retyping a field raises it
 
 Counters = Annotated[dict[Name, Whole], Meta(max_length=1024)]
 Names = Annotated[tuple[Name, ...], Meta(max_length=MOST_NODES)]

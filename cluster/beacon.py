@@ -24,7 +24,7 @@ from msgspec import Meta
 from cluster.join_code import ClusterKeys
 
 MAGIC = b"exob"
-VERSION = 1  # the same as of the bus's messages
+VERSION = 2  # the same as of the bus's messages
 LONGEST = 256
 SEAL_BYTES = 16
 _SHORTEST = 32  # with a name of one letter and a body of one byte

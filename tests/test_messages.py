@@ -1,6 +1,6 @@
 """The protocol's classes: their bytes today, yesterday's bytes, and that somebody serves each of them.
 
-After a deliberate change of the protocol: `python -m tests.test_messages` writes tests/wire_v1.txt anew.
+After a deliberate change of the protocol: `python -m tests.test_messages` writes tests/wire_v2.txt anew.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from bus.wire import decode, encode
 from tests.rig_bus import ROOT
 from tests.rig_messages import any_value, example, scalars
 
-GOLDEN = Path(__file__).parent / "wire_v1.txt"
+GOLDEN = Path(__file__).parent / "wire_v2.txt"
 SERVED_BY_HUB_OR_LOOP = {ActorHello, HubDescribe, PeerDial, PeerDrop, LinkHello, LinkSubscribe, LinkBye, RequestCancel}
 SERVED_BY_HUB_OR_LOOP |= {GateKnock, MembersGet, MemberRevoke, MemberApprove, ClusterRotate, ClusterCode}
 ACTORS = (
