@@ -82,7 +82,18 @@ def attack(rig: Rig, folder: Path, seconds: int, *which: str) -> int:
     """Attack the routes that match for a while; the number of requests that were tried. Any finding fails the test."""
     (folder / "openapi.json").write_text(json.dumps(description()))
     (folder / "schemathesis.toml").write_text(SETTINGS)
-    limits = ["--max-time", str(seconds), "--phases", "coverage,fuzzing", "--warnings", "off", "--no-color"]
+    seed = os.environ.get("SCHEMATHESIS_SEED", "1")  # one that changes would fail a build for somebody else's change
+    limits = [
+        "--seed",
+        seed,
+        "--max-time",
+        str(seconds),
+        "--phases",
+        "coverage,fuzzing",
+        "--warnings",
+        "off",
+        "--no-color",
+    ]
     program = [sys.executable, "-m", "schemathesis.cli", "run", "openapi.json", "--url", rig.url]
     done = subprocess.run(
         [*program, *which, "--checks", ",".join(CHECKS), *limits],

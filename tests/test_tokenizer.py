@@ -64,12 +64,15 @@ def streamed(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     return [*(stream.push(token) for token in ids), stream.flush()]
 
 
+PLAIN = st.text().filter(lambda text: "<|" not in text)  # a special token that is written out is one, and not shown
+
+
 class TestRoundTrips:
-    @given(text=st.text(SPELLABLE))
+    @given(text=st.text(SPELLABLE).filter(lambda text: "<|" not in text))
     def test_the_default_model_gives_back_any_text_that_it_can_spell(self, default: Tokenizer, text: str) -> None:
         assert default.decode(default.encode(text)) == text
 
-    @given(text=st.text())
+    @given(text=PLAIN)
     def test_the_tiny_model_gives_any_text_back(self, tiny: Tokenizer, text: str) -> None:
         assert tiny.decode(tiny.encode(text)) == text
 
@@ -91,7 +94,7 @@ class TestStream:
     def test_the_pieces_join_to_the_text_of_random_bytes(self, tiny: Tokenizer, ids: list[int]) -> None:
         assert "".join(streamed(tiny, ids)) == tiny.decode(ids)
 
-    @given(text=st.text())
+    @given(text=PLAIN)
     def test_no_piece_of_a_good_text_holds_half_a_character(self, tiny: Tokenizer, text: str) -> None:
         pieces = streamed(tiny, tiny.encode(text))
         assert "".join(pieces) == text
