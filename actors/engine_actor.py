@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,71 +11,41 @@ import psutil
 
 from actors.stage_thread import StageThread
 from actors.step import StageCounts, neighbours
-from bus.actor import Actor, every, on
+from bus.actor import every, on
 from bus.client import BusClient, RequestError
 from bus.config import NodeConfig
 from bus.messages import (
     EngineLoad,
     EngineStats,
-    HubDescribe,
-    HubState,
-    PeerDown,
-    PeerUp,
     RequestDone,
     ShardLoaded,
     StageDrain,
     StageJoin,
 )
+from bus.plane_actor import PlaneActor
 from bus.process import actor_name, run_actor
-from bus.reach import reach_of
 from bus.ring import Ring
 from bus.wire import Envelope
 from engines.engine import EngineError
 from models.errors import ModelError
 
 LOAD_WITHIN_S = 600.0
-HUB_WITHIN_S = 5.0
-LOOK_EVERY_S = 5.0
 
 
-class EngineActor(Actor):
+class EngineActor(PlaneActor):
     """Holds at most one stage in its life; its node actor ends the process to free the memory."""
 
     name = "engine"
 
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
-        super().__init__(bus)
-        self._config = config
-        self._reach = reach_of(config)
+        super().__init__(config, bus)
         self._stage: StageThread | None = None
         self._load: EngineLoad | None = None
         self._reported = StageCounts()
 
     async def started(self) -> None:
-        """Ask the hub for the links that stood before we came: only linked nodes' frames are taken."""
-        if self._reach:
-            state = await self.bus.request("hub", HubDescribe(), HubState, HUB_WITHIN_S)
-            self._reach.linked.standing(state.peers)
-
-    @every(LOOK_EVERY_S)
-    async def look(self) -> None:
-        """Facts may be lost, so look how links stand."""
-        if self._reach:
-            with suppress(RequestError):  # a hub that is started again answers the next time
-                state = await self.bus.request("hub", HubDescribe(), HubState, HUB_WITHIN_S)
-                self._reach.linked.seen(state.peers)
-
-    @on(PeerUp)
-    async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
-        """From now on its frames are taken."""
-        if self._reach:
-            self._reach.linked.standing([message])
-
-    @on(PeerDown)
-    async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
-        """From now on its frames are not taken, nor any sent to it."""
-        if self._reach:
-            self._reach.linked.gone(message.node_id)
+        """Only linked nodes' frames are taken."""
+        await self.follow_links()
 
     async def stopping(self) -> None:
         """End the stage after the step that it computes."""

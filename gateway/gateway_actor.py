@@ -9,12 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bus.actor import Actor, every, on
-from bus.client import BusClient, RequestError
+from bus.actor import on
+from bus.client import BusClient
 from bus.config import API_FILE, DEFAULT_API_PORT, NodeConfig, ports_to_try
-from bus.messages import DownloadProgress, HubDescribe, HubState, InstanceDown, PeerDown, PeerUp, Status
+from bus.messages import DownloadProgress, InstanceDown, PeerDown, Status
+from bus.plane_actor import PlaneActor
 from bus.process import CannotStart
-from bus.reach import reach_of
 from bus.wire import Envelope
 from gateway.app import Doors, build_app
 from gateway.attempts import Attempts
@@ -29,20 +29,16 @@ from gateway.texts import TextModels
 from models.catalogue import Catalogue
 from models.template_renderer import TemplateRenderer
 
-HUB_WITHIN_S = 5.0
-LOOK_EVERY_S = 5.0
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 
 
-class GatewayActor(Actor):
+class GatewayActor(PlaneActor):
     """Hears what may end or delay a session; everything else comes over HTTP and the data plane."""
 
     name = "gateway"
 
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
-        super().__init__(bus)
-        self._config = config
-        self._reach = reach_of(config)
+        super().__init__(config, bus)
         self._tasks: list[asyncio.Task[None]] = []
         self._renderer = TemplateRenderer()
         self._plane: DataPlane
@@ -58,9 +54,7 @@ class GatewayActor(Actor):
         listener = listen(config)
         doors = Doors(site(config.api_host, listener.getsockname()[1], config.api_names, config.cors), keys, Attempts())
         texts = TextModels(self.bus, Catalogue.load(config.cards_path), self._renderer)
-        if self._reach:
-            state = await self.bus.request("hub", HubDescribe(), HubState, HUB_WITHIN_S)
-            self._reach.linked.standing(state.peers)
+        await self.follow_links()
         self._plane = DataPlane(config.run_path, self._reach)
         self._chat = Chat(self.bus, texts, self._plane)
         app = build_app(config, self.bus, texts, self._chat, doors)
@@ -104,25 +98,10 @@ class GatewayActor(Actor):
         sentence = f"the model lost a part of its ring: {message.reason}; try again"
         self._plane.fail_where(lambda instance: instance.instance_id == message.instance_id, sentence)
 
-    @every(LOOK_EVERY_S)
-    async def look(self) -> None:
-        """Facts may be lost, so look how links stand."""
-        if self._reach:
-            with suppress(RequestError):  # a hub that is started again answers the next time
-                state = await self.bus.request("hub", HubDescribe(), HubState, HUB_WITHIN_S)
-                self._reach.linked.seen(state.peers)
-
-    @on(PeerUp)
-    async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
-        """From now on its frames are taken."""
-        if self._reach:
-            self._reach.linked.standing([message])
-
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
         """The sessions that ran over that node end at once, and it is believed no more."""
-        if self._reach:
-            self._reach.linked.gone(message.node_id)
+        await super().peer_down(message, envelope)
         sentence = f"node {message.node_id} is gone: {message.reason}; try again"
         self._plane.fail_where(lambda instance: message.node_id in instance.node_ids, sentence)
 
