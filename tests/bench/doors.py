@@ -36,7 +36,7 @@ def measure() -> list[Figure]:
     _allow_files(IDLE + 500)
     with hub_with() as (process, folder):
         bus, gate = ports(_state(folder))
-        let_in = sum(knock_together(_state(folder).endpoint, 250) for _ in range(UNKNOWN_KEYS // 250))
+        let_in = sum(knock_together(_state(folder).endpoint, 100) for _ in range(UNKNOWN_KEYS // 100))
         halves = [_half_open_kib(process.process.pid, port) for port in (bus, gate)]
     with hub_with() as (_, folder):
         alone = [_join(ports(_state(folder))[1]) for _ in range(JOINS)]
