@@ -10,7 +10,7 @@ import msgspec
 from actors.machine import machine_id
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
-from bus.config import NodeConfig
+from bus.config import NodeConfig, is_loopback
 from bus.identity import own_role
 from bus.messages import (
     HubDescribe,
@@ -36,7 +36,6 @@ from cluster.roles import Role
 from cluster.topology import Link, NodeRecord, Topology
 
 MOST_INSTANCES = 256  # that one node placed; its next record tells which of them stand
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PROBES = 3  # the quickest of them counts: the others waited behind something
 
 
@@ -140,7 +139,7 @@ class TopologyActor(Actor):
 
 def as_seen_from(machine: str, record: NodeRecord) -> NodeRecord:
     """The record without an API that only its own machine reaches, for a node of another machine."""
-    hidden = record.machine != machine and urlsplit(record.api).hostname in _LOOPBACK
+    hidden = record.machine != machine and is_loopback(urlsplit(record.api).hostname or "")
     return msgspec.structs.replace(record, api="") if hidden else record
 
 

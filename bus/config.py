@@ -87,7 +87,15 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def loopback(self) -> bool:
         """Whether nothing but this machine can reach the node."""
-        return ipaddress.ip_address(self.host).is_loopback
+        return is_loopback(self.host)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nothing but this machine reaches the address. What is no address counts as open."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def ports_to_try(asked: int | None, usual: int) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ Decides by `cluster.members` and keeps the outcome. No sockets here; `allow` is 
 from __future__ import annotations
 
 import hmac
-import secrets
 from pathlib import Path
 
 from bus.config import NodeConfig
@@ -15,7 +14,7 @@ from bus.identity import own_code, own_key
 from bus.keys import key_pair_of, knock_proof, node_id_of, welcome_proof, write_secret
 from bus.members_file import read_members, write_members
 from bus.messages import GateKnock, GateWelcome
-from cluster.join_code import JoinCode, JoinCodeError, parse_join_code
+from cluster.join_code import JoinCode, JoinCodeError, new_join_code, parse_join_code
 from cluster.members import Member, Members, NotLetIn
 from cluster.roles import Role
 
@@ -128,7 +127,7 @@ class Doorkeeper:
         """Make a new join code. Raises KeyFileError or JoinCodeError, and changes nothing then."""
         if self.code.role is not Role.MEMBER:
             raise JoinCodeError(f"only a member can rotate the join code of {self.code.name}; do it on one")
-        self._adopt(JoinCode(self.code.name, Role.MEMBER, secrets.token_bytes(32)))
+        self._adopt(new_join_code(self.code.name))
 
     def told(self, text: str) -> bool:
         """A member rotated and sent the new code: adopt it. False for one that is not for this node."""

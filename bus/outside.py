@@ -23,6 +23,7 @@ from bus.knocks import GATE_BYTES, Knocks
 from bus.links import Links
 from bus.messages import GateKnock, GateWelcome, Message, PeerMet, PeerRefused, RequestFailed
 from bus.port import Port
+from bus.rate_limited import RateLimit
 from bus.sequences import Numbering
 from bus.sockets import Guard
 from bus.wire import Envelope, WireError, decode, encode
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 KNOCKS_A_SECOND = 10
 SAY_AGAIN_S = 60.0  # the same sentence about who stays outside
+MOST_SAID = 10  # sentences in that time
+MOST_GATES_KNOWN = 1024
 
 Announce = Callable[[PeerMet | PeerRefused], None]
 
@@ -59,7 +62,7 @@ class Outside:
         self._zap = ZapHandler(context, door.allow)
         self._knocks = Knocks(context, poller, door, numbers, self._let_in, self._refused)
         self._recent: list[float] = []
-        self._said: dict[str, float] = {}
+        self._said = RateLimit(SAY_AGAIN_S, MOST_SAID)
         self.gates: dict[str, str] = {}  # gate as it was dialled -> the bus end point behind it
         try:
             ports = ports_to_try(config.bus_port, DEFAULT_BUS_PORT)
@@ -173,6 +176,8 @@ class Outside:
             self._refused(endpoint, error.code, str(error))
             return
         self.gates[endpoint] = welcome.endpoint
+        while len(self.gates) > MOST_GATES_KNOWN:
+            del self.gates[next(iter(self.gates))]
         self._met(endpoint, member, before)
         self._links.dial(welcome.endpoint)
         self._meet_others(welcome.gates)
@@ -197,10 +202,6 @@ class Outside:
 
     def _tell(self, endpoint: str, code: str, sentence: str) -> None:
         """To our own node and the log, each sentence once a minute: outsiders can make us say it."""
-        now = time.monotonic()
-        self._said = {said: at for said, at in self._said.items() if now - at < SAY_AGAIN_S}
-        if sentence in self._said or len(self._said) >= KNOCKS_A_SECOND:
-            return
-        self._said[sentence] = now
-        logger.warning("%s", sentence)
-        self._announce(PeerRefused(endpoint, code, sentence))
+        if self._said.pass_on(sentence, time.monotonic()) is not None:
+            logger.warning("%s", sentence)
+            self._announce(PeerRefused(endpoint, code, sentence))

@@ -11,10 +11,10 @@ MOST_KEYS = 256
 
 
 class RateLimit:
-    """Pure: the clock is handed in, in seconds. Beyond `MOST_KEYS` keys at a time, all further ones count as one."""
+    """Pure: the clock is handed in, in seconds. Beyond `most` keys at a time, all further ones count as one."""
 
-    def __init__(self, every_s: float) -> None:
-        self._every_s = every_s
+    def __init__(self, every_s: float, most: int = MOST_KEYS) -> None:
+        self._every_s, self._most = every_s, most
         self._said: OrderedDict[str, tuple[float, int]] = OrderedDict()  # when, and how many were kept back since
 
     def pass_on(self, key: str, now: float) -> int | None:
@@ -30,9 +30,9 @@ class RateLimit:
 
     def _has_room(self, now: float) -> bool:
         """The key that passed longest ago makes room, if it might pass again by now."""
-        if len(self._said) >= MOST_KEYS and now - next(iter(self._said.values()))[0] >= self._every_s:
+        if len(self._said) >= self._most and now - next(iter(self._said.values()))[0] >= self._every_s:
             self._said.popitem(last=False)
-        return len(self._said) < MOST_KEYS
+        return len(self._said) < self._most
 
 
 class RateLimited:

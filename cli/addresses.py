@@ -55,11 +55,6 @@ def checked_api_host(host: str, *, keys: bool) -> str:
     return str(address)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether nobody but this machine reaches a checked address."""
-    return ipaddress.ip_address(host).is_loopback
-
-
 def private_addresses(addresses: Mapping[str, Sequence[Address]], up: Mapping[str, bool]) -> tuple[str, ...]:
     """The private IPv4 addresses of interfaces that are up and no tunnel, bridge or virtual machine's. Pure."""
     return tuple(

@@ -15,10 +15,10 @@ import typer
 
 from actors.node_folder import FolderError, NodeFolder, check_name, first_free, open_folder
 from actors.supervisor import run_node
-from bus.config import DEFAULT_DISCOVERY_PORT, NodeConfig, write_config
+from bus.config import DEFAULT_DISCOVERY_PORT, NodeConfig, is_loopback, write_config
 from bus.keys import KeyFileError
 from bus.process import log_to
-from cli.addresses import checked_api_host, checked_host, is_loopback
+from cli.addresses import checked_api_host, checked_host
 from cli.code_file import code_file
 from cli.exits import FAILED, USAGE
 from cli.joining import SEEN, given_code, is_code, keep_code, kept_code, take_from_environment

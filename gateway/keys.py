@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import logging
 import os
 import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from bus.config import is_loopback
 from bus.process import CannotStart
 
 MIN_KEY = 16
@@ -144,11 +144,3 @@ def check_open(host: str, keys: ApiKeys) -> None:
             f"the API would be open to everyone who reaches {host}; make a key with `exobus key FILE` and pass "
             "--api-keys FILE, or listen on 127.0.0.1"
         )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether nothing but this machine reaches the address. What is no address counts as open."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bus.config import is_loopback
 from bus.process import CANNOT_START, CannotStart
 from gateway.access import presented_keys
 from gateway.attempts import Attempts, group
-from gateway.keys import MAX_FILE_BYTES, ApiKeys, check_open, is_loopback, parse_keys
+from gateway.keys import MAX_FILE_BYTES, ApiKeys, check_open, parse_keys
 from tests.rig_chat import PLAIN
 from tests.rig_ring import Rig, make_config, running_rig, start_gateway
 from tests.rig_stage import WITHIN_S
