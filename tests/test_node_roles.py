@@ -12,12 +12,13 @@ import msgspec
 import pytest
 
 from actors.node_actor import NodeActor
-from actors.topology_actor import TopologyActor
+from actors.topology_actor import MOST_INSTANCES, TopologyActor, as_seen_from
 from bus.client import BusClient, RequestError
 from bus.config import NodeConfig
 from bus.keys import write_secret
 from bus.messages import (
     InstanceEnsure,
+    InstanceUp,
     NodeRecorded,
     PeerDown,
     PeerUp,
@@ -29,10 +30,11 @@ from bus.messages import (
 )
 from bus.wire import Envelope, new_header
 from cluster.join_code import new_join_code
-from cluster.placement import placer_of
+from cluster.placement import Instance, placer_of
 from cluster.roles import Role
 from cluster.shard import whole
 from cluster.topology import NodeRecord, Topology
+from gateway.errors import DO_NOT_RETRY, from_bus
 from models.catalogue import DEFAULT_MODEL, Catalogue
 from tests.rig_bus import WITHIN_S, client, described, new_node, running_hub
 from tests.test_node_actor import play
@@ -155,3 +157,40 @@ def test_a_node_that_is_no_member_is_not_in_its_own_graph(role: Role, counts: bo
 
     with running_hub(A) as hub:
         asyncio.run(test(hub.run_dir))
+
+
+@pytest.mark.parametrize(
+    ("machine", "api", "shown"),
+    [
+        ("ours", "http://127.0.0.1:52415", True),
+        ("ours", "http://[::1]:52415", True),
+        ("another", "http://127.0.0.1:52415", False),
+        ("another", "http://[::1]:52415", False),
+        ("another", "http://192.168.1.11:52415", True),
+        ("another", "", True),
+    ],
+)
+def test_an_api_on_loopback_is_shown_on_its_own_machine_only(machine: str, api: str, shown: bool) -> None:
+    record = NodeRecord("b" * 16, "bob", 1, 1, api=api, machine=machine)
+    assert as_seen_from("ours", record).api == (api if shown else "")
+
+
+def test_an_instance_that_is_told_of_twice_is_known_once_and_only_so_many_are() -> None:
+    async def test(run_dir: Path) -> None:
+        async with client(run_dir, A, "topology") as bus:
+            actor = TopologyActor(config(run_dir, Role.MEMBER), bus)
+            for number in (0, *range(MOST_INSTANCES + 1)):
+                up = InstanceUp(Instance(f"i{number}", DEFAULT_MODEL, 1, (), A))
+                await actor.instance_up(up, Envelope("instance.up", new_header(up, f"{A}/node"), up))
+            message = TopologyGet()
+            state = await actor.get(message, Envelope(f"{A}/topology", new_header(message, f"{A}/node"), message))
+            assert [i.instance_id for i in state.instances] == [f"i{n}" for n in range(1, MOST_INSTANCES + 1)]
+
+    with running_hub(A) as hub:
+        asyncio.run(test(hub.run_dir))
+
+
+def test_a_client_of_an_observer_is_told_that_it_may_not_and_not_to_try_again() -> None:
+    error = from_bus(RequestError("forbidden", "this node only observes"))
+    assert (error.status, error.code) == (403, "forbidden")
+    assert error.headers == DO_NOT_RETRY
