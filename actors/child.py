@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from bus.config import NodeConfig
+from actors.restart_backoff import RestartBackoff
 from bus.process import ADDRESS_VARIABLE, NAME_VARIABLE
-from cluster.restarts import Restarts
+from common.config import NodeConfig
 
 STOP_WITHIN_S = 2.0  # then the process group is killed
 
@@ -23,7 +23,7 @@ class Child:
 
     def __init__(self, name: str, module: str, config: NodeConfig, log: Path, threads: int = 1) -> None:
         self.name = name
-        self.restarts = Restarts()
+        self.restarts = RestartBackoff()
         self.wanted = True
         self.process: asyncio.subprocess.Process | None = None
         self.known: asyncio.Future[int] = asyncio.get_running_loop().create_future()  # its pid, once the hub met it

@@ -1,4 +1,6 @@
-"""The process that finds other nodes and has the hub knock at their gates. Whom to is `cluster.membership`'s to say."""
+"""The process that finds other nodes and has the hub knock at their join ports. Whom to is `discovery.candidates`'s
+to say.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,26 @@ from collections import Counter
 
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
-from bus.config import NodeConfig
-from bus.identity import cluster_keys
-from bus.keys import KeyFileError
-from bus.messages import ActorUp, ClusterChanged, HubDescribe, HubState, PeerDown, PeerMet, PeerRefused, PeerUp
-from bus.peer import BusPeerHandle
+from bus.messages import (
+    ActorUp,
+    ClusterChanged,
+    HubDescribe,
+    HubState,
+    PeerAuthenticated,
+    PeerDown,
+    PeerRefused,
+    PeerUp,
+)
+from bus.net.identity import cluster_keys
+from bus.net.keys import KeyFileError
+from bus.peering.peer_handle import BusPeerHandle
 from bus.process import CannotStart, run_actor
 from bus.wire import Envelope
-from cluster.beacon import Beacon
-from cluster.membership import Membership
-from cluster.reception import WrongCode
 from cluster.roles import Role
+from common.config import NodeConfig
+from discovery.beacon import Beacon
+from discovery.beacon_filter import WrongJoinCode
+from discovery.candidates import Candidates
 from discovery.discovery import Discovery
 from discovery.manual import peer_endpoint
 from discovery.udp import NoBroadcastError, UdpDiscovery
@@ -38,7 +49,7 @@ class DiscoveryActor(Actor):
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
         super().__init__(bus)
         self._config = config
-        self._membership = Membership(config.node_id)
+        self._membership = Candidates(config.node_id)
         self._role = Role.OBSERVER
         self._ways: list[Discovery] = []
         self._listening: list[asyncio.Task[None]] = []
@@ -69,9 +80,9 @@ class DiscoveryActor(Actor):
         for way in self._ways:
             await way.stop()
 
-    @on(PeerMet)
-    async def peer_met(self, message: PeerMet, envelope: Envelope) -> None:
-        """Now we know whose gate that is."""
+    @on(PeerAuthenticated)
+    async def peer_met(self, message: PeerAuthenticated, envelope: Envelope) -> None:
+        """Now we know whose join port that is."""
         self._membership = self._membership.met(message.endpoint, message.node_id, message.name, time.monotonic())
 
     @on(PeerRefused)
@@ -91,7 +102,7 @@ class DiscoveryActor(Actor):
 
     @on(ActorUp)
     async def met(self, message: ActorUp, envelope: Envelope) -> None:
-        """The hub meets us: either of the two began anew, so links and its gate may be others now."""
+        """The hub meets us: either of the two began anew, so links and its join port may be others now."""
         if message.name == self.bus.name and self._config.cluster:
             await self._look_around()
 
@@ -106,12 +117,12 @@ class DiscoveryActor(Actor):
     @every(0.25)
     async def dial(self) -> None:
         """Have the hub knock where it is due. What a beacon named and the hub cannot dial is tried again later."""
-        self._membership, gates = self._membership.due(time.monotonic())
-        for gate in gates:
+        self._membership, join_endpoints = self._membership.due(time.monotonic())
+        for join_endpoint in join_endpoints:
             try:
-                await BusPeerHandle(self.bus, gate).connect()
+                await BusPeerHandle(self.bus, join_endpoint).connect()
             except RequestError as error:
-                logger.info("not dialling %s: %s", gate, error)
+                logger.info("not dialling %s: %s", join_endpoint, error)
 
     @every(60.0)
     async def count(self) -> None:
@@ -122,17 +133,17 @@ class DiscoveryActor(Actor):
         self._logged = dropped
 
     async def _look_around(self) -> None:
-        """Take over the hub's links, and announce its gate."""
+        """Take over the hub's links, and announce its join port."""
         state = await self.bus.request("hub", HubDescribe(), HubState, 5.0)
         self._membership = self._membership.standing((peer.node_id for peer in state.peers), time.monotonic())
         for way in self._ways:
-            way.announce(self._beacon(state.gate))
+            way.announce(self._beacon(state.join_endpoint))
 
-    def _beacon(self, gate: str) -> Beacon | None:
+    def _beacon(self, join_endpoint: str) -> Beacon | None:
         config = self._config
-        if self._role is not Role.MEMBER or not gate:
+        if self._role is not Role.MEMBER or not join_endpoint:
             return None
-        return Beacon(config.node_id, config.name, config.incarnation, 0, gate)
+        return Beacon(config.node_id, config.name, config.incarnation, 0, join_endpoint)
 
     async def _listen_on(self, way: Discovery) -> None:
         await way.start()
@@ -142,7 +153,7 @@ class DiscoveryActor(Actor):
     async def _listen(self, way: Discovery) -> None:
         while True:
             heard = await way.heard()
-            if isinstance(heard, WrongCode):
+            if isinstance(heard, WrongJoinCode):
                 await self.bus.publish(PeerRefused("", "wrong_code", heard.sentence))
             else:
                 self._membership = self._membership.hear(heard, time.monotonic())

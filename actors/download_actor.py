@@ -9,11 +9,11 @@ from pathlib import Path
 
 from bus.actor import Actor, on
 from bus.client import BusClient, RequestError
-from bus.config import NodeConfig
 from bus.messages import DownloadDone, DownloadFailed, DownloadProgress, DownloadWant
 from bus.process import run_actor
 from bus.wire import Envelope
 from cluster.shard import Shard
+from common.config import NodeConfig
 from models import sources
 from models.cache import ModelCache
 from models.card import ModelCard

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import psutil
 
-from actors.stage_thread import StageThread
-from actors.step import StageCounts, neighbours
 from bus.actor import every, on
 from bus.client import BusClient, RequestError
-from bus.config import NodeConfig
+from bus.dataplane.actor import DataPlaneActor
+from bus.dataplane.transport import Transport
 from bus.messages import (
     EngineLoad,
     EngineStats,
@@ -22,17 +21,18 @@ from bus.messages import (
     StageDrain,
     StageJoin,
 )
-from bus.plane_actor import PlaneActor
 from bus.process import actor_name, run_actor
-from bus.ring import Ring
 from bus.wire import Envelope
+from common.config import NodeConfig
 from engines.engine import EngineError
 from models.errors import ModelError
+from ring.stage_thread import StageThread
+from ring.types import StageCounts, ring_view
 
 LOAD_WITHIN_S = 600.0
 
 
-class EngineActor(PlaneActor):
+class EngineActor(DataPlaneActor):
     """Holds at most one stage in its life; its node actor ends the process to free the memory."""
 
     name = "engine"
@@ -68,7 +68,7 @@ class EngineActor(PlaneActor):
             Path(message.path),
             precision=message.precision,
             kv_bytes=message.kv_bytes,
-            ring=lambda: Ring(run_dir, name, reach),
+            ring=lambda: Transport(run_dir, name, reach),
         )
         self._stage.start()
         try:
@@ -84,7 +84,7 @@ class EngineActor(PlaneActor):
         """Connect to the next stage, and to the first."""
         stage = self._loaded()
         try:
-            await asyncio.wrap_future(stage.join_ring(neighbours(message.instance, self.bus.address)))
+            await asyncio.wrap_future(stage.join_ring(ring_view(message.instance, self.bus.address)))
         except ValueError as error:  # no end point, another node's, or one that is not linked
             raise RequestError("unreachable", f"{self.bus.address} cannot join the ring: {error}") from error
         return RequestDone()

@@ -13,12 +13,10 @@ from contextlib import suppress
 
 import msgspec
 
-from actors.machine import Machine, machine_id
+from actors.device import Device, machine_id
 from actors.placer import Placer
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
-from bus.config import NodeConfig
-from bus.identity import own_role
 from bus.messages import (
     ActorDown,
     ActorStart,
@@ -46,15 +44,17 @@ from bus.messages import (
     TopologyGet,
     TopologyState,
 )
+from bus.net.identity import own_role
 from bus.process import run_actor
-from bus.version import running_version
 from bus.wire import Envelope
 from cluster.instances import Instances
-from cluster.kv_promises import KvPromises, KvWish
+from cluster.kv_budget import KvBudget, KvRequest
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.placement import Instance, placer_of
 from cluster.roles import Role
 from cluster.topology import NodeRecord, Topology
+from common.config import NodeConfig
+from common.version import running_version
 from engines.engine import MAX_SLOTS
 from models.card import ModelCard
 from models.catalogue import Catalogue
@@ -78,14 +78,14 @@ class NodeActor(Actor):
         super().__init__(bus)
         self._config = config
         self._catalogue = Catalogue.load(config.cards_path)
-        self._machine = Machine(config)
+        self._machine = Device(config)
         self._machine_id = machine_id()
         self._role = own_role(config)
         self._topology = Topology()
         self._instances = Instances()
         self._placer = Placer(bus, self._instances, RingMemoryWeightedPartitioningStrategy(), self._look)
         self._stages: dict[str, str] = {}  # instance id -> the name of our engine
-        self._kv = KvPromises()
+        self._kv = KvBudget()
         self._sequence = 0
         self._said: NodeRecorded | None = None
         self._said_at = 0.0
@@ -251,7 +251,7 @@ class NodeActor(Actor):
         """The bytes that our stage may use for keys and values; at most what MAX_SLOTS whole contexts take."""
         shard, limit = message.shard, self._config.kv_memory
         most = card.kv_bytes(shard, MAX_SLOTS * card.context_length)
-        wish = KvWish(card.shard_bytes(shard), card.least_kv_bytes(shard), most, limit)
+        wish = KvRequest(card.shard_bytes(shard), card.least_kv_bytes(shard), most, limit)
         offer = self._machine.now(self._nodes_here()).memory_available
         return self._kv.promise(message.instance_id, card.id, wish, offer)
 

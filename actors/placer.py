@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from bus.client import BusClient, RequestError
+from bus.dataplane.access import node_at
 from bus.messages import (
     InstanceDown,
     InstanceFailed,
@@ -24,10 +25,9 @@ from bus.messages import (
     StageJoin,
     Status,
 )
-from bus.reach import node_at
 from cluster.instances import Instances
 from cluster.partitioning import PartitioningStrategy
-from cluster.placement import DoesNotFit, Instance, Stage, able, plan
+from cluster.placement import DoesNotFit, Instance, PlacedStage, able, plan
 from cluster.topology import Topology
 from models.card import ModelCard
 
@@ -83,10 +83,10 @@ class Placer:
             await self._retire(held)
         return instance
 
-    def _plan(self, card: ModelCard, topology: Topology) -> tuple[Stage, ...]:
+    def _plan(self, card: ModelCard, topology: Topology) -> tuple[PlacedStage, ...]:
         return plan(topology, self._strategy, card.id, card.n_layers, card.least_bytes, card.head_layers)
 
-    async def _place(self, card: ModelCard, stages: tuple[Stage, ...]) -> Instance:
+    async def _place(self, card: ModelCard, stages: tuple[PlacedStage, ...]) -> Instance:
         """Load all shards at once, then connect. On a failure nothing stays loaded."""
         instance_id, epoch = secrets.token_hex(8), self._instances.next_epoch(card.id)
         await self._bus.publish(Status(card.id, f"placing {card.id} on {len(stages)} node{'s' * (len(stages) > 1)}"))
@@ -105,11 +105,11 @@ class Placer:
         await self._bus.publish(InstanceUp(instance))
         return instance
 
-    async def _load(self, stage: Stage, instance_id: str, epoch: int) -> Stage:
+    async def _load(self, stage: PlacedStage, instance_id: str, epoch: int) -> PlacedStage:
         work = ShardLoad(instance_id, epoch, stage.shard)
         loaded = await self._bus.request(f"{stage.node_id}/node", work, ShardLoaded, LOAD_WITHIN_S)
         _check_answer(stage.node_id, loaded)
-        return Stage(
+        return PlacedStage(
             stage.node_id,
             stage.shard,
             loaded.actor,
@@ -136,7 +136,7 @@ class Placer:
         for stages in (instance.stages[:1], instance.stages[1:]):
             await asyncio.gather(*(self._unload_stage(instance, stage) for stage in stages))
 
-    async def _unload_stage(self, instance: Instance, stage: Stage) -> None:
+    async def _unload_stage(self, instance: Instance, stage: PlacedStage) -> None:
         work = ShardUnload(instance.instance_id, instance.epoch)
         try:
             await self._bus.request(f"{stage.node_id}/node", work, RequestDone, DRAIN_WITHIN_S)
@@ -156,7 +156,7 @@ def _check_answer(node_id: str, loaded: ShardLoaded) -> None:
         raise RequestError("load_failed", f"node {node_id} names no end point of its own")
 
 
-def _all_loaded(results: Sequence[Stage | BaseException]) -> tuple[Stage, ...]:
+def _all_loaded(results: Sequence[PlacedStage | BaseException]) -> tuple[PlacedStage, ...]:
     """The stages, all of them. Raises the first failure."""
     stages = []
     for result in results:

@@ -16,11 +16,9 @@ from typing import Protocol
 import msgspec
 
 from actors.child import Child, last_sentence
-from actors.node_folder import NodeFolder
+from actors.data_dir import DataDir
 from bus.actor import Actor, on
 from bus.client import BusClient, RequestError
-from bus.config import NodeConfig, write_config
-from bus.endpoints import address_of
 from bus.messages import (
     ActorDown,
     ActorStart,
@@ -34,17 +32,19 @@ from bus.messages import (
     HubState,
     InstanceUp,
     NodeRecorded,
+    PeerAuthenticated,
     PeerDown,
-    PeerMet,
     PeerRefused,
     PeerUp,
     RequestDone,
 )
+from bus.net.endpoints import address_of
 from bus.process import CANNOT_START, allow_many_files
-from bus.rate_limited import RateLimit
 from bus.wire import Envelope
 from cluster.capabilities import DeviceCapabilities
 from cluster.roles import Role
+from common.config import NodeConfig, write_config
+from common.rate_limit import RateLimit
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Supervisor(Actor):
 
     name = "supervisor"
 
-    def __init__(self, config: NodeConfig, bus: BusClient, folder: NodeFolder, screen: Screen) -> None:
+    def __init__(self, config: NodeConfig, bus: BusClient, folder: DataDir, screen: Screen) -> None:
         super().__init__(bus)
         self._config = config
         self._folder = folder
@@ -157,8 +157,8 @@ class Supervisor(Actor):
         """Another node is gone."""
         self._screen.event(f"node {self._name(message.node_id)} is gone: {message.reason}")
 
-    @on(PeerMet)
-    async def peer_met(self, message: PeerMet, envelope: Envelope) -> None:
+    @on(PeerAuthenticated)
+    async def peer_met(self, message: PeerAuthenticated, envelope: Envelope) -> None:
         """Somebody was let in; where its name was another key's, the owner should know."""
         if message.news:
             self._screen.event(message.news)
@@ -248,10 +248,10 @@ class Supervisor(Actor):
 
     def _keep_ports(self, hub: HubState) -> None:
         """Where any port was free to choose, a hub that is started again takes the same one: others know it."""
-        bus, gate = _port(address_of(hub.endpoint)), _port(hub.gate)
+        bus, join_endpoint = _port(address_of(hub.endpoint)), _port(hub.join_endpoint)
         config = self._config
         self._config = msgspec.structs.replace(
-            config, bus_port=bus or config.bus_port, gate_port=gate or config.gate_port
+            config, bus_port=bus or config.bus_port, join_port=join_endpoint or config.join_port
         )
         write_config(self._config)
 
@@ -285,7 +285,7 @@ class Screen(Protocol):
         """A line that stays: a node came or went, a process died."""
 
 
-async def run_node(config: NodeConfig, folder: NodeFolder, screen: Screen) -> str:
+async def run_node(config: NodeConfig, folder: DataDir, screen: Screen) -> str:
     """Run a node until it is told to stop. Returns one sentence why it failed, or nothing."""
     allow_many_files()
     bus = BusClient(config.run_path, config.node_id, Supervisor.name)

@@ -7,11 +7,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from actors.machine import machine_id
+from actors.device import machine_id
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
-from bus.config import NodeConfig, is_loopback
-from bus.identity import own_role
 from bus.messages import (
     HubDescribe,
     HubPeer,
@@ -28,12 +26,14 @@ from bus.messages import (
     TopologyGet,
     TopologyState,
 )
-from bus.peer import BusPeerHandle, PeerHandle
+from bus.net.identity import own_role
+from bus.peering.peer_handle import BusPeerHandle, PeerHandle
 from bus.process import run_actor
 from bus.wire import Envelope
 from cluster.placement import Instance
 from cluster.roles import Role
 from cluster.topology import Link, NodeRecord, Topology
+from common.config import NodeConfig, is_loopback
 
 MOST_INSTANCES = 256  # that one node placed; its next record tells which of them stand
 PROBES = 3  # the quickest of them counts: the others waited behind something

@@ -14,8 +14,8 @@ from typing import Any, ClassVar, TypeVar
 
 from bus.client import BusClient, RequestError
 from bus.messages import Fact, Log, Message, Reply, RequestCancel, RequestFailed, Work, kind_of
-from bus.rate_limited import RateLimited
 from bus.wire import Envelope
+from common.rate_limit import RateLimitedLogger
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Actor:
     def __init__(self, bus: BusClient) -> None:
         self.bus = bus
         self._serving: dict[tuple[str, str], asyncio.Task[None]] = {}  # by who asked, and the work's id
-        self._lines = RateLimited(logger)
+        self._lines = RateLimitedLogger(logger)
         self._stop = asyncio.Event()
 
     async def started(self) -> None:

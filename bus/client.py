@@ -32,10 +32,10 @@ from bus.messages import (
     Work,
     kind_of,
 )
-from bus.rate_limited import RateLimited
-from bus.sequences import Numbering
-from bus.sockets import connect_ipc, open_async_socket
+from bus.net.sockets import connect_ipc, open_async_socket
+from bus.sequencing import Sequencer
 from bus.wire import Envelope, WireError, decode, encode
+from common.rate_limit import RateLimitedLogger
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +83,8 @@ class BusClient:
         self._dealer = open_async_socket(self._context, zmq.DEALER)
         self._inbox: asyncio.Queue[Envelope] = asyncio.Queue(INBOX)
         self._waiting: dict[str, tuple[str, asyncio.Future[Message]]] = {}
-        self._numbering = Numbering(self.address)
-        self._lines = RateLimited(logger)
+        self._numbering = Sequencer(self.address)
+        self._lines = RateLimitedLogger(logger)
         self._tasks: list[asyncio.Task[None]] = []
 
     @property

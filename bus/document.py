@@ -16,10 +16,10 @@ from typing import Any
 import msgspec
 from msgspec import inspect as shapes
 
-from bus import frame
+from bus.dataplane import frames
 from bus.messages import MESSAGES, Fact, Header, LocalFact, Message, Reply, Work
+from cluster.openings import Opening
 from cluster.sampling import SamplingParams
-from cluster.sessions import Opening
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "protocol.md"
 BEGIN, END = "<!-- begin generated -->", "<!-- end generated -->"
@@ -38,7 +38,7 @@ _DTYPE = re.compile(r"^ +(\d+): np\.dtype\(\"<?(\w+)\"\),(?:  # (.*))?$", re.MUL
 
 def generated() -> str:
     """All tables, as Markdown."""
-    source = inspect.getsource(frame)
+    source = inspect.getsource(frames)
     blocks = [
         "## Header of a message",
         _fields(Header),
@@ -48,7 +48,7 @@ def generated() -> str:
         "## Payload of an opening data frame",
         *(block for value in (Opening, SamplingParams) for block in _value(value)),
         "## Header of a data frame",
-        _table(("offset", "field", "type", "meaning"), _FRAME_FIELD.findall(frame.__doc__ or "")),
+        _table(("offset", "field", "type", "meaning"), _FRAME_FIELD.findall(frames.__doc__ or "")),
         "Flags, of which several may be set:",
         _table(("flag", "bit", "meaning"), _FLAG.findall(source)),
         "Types of a payload's values:",

@@ -16,15 +16,9 @@ from collections.abc import Callable, Sequence
 
 import zmq
 
+from bus.actor_registry import ActorRegistry
 from bus.client import HubPaths
-from bus.cluster_work import ClusterWork
-from bus.config import NodeConfig
-from bus.desk import Beyond, Desk
-from bus.doorkeeper import Doorkeeper
-from bus.facts import Facts
-from bus.link_checks import Forbidden, LinkChecks
-from bus.links import Links
-from bus.mesh import Mesh
+from bus.hub_service import ClusterSide, HubService
 from bus.messages import (
     LOCAL_KINDS,
     ActorHello,
@@ -38,17 +32,23 @@ from bus.messages import (
     RequestFailed,
     kind_of,
 )
-from bus.outside import Outside
-from bus.permissions import may_send
+from bus.net.sockets import bind_ipc, open_socket
+from bus.peering.admin import ClusterAdmin
+from bus.peering.authenticator import Authenticator
+from bus.peering.inbound_policy import Forbidden, InboundPolicy
+from bus.peering.link_state import LinkState
+from bus.peering.links import Links
+from bus.peering.peering import Peering
+from bus.peering.permissions import may_send
 from bus.process import CANNOT_START, begin, bound_memory
-from bus.rate_limited import RateLimited
-from bus.roster import Roster
-from bus.sequences import Numbering
-from bus.sockets import bind_ipc, open_socket
+from bus.pubsub import PubSub
+from bus.sequencing import Sequencer
 from bus.wire import WireError, decode, decode_header, encode
+from common.config import NodeConfig
+from common.rate_limit import RateLimitedLogger
 
 logger = logging.getLogger(__name__)
-limited = RateLimited(logger)
+limited = RateLimitedLogger(logger)
 
 MOST_MEMORY = 1 << 30  # bytes of address space; at rest it is a quarter. A member's message could else grow without end
 _STAY_HERE = frozenset(kind.encode() for kind in LOCAL_KINDS)
@@ -62,18 +62,18 @@ class Hub:
         self.node_id, self.name = config.node_id, config.name
         self._config = config
         self.counters: Counter[str] = Counter()
-        door = Doorkeeper.of(config)
+        door = Authenticator.of(config)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 8192)
         self._poller = zmq.Poller()
-        self._facts = Facts(self._context)
+        self._facts = PubSub(self._context)
         self._work = open_socket(self._context, zmq.ROUTER)
-        self._roster = Roster()
-        self._numbers = Numbering(f"{config.node_id}/hub")
+        self._roster = ActorRegistry()
+        self._numbers = Sequencer(f"{config.node_id}/hub")
         self._links = Links(
             self._context,
             self._poller,
-            Mesh(config.node_id),
+            LinkState(config.node_id),
             door.pair if door else None,
             self._numbers,
             self._introduction,
@@ -86,8 +86,8 @@ class Hub:
         except OSError:
             self._context.destroy(linger=0)
             raise
-        self._checks = LinkChecks(door) if door else None
-        self._desk = Desk(config, self._roster, self._links, self._facts, self.counters, self._beyond)
+        self._checks = InboundPolicy(door) if door else None
+        self._desk = HubService(config, self._roster, self._links, self._facts, self.counters, self._beyond)
         self._sources: dict[zmq.Socket[bytes], Callable[[], None]] = {
             self._work: self._from_actor,
             self._facts.publishers: self._from_publisher,
@@ -101,11 +101,11 @@ class Hub:
         for socket, path in {**facts, self._work: paths.work}.items():
             bind_ipc(socket, path)
 
-    def _open_beyond(self, door: Doorkeeper) -> Beyond:
-        outside = Outside(
+    def _open_beyond(self, door: Authenticator) -> ClusterSide:
+        outside = Peering(
             self._context, self._poller, self._config, door, self.counters, self._announce, self._links, self._numbers
         )
-        return Beyond(door, outside, ClusterWork(door, outside, self._links, self._announce))
+        return ClusterSide(door, outside, ClusterAdmin(door, outside, self._links, self._announce))
 
     @property
     def endpoint(self) -> str:
@@ -113,9 +113,9 @@ class Hub:
         return self._beyond.outside.bus.endpoint if self._beyond else ""
 
     @property
-    def gate(self) -> str:
-        """Where other nodes knock; empty where it has no gate."""
-        return self._beyond.outside.gate_address if self._beyond else ""
+    def join_endpoint(self) -> str:
+        """Where other nodes knock; empty where it has no join port."""
+        return self._beyond.outside.join_address if self._beyond else ""
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Move messages until `stopped()`; asked at least every 200 ms."""
@@ -182,7 +182,7 @@ class Hub:
         elif self._desk.hello(message, routing_id):
             self._announce(ActorUp(message.name, message.pid))
 
-    def _from_hub(self, outside: Outside) -> None:
+    def _from_hub(self, outside: Peering) -> None:
         assert self._checks is not None, "a node that stands alone hears no hub"
         node_id, _, frames = outside.bus.receive()
         header = self._checks.check(node_id, frames)
@@ -266,7 +266,9 @@ class Hub:
     def _introduction(self) -> LinkHello:
         life, topics = self._config.incarnation, self._facts.topics()
         revoked = self._beyond.door.members.revoked if self._beyond else ()
-        return LinkHello(self.node_id, self.name, life, self.endpoint, topics, gate=self.gate, revoked=revoked)
+        return LinkHello(
+            self.node_id, self.name, life, self.endpoint, topics, join_endpoint=self.join_endpoint, revoked=revoked
+        )
 
 
 def main() -> None:

@@ -11,8 +11,13 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from cluster.bounds import (
-    MOST_GATES,
+from cluster.membership import Member
+from cluster.placement import Endpoints, Instance
+from cluster.roles import Role
+from cluster.shard import Shard
+from cluster.topology import Link, NodeRecord, Topology
+from common.limits import (
+    MOST_JOIN_ENDPOINTS,
     MOST_NODES,
     Endpoint,
     HeaderText,
@@ -27,18 +32,13 @@ from cluster.bounds import (
     UnixTime,
     Whole,
 )
-from cluster.members import Member
-from cluster.placement import Endpoints, Instance
-from cluster.roles import Role
-from cluster.shard import Shard
-from cluster.topology import Link, NodeRecord, Topology
 
-VERSION = 2  # the major version; removing, renaming or retyping a field raises it
+VERSION = 3  # the major version; removing, renaming or retyping a field raises it
 
 Counters = Annotated[dict[Name, Whole], Meta(max_length=1024)]
 Names = Annotated[tuple[Name, ...], Meta(max_length=MOST_NODES)]
 Topics = Annotated[tuple[Topic, ...], Meta(max_length=1024)]
-Gates = Annotated[tuple[Endpoint, ...], Meta(max_length=MOST_GATES)]
+JoinEndpoints = Annotated[tuple[Endpoint, ...], Meta(max_length=MOST_JOIN_ENDPOINTS)]
 Instances = Annotated[tuple[Instance, ...], Meta(max_length=1024)]
 
 
@@ -73,7 +73,7 @@ class Work(Message, frozen=True):
     """Sent to one address."""
 
 
-class Ask(Work, frozen=True):
+class Query(Work, frozen=True):
     """Work that changes nothing, so that observers may send it too."""
 
 
@@ -145,7 +145,7 @@ class ActorStop(Work, frozen=True, tag="actor.stop"):
     name: Name
 
 
-class HubDescribe(Ask, frozen=True, tag="hub.describe"):
+class HubDescribe(Query, frozen=True, tag="hub.describe"):
     """Ask a hub what it knows. Sent by anyone; answered by `hub.state`."""
 
 
@@ -163,7 +163,7 @@ class HubPeer(msgspec.Struct, frozen=True):
     name: Name
     endpoint: Annotated[Endpoint, Meta(description="of its hub, with its key")]
     role: Role = Role.MEMBER
-    gate: Endpoint = ""
+    join_endpoint: Endpoint = ""
 
 
 class HubState(Reply, frozen=True, tag="hub.state"):
@@ -178,16 +178,16 @@ class HubState(Reply, frozen=True, tag="hub.state"):
     peers: Annotated[tuple[HubPeer, ...], Meta(max_length=MOST_NODES)] = ()
     subscriptions: Topics = ()
     counters: Counters = {}
-    gate: Annotated[Endpoint, Meta(description="where other nodes knock")] = ""
+    join_endpoint: Annotated[Endpoint, Meta(description="where other nodes knock")] = ""
     cluster: Name = ""
 
 
 # -- who belongs to the cluster
 
 
-class GateKnock(Work, frozen=True, tag="gate.knock"):
-    """A hub asks to be let in. Sent to a gate, whose key only holders of a join code know; answered by
-    `gate.welcome`."""
+class JoinRequest(Work, frozen=True, tag="join.request"):
+    """A hub asks to be let in. Sent to a join port, whose key only holders of a join code know; answered by
+    `join.accept`."""
 
     name: Name
     role: Role
@@ -196,17 +196,17 @@ class GateKnock(Work, frozen=True, tag="gate.knock"):
     proof: Annotated[Proof, Meta(description="HMAC-SHA256 with the role's join key over both public keys")]
 
 
-class GateWelcome(Reply, frozen=True, tag="gate.welcome"):
+class JoinAccept(Reply, frozen=True, tag="join.accept"):
     """Who knocked is let in, and learns whom it knocked at."""
 
     name: Name
     incarnation: Whole
     endpoint: Annotated[Endpoint, Meta(description="where to dial this hub, with its key")]
     proof: Annotated[Proof, Meta(description="HMAC-SHA256 with the role's join key over both public keys")]
-    gates: Annotated[Gates, Meta(description="of the members that this hub is linked to")] = ()
+    join_endpoints: Annotated[JoinEndpoints, Meta(description="of the members that this hub is linked to")] = ()
 
 
-class MembersGet(Ask, frozen=True, tag="members.get"):
+class MembersGet(Query, frozen=True, tag="members.get"):
     """Ask a hub whom it knows. Sent by anyone; answered by `members.state`."""
 
 
@@ -231,7 +231,9 @@ class MemberApprove(Work, frozen=True, tag="member.approve"):
 
 
 class ClusterRotate(Work, frozen=True, tag="cluster.rotate"):
-    """Make a new join code; the old one opens no gate any more. Sent to the own hub; answered by `cluster.rotated`."""
+    """Make a new join code; the old one opens no join port any more. Sent to the own hub; answered by
+    `cluster.rotated`.
+    """
 
 
 class ClusterRotated(Reply, frozen=True, tag="cluster.rotated"):
@@ -255,13 +257,14 @@ class ClusterChanged(LocalFact, frozen=True, tag="cluster.changed"):
 
 
 class PeerDial(Work, frozen=True, tag="peer.dial"):
-    """Knock at the gate at `endpoint`, and link. Sent by discovery to its hub; answered by `request.done`."""
+    """Knock at the join port at `endpoint`, and link. Sent by discovery to its hub; answered by `request.done`."""
 
     endpoint: Endpoint
 
 
 class PeerDrop(Work, frozen=True, tag="peer.drop"):
-    """End the link to the hub at `endpoint`, or behind that gate. Sent to the own hub; answered by `request.done`."""
+    """End the link to the hub at `endpoint`, or behind that join port. Sent to the own hub; answered by
+    `request.done`."""
 
     endpoint: Endpoint
 
@@ -275,7 +278,9 @@ class LinkHello(Work, frozen=True, tag="link.hello"):
     endpoint: Annotated[Endpoint, Meta(description="where to dial back, with the sender's key")]
     subscriptions: Topics = ()
     heard: Annotated[bool, Meta(description="the sender has heard this hub's hello")] = False
-    gate: Annotated[Endpoint, Meta(description="where others knock at the sender's; empty for one without a gate")] = ""
+    join_endpoint: Annotated[
+        Endpoint, Meta(description="where others knock at the sender's; empty for one without a join port")
+    ] = ""
     revoked: Annotated[Names, Meta(description="nodes that the sender shuts out")] = ()
 
 
@@ -289,10 +294,10 @@ class LinkBye(Work, frozen=True, tag="link.bye"):
     """This hub leaves. Sent hub to hub; never answered."""
 
 
-class PeerMet(LocalFact, frozen=True, tag="peer.met"):
+class PeerAuthenticated(LocalFact, frozen=True, tag="peer.authenticated"):
     """A node was let in here, or let us in. Published by the hub to its own node."""
 
-    endpoint: Annotated[Endpoint, Meta(description="of its gate, as it was dialled; empty where it knocked here")]
+    endpoint: Annotated[Endpoint, Meta(description="of its join port, as it was dialled; empty where it knocked here")]
     node_id: Name
     name: Name
     news: Annotated[Sentence, Meta(description="a sentence for the owner, where something is odd about it")] = ""
@@ -301,7 +306,9 @@ class PeerMet(LocalFact, frozen=True, tag="peer.met"):
 class PeerRefused(LocalFact, frozen=True, tag="peer.refused"):
     """A node was not let in here, or did not let us in. Published by the hub to its own node."""
 
-    endpoint: Annotated[Endpoint, Meta(description="of the gate that we knocked at; empty where somebody knocked here")]
+    endpoint: Annotated[
+        Endpoint, Meta(description="of the join port that we knocked at; empty where somebody knocked here")
+    ]
     code: Annotated[Name, Meta(description="`wrong_code`, `revoked`, `unapproved`, `duplicate`, `silent` …")]
     message: Sentence
 
@@ -338,7 +345,7 @@ class LinkMeasured(Fact, frozen=True, tag="link.measured"):
     link: Link
 
 
-class LinkProbe(Ask, frozen=True, tag="link.probe"):
+class LinkProbe(Query, frozen=True, tag="link.probe"):
     """Answer at once, so that the asker can time it. Sent between topology actors; answered by `request.done`."""
 
 
@@ -348,7 +355,7 @@ class TopologyChanged(LocalFact, frozen=True, tag="topology.changed"):
     topology: Topology
 
 
-class TopologyGet(Ask, frozen=True, tag="topology.get"):
+class TopologyGet(Query, frozen=True, tag="topology.get"):
     """Ask for the graph. Sent by anyone to topology; answered by `topology.state`."""
 
 

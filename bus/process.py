@@ -19,8 +19,8 @@ from pathlib import Path
 
 from bus.actor import Actor
 from bus.client import BusClient
-from bus.config import NodeConfig, read_config
-from bus.printable import LogFormatter
+from common.config import NodeConfig, read_config
+from common.text_safety import LogFormatter
 
 CANNOT_START = 78  # EX_CONFIG: starting again will not help; the log's last line says why
 ADDRESS_VARIABLE = "EXOBUS_RUN_DIR"

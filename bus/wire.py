@@ -1,7 +1,7 @@
 """Messages to frames and back: a pure pair of functions. No sockets here.
 
 Frames: `[address or topic, header, body]`. An address holds a slash, a topic never does. Sizes are looked at before
-anything is decoded, and a body of a known kind is decoded within the bounds of `cluster.bounds`; one of an unknown kind
+anything is decoded, and a body of a known kind is decoded within the bounds of `common.limits`; one of an unknown kind
 is not decoded at all.
 """
 
@@ -16,7 +16,7 @@ import msgspec
 from msgspec import inspect
 
 from bus.messages import MESSAGES, VERSION, Header, Message, kind_of
-from cluster.bounds import LONGEST_SENTENCE, UNREADABLE, cut
+from common.limits import LONGEST_SENTENCE, UNREADABLE, cut
 
 FRAMES = 3
 MAX_ADDRESS_BYTES = 256
@@ -53,7 +53,7 @@ class Envelope:
 
 
 def new_header(message: Message, sender: str, *, sequence: int = 0, cause: str = "", life: int = 0) -> Header:
-    """A header for a message that goes out now; `bus.sequences` numbers them."""
+    """A header for a message that goes out now; `bus.sequencing` numbers them."""
     return Header(VERSION, kind_of(type(message)), os.urandom(8).hex(), sender, sequence, cause, time.time(), life)
 
 

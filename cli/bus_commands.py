@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.calls import JsonOption
+from cli.options import JsonOption
 
 app = typer.Typer(help="Look at the message bus.", rich_markup_mode=None, no_args_is_help=True)
 

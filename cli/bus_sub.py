@@ -11,10 +11,10 @@ import msgspec
 import typer
 
 from bus.client import BusClient
-from bus.printable import one_line
 from bus.wire import Envelope
-from cli.exits import USAGE, leave
+from cli.exit_codes import USAGE, leave
 from cli.patterns import check, literal_prefix, matches
+from common.text_safety import one_line
 
 WIDEST_FIELD = 60
 MOST_ITEMS = 4096

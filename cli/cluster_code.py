@@ -6,9 +6,9 @@ from pathlib import Path
 
 import typer
 
-from bus.keys import KeyFileError, write_secret
+from bus.net.keys import KeyFileError, write_secret
 from cli.code_file import code_file, read_code
-from cli.exits import FAILED, USAGE, leave
+from cli.exit_codes import FAILED, USAGE, leave
 from cluster.join_code import JoinCode, JoinCodeError, new_join_code
 from cluster.roles import Role
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.bus_commands import NodeOption
-from cli.calls import JsonOption
+from cli.options import JsonOption
 from cluster.roles import Role
 
 app = typer.Typer(help="Make a cluster, and say who belongs to it.", rich_markup_mode=None, no_args_is_help=True)

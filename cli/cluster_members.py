@@ -11,8 +11,6 @@ import msgspec
 import typer
 
 from bus.client import BusClient
-from bus.keys import KeyFileError
-from bus.members_file import MEMBERS_FILE, read_members
 from bus.messages import (
     ClusterRotate,
     ClusterRotated,
@@ -22,13 +20,15 @@ from bus.messages import (
     MembersState,
     RequestDone,
 )
+from bus.net.keys import KeyFileError
+from bus.peering.member_store import MEMBERS_FILE, read_members
 from cli.code_file import code_file, read_code
-from cli.exits import FAILED, USAGE, leave
-from cli.nodes import DATA_DIR_VARIABLE, default_parent, running_nodes
+from cli.exit_codes import FAILED, USAGE, leave
+from cli.local_nodes import DATA_DIR_VARIABLE, default_parent, running_nodes
 from cli.observer import observe
 from cli.table import table
 from cluster.join_code import JoinCodeError
-from cluster.members import Member
+from cluster.membership import Member
 
 ASK_WITHIN_S = 5.0
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bus.keys import read_secret, write_secret
-from cli.nodes import default_parent
+from bus.net.keys import read_secret, write_secret
+from cli.local_nodes import default_parent
 from cluster.join_code import JoinCode, JoinCodeError, parse_join_code
 
 CODE_FILE = "join-code"

@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from cli.calls import JsonOption
-from cli.exits import FAILED, leave
+from cli.exit_codes import FAILED, leave
+from cli.options import JsonOption
 
 
 def key(

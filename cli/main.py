@@ -28,7 +28,7 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        from bus.version import running_version
+        from common.version import running_version
 
         typer.echo(f"exobus {running_version()}")
         raise typer.Exit()

@@ -6,7 +6,7 @@ import json
 
 import typer
 
-from cli.calls import ApiKeyOption, ApiOption, JsonOption, failures_shown
+from cli.options import ApiKeyOption, ApiOption, JsonOption, failures_shown
 
 app = typer.Typer(help="Models that can be run.", rich_markup_mode=None, no_args_is_help=True)
 
@@ -20,7 +20,7 @@ def root() -> None:
 def list_models(as_json: JsonOption = False, api: ApiOption = None, api_key: ApiKeyOption = None) -> None:
     """List the models of the catalogue."""
     from cli.api_client import get
-    from cli.nodes import api as gateway
+    from cli.local_nodes import api as gateway
     from cli.sizes import show_bytes
     from cli.table import table
 

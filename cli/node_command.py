@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.exits import leave
+from cli.exit_codes import leave
 
 
 def node(
@@ -28,10 +28,10 @@ def node(
             envvar="EXOBUS_BUS_PORT", min=0, max=65535, help="Port of the bus.", show_default="52416 or a free one"
         ),
     ] = None,
-    gate_port: Annotated[
+    join_port: Annotated[
         int | None,
         typer.Option(
-            envvar="EXOBUS_GATE_PORT",
+            envvar="EXOBUS_JOIN_PORT",
             min=0,
             max=65535,
             help="Port where nodes knock that want to join.",
@@ -43,7 +43,7 @@ def node(
         typer.Option(envvar="EXOBUS_DISCOVERY_PORT", min=0, max=65535, help="UDP port of beacons; 0: none."),
     ] = 52413,
     peer: Annotated[
-        list[str] | None, typer.Option(help="Gate host:port of another node; may be repeated. [EXOBUS_PEER]")
+        list[str] | None, typer.Option(help="Join port host:port of another node; may be repeated. [EXOBUS_PEER]")
     ] = None,
     api_host: Annotated[
         str, typer.Option(envvar="EXOBUS_API_HOST", help="Address of the API; beyond this machine with --api-keys.")
@@ -102,7 +102,7 @@ def node(
         strict=strict,
         host=host,
         bus_port=bus_port,
-        gate_port=gate_port,
+        join_port=join_port,
         discovery_port=discovery_port,
         peers=tuple(peer or ()),
         api_host=api_host,

@@ -13,20 +13,20 @@ from pathlib import Path
 
 import typer
 
-from actors.node_folder import FolderError, NodeFolder, check_name, first_free, open_folder
+from actors.data_dir import DataDir, DataDirError, check_name, first_free, open_folder
 from actors.supervisor import run_node
-from bus.config import DEFAULT_DISCOVERY_PORT, NodeConfig, is_loopback, write_config
-from bus.keys import KeyFileError
+from bus.net.keys import KeyFileError
 from bus.process import log_to
 from cli.addresses import checked_api_host, checked_host
 from cli.code_file import code_file
-from cli.exits import FAILED, USAGE
-from cli.joining import SEEN, given_code, is_code, keep_code, kept_code, take_from_environment
-from cli.nodes import default_parent
+from cli.exit_codes import FAILED, USAGE
+from cli.join_option import SEEN, given_code, is_code, keep_code, kept_code, take_from_environment
+from cli.local_nodes import default_parent
 from cli.screen import NodeScreen
 from cli.sizes import parse_bytes
 from cluster.join_code import JoinCode, JoinCodeError
 from cluster.roles import Role
+from common.config import DEFAULT_DISCOVERY_PORT, NodeConfig, is_loopback, write_config
 from discovery.manual import peer_endpoint
 from engines.precision import PRECISIONS
 from engines.registry import ENGINES
@@ -44,7 +44,7 @@ class Asked:
     strict: bool = False
     host: str = "127.0.0.1"
     bus_port: int | None = None
-    gate_port: int | None = None
+    join_port: int | None = None
     discovery_port: int = DEFAULT_DISCOVERY_PORT
     peers: tuple[str, ...] = ()
     api_host: str = "127.0.0.1"
@@ -74,13 +74,13 @@ def run(asked: Asked) -> tuple[str, int]:
         code = given or kept_code(asked.data_dir)
         asked = resolved(asked)
         check(asked, code)
-    except (BadOption, FolderError, ValueError) as error:
+    except (BadOption, DataDirError, ValueError) as error:
         return str(error), USAGE
     except KeyFileError as error:
         return str(error), FAILED
     try:
         folder = _folder(asked)
-    except FolderError as error:
+    except DataDirError as error:
         return str(error), FAILED
     try:
         if given:
@@ -92,7 +92,7 @@ def run(asked: Asked) -> tuple[str, int]:
         folder.close()
 
 
-def _run(asked: Asked, folder: NodeFolder, code: JoinCode | None) -> str:
+def _run(asked: Asked, folder: DataDir, code: JoinCode | None) -> str:
     """Run a node that may run; a sentence why it failed, or none."""
     config = settings(asked, folder, code)
     write_config(config)
@@ -110,7 +110,7 @@ def resolved(asked: Asked) -> Asked:
 
 
 def check(asked: Asked, code: JoinCode | None) -> None:
-    """Raises BadOption, FolderError or ValueError, each with one sentence, for what cannot be meant."""
+    """Raises BadOption, DataDirError or ValueError, each with one sentence, for what cannot be meant."""
     check_name(asked.name or default_name())
     if asked.engine not in ("auto", *ENGINES):
         raise BadOption(f"there is no engine {asked.engine!r}; choose auto or one of {', '.join(ENGINES)}")
@@ -137,7 +137,7 @@ def _check_alone(asked: Asked) -> None:
         raise BadOption(f"--strict is for a node of a cluster; {IN_A_CLUSTER}")
 
 
-def settings(asked: Asked, folder: NodeFolder, code: JoinCode | None) -> NodeConfig:
+def settings(asked: Asked, folder: DataDir, code: JoinCode | None) -> NodeConfig:
     """The node's settings, from what was resolved."""
     return NodeConfig(
         node_id=folder.node_id,
@@ -154,7 +154,7 @@ def settings(asked: Asked, folder: NodeFolder, code: JoinCode | None) -> NodeCon
         api_names=asked.api_names,
         cors=asked.cors,
         bus_port=asked.bus_port,
-        gate_port=asked.gate_port,
+        join_port=asked.join_port,
         discovery_port=asked.discovery_port,
         cluster=code.name if code else "",
         code_file=str(code_file(asked.data_dir)) if code else "",
@@ -189,7 +189,7 @@ def _peers(asked: Asked) -> tuple[str, ...]:
     return tuple(peer.removeprefix("tcp://") for peer in named)
 
 
-def _folder(asked: Asked) -> NodeFolder:
+def _folder(asked: Asked) -> DataDir:
     if asked.data_dir is not None:
         return open_folder(asked.data_dir.expanduser().absolute())
     if asked.name is not None:
@@ -197,6 +197,6 @@ def _folder(asked: Asked) -> NodeFolder:
     return first_free(default_parent(), default_name())
 
 
-def _log_to(folder: NodeFolder) -> None:
+def _log_to(folder: DataDir) -> None:
     """The supervisor's own log, beside those of its children."""
     log_to(logging.FileHandler(folder.logs / "supervisor.log"), "supervisor")

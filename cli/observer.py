@@ -7,9 +7,9 @@ import os
 from collections.abc import Awaitable, Callable
 
 from bus.client import BusClient, RequestError
-from bus.config import NodeConfig
-from cli.exits import FAILED, UNREACHABLE, leave
-from cli.nodes import choose_node
+from cli.exit_codes import FAILED, UNREACHABLE, leave
+from cli.local_nodes import choose_node
+from common.config import NodeConfig
 
 Look = Callable[[BusClient], Awaitable[None]]
 

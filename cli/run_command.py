@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.calls import ApiKeyOption, ApiOption, JsonOption, failures_shown
-from cli.exits import USAGE, leave
+from cli.exit_codes import USAGE, leave
+from cli.options import ApiKeyOption, ApiOption, JsonOption, failures_shown
 
 if TYPE_CHECKING:
     from cli.api_client import Api
@@ -30,7 +30,7 @@ def run(
     api_key: ApiKeyOption = None,
 ) -> None:
     """Ask a model one question and print the answer as it comes."""
-    from cli.nodes import api as gateway
+    from cli.local_nodes import api as gateway
 
     body = request_body(model, prompt or _standard_input(), system, max_tokens, temperature, seed)
     with failures_shown():

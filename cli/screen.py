@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-from bus.config import NodeConfig
 from bus.messages import HubState
-from bus.printable import one_line
-from cli.nodes import default_parent
+from cli.local_nodes import default_parent
 from cli.sizes import show_bytes
 from cluster.capabilities import DeviceCapabilities
 from cluster.roles import Role
+from common.config import NodeConfig
+from common.text_safety import one_line
 from models.catalogue import DEFAULT_MODEL
 
 PLAIN_EVERY_S = 5.0  # between lines of progress where they cannot replace each other
@@ -103,8 +103,8 @@ def _cluster(config: NodeConfig, hub: HubState, role: Role) -> str:
     if not config.cluster:
         return "none; this node stands alone and nobody else reaches it"
     strict = ", strict" if config.strict else ""
-    gate = f", others knock at {hub.gate.removeprefix('tcp://')}" if hub.gate else ""
-    return f"{config.cluster}, as {_ARTICLES[role]} {role}{strict}{gate}"
+    join_endpoint = f", others knock at {hub.join_endpoint.removeprefix('tcp://')}" if hub.join_endpoint else ""
+    return f"{config.cluster}, as {_ARTICLES[role]} {role}{strict}{join_endpoint}"
 
 
 def _chat(api: str) -> tuple[str, str, str]:
@@ -129,7 +129,7 @@ def _add_node(config: NodeConfig, hub: HubState, role: Role) -> tuple[str, ...]:
     if not config.loopback:
         return (
             f"add node  exobus cluster invite{where}   prints the join code; then on the other machine:",
-            f"          exobus node --host auto --join CODE --peer {hub.gate.removeprefix('tcp://')}",
+            f"          exobus node --host auto --join CODE --peer {hub.join_endpoint.removeprefix('tcp://')}",
         )
     here = () if where else ("add node  exobus node --name second   here",)
     label = "          " if here else "add node  "

@@ -8,13 +8,13 @@ from typing import Any
 
 import typer
 
-from cli.calls import ApiKeyOption, ApiOption, JsonOption, failures_shown
+from cli.options import ApiKeyOption, ApiOption, JsonOption, failures_shown
 
 
 def topology(as_json: JsonOption = False, api: ApiOption = None, api_key: ApiKeyOption = None) -> None:
     """Show the cluster as a node sees it."""
     from cli.api_client import get
-    from cli.nodes import api as gateway
+    from cli.local_nodes import api as gateway
 
     with failures_shown():
         body = get(gateway(api, api_key), "/v1/topology")

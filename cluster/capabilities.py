@@ -1,4 +1,4 @@
-"""What a node can do, as plain values. Measuring is `actors.measure`'s and the engines' work, not done here."""
+"""What a node can do, as plain values. Measuring is `actors.device_probe`'s and the engines' work, not done here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from cluster.bounds import Detail, Name, Real, Whole
+from common.limits import Detail, Name, Real, Whole
 
 
 class EngineCapability(msgspec.Struct, frozen=True):

@@ -63,7 +63,7 @@ class JoinCode:
             self.name,
             self.role,
             _derived(base, "id", self.name)[:8].hex(),
-            _derived(base, "gate", self.name),
+            _derived(base, "join port", self.name),
             _derived(base, "beacon", self.name),
             {role: _derived(self._entry(role), "join", self.name) for role in roles},
         )
@@ -80,12 +80,12 @@ class JoinCode:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ClusterKeys:
-    """What follows from a join code. `id` is public; `gate_secret` is a CURVE secret key; `join` is by role."""
+    """What follows from a join code. `id` is public; `join_secret` is a CURVE secret key; `join` is by role."""
 
     name: str
     role: Role
     id: str
-    gate_secret: bytes
+    join_secret: bytes
     beacon: bytes
     join: Mapping[Role, bytes]
 

@@ -1,153 +1,117 @@
-"""Who is believed to be out there: beacons and link events in, dials out. Pure; no clock, no sockets.
-
-Trust does not come from here: a beacon only suggests a dial, and a node is a member while its link stands.
-"""
+"""Which keys belong to the cluster: who is let in, who is shut out, who waits. Pure; no sockets, no clock, no files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
-from cluster.beacon import Beacon
+import msgspec
 
-MAX_CANDIDATES = 256  # a hostile network must not fill our memory
-FORGET_AFTER_S = 30.0
-FIRST_BACK_OFF_S = 0.5
-LONGEST_BACK_OFF_S = 15.0
-REFUSED_S = 30.0
-OURSELVES_S = 3600.0
-STEADY_S = 5.0
-_REFUSALS = frozenset({"wrong_code", "revoked", "unapproved", "duplicate"})  # dialling again soon changes nothing
+from cluster.roles import Role
+from common.limits import MOST_NODES, Name
+
+MOST = MOST_NODES  # nodes remembered; whoever holds the code could else fill our memory with keys
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A gate heard of, or named by hand (`pinned`; whose it is stays unknown until it answers)."""
+class MemberStatus(StrEnum):
+    """What a node is to us."""
 
-    gate: str
-    node_id: str = ""
-    name: str = ""
-    incarnation: int = 0
-    pinned: bool = False
-    heard_at: float = 0.0
-    dial_at: float = 0.0
-    back_off: float = FIRST_BACK_OFF_S
+    APPROVED = "let in"
+    PENDING = "waiting"  # strict: until somebody approves its key
+    REVOKED = "revoked"
+
+
+class Member(msgspec.Struct, frozen=True):
+    """A node as it showed itself at a join port. `key` is its public key in hex; empty for one revoked unseen."""
+
+    node_id: Name
+    name: Name
+    key: Name
+    role: Role = Role.MEMBER
+    standing: MemberStatus = MemberStatus.APPROVED
+
+
+class JoinRefused(Exception):
+    """Somebody stays outside; `code` is for programs, the message a sentence for both sides."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """Candidates by gate, and the linked nodes with the time since when. `node_id` is our own."""
+    """Nodes by id. With `strict`, only approved keys are let in."""
 
-    node_id: str
-    candidates: Mapping[str, Candidate] = field(default_factory=dict)
-    links: Mapping[str, float] = field(default_factory=dict)
-    refused: Mapping[str, int] = field(default_factory=dict)
+    cluster: str
+    strict: bool = False
+    by_id: dict[str, Member] = field(default_factory=dict)
 
-    def pin(self, gate: str) -> Membership:
-        """Name a peer by hand: it is dialled for ever, with back-off."""
-        return self._with(Candidate(gate, pinned=True))
+    def let_in(self, node_id: str) -> Member | None:
+        """The member of that id, if it is let in."""
+        member = self.by_id.get(node_id)
+        return member if member and member.standing is MemberStatus.APPROVED else None
 
-    def hear(self, beacon: Beacon, now: float) -> Membership:
-        """Take in a beacon that was found genuine and new. Our own come back to us and change nothing."""
-        if beacon.node_id == self.node_id:
-            return self
-        if beacon.leaving:
-            return self._without(beacon)
-        held = self.candidates.get(beacon.gate) or self._elsewhere(beacon)
-        if held is None and len(self.candidates) >= MAX_CANDIDATES:
-            return self._refuse("too many candidates")
-        return self._moved(held or Candidate(beacon.gate), beacon, now)
+    def judge(self, node_id: str, name: str, key: str, role: Role) -> Membership:
+        """A node proved at the join port that it holds a code of `role`: the members with it let in, or made to wait.
 
-    def due(self, now: float) -> tuple[Membership, tuple[str, ...]]:
-        """Forget who fell silent, and return the gates to dial now, one a node; they are backed off in the result."""
-        kept = {g: c for g, c in self.candidates.items() if self._is_kept(c, now)}
-        waits: dict[str, float] = {}
-        dials = []
-        for candidate in sorted(kept.values(), key=lambda c: (c.dial_at, c.back_off)):
-            whose = candidate.node_id or candidate.gate
-            if candidate.dial_at <= now and whose not in self.links and whose not in waits:
-                dials.append(candidate.gate)
-                waits[whose] = now + candidate.back_off
-                kept[candidate.gate] = replace(candidate, back_off=min(2 * candidate.back_off, LONGEST_BACK_OFF_S))
-        paced = {g: replace(c, dial_at=max(c.dial_at, waits.get(c.node_id or g, 0.0))) for g, c in kept.items()}
-        return replace(self, candidates=paced), tuple(dials)
+        Raises JoinRefused for a revoked one. One that has to wait is in the result; `check` refuses it.
+        """
+        known = self.by_id.get(node_id)
+        if known is None and len(self.by_id) >= MOST:
+            raise JoinRefused("full", f"cluster {self.cluster} remembers {MOST} nodes already; forget some first")
+        standing = known.standing if known else MemberStatus.PENDING if self.strict else MemberStatus.APPROVED
+        judged = self._with(Member(node_id, name, key, role, standing))
+        if standing is MemberStatus.REVOKED:
+            raise JoinRefused("revoked", f"the key of {name} ({node_id}) was revoked in cluster {self.cluster}")
+        return judged
 
-    def met(self, gate: str, node_id: str, name: str, now: float) -> Membership:
-        """A gate that was dialled belongs to this node. Where that is ourselves, it is left alone for long."""
-        held = self.candidates.get(gate)
-        if held is None:
-            return self
-        dial_at = now + OURSELVES_S if node_id == self.node_id else held.dial_at
-        return self._with(replace(held, node_id=node_id, name=name, dial_at=dial_at))
+    def check(self, node_id: str) -> Member:
+        """The member, if it is let in. Raises JoinRefused with a sentence where it is not."""
+        member = self.by_id.get(node_id)
+        if member is None or member.standing is MemberStatus.REVOKED:
+            raise JoinRefused("revoked", f"node {node_id} has no place in cluster {self.cluster}")
+        if member.standing is MemberStatus.PENDING:
+            known = " whose name is known under another key" if self.namesakes(member) else ""
+            raise JoinRefused(
+                "unapproved",
+                f"cluster {self.cluster} is strict and {member.name} is a new key{known}; approve it there with "
+                f"`exobus cluster approve {node_id}`",
+            )
+        return member
 
-    def turned_away(self, gate: str, code: str, now: float) -> Membership:
-        """A gate that was dialled did not let us in."""
-        held = self.candidates.get(gate)
-        if held is None or code not in _REFUSALS:
-            return self
-        return self._with(replace(held, dial_at=max(held.dial_at, now + REFUSED_S)))
-
-    def linked(self, node_id: str, now: float) -> Membership:
-        """A link to a node stands."""
-        return replace(self, links={**self.links, node_id: now})
-
-    def unlinked(self, node_id: str, now: float) -> Membership:
-        """The link to a node is gone. It may be dialled again at once, unless it never stood for long."""
-        if node_id not in self.links:
-            return self
-        steady = now - self.links[node_id] >= STEADY_S
-        lost = {g: _lost(c, steady, now) for g, c in self.candidates.items() if c.node_id == node_id}
-        links = {n: since for n, since in self.links.items() if n != node_id}
-        return replace(self, links=links, candidates={**self.candidates, **lost})
-
-    def standing(self, node_ids: Iterable[str], now: float) -> Membership:
-        """These links stand and no other: our hub says so, after one of us began anew."""
-        stand = set(node_ids)
-        membership = self
-        for node_id in set(self.links) - stand:
-            membership = membership.unlinked(node_id, now)
-        for node_id in stand - set(self.links):
-            membership = membership.linked(node_id, now)
-        return membership
-
-    def _is_kept(self, candidate: Candidate, now: float) -> bool:
-        return candidate.pinned or candidate.node_id in self.links or now - candidate.heard_at < FORGET_AFTER_S
-
-    def _elsewhere(self, beacon: Beacon) -> Candidate | None:
-        """What we know of the beacon's node under another address: a node has one gate."""
-        return next((c for c in self.candidates.values() if c.node_id == beacon.node_id and not c.pinned), None)
-
-    def _moved(self, held: Candidate, beacon: Beacon, now: float) -> Membership:
-        """What was held is now at the beacon's gate; another node, or another life of it, is worth a dial soon."""
-        known = (held.node_id, held.incarnation) == (beacon.node_id, beacon.incarnation)
-        soon = min(held.dial_at, now + FIRST_BACK_OFF_S)
-        timed = held if known else replace(held, dial_at=soon, back_off=FIRST_BACK_OFF_S)
-        candidate = replace(
-            timed,
-            gate=beacon.gate,
-            node_id=beacon.node_id,
-            name=beacon.name,
-            incarnation=beacon.incarnation,
-            heard_at=now,
+    def namesakes(self, member: Member) -> tuple[Member, ...]:
+        """Other keys that are let in under the same name."""
+        return tuple(
+            other
+            for other in self.by_id.values()
+            if other.name == member.name and other.node_id != member.node_id and other.standing is MemberStatus.APPROVED
         )
-        stale = self._elsewhere(beacon)
-        others = {g: c for g, c in self.candidates.items() if c is not stale}
-        return replace(self, candidates={**others, beacon.gate: candidate})
 
-    def _with(self, candidate: Candidate) -> Membership:
-        return replace(self, candidates={**self.candidates, candidate.gate: candidate})
+    def approve(self, node_id: str) -> Membership:
+        """Let in a node that waits or was revoked. Raises KeyError for one that never knocked."""
+        return self._with(msgspec.structs.replace(self.by_id[node_id], standing=MemberStatus.APPROVED))
 
-    def _without(self, beacon: Beacon) -> Membership:
-        held = self.candidates.get(beacon.gate)
-        if held is None or held.pinned or held.node_id != beacon.node_id:
-            return self
-        return replace(self, candidates={g: c for g, c in self.candidates.items() if c is not held})
+    def revoke(self, node_ids: Iterable[str]) -> Membership:
+        """Shut nodes out, known or not; unknown ones as long as there is room."""
+        members = self
+        for node_id in node_ids:
+            if node_id not in members.by_id and len(members.by_id) >= MOST:
+                continue
+            known = members.by_id.get(node_id) or Member(node_id, "", "")
+            members = members._with(msgspec.structs.replace(known, standing=MemberStatus.REVOKED))
+        return members
 
-    def _refuse(self, reason: str) -> Membership:
-        return replace(self, refused={**self.refused, reason: self.refused.get(reason, 0) + 1})
+    def is_revoked(self, node_id: str) -> bool:
+        """Whether a node is shut out."""
+        known = self.by_id.get(node_id)
+        return known is not None and known.standing is MemberStatus.REVOKED
 
+    @property
+    def revoked(self) -> tuple[str, ...]:
+        """The ids of all who are shut out."""
+        return tuple(sorted(m.node_id for m in self.by_id.values() if m.standing is MemberStatus.REVOKED))
 
-def _lost(candidate: Candidate, steady: bool, now: float) -> Candidate:
-    if not steady:
-        return replace(candidate, heard_at=now)
-    return replace(candidate, heard_at=now, dial_at=now, back_off=FIRST_BACK_OFF_S)
+    def _with(self, member: Member) -> Membership:
+        return replace(self, by_id={**self.by_id, member.node_id: member})

@@ -9,15 +9,15 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from cluster.bounds import MOST_STAGES, Endpoint, ModelId, Name, Whole
 from cluster.partitioning import PartitioningStrategy, shards_of
 from cluster.shard import Shard, whole
 from cluster.topology import Topology
+from common.limits import MOST_STAGES, Endpoint, ModelId, Name, Whole
 
 Endpoints = Annotated[tuple[Endpoint, ...], Meta(max_length=16)]
 
 
-class Stage(msgspec.Struct, frozen=True):
+class PlacedStage(msgspec.Struct, frozen=True):
     """One shard of an instance and the engine process that runs it.
 
     `actor` is the engine's bus address, `endpoints` its data-plane addresses, best first, `positions` what its memory
@@ -39,7 +39,7 @@ class Instance(msgspec.Struct, frozen=True):
     instance_id: Name
     model_id: ModelId
     epoch: Whole
-    stages: Annotated[tuple[Stage, ...], Meta(max_length=MOST_STAGES)]
+    stages: Annotated[tuple[PlacedStage, ...], Meta(max_length=MOST_STAGES)]
     placer: Name = ""
 
     @property
@@ -73,7 +73,7 @@ def plan(
     n_layers: int,
     least_bytes: Callable[[Shard], int],
     head: int = 0,
-) -> tuple[Stage, ...]:
+) -> tuple[PlacedStage, ...]:
     """Stages for a model of `n_layers`, without actors or endpoints yet.
 
     `least_bytes` gives the memory that a shard needs to be of use: weights, and keys and values of one session.
@@ -83,7 +83,7 @@ def plan(
     for counted in (head, 0):
         partitions = strategy.partition(members, n_layers, counted)
         shards = shards_of(partitions, model_id, n_layers) if partitions else ()
-        stages = tuple(Stage(part.node_id, shard) for part, shard in zip(partitions, shards, strict=True))
+        stages = tuple(PlacedStage(part.node_id, shard) for part, shard in zip(partitions, shards, strict=True))
         if stages and all(least_bytes(stage.shard) <= _memory(topology, stage.node_id) for stage in stages):
             return stages
     raise DoesNotFit(_shortage(topology, model_id, least_bytes(whole(model_id, n_layers))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cluster.bounds import ModelId, Whole
+from common.limits import ModelId, Whole
 
 
 class Shard(msgspec.Struct, frozen=True):

@@ -10,8 +10,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from cluster.bounds import MOST_NODES, Endpoint, Name, Real, Whole
 from cluster.capabilities import DeviceCapabilities
+from common.limits import MOST_NODES, Endpoint, Name, Real, Whole
 
 MOST_LINKS = 1024  # to show; all links of 32 nodes, and with the nodes they fit into one message
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 
-from cluster.beacon import Beacon
 from cluster.join_code import ClusterKeys
-from cluster.reception import WrongCode
+from discovery.beacon import Beacon
+from discovery.beacon_filter import WrongJoinCode
 
 
 class Discovery(ABC):
@@ -31,7 +31,7 @@ class Discovery(ABC):
         """The join code is another now: speak and listen with its keys."""
 
     @abstractmethod
-    async def heard(self) -> Beacon | WrongCode:
+    async def heard(self) -> Beacon | WrongJoinCode:
         """The next genuine beacon of anyone, this node too, or that somebody's join code is not ours.
 
         Waits for as long as it takes.

@@ -1,7 +1,7 @@
 """Beacons over UDP broadcast, once a second, on one interface: that of the address where other nodes reach this one.
 
 Nodes that are reached on loopback only also beacon on loopback only. Several nodes of one machine share the port.
-What is believed of what comes in is `cluster.reception`'s to say.
+What is believed of what comes in is `discovery.beacon_filter`'s to say.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from contextlib import suppress
 import msgspec
 import psutil
 
-from cluster.beacon import LONGEST, Beacon, seal
 from cluster.join_code import ClusterKeys
-from cluster.reception import Reception, WrongCode
+from discovery.beacon import LONGEST, Beacon, seal
+from discovery.beacon_filter import BeaconFilter, WrongJoinCode
 from discovery.discovery import Discovery
 
 EVERY_S = 1.0
@@ -38,8 +38,8 @@ class UdpDiscovery(Discovery):
     def __init__(self, host: str, port: int, keys: ClusterKeys) -> None:
         self._host, self._port = host, port
         self._keys = keys
-        self._reception = Reception(keys)
-        self._inbox: asyncio.Queue[Beacon | WrongCode] = asyncio.Queue(MAX_WAITING)
+        self._reception = BeaconFilter(keys)
+        self._inbox: asyncio.Queue[Beacon | WrongJoinCode] = asyncio.Queue(MAX_WAITING)
         self._own: Beacon | None = None
         self._counter = 0
         self._broadcast = ""
@@ -78,7 +78,7 @@ class UdpDiscovery(Discovery):
         self._keys = keys
         self._reception.use(keys)
 
-    async def heard(self) -> Beacon | WrongCode:
+    async def heard(self) -> Beacon | WrongJoinCode:
         """See the base class."""
         return await self._inbox.get()
 
@@ -136,7 +136,7 @@ def broadcast_of(host: str) -> str:
 
 
 def _speaker(host: str) -> socket.socket:
-    """What is sent comes from `host`: a listener believes only in gates at the address that a beacon came from."""
+    """What is sent comes from `host`: a listener believes only in join ports at the address that a beacon came from."""
     udp = _udp()
     udp.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
     return _bound(udp, host, 0)

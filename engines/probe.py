@@ -19,9 +19,9 @@ from typing import cast
 import msgspec
 import numpy as np
 
-from cluster.bounds import LONGEST_DETAIL, cut
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
+from common.limits import LONGEST_DETAIL, cut
 from engines.engine import Chunk, EngineError, InferenceEngine
 from engines.precision import Precision
 from engines.random_weights import RandomWeights

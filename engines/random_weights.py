@@ -14,9 +14,9 @@ import numpy as np
 
 from cluster.shard import whole
 from engines.engine import FloatArray
-from models.blocks import QuantisedBlocks
 from models.checkpoint import shard_names, tensor_shape
 from models.config import ModelConfig
+from models.quantized import QuantizedMatrix
 
 BITS, BLOCK = 4, 32
 LEVELS = 1 << BITS
@@ -43,7 +43,7 @@ class RandomWeights:
             return blocks.rows(slice(None))
         return _random(name).random(self._shape(name), np.float32) - np.float32(0.5)
 
-    def blocks(self, name: str) -> QuantisedBlocks | None:
+    def blocks(self, name: str) -> QuantizedMatrix | None:
         """A matrix as `tensor` has it; None for a vector."""
         shape = self._shape(name)
         if len(shape) == 1:
@@ -52,7 +52,7 @@ class RandomWeights:
         # Small enough that activations stay finite.
         unit = np.float32(1 / np.sqrt(shape[1]))
         scales = np.full((shape[0], shape[1] // BLOCK), unit / LEVELS, np.float32)
-        return QuantisedBlocks(codes, scales, np.full_like(scales, -unit / 2), BITS, None)
+        return QuantizedMatrix(codes, scales, np.full_like(scales, -unit / 2), BITS, None)
 
     def _shape(self, name: str) -> tuple[int, ...]:
         shape = tensor_shape(self.config, name)

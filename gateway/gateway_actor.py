@@ -11,28 +11,28 @@ from urllib.parse import urlsplit
 
 from bus.actor import on
 from bus.client import BusClient
-from bus.config import API_FILE, DEFAULT_API_PORT, NodeConfig, ports_to_try
+from bus.dataplane.actor import DataPlaneActor
 from bus.messages import DownloadProgress, InstanceDown, PeerDown, Status
-from bus.plane_actor import PlaneActor
 from bus.process import CannotStart
 from bus.wire import Envelope
-from gateway.app import Doors, build_app
-from gateway.attempts import Attempts
-from gateway.browsers import site
-from gateway.chat import Chat
-from gateway.connections import ConnectionLimits, most_connections
-from gateway.faults import keep_words_out_of_logs
-from gateway.keys import ApiKeys, check_open
-from gateway.server import Server, make_server
-from gateway.sessions import DataPlane
-from gateway.texts import TextModels
+from common.config import API_FILE, DEFAULT_API_PORT, NodeConfig, ports_to_try
+from gateway.core.data_plane import DataPlane
+from gateway.core.generation import Chat
+from gateway.core.redaction import keep_words_out_of_logs
+from gateway.core.text_models import TextModels
+from gateway.http.api_keys import ApiKeys, check_open
+from gateway.http.app import AccessPolicy, build_app
+from gateway.http.auth_throttle import AuthThrottle
+from gateway.http.connection import ConnectionLimits, most_connections
+from gateway.http.origin_check import site
+from gateway.http.server import Server, make_server
 from models.catalogue import Catalogue
 from models.template_renderer import TemplateRenderer
 
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 
 
-class GatewayActor(PlaneActor):
+class GatewayActor(DataPlaneActor):
     """Hears what may end or delay a session; everything else comes over HTTP and the data plane."""
 
     name = "gateway"
@@ -52,7 +52,9 @@ class GatewayActor(PlaneActor):
         keys = ApiKeys(Path(config.api_keys) if config.api_keys else None)
         check_open(config.api_host, keys)
         listener = listen(config)
-        doors = Doors(site(config.api_host, listener.getsockname()[1], config.api_names, config.cors), keys, Attempts())
+        doors = AccessPolicy(
+            site(config.api_host, listener.getsockname()[1], config.api_names, config.cors), keys, AuthThrottle()
+        )
         texts = TextModels(self.bus, Catalogue.load(config.cards_path), self._renderer)
         await self.follow_links()
         self._plane = DataPlane(config.run_path, self._reach)

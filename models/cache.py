@@ -19,7 +19,7 @@ from platformdirs import user_cache_path
 
 from cluster.shard import Shard
 from models.card import FolderSource, ModelCard
-from models.errors import DownloadCancelled, DownloadFailed
+from models.errors import DownloadCancelled, DownloadError
 from models.files import sha256_of, write_whole
 
 LOCK_DEADLINE_S = 3600.0
@@ -84,7 +84,7 @@ class ModelCache:
             lock = FileLock(self.root / f".{card.id}.lock")
             self._acquire(lock, card, folder, report, cancelled)
         except OSError as error:
-            raise DownloadFailed(
+            raise DownloadError(
                 f"the model cache {self.root} cannot be written ({error.strerror}); set EXOBUS_CACHE to another folder"
             ) from error
         try:
@@ -102,7 +102,7 @@ class ModelCache:
                 check_cancelled(card, cancelled)
                 report(Progress(min(_bytes_under(folder), card.size_bytes), card.size_bytes, card.id))
             if time.monotonic() > deadline:
-                raise DownloadFailed(f"another process has been fetching {card.id} for an hour; end it and try again")
+                raise DownloadError(f"another process has been fetching {card.id} for an hour; end it and try again")
 
 
 class Fetch(msgspec.Struct, frozen=True):
@@ -129,7 +129,7 @@ def check_space(folder: Path, needed_bytes: int) -> None:
     """DownloadFailed unless `needed_bytes` and a little more are free on the disk of `folder`."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes + _SPARE_BYTES:
-        raise DownloadFailed(
+        raise DownloadError(
             f"{needed_bytes / 1e6:.0f} MB are needed in {folder} and {free / 1e6:.0f} MB are free; "
             "make room or set EXOBUS_CACHE to a folder on another disk"
         )

@@ -37,9 +37,9 @@ class TemplateUnavailable(ModelError):
     """A chat template that cannot be rendered just now, through no fault of its own."""
 
 
-class DownloadFailed(ModelError):
+class DownloadError(ModelError):
     """A model that could not be fetched; nothing half-written is left under a final name."""
 
 
-class DownloadCancelled(DownloadFailed):
+class DownloadCancelled(DownloadError):
     """The fetch was given up because its owner asked for it."""

@@ -16,11 +16,11 @@ import gguf
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from models.blocks import UNPACK, QuantisedBlocks
 from models.checkpoint import check_shapes
 from models.config import ModelConfig, checked_config
 from models.errors import WeightsError
 from models.gguf_header import GgufHeader, GgufTensor, read_header
+from models.quantized import UNPACK, QuantizedMatrix
 
 _ROPE_FACTORS = "rope_freqs.weight"
 _PIECE_WEIGHTS = 1 << 16
@@ -64,14 +64,14 @@ class GgufWeights:
         """A fresh C-contiguous float32 array of the checkpoint's shape. WeightsError if the file lacks it."""
         return self._in_order(name, read_tensor(self._path, self._stored(name)))
 
-    def blocks(self, name: str) -> QuantisedBlocks | None:
+    def blocks(self, name: str) -> QuantizedMatrix | None:
         """The matrix as it is stored, if that is in blocks we know. WeightsError if the file lacks it."""
         stored = self._stored(name)
         if stored.kind not in UNPACK:
             return None
         found = UNPACK[stored.kind](_read_packed(self._path, stored), stored.shape[0])
         codes, scales, minimums = (self._in_order(name, part) for part in (found.codes, found.scales, found.minimums))
-        return QuantisedBlocks(codes, scales, minimums, found.bits, found.centre)
+        return QuantizedMatrix(codes, scales, minimums, found.bits, found.centre)
 
     def _stored(self, name: str) -> GgufTensor:
         stored = self._tensors.get(name)

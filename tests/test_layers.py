@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("actors", "bus", "cli", "cluster", "discovery", "engines", "gateway", "models")
 MAY_IMPORT = {
-    "cluster": set(),
-    "models": {"cluster"},
-    "engines": {"cluster", "models"},
-    "bus": {"cluster"},
-    "discovery": {"bus", "cluster"},
-    "actors": {"bus", "cluster", "discovery", "engines", "models"},
-    "gateway": {"bus", "cluster", "models"},
-    "cli": {"actors", "bus", "cluster", "discovery", "engines", "gateway", "models"},
+    "common": set(),
+    "cluster": {"common"},
+    "models": {"cluster", "common"},
+    "engines": {"cluster", "common", "models"},
+    "discovery": {"cluster", "common"},
+    "bus": {"cluster", "common"},
+    "ring": {"bus", "cluster", "common", "engines", "models"},
+    "actors": {"bus", "cluster", "common", "discovery", "engines", "models", "ring"},
+    "gateway": {"bus", "cluster", "common", "models"},
+    "cli": {"actors", "bus", "cluster", "common", "discovery", "engines", "gateway", "models"},
 }
+PACKAGES = tuple(MAY_IMPORT)
+WITHOUT_SOCKETS = ("common", "cluster", "models", "engines")
+PURE_RING_MODULES = ("admission", "batching", "prefix_cache", "prompt_lookup", "ring_admission", "sessions")
+MOST_FILES = 20  # of one folder, without `__init__.py`
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 
 every_file = pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(ROOT)) for file in FILES])
@@ -35,6 +41,10 @@ def imported(file: Path) -> Iterator[str]:
             yield node.module or ""
 
 
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts)
+
+
 def calls(file: Path) -> Iterator[ast.Call]:
     return (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call))
 
@@ -46,10 +56,26 @@ def test_imports_run_one_way(file: Path) -> None:
     assert ours <= MAY_IMPORT[package]
 
 
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    ours = {module_name(file): file for file in FILES}
+    TopologicalSorter({name: set(imported(file)) & ours.keys() for name, file in ours.items()}).prepare()
+
+
 @every_file
-def test_only_the_bus_knows_zeromq(file: Path) -> None:
-    if file.relative_to(ROOT).parts[0] not in ("bus", "actors", "gateway", "cli"):
+def test_pure_packages_import_no_zeromq(file: Path) -> None:
+    if file.relative_to(ROOT).parts[0] in WITHOUT_SOCKETS:
         assert not [name for name in imported(file) if name.partition(".")[0] == "zmq"]
+
+
+@pytest.mark.parametrize("module", PURE_RING_MODULES)
+def test_pure_ring_modules_import_no_bus(module: str) -> None:
+    names = {name.partition(".")[0] for name in imported(ROOT / "ring" / f"{module}.py")}
+    assert not names & {"bus", "engines", "numpy", "zmq"}
+
+
+@pytest.mark.parametrize("folder", sorted({file.parent for file in FILES}), ids=str)
+def test_folder_has_about_twenty_files_at_most(folder: Path) -> None:
+    assert len([file for file in FILES if file.parent == folder and file.name != "__init__.py"]) <= MOST_FILES
 
 
 @every_file
@@ -59,7 +85,7 @@ def test_zeromq_sockets_come_from_one_factory(file: Path) -> None:
         for call in calls(file)
         if isinstance(call.func, ast.Attribute) and call.func.attr == "socket" and "zmq" in "".join(imported(file))
     ]
-    assert not made or file == ROOT / "bus" / "sockets.py"
+    assert not made or file == ROOT / "bus" / "net" / "sockets.py"
 
 
 @every_file

@@ -9,12 +9,12 @@ import mlx.core as mx
 
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
-from engines.mlx.stage import MlxStage
-from engines.staged import StagedEngine
+from engines.base import SlotEngine
+from engines.mlx.shard_model import MlxShardModel
 from models.weights import Weights
 
 
-class MlxEngine(StagedEngine[list[Any]]):
+class MlxEngine(SlotEngine[list[Any]]):
     """A ragged batch is one pass over the weights; a slot is a prompt cache of mlx-lm's own.
 
     Loading imports mlx_lm, which may lower the process's limit of open files: give it a process of its own.
@@ -22,9 +22,9 @@ class MlxEngine(StagedEngine[list[Any]]):
 
     name: ClassVar[str] = "mlx"
 
-    def build(self, shard: Shard, weights: Weights) -> MlxStage:
+    def build(self, shard: Shard, weights: Weights) -> MlxShardModel:
         """Read the shard into float32 MLX arrays."""
-        return MlxStage(weights.config, shard, weights)
+        return MlxShardModel(weights.config, shard, weights)
 
     def capabilities(self) -> EngineCapability:
         """mlx's version and its default device."""

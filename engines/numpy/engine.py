@@ -8,16 +8,16 @@ import numpy as np
 
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
+from engines.base import SlotEngine
 from engines.engine import EngineError
 from engines.numpy.kv_cache import KVCache
 from engines.numpy.llama import FEW_ROWS, Llama
-from engines.staged import StagedEngine
 from models.weights import Weights
 
 FAMILIES = {"llama": Llama}
 
 
-class NumpyEngine(StagedEngine[KVCache]):
+class NumpyEngine(SlotEngine[KVCache]):
     """Batches are truly ragged: one product per projection for all chunks' rows, attention per chunk."""
 
     name: ClassVar[str] = "numpy"

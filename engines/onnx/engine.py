@@ -8,12 +8,12 @@ import onnxruntime
 
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
+from engines.base import SlotEngine
 from engines.engine import EngineError, FloatArray
 from engines.onnx.llama import llama_graph
-from engines.onnx.stage import OnnxStage
+from engines.onnx.shard_model import OnnxShardModel
 from engines.precision import Precision
-from engines.staged import StagedEngine
-from models.blocks import QuantisedBlocks
+from models.quantized import QuantizedMatrix
 from models.weights import Weights
 
 FAMILIES = {"llama": llama_graph}
@@ -21,7 +21,7 @@ HEAD_DIMS = 16
 """Attention's kernel wants head sizes that are multiples of this."""
 
 
-class OnnxEngine(StagedEngine[int]):
+class OnnxEngine(SlotEngine[int]):
     """Runs on the CPU. `exact` is the reference's float32, `fast` decodes about twice as fast.
 
     On the default model's own answers `fast` makes the choice that `exact` makes at 96 tokens of 100, and its
@@ -35,7 +35,7 @@ class OnnxEngine(StagedEngine[int]):
         super().__init__()
         self._precision: Precision = precision
 
-    def build(self, shard: Shard, weights: Weights) -> OnnxStage:
+    def build(self, shard: Shard, weights: Weights) -> OnnxShardModel:
         """Make the shard's graph and give it to the runtime."""
         config = weights.config
         family = FAMILIES.get(config.model_type)
@@ -46,14 +46,14 @@ class OnnxEngine(StagedEngine[int]):
                 f"the onnx engine needs heads of a multiple of {HEAD_DIMS}, not {config.head_dim}; try numpy"
             )
         graph = family(config, shard, weights, self._precision)
-        return OnnxStage(config, shard, graph, _embedding(weights) if shard.is_first else None)
+        return OnnxShardModel(config, shard, graph, _embedding(weights) if shard.is_first else None)
 
     def capabilities(self) -> EngineCapability:
         """onnxruntime's version, on the CPU, with the precision in `detail`."""
         return EngineCapability(name=self.name, version=onnxruntime.__version__, device="CPU", detail=self._precision)
 
 
-def _embedding(weights: Weights) -> FloatArray | QuantisedBlocks:
+def _embedding(weights: Weights) -> FloatArray | QuantizedMatrix:
     """The embedding in the smallest form that loses nothing."""
     name = "model.embed_tokens.weight"
     return weights.blocks(name) or weights.tensor(name)

@@ -10,7 +10,7 @@ import numpy as np
 from engines.engine import Array, FloatArray
 from engines.onnx.graph import CONTRIBUTED, Graph
 from engines.precision import Precision
-from models.blocks import QuantisedBlocks
+from models.quantized import QuantizedMatrix
 from models.weights import Weights
 
 INTEGER_ROWS = 4
@@ -35,7 +35,7 @@ def linear(graph: Graph, rows: str, weights: Weights, precision: Precision, *nam
     if len({_form(found) for found in stored}) > 1:
         return graph.node("Concat", *(linear(graph, rows, weights, precision, name) for name in names), axis=1)
     if blocks:
-        product = integers(graph, rows, QuantisedBlocks.stacked(blocks))
+        product = integers(graph, rows, QuantizedMatrix.stacked(blocks))
     else:
         product = floats(graph, rows, _stacked(weights, [f"{name}.weight" for name in names]))
     held = weights.names()
@@ -43,7 +43,7 @@ def linear(graph: Graph, rows: str, weights: Weights, precision: Precision, *nam
     return graph.node("Add", product, graph.weight(_stacked(weights, biases))) if biases else product
 
 
-def _form(blocks: QuantisedBlocks | None) -> tuple[int, int, int | None] | None:
+def _form(blocks: QuantizedMatrix | None) -> tuple[int, int, int | None] | None:
     """Matrices of one form can be stacked into one."""
     return None if blocks is None else (blocks.bits, blocks.block, blocks.centre)
 
@@ -60,7 +60,7 @@ def floats(graph: Graph, rows: str, matrix: FloatArray) -> str:
     return products[0] if len(products) == 1 else graph.node("Concat", *products, axis=1)
 
 
-def integers(graph: Graph, rows: str, blocks: QuantisedBlocks) -> str:
+def integers(graph: Graph, rows: str, blocks: QuantizedMatrix) -> str:
     """The operator's weight is (code - zero) * scale; what that leaves out is the same for a whole block."""
     pad = -blocks.codes.shape[1] % EIGHT_BIT_STRIDE
     if blocks.bits == 8 and pad:
@@ -86,7 +86,7 @@ def integers(graph: Graph, rows: str, blocks: QuantisedBlocks) -> str:
     return graph.node("Gemm", _block_sums(graph, rows, blocks), left_out, product, transB=1)
 
 
-def _widened(blocks: QuantisedBlocks, columns: int) -> QuantisedBlocks:
+def _widened(blocks: QuantizedMatrix, columns: int) -> QuantizedMatrix:
     """With so many columns more, of zeros."""
     of_codes, of_blocks = ((0, 0), (0, columns)), ((0, 0), (0, columns // blocks.block))
     return replace(
@@ -97,13 +97,13 @@ def _widened(blocks: QuantisedBlocks, columns: int) -> QuantisedBlocks:
     )
 
 
-def _block_sums(graph: Graph, rows: str, blocks: QuantisedBlocks) -> str:
+def _block_sums(graph: Graph, rows: str, blocks: QuantizedMatrix) -> str:
     """(rows, inputs) -> (rows, inputs / block)."""
     shape = graph.constant(-1, blocks.scales.shape[1], blocks.block)
     return graph.node("ReduceSum", graph.node("Reshape", rows, shape), graph.constant(2), keepdims=0)
 
 
-def _operator_order(blocks: QuantisedBlocks, shift: int) -> Array:
+def _operator_order(blocks: QuantizedMatrix, shift: int) -> Array:
     """Codes as MatMulNBits wants them, (outputs, blocks, bytes): two neighbours in a byte, the first one low."""
     codes = blocks.codes.reshape(*blocks.scales.shape, blocks.block) + np.uint8(shift)
     return codes if blocks.bits == 8 else codes[..., 0::2] | codes[..., 1::2] << np.uint8(4)

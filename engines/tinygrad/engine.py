@@ -9,17 +9,17 @@ from tinygrad import Device, Tensor
 
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
+from engines.base import SlotEngine
 from engines.engine import EngineError
-from engines.staged import StagedEngine
 from engines.tinygrad.clang import ensure_clang
 from engines.tinygrad.llama import Llama
-from engines.tinygrad.stage import TinygradStage
+from engines.tinygrad.shard_model import TinygradShardModel
 from models.weights import Weights
 
 FAMILIES = {"llama": Llama}
 
 
-class TinygradEngine(StagedEngine[list[Tensor]]):
+class TinygradEngine(SlotEngine[list[Tensor]]):
     """Runs on tinygrad's default device. The first two chunks of a shape wait for its kernels to compile."""
 
     name: ClassVar[str] = "tinygrad"
@@ -28,12 +28,12 @@ class TinygradEngine(StagedEngine[list[Tensor]]):
         super().__init__()
         ensure_clang()
 
-    def build(self, shard: Shard, weights: Weights) -> TinygradStage:
+    def build(self, shard: Shard, weights: Weights) -> TinygradShardModel:
         """Read the shard into float32 tensors on the device."""
         family = FAMILIES.get(weights.config.model_type)
         if family is None:
             raise EngineError(f"the tinygrad engine has no {weights.config.model_type!r} family; try mlx")
-        return TinygradStage(family(weights.config, shard, weights))
+        return TinygradShardModel(family(weights.config, shard, weights))
 
     def capabilities(self) -> EngineCapability:
         """tinygrad's version and its default device."""

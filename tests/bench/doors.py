@@ -12,8 +12,8 @@ import psutil
 
 from bus.messages import HubState
 from tests.bench.figures import Figure
-from tests.rig_bus import client, described, running_hub
-from tests.rig_crowd import (
+from tests.support.bus import client, described, running_hub
+from tests.support.crowd import (
     GUEST,
     HOST,
     half_frames,
@@ -35,9 +35,9 @@ def measure() -> list[Figure]:
     """`strangers`, `half_open_kib`, `idle_reaped_s` and `join_crowd_ms`."""
     _allow_files(IDLE + 500)
     with hub_with() as (process, folder):
-        bus, gate = ports(_state(folder))
+        bus, join_endpoint = ports(_state(folder))
         let_in = sum(knock_together(_state(folder).endpoint, 100) for _ in range(UNKNOWN_KEYS // 100))
-        halves = [_half_open_kib(process.process.pid, port) for port in (bus, gate)]
+        halves = [_half_open_kib(process.process.pid, port) for port in (bus, join_endpoint)]
     with hub_with() as (_, folder):
         alone = [_join(ports(_state(folder))[1]) for _ in range(JOINS)]
         reaped, joined = _crowd(ports(_state(folder)))
@@ -57,9 +57,9 @@ def _crowd(doors: list[int]) -> tuple[float, float]:
         return seconds_until_closed(strangers), joined
 
 
-def _join(gate: int) -> float:
+def _join(join_endpoint: int) -> float:
     with running_hub(GUEST) as guest:
-        return seconds_to_join(guest.run_dir, gate) * 1000
+        return seconds_to_join(guest.run_dir, join_endpoint) * 1000
 
 
 def _half_open_kib(pid: int, port: int) -> float:
@@ -73,7 +73,7 @@ def _half_open_kib(pid: int, port: int) -> float:
 def _state(folder: Path) -> HubState:
     async def ask() -> HubState:
         async with client(folder, HOST, "bench") as bus:
-            return await described(bus, lambda state: bool(state.gate))
+            return await described(bus, lambda state: bool(state.join_endpoint))
 
     return asyncio.run(ask())
 

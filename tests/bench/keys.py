@@ -18,9 +18,9 @@ from unittest.mock import patch
 import numpy as np
 import zmq
 
-from bus.keys import new_key_pair
-from bus.sockets import DATA_BYTES, DATA_MARK, Guard, bind_tcp, connect, open_socket
-from bus.zap import ZapHandler
+from bus.net.keys import new_key_pair
+from bus.net.sockets import DATA_BYTES, DATA_MARK, CurveServer, bind_tcp, connect, open_socket
+from bus.net.zap import ZapHandler
 from cluster.shard import Shard
 from models.catalogue import DEFAULT_MODEL, Catalogue
 from tests.bench.figures import Figure
@@ -28,12 +28,12 @@ from tests.bench.machine import pin_busiest
 from tests.bench.ours import VOCAB
 from tests.bench.raw_hop import raw_hop_us
 from tests.bench.streams import Streams, Timed
-from tests.rig_bus import run_folder
-from tests.rig_models import default_model_path
-from tests.rig_reach import without_keys
-from tests.rig_synthetic import Settings
-from tests.rig_synthetic_engine import Model
-from tests.rig_synthetic_ring import EPOCH, HostedRing, Over, hosted_ring, synthetic_ring
+from tests.support.access import without_keys
+from tests.support.bus import run_folder
+from tests.support.models import default_model_path
+from tests.support.synthetic import Settings
+from tests.support.synthetic_engine import Model
+from tests.support.synthetic_ring import EPOCH, HostedRing, Over, hosted_ring, synthetic_ring
 
 HIDDEN = 4096  # of a model of 8 billion parameters: 8 KiB a row
 TOKEN_MS = 10.0
@@ -143,7 +143,7 @@ def _bulk_rate(*, keys: bool) -> float:
         handler = ZapHandler(there, lambda domain, key: "anybody")
         inbox = open_socket(there, zmq.ROUTER, high_water_mark=DATA_MARK, largest_frame=DATA_BYTES)
         inbox.setsockopt(zmq.RCVTIMEO, WITHIN_MS)
-        endpoint = bind_tcp(inbox, "127.0.0.1", 0, Guard(pair, "ring"))
+        endpoint = bind_tcp(inbox, "127.0.0.1", 0, CurveServer(pair, "ring"))
         with open_socket(here, zmq.DEALER, high_water_mark=DATA_MARK) as dealer:
             dealer.setsockopt(zmq.SNDTIMEO, WITHIN_MS)
             connect(dealer, endpoint, pair)

@@ -14,7 +14,7 @@ import numpy as np
 from models.catalogue import DEFAULT_MODEL
 from tests.bench.machine import pin_busiest
 from tests.bench.streams import Streams, Timed, place
-from tests.rig_nodes import NodeProcess, nodes
+from tests.support.nodes import NodeProcess, nodes
 
 VOCAB = 49_000
 ENGINE = "actors.engine_actor"

@@ -6,9 +6,9 @@ from statistics import mean
 
 from tests.bench.figures import Figure
 from tests.bench.streams import Timed
-from tests.rig_synthetic import Seen
-from tests.rig_synthetic_engine import Model
-from tests.rig_synthetic_ring import synthetic_ring
+from tests.support.synthetic import Seen
+from tests.support.synthetic_engine import Model
+from tests.support.synthetic_ring import synthetic_ring
 
 RINGS = (2, 4, 8)
 STREAMS = 2  # for each stage

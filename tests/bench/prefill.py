@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from random import Random
 from statistics import median
 
-from actors.schedule import PROMPT_CHUNK
+from ring.scheduler import PROMPT_CHUNK
 from tests.bench.figures import Figure
-from tests.rig_synthetic_engine import Model
-from tests.rig_synthetic_ring import SyntheticRing, synthetic_ring
+from tests.support.synthetic_engine import Model
+from tests.support.synthetic_ring import SyntheticRing, synthetic_ring
 
 STAGES = 4
 CHUNKS = 8

@@ -9,8 +9,8 @@ from statistics import median
 
 import zmq
 
-from bus.keys import KeyPair, new_key_pair
-from tests.rig_synthetic_ring import Over
+from bus.net.keys import KeyPair, new_key_pair
+from tests.support.synthetic_ring import Over
 
 PINGS = 2000
 PAUSED_S = 3.0

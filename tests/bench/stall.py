@@ -5,12 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 from statistics import median
 
-from actors.schedule import PROMPT_CHUNK
+from ring.scheduler import PROMPT_CHUNK
 from tests.bench.figures import Figure
 from tests.bench.streams import Heard
-from tests.rig_synthetic import Seen
-from tests.rig_synthetic_engine import DECODE_ROWS, Model
-from tests.rig_synthetic_ring import synthetic_ring
+from tests.support.synthetic import Seen
+from tests.support.synthetic_engine import DECODE_ROWS, Model
+from tests.support.synthetic_ring import synthetic_ring
 
 STAGES = 2
 STEP_MS = 10.0

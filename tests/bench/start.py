@@ -11,7 +11,7 @@ import psutil
 
 from models.catalogue import DEFAULT_MODEL
 from tests.bench.figures import Figure
-from tests.rig_nodes import NodeProcess, nodes
+from tests.support.nodes import NodeProcess, nodes
 
 ROUNDS = 3
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import msgspec
 
 from bus.client import BusClient
-from bus.config import NodeConfig
-from bus.frame import GATEWAY_STAGE, Flag, Frame
+from bus.dataplane.access import ClusterAccess, best_endpoint
+from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame
+from bus.dataplane.transport import Array, Transport
 from bus.messages import InstanceEnsure, InstanceReady
-from bus.reach import Reach, best_endpoint
-from bus.ring import Array, Ring
+from cluster.openings import Failure, Opening
 from cluster.placement import Instance
 from cluster.sampling import SamplingParams
-from cluster.sessions import Failure, Opening
+from common.config import NodeConfig
 
 PLACE_WITHIN_S = 120.0
 TOKEN_WITHIN_S = 30.0
@@ -71,9 +71,9 @@ def place(config: NodeConfig, model_id: str) -> Instance:
 class Streams:
     """One thread's sessions on one instance."""
 
-    def __init__(self, run_dir: Path, instance: Instance, reach: Reach | None = None) -> None:
+    def __init__(self, run_dir: Path, instance: Instance, reach: ClusterAccess | None = None) -> None:
         self._instance = instance
-        self._ring = Ring(run_dir, f"bench-{secrets.token_hex(4)}", reach)
+        self._ring = Transport(run_dir, f"bench-{secrets.token_hex(4)}", reach)
         self._first = best_endpoint(instance.stages[0].endpoints)
         self._heard: dict[int, Heard] = {}
 

@@ -10,7 +10,7 @@ from models.tokenizer import Tokenizer
 from tests.bench.figures import Figure
 from tests.bench.ours import ring_of_nodes
 from tests.bench.streams import Heard, Streams
-from tests.rig_models import default_model_path
+from tests.support.models import default_model_path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DRAFTS = 8

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 
 import msgspec
 
-from bus.frame import HEADER_BYTES
+from bus.dataplane.frames import HEADER_BYTES
 from cluster.placement import Instance
 from tests.bench.figures import Figure
-from tests.rig_reach import tcp
-from tests.rig_relay import Relay
-from tests.rig_synthetic_engine import Model
-from tests.rig_synthetic_ring import SyntheticRing, synthetic_ring
+from tests.support.access import tcp
+from tests.support.relay import Relay
+from tests.support.synthetic_engine import Model
+from tests.support.synthetic_ring import SyntheticRing, synthetic_ring
 
 HIDDEN = 4096  # of a model of 8 billion parameters
 PROMPTS = (10, 10_000)

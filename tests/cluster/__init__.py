@@ -1,1 +1,1 @@
-"""Tests of whole nodes: real processes on loopback."""
+"""Tests of `cluster`."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from bus.frame import DTYPES, Flag, Frame, pack_part
+from bus.dataplane.frames import DTYPES, Flag, Frame, pack_part
 from bus.messages import MESSAGES, VERSION, Header, kind_of
 from bus.wire import encode
-from tests.rig_messages import example
+from tests.support.messages import example
 
 
 def _message(kind: str) -> tuple[bytes, bytes]:

@@ -13,18 +13,18 @@ from typing import Any
 
 import msgspec
 
-from bus.endpoints import key_of, with_key
-from bus.frame import HEADER_BYTES, FrameError, unpack
+from bus.dataplane.frames import HEADER_BYTES, FrameError, unpack
 from bus.messages import MESSAGES, VERSION, Header
+from bus.net.endpoints import key_of, with_key
 from bus.wire import Envelope, WireError, decode, encode
 from cli.bus_sub import as_line, as_object
-from cluster.beacon import SEAL_BYTES, Beacon, BeaconError, _mac, _named, seal, unseal
-from cluster.bounds import UNREADABLE
 from cluster.join_code import JoinCodeError, new_join_code, parse_join_code
-from cluster.prefixes import Keeping
+from cluster.openings import Failure, Opening
 from cluster.roles import Role
 from cluster.sampling import SamplingParams
-from cluster.sessions import Failure, Opening
+from common.limits import UNREADABLE
+from discovery.beacon import SEAL_BYTES, Beacon, BeaconError, _mac, _named, seal, unseal
+from ring.prefix_cache import CacheUpdate
 from tests.fuzz.samples import FRAMES, MESSAGE_FRAMES
 
 TAKEN = "taken"
@@ -152,7 +152,7 @@ TARGETS: dict[str, Target] = {
     "frame": Target(_frame, FRAMES),
     "opening": Target(_payload(Opening), _packed(_OPENING, msgspec.structs.replace(_OPENING, reuse=(1,), drop=(2, 3)))),
     "failure": Target(_payload(Failure), _packed(Failure("code", "a sentence", 3))),
-    "keeping": Target(_payload(Keeping), _packed(Keeping(32, (1, 2), (3,)))),
+    "keeping": Target(_payload(CacheUpdate), _packed(CacheUpdate(32, (1, 2), (3,)))),
     "unknown": Target(_unknown, tuple(body for _, body in MESSAGE_FRAMES[:8])),
     "beacon": Target(_beacon, (_BEACON,)),
     "beacon-body": Target(_beacon_body, (_BEACON[_BODY_AT:-SEAL_BYTES],)),

@@ -16,7 +16,7 @@ from tests.bench.ours import Ours, ring
 from tests.bench.peers.commands import AbsentError
 from tests.bench.peers.llamacpp import LlamaCpp, rpc_servers
 from tests.bench.peers.llamacpp_build import BENCHES, llamacpp
-from tests.rig_models import default_model_path
+from tests.support.models import default_model_path
 
 NAMES = ("cpu_decode_vs_llamacpp", "cpu_prefill_vs_llamacpp", "cpu_streams8_vs_llamacpp", "ring2_vs_llamacpp_rpc")
 ROUNDS = {"fast": 5, "exact": 3}

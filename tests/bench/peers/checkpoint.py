@@ -10,7 +10,7 @@ import safetensors.numpy
 
 from models.gguf_tokenizer import ensure_tokenizer
 from models.weights import open_weights
-from tests.rig_models import default_model_path
+from tests.support.models import default_model_path
 
 MODEL_FILE = "model.safetensors"
 

@@ -22,7 +22,7 @@ from tests.bench.peers.checkpoint import write_checkpoint
 from tests.bench.peers.commands import ROOT, AbsentError, venv
 from tests.bench.peers.llamacpp import free_port
 from tests.bench.peers.llamacpp_build import BENCHES, SERVER, llamacpp, sdist
-from tests.rig_models import default_model_path
+from tests.support.models import default_model_path
 
 START_WITHIN_S = 180.0
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")

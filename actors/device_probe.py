@@ -1,0 +1,124 @@
+"""What this machine is and which engine is fastest on it.
+
+`python -m actors.device_probe ENGINE PRECISION CACHE_DIR` prints JSON. A process of its own, so that the node actor
+stays
+small. What was measured is kept beside the models until a package or the processor changes. Available memory is not
+measured here: it changes by the second.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import psutil
+
+from cluster.capabilities import DeviceCapabilities, EngineCapability, Flops
+from engines.precision import Precision
+
+PROBE_WITHIN_S = 20.0
+MATRIX = 1024
+MEASURED_FILE = ".measured-{}.json"  # one for each precision
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """What is kept: the figures, and the fingerprint that they belong to."""
+
+    fingerprint: str
+    capabilities: DeviceCapabilities
+
+
+def describe(engine: str, precision: Precision, cache_dir: Path) -> DeviceCapabilities:
+    """The machine with `engine` chosen: `auto` takes the fastest at this precision, a name is taken at its word.
+
+    Raises engines.engine.EngineError where nothing works.
+    """
+    from engines.probe import choose, fingerprint
+
+    file, key = cache_dir / MEASURED_FILE.format(precision), fingerprint(precision=precision)
+    kept = _kept(file, key)
+    if engine != "auto":
+        return msgspec.structs.replace(kept or _machine(()), engine=engine, why="it was asked for")
+    found = kept or _measure(file, key, precision)
+    name, why = choose(found.engines)
+    return msgspec.structs.replace(found, engine=name, why=why)
+
+
+def _measure(file: Path, fingerprint: str, precision: Precision) -> DeviceCapabilities:
+    from engines.probe import measure
+    from engines.registry import ENGINES
+
+    found = _machine(_best_first(measure(ENGINES, PROBE_WITHIN_S, precision)))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}.part")
+    part.write_bytes(msgspec.json.encode(Measured(fingerprint, found)))
+    os.replace(part, file)
+    return found
+
+
+def _machine(engines: tuple[EngineCapability, ...]) -> DeviceCapabilities:
+    memory = psutil.virtual_memory().total
+    return DeviceCapabilities(_model(), _chip(), memory, 0, Flops(fp32=_fp32_tflops()), engines)
+
+
+def _best_first(engines: tuple[EngineCapability, ...]) -> tuple[EngineCapability, ...]:
+    """All that were probed; `detail` says of the others why they cannot be used."""
+    return tuple(sorted(engines, key=lambda engine: (not engine.usable, engine.ms_per_layer or 0.0)))
+
+
+def _kept(file: Path, fingerprint: str) -> DeviceCapabilities | None:
+    try:
+        kept = msgspec.json.decode(file.read_bytes(), type=Measured)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return kept.capabilities if kept.fingerprint == fingerprint else None
+
+
+def _fp32_tflops() -> float:
+    """The best of three products of 1024 x 1024 matrices, in TFLOP/s."""
+    import numpy as np
+
+    matrix = np.ones((MATRIX, MATRIX), np.float32)
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        np.matmul(matrix, matrix)
+        times.append(time.perf_counter() - begun)
+    return round(2 * MATRIX**3 / min(times) / 1e12, 4)
+
+
+def _chip() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Hardware", "Model")))
+    return next(named, platform.machine())
+
+
+def _model() -> str:
+    try:
+        return Path("/sys/devices/virtual/dmi/id/product_name").read_text().strip()
+    except OSError:
+        return f"{platform.system()} {platform.machine()}"
+
+
+def main(engine: str, precision: str, cache_dir: str) -> None:
+    """Print DeviceCapabilities as one line of JSON, or on standard error one sentence why there are none."""
+    from engines.engine import EngineError
+
+    try:
+        found = describe(engine, cast(Precision, precision), Path(cache_dir))  # which the engines check
+    except EngineError as error:
+        sys.stderr.write(f"{error}\n")
+        raise SystemExit(1) from None
+    sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])

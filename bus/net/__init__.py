@@ -1,0 +1,1 @@
+"""The only sockets: factory, endpoints, CURVE keys, ZAP."""

@@ -1,0 +1,35 @@
+"""Who this node is and what it may do, from the files that its settings name. No sockets here."""
+
+from __future__ import annotations
+
+from bus.net.keys import KeyFileError, KeyPair, read_key_pair, read_secret
+from cluster.join_code import ClusterKeys, JoinCode, JoinCodeError, parse_join_code
+from cluster.roles import Role
+from common.config import NodeConfig
+
+
+def own_key(config: NodeConfig) -> KeyPair:
+    """The node's key pair. Raises KeyFileError."""
+    return read_key_pair(config.key_path)
+
+
+def own_code(config: NodeConfig) -> JoinCode | None:
+    """The join code that the node has; None where it stands alone. Raises KeyFileError."""
+    if not config.cluster:
+        return None
+    try:
+        return parse_join_code(read_secret(config.code_path))
+    except JoinCodeError as error:
+        raise KeyFileError(f"{config.code_path} holds no join code: {error}") from None
+
+
+def cluster_keys(config: NodeConfig) -> ClusterKeys | None:
+    """The keys that the join code gives; None where the node stands alone. Raises KeyFileError."""
+    code = own_code(config)
+    return code.keys() if code else None
+
+
+def own_role(config: NodeConfig) -> Role:
+    """What the node may do; one that stands alone is a member of itself. Raises KeyFileError."""
+    code = own_code(config)
+    return code.role if code else Role.MEMBER

@@ -1,0 +1,1 @@
+"""Between hubs: links, joining, authentication, permissions."""

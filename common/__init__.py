@@ -1,0 +1,1 @@
+"""What has no subject of its own: limits, rate limits, text safety, settings."""

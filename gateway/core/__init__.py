@@ -1,0 +1,1 @@
+"""From a generation request to sessions and deltas; knows no HTTP and no API family."""

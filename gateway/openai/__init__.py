@@ -1,0 +1,1 @@
+"""OpenAI's chat API: requests in, responses out."""

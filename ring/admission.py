@@ -1,0 +1,152 @@
+"""Which sessions of a ring run and which wait, by the positions of keys and values that they may come to hold.
+
+The first stage decides for the whole ring, with the smallest stage's number of positions; the others obey in the order
+of its frames. Strictly first come, first served: a big session at the head is never overtaken, so nobody starves.
+
+The memory is shared with the prefix store (`ring.prefix_cache`), and live sessions come first: the store may hold what
+they leave, `Admission.free`, and all that it holds can be dropped. So who is admitted never depends on what is stored:
+after each `admit` the first stage shrinks the store to `free`, and the session's opening carries the numbers to drop.
+
+No clock, no sockets, no arrays; nothing of what a session computes is known here.
+"""
+
+from __future__ import annotations
+
+import math
+
+SHORTEST_RETRY_S = 1
+LONGEST_RETRY_S = 60
+NEWEST_WEIGHT = 0.2  # of the session that ended last, in the running mean
+
+
+class QueueFull(Exception):
+    """As many sessions wait as may; `waiting` is how many."""
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"all places are taken and {waiting} generations wait already; ask again later")
+        self.waiting = waiting
+
+
+class TooLarge(Exception):
+    """A session that could never run: it wants `need` positions of a ring that has `capacity`."""
+
+    def __init__(self, need: int, capacity: int) -> None:
+        super().__init__(
+            f"prompt and answer may take {need} tokens and this ring has memory for {capacity}; "
+            "shorten the prompt or lower max_tokens"
+        )
+        self.need = need
+        self.capacity = capacity
+
+
+class Admission:
+    """A bounded queue, first come, first served, and the positions reserved for the sessions that were admitted.
+
+    `positions`: what the ring's memory for keys and values holds. `sessions`: the most that live at a time, at least 1.
+    `queue`: the most that wait for a place; with 0 a session runs at once or is refused.
+    """
+
+    def __init__(self, positions: int, sessions: int, queue: int) -> None:
+        if positions < 0 or sessions < 1 or queue < 0:
+            raise ValueError(f"no ring has {positions} positions, {sessions} sessions and a queue of {queue}")
+        self.positions = positions
+        self._sessions = sessions
+        self._queue = queue
+        self._live: dict[int, int] = {}  # session: positions reserved
+        self._waiting: dict[int, int] = {}  # session: positions wanted, in the order of asking
+        self._reserved = 0
+        self._told: dict[int, int] = {}  # waiting session: how many were ahead when `moved` last said so
+
+    @property
+    def reserved(self) -> int:
+        """The positions that live sessions hold or may come to hold."""
+        return self._reserved
+
+    @property
+    def free(self) -> int:
+        """The positions that no live session has reserved: the most that the prefix store may hold."""
+        return self.positions - self._reserved
+
+    @property
+    def live(self) -> int:
+        """How many sessions were admitted and have not left."""
+        return len(self._live)
+
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """The sessions that wait, in the order in which they will be admitted."""
+        return tuple(self._waiting)
+
+    def ask(self, session: int, positions: int) -> None:
+        """Put a session at the end of the queue; `admit` says when it may run.
+
+        A session that could run at once is never refused for the queue's length. Raises QueueFull, TooLarge, KeyError
+        for a session that is here already, and ValueError for one without positions.
+        """
+        if session in self._live or session in self._waiting:
+            raise KeyError(session)
+        if positions < 1:
+            raise ValueError(f"a session needs at least one position, not {positions}")
+        if positions > self.positions:
+            raise TooLarge(positions, self.positions)
+        if len(self._waiting) >= self._queue and (self._waiting or not self._fits(positions)):
+            raise QueueFull(len(self._waiting))
+        self._waiting[session] = positions
+
+    def admit(self) -> int | None:
+        """The next session that may run, its positions reserved; None where none waits or the head does not fit yet.
+
+        Due after each `ask` and `leave`, until it answers None. The store must be shrunk to `free` before the session
+        takes memory.
+        """
+        head = next(iter(self._waiting.items()), None)
+        if head is None or not self._fits(head[1]):
+            return None
+        session, positions = head
+        self._forget_waiting(session)
+        self._live[session] = positions
+        self._reserved += positions
+        return session
+
+    def leave(self, session: int) -> None:
+        """A session is over, whether it ran or waited. One that is not here is no error."""
+        self._reserved -= self._live.pop(session, 0)
+        self._forget_waiting(session)
+
+    def ahead(self, session: int) -> int:
+        """How many wait before this session. Raises KeyError for one that does not wait."""
+        if session not in self._waiting:
+            raise KeyError(session)
+        return self.waiting.index(session)
+
+    def moved(self) -> list[tuple[int, int]]:
+        """The waiting sessions, each with how many are ahead, of those whose number changed since this was last asked.
+
+        Due when `admit` has answered None, so that nobody who runs at once is told a place.
+        """
+        places = {session: ahead for ahead, session in enumerate(self._waiting)}
+        changed = [(session, ahead) for session, ahead in places.items() if self._told.get(session) != ahead]
+        self._told = places
+        return changed
+
+    def _fits(self, positions: int) -> bool:
+        return len(self._live) < self._sessions and positions <= self.free
+
+    def _forget_waiting(self, session: int) -> None:
+        self._waiting.pop(session, None)
+        self._told.pop(session, None)
+
+
+def running_mean(mean: float, newest: float) -> float:
+    """The exponentially weighted mean of how long sessions took, after one that took `newest` seconds."""
+    return mean + NEWEST_WEIGHT * (newest - mean)
+
+
+def retry_after(mean_s: float, ahead: int, live: int) -> int:
+    """In how many whole seconds, 1 to 60, it makes sense to ask again.
+
+    Where `live` sessions of `mean_s` seconds run side by side, one ends every mean_s / live seconds, and a place is
+    free when the `ahead` that wait and one more have had theirs.
+    """
+    seconds = mean_s * (ahead + 1) / max(live, 1)
+    return math.ceil(min(max(seconds, SHORTEST_RETRY_S), LONGEST_RETRY_S))

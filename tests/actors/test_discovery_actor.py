@@ -1,0 +1,259 @@
+"""The discovery actor among real hubs and real beacons on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+import psutil
+import pytest
+
+from actors.discovery_actor import DiscoveryActor
+from bus.client import BusClient
+from bus.hub import Hub
+from bus.messages import ClusterChanged, PeerAuthenticated, PeerRefused, PeerUp
+from bus.net.keys import write_secret
+from bus.process import CannotStart
+from cluster.join_code import new_join_code
+from cluster.roles import Role
+from discovery.beacon import Beacon
+from discovery.udp import UdpDiscovery
+from tests.support.bus import (
+    WITHIN_S,
+    RunningHub,
+    client,
+    code_of,
+    described,
+    heard,
+    hub_config,
+    link,
+    new_node,
+    run_folder,
+    running_hub,
+    serving,
+)
+from tests.support.nodes import free_udp_port
+
+A, B = new_node(), new_node()
+OTHER_CODE = new_join_code("home")
+
+
+def actor_of(hub: RunningHub, port: int, **settings: object) -> DiscoveryActor:
+    """The actor of a hub's node, not yet running."""
+    config = msgspec.structs.replace(hub.hub._config, discovery_port=port, name="ada", **settings)
+    return DiscoveryActor(config, BusClient(hub.run_dir, hub.node_id, "discovery"))
+
+
+@asynccontextmanager
+async def discovery(hub: RunningHub, port: int, **settings: object) -> AsyncIterator[DiscoveryActor]:
+    actor = actor_of(hub, port, **settings)
+    running = asyncio.create_task(actor.run())
+    try:
+        yield actor
+        assert not running.done(), running.exception()
+    finally:
+        actor.stop()
+        await asyncio.wait_for(running, WITHIN_S)
+
+
+@asynccontextmanager
+async def bystander(port: int) -> AsyncIterator[UdpDiscovery]:
+    """Somebody with the join code who only listens."""
+    way = UdpDiscovery("127.0.0.1", port, code_of("home").keys())
+    await way.start()
+    try:
+        yield way
+    finally:
+        await way.stop()
+
+
+async def says(way: UdpDiscovery, wanted: Callable[[Beacon], bool]) -> Beacon:
+    """The first beacon that is as wanted."""
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            said = await way.heard()
+            if isinstance(said, Beacon) and wanted(said):
+                return said
+
+
+def test_nodes_that_hear_each_other_are_linked() -> None:
+    async def test() -> None:
+        port = free_udp_port()
+        async with client(one.run_dir, A, "test", PeerUp) as bus, discovery(one, port), discovery(two, port):
+            assert (await heard(bus, PeerUp))[0].node_id == B
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_a_member_announces_its_gate_without_the_key() -> None:
+    async def test() -> None:
+        port = free_udp_port()
+        async with bystander(port) as way, discovery(one, port):
+            said = await says(way, bool)
+            assert said == Beacon(A, "ada", 1, said.counter, one.join_endpoint)
+            assert "#" not in said.join_endpoint
+
+    with running_hub(A) as one:
+        asyncio.run(test())
+
+
+@pytest.mark.parametrize("role", [Role.GATEWAY, Role.OBSERVER])
+def test_who_is_no_member_says_nothing_and_finds_members(role: Role) -> None:
+    async def test() -> None:
+        port = free_udp_port()
+        async with bystander(port) as way, client(one.run_dir, A, "test", PeerUp) as bus, discovery(one, port):
+            async with discovery(two, port):
+                assert (await heard(bus, PeerUp))[0].node_id == B
+            assert (await says(way, lambda said: said.leaving)).node_id == B
+            assert not way.dropped
+            assert way._inbox.empty()
+
+    with running_hub(A, role=role) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_a_node_that_stands_alone_opens_no_port_and_dials_nobody() -> None:
+    async def test() -> None:
+        port = free_udp_port()
+        async with (
+            client(alone.run_dir, alone.node_id, "test") as bus,
+            discovery(alone, port, peers=("127.0.0.1:9",)) as actor,
+        ):
+            await described(bus, lambda state: "discovery" in [known.name for known in state.actors])
+            assert port not in [found.laddr.port for found in psutil.Process().net_connections("udp")]
+            assert not actor._membership.candidates
+
+    with running_hub("a" * 16) as alone:
+        asyncio.run(test())
+
+
+def test_without_beacons_pinned_gates_are_knocked_at() -> None:
+    async def test() -> None:
+        async with client(one.run_dir, A, "test", PeerAuthenticated, PeerUp) as bus:
+            peer = two.join_endpoint.removeprefix("tcp://")
+            async with discovery(one, 0, peers=(peer, one.join_endpoint.removeprefix("tcp://"))) as actor:
+                met = {(await heard(bus, PeerAuthenticated))[0].node_id for _ in range(2)}
+                assert met == {A, B}
+                await heard(bus, PeerUp)
+                await described(bus, lambda _: actor._membership.candidates[two.join_endpoint].node_id == B)
+                await described(
+                    bus, lambda _: actor._membership.candidates[one.join_endpoint].dial_at > time.monotonic() + 600
+                )
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_a_gate_that_cannot_be_dialled_stops_nothing() -> None:
+    async def test() -> None:
+        async with client(one.run_dir, A, "test", PeerUp) as bus:
+            actor = actor_of(one, 0, peers=(two.join_endpoint.removeprefix("tcp://"),))
+            actor._membership = actor._membership.pin("nonsense://")
+            running = asyncio.create_task(actor.run())
+            await heard(bus, PeerUp)
+            actor.stop()
+            await asyncio.wait_for(running, WITHIN_S)
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_a_gate_that_another_code_opens_is_left_alone_for_a_while() -> None:
+    async def test() -> None:
+        async with (
+            client(one.run_dir, A, "test", PeerRefused) as bus,
+            discovery(one, 0, peers=(two.join_endpoint.removeprefix("tcp://"),)) as actor,
+        ):
+            refused, _ = await heard(bus, PeerRefused)
+            assert (refused.endpoint, refused.code) == (two.join_endpoint, "wrong_code")
+            await described(
+                bus, lambda _: actor._membership.candidates[two.join_endpoint].dial_at > time.monotonic() + 20
+            )
+
+    with running_hub(A) as one, running_hub(B, code=OTHER_CODE) as two:
+        asyncio.run(test())
+
+
+def test_nodes_with_different_codes_for_one_cluster_tell_their_owners_and_do_not_dial() -> None:
+    async def test() -> None:
+        port = free_udp_port()
+        async with (
+            client(one.run_dir, A, "test", PeerRefused) as first,
+            client(two.run_dir, B, "test", PeerRefused) as second,
+            discovery(one, port) as actor,
+            discovery(two, port) as other,
+        ):
+            for bus in (first, second):
+                refused, envelope = await heard(bus, PeerRefused)
+                assert envelope.header.sender.endswith("/discovery")
+                assert (refused.endpoint, refused.code) == ("", "wrong_code")
+                assert refused.message.startswith("wrong join code for cluster home: ")
+                assert "127.0.0.1" in refused.message
+            assert not actor._membership.candidates
+            assert not other._membership.candidates
+
+    with running_hub(A) as one, running_hub(B, code=OTHER_CODE) as two:
+        asyncio.run(test())
+
+
+def test_after_a_rotation_it_speaks_and_listens_with_the_new_code() -> None:
+    async def test() -> None:
+        port = free_udp_port()
+        async with bystander(port) as way, client(one.run_dir, A, "test") as bus, discovery(one, port):
+            await says(way, bool)
+            write_secret(one.hub._config.code_path, OTHER_CODE.text())
+            way.use(OTHER_CODE.keys())
+            await bus.publish(ClusterChanged())
+            await says(way, bool)
+
+    with running_hub(A) as one:
+        asyncio.run(test())
+
+
+def test_when_the_hub_begins_anew_its_new_gate_is_announced_and_lost_links_are_dialled() -> None:
+    async def test() -> None:
+        port = free_udp_port()
+        with running_hub(B) as other, run_folder() as run_dir:
+            config = hub_config(run_dir, A)
+            async with bystander(port) as way:
+                with serving(Hub(config), run_dir) as first:
+                    running = asyncio.create_task(
+                        (actor := actor_of(first, port, peers=(other.join_endpoint.removeprefix("tcp://"),))).run()
+                    )
+                    await says(way, lambda said: said.join_endpoint == first.join_endpoint)
+                    async with client(run_dir, A, "test") as bus:
+                        await described(bus, lambda _: B in actor._membership.links)
+                    await asyncio.to_thread(first.stop)
+                with serving(Hub(config), run_dir) as second:
+                    await says(way, lambda said: said.join_endpoint == second.join_endpoint)
+                    async with client(run_dir, A, "test") as bus:
+                        await described(bus, lambda state: [peer.node_id for peer in state.peers] == [B])
+                    actor.stop()
+                    await asyncio.wait_for(running, WITHIN_S)
+
+    asyncio.run(test())
+
+
+def test_links_that_stood_before_it_came_are_known() -> None:
+    async def test() -> None:
+        async with client(one.run_dir, A, "test") as bus:
+            await link(bus, two.join_endpoint)
+            async with discovery(one, 0) as actor:
+                await described(bus, lambda _: set(actor._membership.links) == {B})
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_a_join_code_that_cannot_be_read_ends_it_with_a_sentence() -> None:
+    async def test() -> None:
+        one.hub._config.code_path.chmod(0o644)
+        with pytest.raises(CannotStart, match=r"can be read by others; make it yours alone with: chmod 600"):
+            await actor_of(one, 0).run()
+
+    with running_hub(A) as one:
+        asyncio.run(test())

@@ -1,0 +1,148 @@
+"""Placements carried out over two real hubs: what stays loaded, and what does not."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import pytest
+
+from actors.placer import Placer
+from bus.client import BusClient, RequestError
+from bus.messages import RequestCancel, RequestDone, RequestFailed, ShardLoad, ShardLoaded, ShardUnload, StageJoin
+from bus.net.endpoints import with_key
+from bus.wire import Envelope
+from cluster.capabilities import DeviceCapabilities
+from cluster.instances import Instances
+from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
+from cluster.topology import NodeRecord, Topology
+from models.catalogue import DEFAULT_MODEL, Catalogue
+from tests.support.bus import KEYS, RunningHub, client, heard, link, new_node, running_hub
+
+A, B = new_node(), new_node()
+POSITIONS = {A: 5000, B: 6000}
+CARD = Catalogue.load().get(DEFAULT_MODEL)
+MEMBERS = (
+    Topology()
+    .with_node(
+        NodeRecord(A, "ada", 1, 1, DeviceCapabilities(memory_available=4 << 30)),
+    )
+    .with_node(NodeRecord(B, "bob", 1, 1, DeviceCapabilities(memory_available=4 << 30)))
+)
+
+
+async def look() -> Topology:
+    return MEMBERS
+
+
+def placer(bus: BusClient) -> Placer:
+    return Placer(bus, Instances(), RingMemoryWeightedPartitioningStrategy(), look)
+
+
+async def answer(bus: BusClient, envelope: Envelope, reply: ShardLoaded | RequestDone | RequestFailed) -> None:
+    await bus.send(envelope.header.sender, reply, cause=envelope.header.id)
+
+
+def loaded(node_id: str, endpoint: str = "", actor: str = "") -> ShardLoaded:
+    """What an honest member answers; or one that names an end point or an actor of its choice."""
+    own = with_key("tcp://127.0.0.1:1", KEYS[node_id].public)
+    return ShardLoaded(actor or f"{node_id}/engine", "numpy", (endpoint or own,), positions=POSITIONS[node_id])
+
+
+async def load(member: BusClient, answered: ShardLoaded | None = None) -> None:
+    """Serve one `shard.load`."""
+    _, envelope = await heard(member, ShardLoad)
+    await answer(member, envelope, answered or loaded(member.node_id))
+
+
+async def unload(member: BusClient) -> None:
+    """Serve one `shard.unload`."""
+    _, envelope = await heard(member, ShardUnload)
+    await answer(member, envelope, RequestDone())
+
+
+async def join(bus: BusClient) -> None:
+    """Serve one `stage.join`."""
+    _, envelope = await heard(bus, StageJoin)
+    await answer(bus, envelope, RequestDone())
+
+
+async def clients(stack: AsyncExitStack, one: RunningHub, two: RunningHub) -> tuple[BusClient, BusClient, BusClient]:
+    """The two members of linked nodes, and who places."""
+    ada = await stack.enter_async_context(client(one.run_dir, A, "node"))
+    bob = await stack.enter_async_context(client(two.run_dir, B, "node"))
+    await link(ada, two.join_endpoint)
+    return ada, bob, await stack.enter_async_context(client(one.run_dir, A, "placer"))
+
+
+def test_an_asker_who_leaves_leaves_nothing_loaded_on_the_member_that_was_done() -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, bob, asker = await clients(stack, one, two)
+            placing = asyncio.create_task(placer(asker).ensure(CARD))
+            await load(ada)
+            await heard(bob, ShardLoad)  # and never answers
+            placing.cancel()
+            await heard(bob, RequestCancel)
+            await asyncio.gather(unload(ada), unload(bob))
+            with pytest.raises(asyncio.CancelledError):
+                await placing
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_a_member_that_fails_has_the_others_unload() -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, bob, asker = await clients(stack, one, two)
+            placing = asyncio.create_task(placer(asker).ensure(CARD))
+            await load(ada)
+            _, envelope = await heard(bob, ShardLoad)
+            await answer(bob, envelope, RequestFailed("load_failed", "the disk is gone"))
+            await asyncio.gather(unload(ada), unload(bob))
+            with pytest.raises(RequestError, match="the disk is gone"):
+                await placing
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_an_instance_tells_what_each_of_its_stages_can_hold() -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, bob, asker = await clients(stack, one, two)
+            engines = [
+                await stack.enter_async_context(client(hub.run_dir, node, "engine"))
+                for hub, node in ((one, A), (two, B))
+            ]
+            placing = asyncio.create_task(placer(asker).ensure(CARD))
+            await asyncio.gather(load(ada), load(bob), *(join(engine) for engine in engines))
+            stages = (await placing).stages
+            assert {stage.node_id: stage.positions for stage in stages} == POSITIONS
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("named", "sentence"),
+    [
+        (loaded(B, with_key("tcp://127.0.0.1:1", KEYS[A].public)), "names no end point of its own"),
+        (loaded(B, "tcp://127.0.0.1:1"), "does not name its node's key"),
+        (loaded(B, actor=f"{A}/engine"), "names another node's engine"),
+    ],
+    ids=["another node's end point", "an end point without a key", "another node's engine"],
+)
+def test_a_member_that_names_what_is_not_its_own_gets_no_place_in_a_ring(named: ShardLoaded, sentence: str) -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, bob, asker = await clients(stack, one, two)
+            placing = asyncio.create_task(placer(asker).ensure(CARD))
+            await asyncio.gather(load(ada), load(bob, named))
+            await asyncio.gather(unload(ada), unload(bob))
+            with pytest.raises(RequestError, match=sentence):
+                await placing
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())

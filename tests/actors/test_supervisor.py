@@ -1,0 +1,345 @@
+"""The supervisor with real processes: the hub and one actor.
+
+`python -m tests.actors.test_supervisor FOLDER` runs such a node, so that a test can kill its supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from actors import supervisor as module
+from actors.child import last_sentence
+from actors.data_dir import DataDir, open_folder
+from actors.supervisor import NodeFailed, Supervisor, run_node
+from bus.client import BusClient, RequestError
+from bus.messages import (
+    ActorDown,
+    ActorStart,
+    ActorStarted,
+    ActorStop,
+    ActorUp,
+    ClusterChanged,
+    HubState,
+    PeerAuthenticated,
+    PeerRefused,
+    RequestDone,
+    TopologyGet,
+    TopologyState,
+)
+from bus.net.keys import write_secret
+from cluster.capabilities import DeviceCapabilities
+from cluster.join_code import new_join_code
+from common.config import NodeConfig, read_config, write_config
+from tests.support.bus import ROOT, client, described, heard, in_time
+
+ONLY_TOPOLOGY = {"topology": "actors.topology_actor"}
+WITHIN_S = 20.0
+
+
+@dataclass
+class Notes:
+    """A screen that remembers."""
+
+    lines: list[str] = field(default_factory=list)
+    more: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def saw(self, text: str) -> None:
+        """Wait for a line with this in it."""
+        async with asyncio.timeout(WITHIN_S):
+            while not any(text in line for line in self.lines):
+                self.more.clear()
+                await self.more.wait()
+
+    def starting(self, text: str) -> None:
+        self.lines.append(text)
+
+    def ready(self, config: NodeConfig, hub: HubState, capabilities: DeviceCapabilities) -> None:
+        self.lines.append("ready")
+
+    def progress(self, text: str) -> None:
+        self.lines.append(text)
+
+    def event(self, text: str) -> None:
+        self.lines.append(text)
+        self.more.set()
+
+
+CODE = new_join_code("home")
+
+
+def config_of(folder: DataDir, bus_port: int = 0, *, alone: bool = False) -> NodeConfig:
+    code_file = folder.path / "join-code"
+    write_secret(code_file, CODE.text())
+    config = NodeConfig(
+        cluster="" if alone else CODE.name,
+        code_file=str(code_file),
+        node_id=folder.node_id,
+        name="kitchen",
+        incarnation=1,
+        run_dir=str(folder.run_dir),
+        data_dir=str(folder.path),
+        cache_dir=str(folder.path / "models"),
+        bus_port=bus_port,
+        discovery_port=0,
+    )
+    write_config(config)
+    return config
+
+
+@dataclass
+class RunningNode:
+    """A node whose supervisor runs in this process, and a client at its hub."""
+
+    supervisor: Supervisor
+    bus: BusClient
+    task: asyncio.Task[None]
+    notes: Notes
+
+    async def pid_of(self, name: str, other_than: int = 0) -> int:
+        """The process id of an actor, once its hub knows one that is another than this."""
+
+        def there(state: HubState) -> bool:
+            return any(actor.name == name and actor.pid != other_than for actor in state.actors)
+
+        state = await described(self.bus, there)
+        return next(actor.pid for actor in state.actors if actor.name == name)
+
+
+@asynccontextmanager
+async def node(tmp_path: Path, *, alone: bool = False) -> AsyncIterator[RunningNode]:
+    """Everything is stopped at the end, and nothing may be left."""
+    folder = open_folder(tmp_path)
+    config, notes = config_of(folder, alone=alone), Notes()
+    supervisor = Supervisor(config, BusClient(folder.run_dir, folder.node_id, "supervisor"), folder, notes)
+    task = asyncio.create_task(supervisor.run())
+    try:
+        async with client(folder.run_dir, folder.node_id, "test", ActorUp, ActorDown) as bus:
+            await described(bus, lambda state: "supervisor" in [actor.name for actor in state.actors])
+            yield RunningNode(supervisor, bus, task, notes)
+    finally:
+        children = psutil.Process().children(recursive=True)
+        supervisor.stop()
+        await asyncio.wait_for(task, WITHIN_S)
+        folder.close()
+        assert not [child for child in children if child.is_running()], "a process is left"
+
+
+@pytest.fixture(autouse=True)
+def only_topology(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ACTORS", ONLY_TOPOLOGY)
+
+
+def gone(pids: list[int]) -> Callable[[], bool]:
+    return lambda: not any(psutil.pid_exists(pid) for pid in pids)
+
+
+def test_a_killed_actor_is_started_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as running:
+            first = await running.pid_of("topology")
+            os.kill(first, signal.SIGKILL)
+            down, envelope = await heard(running.bus, ActorDown)
+            assert (down.name, down.reason, down.final) == ("topology", "killed by SIGKILL", False)
+            assert envelope.node == running.supervisor.bus.node_id
+            assert await running.pid_of("topology", other_than=first) != first
+            assert await running.bus.request("topology", TopologyGet(), TopologyState, WITHIN_S)
+
+    asyncio.run(main())
+
+
+def test_a_killed_hub_is_started_again_on_the_same_ports(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as running:
+            await running.pid_of("topology")
+            before = await described(running.bus, lambda state: True)
+            first = next(actor.pid for actor in before.actors if actor.name == "hub")
+            os.kill(first, signal.SIGKILL)
+            await running.pid_of("hub", other_than=first)
+            after = await described(running.bus, lambda state: "topology" in [actor.name for actor in state.actors])
+            assert before.join_endpoint
+            assert (after.endpoint, after.join_endpoint) == (before.endpoint, before.join_endpoint)
+            assert await running.bus.request("topology", TopologyGet(), TopologyState, WITHIN_S)
+
+    asyncio.run(main())
+
+
+def test_an_actor_that_dies_in_a_burst_ends_the_node_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ACTORS", {"broken": "actors.no_such_module"})
+    folder = open_folder(tmp_path)
+    failure = asyncio.run(asyncio.wait_for(run_node(config_of(folder), folder, Notes()), WITHIN_S))
+    assert failure.startswith("broken: exit status 1, see ")
+    assert "no_such_module" in last_sentence(folder.logs / "broken.log")
+    folder.close()
+
+
+def test_a_hub_that_cannot_start_ends_the_node_with_its_sentence(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        folder = open_folder(tmp_path)
+        port = taken.getsockname()[1]
+        failure = asyncio.run(asyncio.wait_for(run_node(config_of(folder, port), folder, Notes()), WITHIN_S))
+        assert failure.startswith("hub: ")
+        assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another port or host" in failure
+        folder.close()
+
+
+def test_a_node_that_stands_alone_has_no_port_and_looks_for_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ACTORS", {**ONLY_TOPOLOGY, "discovery": "actors.discovery_actor"})
+
+    async def started(alone: bool) -> tuple[bool, bool]:
+        """Whether it runs discovery and listens beyond itself."""
+        async with node(tmp_path, alone=alone) as running:
+            await running.pid_of("topology")
+            children = [child.cmdline() for child in psutil.Process().children(recursive=True)]
+            listening = [c for child in psutil.Process().children() for c in child.net_connections("inet")]
+            return any("actors.discovery_actor" in line for line in children), bool(listening)
+
+    assert asyncio.run(started(alone=True)) == (False, False)
+    assert asyncio.run(started(alone=False)) == (True, True)
+
+
+def test_the_owner_sees_who_was_refused_once_a_minute_and_a_known_name_with_a_new_key(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as running:
+            for _ in range(3):
+                await running.bus.publish(PeerRefused("", "wrong_code", "somebody knocked"))
+            await running.bus.publish(PeerRefused("", "revoked", "an old friend knocked"))
+            await running.bus.publish(PeerAuthenticated("", "b" * 16, "bob"))
+            await running.bus.publish(PeerAuthenticated("", "c" * 16, "bob", "bob joined with a new key"))
+            await running.bus.publish(ClusterChanged())
+            await running.notes.saw("join code of cluster home was changed")
+            said = [line for line in running.notes.lines if "knocked" in line or "bob" in line]
+            assert said == ["somebody knocked", "an old friend knocked", "bob joined with a new key"]
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells another process's limits")
+def test_every_process_of_a_node_may_open_as_many_files_as_the_system_grants(tmp_path: Path) -> None:
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = min(most, 512)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
+    try:
+        allowed = asyncio.run(file_limits(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
+    assert few < most, "this machine grants too few files for the test to tell anything"
+    assert allowed == {"hub": most, "topology": most}
+
+
+async def file_limits(tmp_path: Path) -> dict[str, int]:
+    async with node(tmp_path) as running:
+        pids = {name: await running.pid_of(name) for name in ("hub", "topology")}
+        return {name: psutil.Process(pid).rlimit(psutil.RLIMIT_NOFILE)[0] for name, pid in pids.items()}
+
+
+def test_engines_are_started_and_ended_on_request(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as running:
+            engines = [await running.bus.request("supervisor", ActorStart(), ActorStarted, WITHIN_S) for _ in range(2)]
+            assert [engine.name for engine in engines] == ["engine-1", "engine-2"]
+            assert all(psutil.pid_exists(engine.pid) for engine in engines)
+            await running.bus.request("supervisor", ActorStop("engine-1"), RequestDone, WITHIN_S)
+            assert not psutil.pid_exists(engines[0].pid)
+            await running.bus.request("supervisor", ActorStop("engine-1"), RequestDone, WITHIN_S)
+            os.kill(engines[1].pid, signal.SIGKILL)
+            down, _ = await heard(running.bus, ActorDown)
+            assert (down.name, down.final) == ("engine-2", True)
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_cannot_start_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ENGINE", "actors.no_such_module")
+
+    async def main() -> None:
+        async with node(tmp_path) as running:
+            with pytest.raises(RequestError, match=r"engine-1 did not start; see .*engine-1\.log"):
+                await running.bus.request("supervisor", ActorStart(), ActorStarted, module.START_WITHIN_S)
+
+    asyncio.run(main())
+
+
+def test_a_stopped_node_leaves_nothing_and_takes_less_than_three_seconds(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as running:
+            await running.pid_of("topology")
+            begun = asyncio.get_running_loop().time()
+            running.supervisor.stop()
+            await asyncio.wait_for(running.task, WITHIN_S)
+            assert asyncio.get_running_loop().time() - begun < 3.0
+
+    asyncio.run(main())
+
+
+def test_when_the_supervisor_is_killed_its_processes_are_gone_in_two_seconds(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.actors.test_supervisor", str(tmp_path)],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+    )
+    pids: list[int] = []
+    try:
+        assert process.stdout is not None
+        run_dir = Path(process.stdout.readline().decode().strip())
+        state = asyncio.run(_state(run_dir))
+        pids = [actor.pid for actor in state.actors if actor.name in ("hub", "topology")]
+        assert len(pids) == 2
+        process.kill()
+        assert in_time(gone(pids), within_s=2.0)
+    finally:
+        process.kill()
+        process.communicate(timeout=WITHIN_S)
+        for pid in pids:
+            if psutil.pid_exists(pid):
+                os.kill(pid, signal.SIGKILL)
+        open_folder(tmp_path).close()  # clears what the killed one could not
+
+
+async def _state(run_dir: Path) -> HubState:
+    async with client(run_dir, read_config(run_dir).node_id, "test") as bus:
+        return await described(bus, lambda state: "topology" in [actor.name for actor in state.actors])
+
+
+def test_a_hub_that_never_answers_fails_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HUB", "actors.device_probe")  # ends at once, for want of arguments
+    monkeypatch.setattr(module, "START_WITHIN_S", 0.5)
+
+    async def main() -> None:
+        folder = open_folder(tmp_path)
+        bus = BusClient(folder.run_dir, folder.node_id, "supervisor")
+        with pytest.raises(NodeFailed, match=r"the hub did not start within 0\.5 s; see "):
+            await Supervisor(config_of(folder), bus, folder, Notes()).run()
+        folder.close()
+
+    asyncio.run(main())
+
+
+def main(path: Path) -> None:
+    """Run a node in this folder; the first line of output is its run folder."""
+    module.ACTORS = ONLY_TOPOLOGY
+    folder = open_folder(path)
+    config = config_of(folder)
+    print(folder.run_dir, flush=True)
+    asyncio.run(run_node(config, folder, Notes()))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

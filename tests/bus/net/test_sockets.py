@@ -1,0 +1,117 @@
+"""What every socket of the project has, since one factory makes them all."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from bus.net.endpoints import with_key
+from bus.net.keys import new_key_pair
+from bus.net.sockets import (
+    CONTROL_BYTES,
+    CONTROL_MARK,
+    DATA_BYTES,
+    CurveServer,
+    bind_tcp,
+    connect,
+    connect_ipc,
+    open_async_socket,
+    open_socket,
+)
+from bus.net.zap import ZapHandler
+from tests.support.bus import ROOT
+
+KINDS = [zmq.ROUTER, zmq.DEALER, zmq.PUB, zmq.SUB, zmq.XPUB, zmq.XSUB]
+LIMITS = {
+    zmq.LINGER: 0,
+    zmq.MAXMSGSIZE: CONTROL_BYTES,
+    zmq.SNDHWM: CONTROL_MARK,
+    zmq.RCVHWM: CONTROL_MARK,
+    zmq.HANDSHAKE_IVL: 3000,
+    zmq.HEARTBEAT_IVL: 0,
+    zmq.CONNECT_TIMEOUT: 3000,
+    zmq.BACKLOG: 1024,
+    zmq.ROUTING_ID: b"",
+}
+
+
+@pytest.fixture
+def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    yield context
+    context.destroy(linger=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_socket_has_every_limit(kind: int, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    with open_socket(context, kind) as socket:
+        assert {option: socket.getsockopt(option) for option in LIMITS} == LIMITS
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:1", "ipc:///tmp/nobody"])
+def test_who_dials_and_only_sends_notices_a_frozen_peer(endpoint: str, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    options = (zmq.HEARTBEAT_IVL, zmq.HEARTBEAT_TIMEOUT, zmq.HEARTBEAT_TTL)
+    with open_socket(context, zmq.DEALER) as dealer:
+        if endpoint.startswith("ipc"):
+            connect_ipc(dealer, endpoint, only_sends=True)
+        else:
+            connect(dealer, with_key(endpoint, new_key_pair().public), new_key_pair())
+        assert [dealer.getsockopt(option) for option in options] == [500, 1500, 1500]
+
+
+def test_a_socket_of_a_loop_has_them_too() -> None:
+    context = zmq.asyncio.Context()
+    socket = open_async_socket(context, zmq.DEALER)
+    assert {option: socket.getsockopt(option) for option in LIMITS} == LIMITS
+    context.destroy(linger=0)
+
+
+def test_no_frame_that_a_port_takes_is_larger_than_a_mebibyte() -> None:
+    assert max(CONTROL_BYTES, DATA_BYTES) <= 1 << 20
+
+
+def test_a_port_is_a_curve_server_with_an_enforced_domain(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    options = (zmq.CURVE_SERVER, zmq.MECHANISM, zmq.ZAP_DOMAIN, zmq.ZAP_ENFORCE_DOMAIN)
+    with open_socket(context, zmq.ROUTER) as router:
+        bind_tcp(router, "127.0.0.1", 0, CurveServer(new_key_pair(), "test"))
+        assert [router.getsockopt(option) for option in options] == [1, zmq.CURVE, b"test", 1]
+
+
+def test_a_second_comer_with_the_same_routing_id_gets_nothing(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    """With handover, whoever names a victim's routing id gets the victim's answers."""
+    handler = ZapHandler(context, lambda domain, key: "somebody")
+    with ExitStack() as stack:
+        stack.callback(handler.close)
+        router, victim, impostor = (
+            stack.enter_context(open_socket(context, kind)) for kind in (zmq.ROUTER, zmq.DEALER, zmq.DEALER)
+        )
+        endpoint = bind_tcp(router, "127.0.0.1", 0, CurveServer(new_key_pair(), "test"))
+        for dealer, said in ((victim, b"first"), (impostor, b"second")):
+            dealer.setsockopt(zmq.ROUTING_ID, b"victim")
+            dealer.setsockopt(zmq.IMMEDIATE, 0)
+            connect(dealer, endpoint, new_key_pair())
+            dealer.send(said)
+            assert bool(router.poll(3000 if dealer is victim else 500)) is (dealer is victim)
+            if dealer is victim:
+                assert router.recv_multipart() == [b"victim", b"first"]
+        router.send_multipart([b"victim", b"answer"])
+        assert victim.poll(3000)
+        assert not impostor.poll(200)
+
+
+def test_routing_ids_are_given_by_zeromq_and_nobody_takes_over() -> None:
+    """The one exception is the ring's own waker, over inproc, where nobody else can connect."""
+    named = {
+        (file.relative_to(ROOT).as_posix(), node.attr)
+        for package in ("actors", "bus", "cli", "gateway")
+        for file in (ROOT / package).rglob("*.py")
+        for node in ast.walk(ast.parse(Path(file).read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("ROUTING_ID", "IDENTITY", "ROUTER_HANDOVER")
+    }
+    assert named <= {("bus/dataplane/transport.py", "ROUTING_ID")}

@@ -1,0 +1,276 @@
+"""An actor's line to its hub: requests, replies, deadlines and losses."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+import zmq
+
+from bus.client import FACTS_WAITING, BusClient, HubPaths, RequestError
+from bus.messages import (
+    ActorDown,
+    HubDescribe,
+    HubState,
+    InstanceEnsure,
+    LinkProbe,
+    RequestCancel,
+    RequestDone,
+    RequestFailed,
+    Status,
+    TopologyState,
+)
+from bus.wire import encode, new_header
+from tests.support.bus import WITHIN_S, client, heard, run_folder, running_hub, subscribed
+
+A, B = "a" * 16, "b" * 16
+Test = Callable[[BusClient, BusClient], Awaitable[None]]
+
+
+def with_two(test: Test) -> None:
+    """Run with an `asker` and a `worker` at one hub."""
+
+    async def main() -> None:
+        with running_hub(A) as hub:
+            async with client(hub.run_dir, A, "asker", Status) as asker, client(hub.run_dir, A, "worker") as worker:
+                await test(asker, worker)
+
+    asyncio.run(main())
+
+
+def test_an_address_without_a_node_means_this_node() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        assert asker.address == f"{A}/asker"
+        for address in ("worker", f"{A}/worker"):
+            await asker.send(address, LinkProbe())
+            assert (await heard(worker, LinkProbe))[1].to == f"{A}/worker"
+
+    with_two(test)
+
+
+def test_an_answer_finds_its_request_among_several() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        requests = [asyncio.create_task(asker.request("worker", LinkProbe(), HubState, WITHIN_S)) for _ in range(5)]
+        probes = [(await heard(worker, LinkProbe))[1].header for _ in requests]
+        for number, header in reversed(list(enumerate(probes))):
+            await worker.send(header.sender, HubState(str(number), "", ""), cause=header.id)
+        assert [state.node_id for state in await asyncio.gather(*requests)] == ["0", "1", "2", "3", "4"]
+
+    with_two(test)
+
+
+def test_a_failure_comes_with_its_code_and_sentence() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, WITHIN_S))
+        header = (await heard(worker, LinkProbe))[1].header
+        await worker.send(header.sender, RequestFailed("no_luck", "try tomorrow"), cause=header.id)
+        with pytest.raises(RequestError, match="try tomorrow") as refused:
+            await request
+        assert refused.value.code == "no_luck"
+
+    with_two(test)
+
+
+def test_an_answer_that_does_not_fit_is_an_error() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        with pytest.raises(RequestError, match=r"answered hub\.state, which does not fit") as refused:
+            await asker.request("hub", HubDescribe(), TopologyState, WITHIN_S)
+        assert refused.value.code == "unexpected"
+
+    with_two(test)
+
+
+def test_a_request_without_an_answer_ends_at_its_deadline_and_is_cancelled_there() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        with pytest.raises(RequestError, match=r"worker did not answer link\.probe within 0\.05 s") as refused:
+            await asker.request("worker", LinkProbe(), RequestDone, 0.05)
+        assert refused.value.code == "timeout"
+        asked = (await heard(worker, LinkProbe))[1].header.id
+        assert (await heard(worker, RequestCancel))[0] == RequestCancel(asked)
+
+    with_two(test)
+
+
+def test_a_request_that_is_cancelled_here_is_cancelled_there() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, WITHIN_S))
+        asked = (await heard(worker, LinkProbe))[1].header.id
+        request.cancel()
+        assert (await heard(worker, RequestCancel))[0] == RequestCancel(asked)
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+    with_two(test)
+
+
+def test_an_answer_that_comes_too_late_is_dropped() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        with pytest.raises(RequestError, match="did not answer"):
+            await asker.request("worker", LinkProbe(), RequestDone, 0.01)
+        late = (await heard(worker, LinkProbe))[1].header
+        await worker.send(late.sender, RequestDone(), cause=late.id)
+        await worker.send("asker", LinkProbe())
+        assert (await heard(asker, (RequestDone, LinkProbe)))[0] == LinkProbe()
+
+    with_two(test)
+
+
+def test_only_the_node_that_was_asked_and_the_own_hub_can_answer() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, WITHIN_S))
+        cause = (await heard(worker, LinkProbe))[1].header.id
+        false = RequestFailed("undeliverable", "so says somebody who was not asked")
+        for liar in (f"{B}/worker", f"{B}/hub", "/hub", "hub"):
+            header = new_header(false, liar, cause=cause)
+            await worker._send(encode(asker.address, header, false), WITHIN_S)
+        await worker.send(asker.address, RequestDone(), cause=cause)
+        assert await request == RequestDone()
+        assert asker.dropped == {"foreign reply": 4}
+
+    with_two(test)
+
+
+def test_the_own_hub_may_say_that_another_node_is_not_there() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        with pytest.raises(RequestError, match=f"node {B} is not linked") as refused:
+            await asker.request(f"{B}/worker", LinkProbe(), RequestDone, WITHIN_S)
+        assert refused.value.code == "undeliverable"
+        assert not asker.dropped
+
+    with_two(test)
+
+
+def test_work_and_replies_are_numbered_by_where_they_go() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        for _ in range(3):
+            await asker.send("worker", LinkProbe())
+        headers = [(await heard(worker, LinkProbe))[1].header for _ in range(3)]
+        assert [header.sequence for header in headers] == [1, 2, 3]
+        assert len({header.life for header in headers}) == 1
+        await asker.send("asker", LinkProbe())
+        assert (await heard(asker, LinkProbe))[1].header.sequence == 1
+
+    with_two(test)
+
+
+def test_a_message_that_nobody_could_read_is_an_error_of_its_sender() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        with pytest.raises(RequestError, match=r"instance\.ensure cannot be sent to worker: body") as refused:
+            await asker.request("worker", InstanceEnsure("m" * 1000), RequestDone, WITHIN_S)
+        assert refused.value.code == "unsendable"
+        await asker.send("worker", LinkProbe())
+        await heard(worker, LinkProbe)
+
+    with_two(test)
+
+
+def test_a_fact_that_nobody_could_read_is_told_and_dropped(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        await subscribed(worker, "hub", "status")
+        for _ in range(3):
+            await worker.publish(Status("m" * 1000, "text"))
+        await worker.publish(Status("m", "text"))
+        assert (await heard(asker, Status))[0] == Status("m", "text")
+        assert worker.dropped == {"unsendable": 3}
+
+    with_two(test)
+    assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["status is not published"]
+
+
+def test_a_request_ends_when_the_actor_that_serves_it_dies() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, 60.0))
+        await heard(worker, LinkProbe)
+        await subscribed(worker, "hub", "actor.down")
+        await worker.publish(ActorDown("another", "killed", False))
+        await worker.publish(ActorDown("worker", "killed by SIGKILL", False))
+        with pytest.raises(RequestError, match=f"actor {A}/worker is gone: killed by SIGKILL") as refused:
+            await request
+        assert refused.value.code == "undeliverable"
+
+    with_two(test)
+
+
+def test_facts_are_numbered_by_sender_and_kind() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        await subscribed(worker, "hub", "status")
+        for number in range(3):
+            await worker.publish(Status("m", str(number)))
+        sequences = [(await heard(asker, Status))[1].header.sequence for _ in range(3)]
+        assert sequences == [1, 2, 3]
+
+    with_two(test)
+
+
+def test_an_actor_that_reads_no_facts_still_gets_its_answers() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        await subscribed(worker, "hub", "status")
+        for batch in range(10):  # beyond what sockets may hold, a fact is dropped: the hub is asked in between
+            for number in range(FACTS_WAITING // 5):
+                await worker.publish(Status("m", str(batch * 1000 + number)))
+            await worker.request("hub", HubDescribe(), HubState, WITHIN_S)
+        async with asyncio.timeout(WITHIN_S):
+            while not asker.dropped.get("inbox full"):
+                assert (await asker.request("hub", HubDescribe(), HubState, WITHIN_S)).node_id == A
+
+    with_two(test)
+
+
+def test_frames_that_are_no_message_are_counted() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        with zmq.Context() as context, context.socket(zmq.DEALER) as raw:
+            raw.connect(worker._paths.work)
+            address, header, _ = encode("asker", new_header(LinkProbe(), "raw"), LinkProbe())
+            raw.send_multipart([f"{A}/".encode() + address, header, b"\xc1"])
+            async with asyncio.timeout(WITHIN_S):
+                while not asker.dropped:
+                    await asker.request("hub", HubDescribe(), HubState, WITHIN_S)
+        assert asker.dropped == {"body": 1}
+
+    with_two(test)
+
+
+def test_without_a_hub_a_request_ends_at_its_deadline() -> None:
+    async def main() -> None:
+        with run_folder() as folder:
+            bus = BusClient(folder, A, "asker")
+            await bus.start()
+            with pytest.raises(RequestError) as refused:
+                await bus.request("hub", HubDescribe(), HubState, 0.1)
+            assert refused.value.code == "timeout"
+            await bus.publish(Status("m", "nobody hears it"))
+            await bus.close()
+
+    asyncio.run(main())
+
+
+def test_end_points_lie_in_the_run_folder() -> None:
+    with run_folder() as folder:
+        paths = HubPaths(folder)
+        assert {paths.facts_in, paths.facts_out, paths.work} == {
+            f"ipc://{folder}/{name}" for name in ("facts-in", "facts-out", "work")
+        }
+
+
+def test_a_hello_goes_out_before_anything_else() -> None:
+    async def main() -> None:
+        with running_hub(A) as hub:
+            bus = BusClient(hub.run_dir, A, "early")
+            await bus.start()
+            state = await bus.request("hub", HubDescribe(), HubState, WITHIN_S)
+            assert "early" in [actor.name for actor in state.actors]
+            await bus.close()
+
+    asyncio.run(main())
+
+
+def test_sockets_are_closed_with_their_client() -> None:
+    async def main() -> None:
+        with running_hub(A) as hub:
+            async with client(hub.run_dir, A, "asker") as bus:
+                pass
+            with pytest.raises(zmq.ZMQError):
+                await bus.send("hub", HubDescribe())
+
+    asyncio.run(main())

@@ -1,0 +1,138 @@
+"""`exobus key`, and the commands as clients of a gateway that wants a key."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gateway.http.api_keys import read_keys
+from tests.cli.test_main import exobus
+from tests.gateway.http.test_api_keys import ONE, THREE, TWO, key_file
+from tests.support.ring import MODEL, Rig, running_rig
+from tests.support.stage import WITHIN_S
+
+COMMANDS = [["run", MODEL, "hello"], ["run", MODEL, "hello", "--json"], ["models", "ls"], ["topology"]]
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    folder = tmp_path_factory.mktemp("cli-keys")
+    with running_rig(folder, api_keys=str(key_file(folder, ONE, TWO))) as rig:
+        rig.tell("Hello world")
+        yield rig
+
+
+# -- exobus key
+
+
+def test_a_new_key_is_printed_and_added_to_a_file_that_nobody_else_can_read(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    made = [exobus("key", str(path)).stdout.strip() for _ in range(2)]
+    assert read_keys(path) == (tuple(made), "")
+    assert len(set(made)) == 2
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_new_key_stands_on_a_line_of_its_own_below_what_was_there(tmp_path: Path) -> None:
+    path = key_file(tmp_path, "# mine")
+    path.write_text(f"# mine\n{ONE}")
+    made = json.loads(exobus("key", str(path), "--json").stdout)
+    assert read_keys(path).keys == (ONE, made["key"])
+    assert made["file"] == str(path)
+
+
+def test_no_key_is_written_where_others_could_read_it_or_where_nothing_can_be_written(tmp_path: Path) -> None:
+    path = key_file(tmp_path, ONE)
+    path.chmod(0o644)
+    open_to_all = exobus("key", str(path))
+    assert (open_to_all.returncode, open_to_all.stdout) == (1, "")
+    assert f"chmod 600 {path}" in open_to_all.stderr
+    assert path.read_text() == f"{ONE}\n"
+    nowhere = exobus("key", str(tmp_path / "no" / "keys"))
+    assert (nowhere.returncode, nowhere.stdout) == (1, "")
+    assert "cannot be written" in nowhere.stderr
+
+
+# -- as clients
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_a_command_shows_the_key_that_it_was_given(rig: Rig, command: list[str]) -> None:
+    assert exobus(*command, "--api", rig.url, "--api-key", TWO).returncode == 0
+    assert exobus(*command, "--api", rig.url, EXOBUS_API_KEY=f" {ONE} ").returncode == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_a_command_knows_the_key_of_a_node_of_this_user(rig: Rig, command: list[str]) -> None:
+    assert exobus(*command, EXOBUS_DATA_DIR=rig.config.data_dir).returncode == 0
+    assert exobus(*command, "--api", rig.url + "/", EXOBUS_DATA_DIR=rig.config.data_dir).returncode == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_without_a_key_a_command_ends_with_what_to_do(rig: Rig, command: list[str], tmp_path: Path) -> None:
+    result = exobus(*command, "--api", rig.url, EXOBUS_DATA_DIR=str(tmp_path))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"exobus: the gateway at {rig.url} wants an API key; pass --api-key, or set EXOBUS_API_KEY\n"
+    )
+
+
+def test_with_a_wrong_key_a_command_ends_with_what_to_do_and_does_not_try_another(rig: Rig) -> None:
+    result = exobus("models", "ls", "--api-key", THREE, EXOBUS_DATA_DIR=rig.config.data_dir)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "does not know this API key" in result.stderr
+    assert THREE not in result.stderr
+
+
+@pytest.mark.parametrize("key", ["with\nline", "with blank", "ключ"])
+def test_what_can_be_no_key_is_a_wrong_use(rig: Rig, key: str) -> None:
+    result = exobus("models", "ls", "--api", rig.url, "--api-key", key)
+    assert result.returncode == 2
+    assert key not in result.stderr
+
+
+@contextmanager
+def eavesdropper() -> Iterator[tuple[str, list[bytes]]]:
+    """A server that is no gateway: its URL, and what it was sent."""
+    heard: list[bytes] = []
+
+    def listen() -> None:
+        client, _ = server.accept()
+        with client:
+            client.settimeout(WITHIN_S)
+            heard.append(client.recv(1 << 16))
+            client.sendall(b"HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=listen, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", heard
+        thread.join(WITHIN_S)
+
+
+def test_the_key_of_a_node_here_is_shown_to_no_other_address(rig: Rig) -> None:
+    with eavesdropper() as (url, heard):
+        result = exobus("models", "ls", "--api", url, EXOBUS_DATA_DIR=rig.config.data_dir)
+    assert result.returncode == 1
+    assert heard[0].startswith(b"GET /v1/models")
+    assert b"authorization" not in heard[0].lower()
+    assert ONE.encode() not in heard[0]
+
+
+def test_a_key_file_that_cannot_be_read_is_as_no_key(rig: Rig) -> None:
+    path = Path(rig.config.api_keys)
+    path.chmod(0o644)
+    try:
+        result = exobus("models", "ls", EXOBUS_DATA_DIR=rig.config.data_dir)
+    finally:
+        os.chmod(path, 0o600)
+    assert result.returncode == 1
+    assert "wants an API key" in result.stderr

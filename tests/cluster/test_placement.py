@@ -1,0 +1,120 @@
+"""Who places a model, what a plan looks like, and what is said where none fits."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.capabilities import DeviceCapabilities
+from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
+from cluster.placement import DoesNotFit, Instance, PlacedStage, able, placer_of, plan
+from cluster.shard import Shard, whole
+from cluster.topology import NodeRecord, Topology
+from models.catalogue import DEFAULT_MODEL, Catalogue
+
+MB = 10**6
+STRATEGY = RingMemoryWeightedPartitioningStrategy()
+node_sets = st.sets(st.integers(0, 10**6).map(lambda number: f"{number:016x}"), min_size=1, max_size=12)
+
+
+def topology(**memory_mb: int) -> Topology:
+    graph = Topology()
+    for name, available in memory_mb.items():
+        capabilities = DeviceCapabilities(memory_available=available * MB)
+        graph = graph.with_node(NodeRecord(f"id-{name}", name, 1, 1, capabilities))
+    return graph
+
+
+def shard_bytes(shard: Shard) -> int:
+    """10 MB a layer, 50 MB for the embedding at either end."""
+    ends = shard.is_first or shard.is_last
+    return (10 * len(shard.layers) + 50 * ends) * MB
+
+
+@given(st.data(), node_sets, st.text(max_size=20))
+def test_every_node_finds_the_same_placer(data: st.DataObject, nodes: set[str], model: str) -> None:
+    assert placer_of(model, nodes) == placer_of(model, data.draw(st.permutations(sorted(nodes))))
+
+
+@given(node_sets, st.text(max_size=20), st.text("0123456789abcdef", min_size=16, max_size=16))
+def test_models_move_only_when_their_placer_leaves_or_a_better_one_comes(
+    nodes: set[str], model: str, newcomer: str
+) -> None:
+    placer = placer_of(model, nodes)
+    assert placer_of(model, {*nodes, newcomer}) in (placer, newcomer)
+    for leaver in nodes - {placer}:
+        assert placer_of(model, nodes - {leaver}) == placer
+
+
+def test_models_spread_over_all_nodes() -> None:
+    nodes = [f"node-{number}" for number in range(4)]
+    placed = [placer_of(f"model-{number}", nodes) for number in range(400)]
+    assert min(placed.count(node) for node in nodes) > 60
+
+
+def test_a_plan_names_nodes_and_shards_in_ring_order() -> None:
+    stages = plan(topology(a=300, b=900), STRATEGY, "m", 8, shard_bytes)
+    assert stages == (PlacedStage("id-b", Shard("m", 0, 6, 8)), PlacedStage("id-a", Shard("m", 6, 8, 8)))
+
+
+def test_what_fits_nowhere_is_said_in_one_sentence_with_need_and_offers() -> None:
+    with pytest.raises(DoesNotFit) as refused:
+        plan(topology(alpha=70, beta=60), STRATEGY, "big", 100, shard_bytes)
+    sentence = str(refused.value)
+    assert "big needs 1.1 GB" in sentence
+    assert "alpha 0.1 GB" in sentence
+    assert "beta 0.1 GB" in sentence
+    assert "add a node" in sentence
+
+
+def test_the_need_is_named_even_where_no_node_can_take_part() -> None:
+    with pytest.raises(DoesNotFit, match=r"m needs 0\.1 GB .*\(no node free\)"):
+        plan(Topology(), STRATEGY, "m", 8, shard_bytes)
+
+
+def test_a_node_too_small_for_one_layer_does_not_stand_in_the_way_of_the_others() -> None:
+    graph = topology(large=1000, tiny=30)
+    assert able(graph, "m", 8, shard_bytes).node_ids == ("id-large",)
+    assert plan(graph, STRATEGY, "m", 8, shard_bytes) == (PlacedStage("id-large", Shard("m", 0, 8, 8)),)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 800), max_size=6), st.integers(1, 40))
+def test_a_plan_never_asks_a_node_for_more_than_it_has(memory_mb: dict[str, int], n_layers: int) -> None:
+    graph = topology(**memory_mb)
+    try:
+        stages = plan(graph, STRATEGY, "m", n_layers, shard_bytes)
+    except DoesNotFit:
+        return
+    assert [layer for stage in stages for layer in stage.shard.layers] == list(range(n_layers))
+    for stage in stages:
+        assert shard_bytes(stage.shard) <= memory_mb[stage.node_id.removeprefix("id-")] * MB
+
+
+def test_a_node_that_holds_the_weights_but_no_chat_beside_them_is_too_small() -> None:
+    card = Catalogue.load().get(DEFAULT_MODEL)
+    shard = whole(card.id, card.n_layers)
+    weights, need = card.shard_bytes(shard) // MB, card.least_bytes(shard) // MB + 1
+    assert need - weights == 189  # 4096 positions of 30 layers, each of 3 key and 3 value heads of 64 float32
+    plan(topology(a=need), STRATEGY, card.id, card.n_layers, card.least_bytes)
+    with pytest.raises(DoesNotFit, match=r"needs 0\.7 GB of memory for its weights and one chat"):
+        plan(topology(a=need - 1), STRATEGY, card.id, card.n_layers, card.least_bytes)
+
+
+def test_a_model_of_a_short_context_needs_no_more_than_that() -> None:
+    card = msgspec.structs.replace(Catalogue.load().get(DEFAULT_MODEL), context_length=100)
+    shard = Shard(card.id, 0, 3, card.n_layers)
+    assert card.least_kv_bytes(shard) == card.kv_bytes(shard, 100) == 100 * 3 * 2 * 3 * 64 * 4
+
+
+def test_an_instance_knows_its_nodes_in_ring_order() -> None:
+    stages = (PlacedStage("b", Shard("m", 0, 1, 2)), PlacedStage("a", Shard("m", 1, 2, 2)))
+    assert Instance("i", "m", 1, stages).node_ids == ("b", "a")
+
+
+def test_where_memory_is_too_short_to_balance_the_head_layers_are_shared_out_without_it() -> None:
+    for available, layers in ((1000, [19, 11]), (200, [15, 15])):
+        stages = plan(topology(a=available, b=available), STRATEGY, "m", 30, shard_bytes, head=8)
+        assert [len(stage.shard.layers) for stage in stages] == layers

@@ -1,0 +1,90 @@
+"""A million damaged inputs to every decoder of others' bytes: no exception gets out, and memory does not grow."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from itertools import islice
+
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import convert, inspect
+
+from bus.messages import MESSAGES
+from bus.wire import decode, encode, new_header
+from tests.fuzz.mutations import damaged
+from tests.fuzz.samples import MESSAGE_FRAMES
+from tests.fuzz.targets import ADDRESS, TAKEN, TARGETS, message
+from tests.support.messages import any_value
+
+MOST_GROWTH = 0.05
+SHARES = {
+    "wire": 250_000,
+    "body": 250_000,
+    "frame": 200_000,
+    "opening": 50_000,
+    "failure": 50_000,
+    "keeping": 50_000,
+    "unknown": 50_000,
+    "beacon": 50_000,
+    "beacon-body": 50_000,
+    "join-code": 50_000,
+    "end-point": 50_000,
+}
+MILLION = 1_000_000
+
+
+def resident() -> int:
+    gc.collect()
+    return int(psutil.Process().memory_info().rss)
+
+
+def test_every_target_has_its_share_of_a_million() -> None:
+    assert sum(SHARES[name] for name in TARGETS) >= MILLION
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_is_whole_is_taken(name: str) -> None:
+    assert {TARGETS[name].run(seed) for seed in TARGETS[name].seeds} == {TAKEN}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_damaged_inputs_are_taken_or_refused_and_memory_does_not_grow(name: str) -> None:
+    target, inputs = TARGETS[name], damaged(TARGETS[name].seeds, seed=20_260)
+    count = SHARES[name]
+    ends = Counter(target.run(data) for data in islice(inputs, count // 5))
+    before = resident()
+    ends.update(target.run(data) for data in islice(inputs, count - count // 5))
+    grown = resident() / before - 1
+    assert ends.total() == count
+    assert 0 < ends[TAKEN] < count, "the damage is too great or too small to tell anything"
+    assert grown < MOST_GROWTH, f"memory grew by {grown:.1%}"
+
+
+def test_frames_come_in_any_number_and_order() -> None:
+    parts = [part for frames in MESSAGE_FRAMES for part in frames] + [ADDRESS, b"", b"\xff" * 300, b"\0" * 2000]
+    inputs = damaged(parts, seed=1)
+    ends = Counter(message(list(islice(inputs, number % 5))) for number in range(50_000))
+    assert {"frames", "size", "header", "address"} <= ends.keys()
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.data(), st.sampled_from(sorted(MESSAGES)))
+def test_any_message_within_bounds_comes_out_as_it_went_in(data: st.DataObject, kind: str) -> None:
+    cls = MESSAGES[kind]
+    value = convert(data.draw(any_value(inspect.type_info(cls), longest=300)), cls)
+    header = new_header(value, "node/actor", sequence=data.draw(st.integers(0, 2**63 - 1)))
+    envelope = decode(encode("node-b/actor", header, value))
+    assert (envelope.message, envelope.header) == (value, header)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.data(), st.sampled_from(sorted(TARGETS)))
+def test_any_bytes_are_taken_or_refused(data: st.DataObject, name: str) -> None:
+    seeds = TARGETS[name].seeds
+    pieces = st.one_of(
+        st.binary(max_size=64), st.sampled_from(seeds), st.sampled_from(seeds).map(lambda seed: seed[:20])
+    )
+    TARGETS[name].run(b"".join(data.draw(st.lists(pieces, max_size=3))))

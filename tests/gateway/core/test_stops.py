@@ -1,0 +1,65 @@
+"""`gateway.core.stops`: the text is cut at the first stop string, however it was split into pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.core.stops import StopFilter
+
+LETTERS = st.text(alphabet="abc", max_size=30)
+STOPS = st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=4)
+
+
+def filtered(pieces: Sequence[str], stops: Sequence[str]) -> tuple[str, bool]:
+    """What a filter shows of the pieces in all, and whether it stopped."""
+    stop_filter = StopFilter(stops)
+    shown = "".join(stop_filter.push(piece) for piece in pieces)
+    return shown + stop_filter.flush(), stop_filter.stopped
+
+
+def cut_text(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The same by the definition: the stop that ends first, and of several there the longest."""
+    for end in range(len(text) + 1):
+        ending = [stop for stop in stops if text[:end].endswith(stop)]
+        if ending:
+            return text[: end - max(map(len, ending))], True
+    return text, False
+
+
+@given(LETTERS, STOPS, st.lists(st.integers(0, 30)))
+def test_the_shown_pieces_join_to_the_cut_text_whatever_the_pieces(
+    text: str, stops: list[str], cuts: list[int]
+) -> None:
+    edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    pieces = [text[begin:end] for begin, end in pairwise(edges)]
+    assert filtered(pieces, stops) == cut_text(text, stops)
+
+
+@given(LETTERS, STOPS)
+def test_nothing_shown_is_ever_taken_back(text: str, stops: list[str]) -> None:
+    stop_filter, shown = StopFilter(stops), ""
+    for letter in text:
+        shown += stop_filter.push(letter)
+        assert cut_text(text, stops)[0].startswith(shown)
+
+
+def test_a_stop_string_split_over_pieces_is_never_shown() -> None:
+    stop_filter = StopFilter(["</end>"])
+    assert [stop_filter.push(piece) for piece in ("text<", "/e", "nd>", "more")] == ["text", "", "", ""]
+    assert stop_filter.stopped
+
+
+def test_what_only_looked_like_a_stop_string_comes_out_at_the_next_piece_or_the_end() -> None:
+    stop_filter = StopFilter(["</end>"])
+    assert stop_filter.push("a</e") == "a"
+    assert stop_filter.push("x</") == "</ex"
+    assert stop_filter.flush() == "</"
+    assert not stop_filter.stopped
+
+
+def test_without_stop_strings_every_piece_passes_at_once() -> None:
+    assert StopFilter([]).push("abc") == "abc"

@@ -1,0 +1,156 @@
+"""The text side of a model: its prompt, its refusals, and the process of its template beside a real gateway's."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gateway.core.errors import ApiError
+from gateway.core.text_models import SHORT, TextModel
+from models.catalogue import Catalogue
+from models.chat_template import ChatTemplate
+from models.template_renderer import TemplateRenderer
+from models.tokenizer import Tokenizer
+from tests.support.chat import PLAIN, post
+from tests.support.models import write_tokenizer_files
+from tests.support.ring import Rig, eventually, running_rig, stop_gateway
+from tests.support.templates import TIME_BOMBS, rendering
+
+
+class NotingTokenizer(Tokenizer):
+    """Notes something before and after each encoding: the thread, if nothing else is asked for."""
+
+    noted: tuple[int, ...] = ()
+    at: Callable[[], int] = staticmethod(threading.get_ident)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`."""
+        before = self.at()
+        ids = super().encode(text)
+        self.noted = (before, self.at())
+        return ids
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> TextModel:
+    """The tiny model's text side; its renderer starts nothing before it is asked."""
+    write_tokenizer_files(tmp_path)
+    tokenizer = NotingTokenizer.load(tmp_path)
+    assert tokenizer.chat_template is not None
+    return TextModel(Catalogue.load().get("smollm2-135m"), tokenizer, tokenizer.chat_template, TemplateRenderer())
+
+
+def prompt(model: TextModel, content: str) -> tuple[int, ...]:
+    """The prompt of one message; its renderer is closed behind it."""
+
+    async def main() -> tuple[int, ...]:
+        async with rendering() as renderer:
+            return await replace(model, renderer=renderer).prompt([{"role": "user", "content": content}])
+
+    return asyncio.run(main())
+
+
+def template_children(gateway: int) -> list[psutil.Process]:
+    """The processes that a gateway started."""
+    return [child for child in psutil.Process(gateway).children() if "models.template_child" in child.cmdline()]
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether a process ended, even if nobody took note yet."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize(("content", "in_loop"), [("the man", True), ("the man " * SHORT, False)])
+def test_a_prompt_is_the_encoded_template_and_a_long_one_is_encoded_off_the_loop(
+    model: TextModel, content: str, in_loop: bool
+) -> None:
+    text = model.template.render([{"role": "user", "content": content}])
+    ids = model.tokenizer.encode(text)
+    assert prompt(model, content) == tuple(ids)
+    assert isinstance(model.tokenizer, NotingTokenizer)
+    assert (model.tokenizer.noted[0] == threading.get_ident()) == in_loop
+
+
+def test_the_loop_turns_while_a_long_prompt_is_encoded(model: TextModel) -> None:
+    assert isinstance(model.tokenizer, NotingTokenizer)
+    turns = itertools.count()
+    model.tokenizer.at = lambda: next(turns)
+
+    async def turn() -> None:
+        while True:
+            next(turns)
+            await asyncio.sleep(0.001)
+
+    async def main() -> None:
+        async with rendering() as renderer:
+            turning = asyncio.create_task(turn())
+            await replace(model, renderer=renderer).prompt([{"role": "user", "content": "the man " * 250_000}])
+            turning.cancel()
+
+    asyncio.run(main())
+    begin, end = model.tokenizer.noted
+    assert end - begin > 20  # it can turn a few times before the encoder has the GIL
+
+
+def test_what_a_template_refuses_is_a_fault_of_the_messages(model: TextModel) -> None:
+    refusing = replace(model, template=ChatTemplate("{{ raise_exception('roles must alternate') }}", None, None))
+    with pytest.raises(ApiError, match="refuses these messages: roles must alternate") as caught:
+        prompt(refusing, "hello")
+    assert (caught.value.status, caught.value.param) == (400, "messages")
+
+
+def test_a_template_that_cannot_be_rendered_now_is_no_fault_of_the_messages(model: TextModel) -> None:
+    async def main() -> None:
+        await model.renderer.close()
+        await model.prompt([])
+
+    with pytest.raises(ApiError) as caught:
+        asyncio.run(main())
+    assert (caught.value.status, caught.value.code) == (503, "template_unavailable")
+    assert "retry-after" in caught.value.headers
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """A gateway that nobody has asked yet."""
+    with running_rig(tmp_path) as running:
+        running.tell("Hello world")
+        yield running
+
+
+def test_a_gateway_has_its_template_child_before_the_first_request_and_takes_it_along(rig: Rig) -> None:
+    assert eventually(lambda: len(template_children(rig.gateway.pid)) == 1)
+    (child,) = template_children(rig.gateway.pid)
+    assert post(rig, PLAIN).status_code == 200
+    assert template_children(rig.gateway.pid) == [child]
+    assert stop_gateway(rig.gateway) == 0
+    assert not child.is_running()
+
+
+def test_a_killed_gateway_leaves_no_template_child(rig: Rig) -> None:
+    assert eventually(lambda: len(template_children(rig.gateway.pid)) == 1)
+    (child,) = template_children(rig.gateway.pid)
+    rig.gateway.send_signal(signal.SIGKILL)
+    assert eventually(lambda: gone(child))
+
+
+def test_a_bomb_in_a_model_is_a_refusal_in_time_and_the_gateway_goes_on(rig: Rig, tmp_path: Path) -> None:
+    settings = {
+        "chat_template": "{% if messages[0].content == 'hello' %}" + TIME_BOMBS["nested ranges"] + "{% endif %}."
+    }
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
+    refusal = post(rig, PLAIN)
+    assert refusal.status_code == 400
+    sentence = "the model's chat template took longer than 2 s; use another model"
+    assert refusal.json()["error"]["message"] == sentence
+    assert post(rig, {**PLAIN, "messages": [{"role": "user", "content": "bye"}]}).status_code == 200
+    assert len(template_children(rig.gateway.pid)) == 1

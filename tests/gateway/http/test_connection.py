@@ -1,0 +1,276 @@
+"""Clients that do next to nothing, and as slowly as they can, against the gateway's server with short deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from gateway.http.app import ERRORS
+from gateway.http.connection import MOST_CONNECTIONS, ConnectionLimits, most_connections
+from gateway.http.responses import Bodies, BodyLimits, Json
+from tests.support.http import Served, error, one_answer, rest, serving, status, trickled
+from tests.support.ring import eventually
+from tests.support.stage import WITHIN_S
+
+SHORT = ConnectionLimits(most=64, head_s=0.5, idle_s=1, drain_s=0.5, read_s=0.5)
+BODY = BodyLimits(1000, together=2000, within_s=0.5, bytes_per_s=10)
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+def application(held: threading.Event) -> Starlette:
+    bodies = Bodies(BODY)
+
+    async def root(request: Request) -> Response:
+        return Json({"ok": True})
+
+    async def read(request: Request) -> Response:
+        return Json({"bytes": len(await bodies.read(request))})
+
+    async def hold(request: Request) -> Response:
+        await asyncio.to_thread(held.wait, WITHIN_S)
+        return Json({"held": True})
+
+    async def flood(request: Request) -> Response:
+        async def endless() -> AsyncIterator[bytes]:
+            while True:
+                yield b"x" * (1 << 16)
+                await asyncio.sleep(0)  # a send to a client that is gone does not wait for anything
+
+        return StreamingResponse(endless())
+
+    routes = [Route("/", root), Route("/read", read, methods=["POST"]), Route("/hold", hold), Route("/flood", flood)]
+    return Starlette(routes=routes, exception_handlers=ERRORS)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with serving(application(threading.Event()), SHORT) as served:
+        yield served
+
+
+# -- heads
+
+
+def test_a_head_that_comes_byte_by_byte_is_not_waited_for(served: Served) -> None:
+    with served.connected(b"GET / HTTP/1.1\r\nx-slow: ") as client:
+        answer = trickled(client)
+    assert status(answer) == 408
+    assert "in time" in error(answer)["message"]
+
+
+def test_a_client_that_says_nothing_is_not_waited_for(served: Served) -> None:
+    with served.connected() as client:
+        assert rest(client) == b""
+
+
+def test_the_second_head_of_a_connection_has_the_same_deadline(served: Served) -> None:
+    with served.connected(GET) as client:
+        assert status(one_answer(client)) == 200
+        client.sendall(b"GET / HTTP/1.1\r\nx-slow: ")
+        assert status(trickled(client)) == 408
+
+
+def test_a_connection_between_requests_is_kept_a_while_and_then_closed(served: Served) -> None:
+    with served.connected(GET) as client:
+        assert status(one_answer(client)) == 200
+        client.sendall(GET)
+        assert status(one_answer(client)) == 200
+        assert rest(client) == b""
+
+
+def test_headers_that_never_end_are_refused_however_they_are_cut(served: Served) -> None:
+    with served.connected(b"GET / HTTP/1.1\r\n") as client:
+        for number in range(33):
+            client.sendall(b"x-%d: %s\r\n" % (number, b"v" * 1000))  # the last of them is too much
+        answer = rest(client)
+    assert status(answer) == 431
+    assert "too large" in error(answer)["message"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a TLS hello\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nno colon here\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: " + b"9" * 5000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n",
+        b"GET /\xff HTTP/1.1\r\nhost: x\r\n\r\n",
+        b"\r\n\r\n\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused_in_the_shape_of_all_errors(served: Served, data: bytes) -> None:
+    with served.connected(data) as client:
+        answer = rest(client)
+    assert status(answer) == 400
+    assert "HTTP/1.1" in error(answer)["message"]
+
+
+# -- bodies
+
+
+def posted(length: str) -> bytes:
+    return f"POST /read HTTP/1.1\r\nhost: x\r\n{length}\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"), [("content-length: 900", b""), ("content-length: 900\r\nexpect: 100-continue", b"")]
+)
+def test_a_body_that_stops_is_not_waited_for(served: Served, head: str, piece: bytes) -> None:
+    with served.connected(posted(head) + b"begun") as client:
+        answer = rest(client).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").lstrip(b"\r\n")
+    assert status(answer) == 408
+    assert "did not come in time" in error(answer)["message"]
+
+
+def test_a_body_that_comes_steadily_may_take_longer_than_one_that_stops(served: Served) -> None:
+    with served.connected(posted("content-length: 100")) as client:
+        answer = b""
+        for _ in range(100):
+            client.sendall(b"x")
+            client.settimeout(0.01)
+            try:
+                answer += client.recv(1 << 16)
+            except TimeoutError:
+                continue
+        client.settimeout(WITHIN_S)
+        answer = one_answer(client, answer)
+    assert (status(answer), b'"bytes":100' in answer) == (200, True)
+
+
+@pytest.mark.parametrize("length", ["content-length: 99999999999", "content-length: 1001"])
+def test_a_body_that_says_it_is_too_large_is_refused_before_it_comes(served: Served, length: str) -> None:
+    with served.connected(posted(length)) as client:
+        assert status(one_answer(client)) == 413
+        assert trickled(client) == b""
+
+
+def test_a_body_without_a_length_is_refused_once_it_is_too_large(served: Served) -> None:
+    with served.connected(posted("transfer-encoding: chunked")) as client:
+        for _ in range(11):
+            client.sendall(b"64\r\n" + b"x" * 100 + b"\r\n")
+        assert status(one_answer(client)) == 413
+        assert trickled(client, b"1\r\nx\r\n") == b""
+
+
+def test_bodies_that_come_in_together_are_bounded_together(served: Served) -> None:
+    with served.connected(posted("content-length: 999")) as one, served.connected(posted("content-length: 999")) as two:
+        for client in (one, two):
+            client.sendall(b"x" * 998)
+        with served.connected(posted("content-length: 9") + b"x" * 9) as small:
+            assert status(one_answer(small)) == 503
+        for client in (one, two):
+            client.sendall(b"x")
+            assert status(one_answer(client)) == 200
+    with served.connected(posted("content-length: 9") + b"x" * 9) as later:
+        assert status(one_answer(later)) == 200
+
+
+def test_a_connection_whose_body_was_refused_and_came_to_its_end_goes_on(served: Served) -> None:
+    with served.connected(posted("content-length: 1001")) as client:
+        assert status(one_answer(client)) == 413
+        client.sendall(b"x" * 1001 + GET)
+        assert status(one_answer(client)) == 200
+
+
+@pytest.mark.parametrize("path", ["read", "flood"])
+def test_nonsense_in_the_middle_of_a_body_ends_the_connection_and_nothing_of_it_is_logged(
+    served: Served, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    head = f"POST /{path} HTTP/1.1" if path == "read" else f"GET /{path} HTTP/1.1"
+    with served.connected(f"{head}\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".encode()) as client:
+        if path == "flood":
+            assert client.recv(100)
+        client.sendall(b"a secret that is no chunk\r\n")
+        rest(client)
+        assert eventually(lambda: not served.server.server_state.connections)
+    assert "secret" not in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_no_trace(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with served.connected(posted("content-length: 900") + b"begun"):
+        assert eventually(lambda: bool(served.server.server_state.tasks))
+    assert eventually(lambda: not served.server.server_state.tasks)
+    assert not [record for record in caplog.records if record.levelno >= logging.INFO]
+
+
+# -- answers
+
+
+def test_a_client_that_reads_nothing_is_cut_off(served: Served) -> None:
+    with served.connected(GET.replace(b"GET /", b"GET /flood")) as client:
+        assert client.recv(100)
+        assert eventually(lambda: not served.server.server_state.connections)
+        assert eventually(lambda: not served.server.server_state.tasks)
+
+
+# -- how many
+
+
+def test_beyond_the_bound_the_connection_that_waited_longest_makes_room() -> None:
+    patient = ConnectionLimits(most=4, head_s=60, idle_s=60)
+    with serving(application(threading.Event()), patient) as served:
+        clients = [socket.create_connection(("127.0.0.1", served.port), timeout=WITHIN_S) for _ in range(4)]
+        try:
+            assert eventually(lambda: len(served.server.server_state.connections) == 4)
+            clients[0].sendall(GET)
+            assert status(one_answer(clients[0])) == 200
+            with served.connected(GET) as fifth:
+                assert status(one_answer(fifth)) == 200
+                assert rest(clients[1]) == b""
+                for kept in (clients[0], clients[2], clients[3]):
+                    kept.sendall(GET)
+                    assert status(one_answer(kept)) == 200
+        finally:
+            for client in clients:
+                client.close()
+
+
+def test_where_every_connection_has_a_request_a_new_one_is_closed_and_none_of_them() -> None:
+    held = threading.Event()
+    with serving(application(held), ConnectionLimits(most=2)) as served:
+        hold = GET.replace(b"GET /", b"GET /hold")
+        with served.connected(hold) as one, served.connected(hold) as two:
+            assert eventually(lambda: len(served.server.server_state.tasks) == 2)
+            with served.connected() as third:
+                assert rest(third) == b""
+            held.set()
+            assert [status(one_answer(client)) for client in (one, two)] == [200, 200]
+
+
+def test_hundreds_of_idle_connections_do_not_keep_an_honest_client_out() -> None:
+    with serving(application(threading.Event()), ConnectionLimits(most=32, head_s=60)) as served:
+        idle = [socket.create_connection(("127.0.0.1", served.port), timeout=WITHIN_S) for _ in range(300)]
+        try:
+            with served.connected(GET) as client:
+                assert status(one_answer(client)) == 200
+            assert eventually(lambda: len(served.server.server_state.connections) <= 32)
+        finally:
+            for client in idle:
+                client.close()
+
+
+def test_the_bound_leaves_open_files_for_everything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    for files, most in (
+        (1 << 20, MOST_CONNECTIONS),
+        (1024, 768),
+        (100, 64),
+        (resource.RLIM_INFINITY, MOST_CONNECTIONS),
+    ):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
+        assert most_connections() == most

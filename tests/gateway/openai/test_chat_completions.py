@@ -1,0 +1,382 @@
+"""Chat completions over real HTTP, a real bus and a real data plane, judged by the official client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import openai
+import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import TypeAdapter
+
+from bus.client import RequestError
+from bus.dataplane.frames import Flag
+from bus.messages import (
+    DownloadProgress,
+    InstanceDown,
+    InstanceEnsure,
+    Reply,
+    RequestCancel,
+    SessionFinished,
+    SessionToken,
+    Status,
+    Work,
+)
+from cluster.openings import Failure
+from models.chat_template import ChatTemplate
+from tests.support.chat import (
+    MESSAGES,
+    PLAIN,
+    answering,
+    chunks_of,
+    held_up,
+    post,
+    raw_request,
+    streamed_lines,
+    text_of,
+)
+from tests.support.ring import (
+    MODEL,
+    NODE_ID,
+    Rig,
+    eventually,
+    running_rig,
+)
+from tests.support.stage import EPOCH, WITHIN_S
+
+BROKEN = Failure("stage_failed", "the engine ran out of memory")
+
+
+@pytest.fixture(scope="module")
+def module_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with running_rig(tmp_path_factory.mktemp("gateway")) as rig:
+        yield rig
+
+
+@pytest.fixture
+def rig(module_rig: Rig) -> Iterator[Rig]:
+    """The module's rig; after each test every session is closed and the gateway lives."""
+    module_rig.tell("Hello world")
+    yield module_rig
+    assert module_rig.all_closed()
+    assert module_rig.gateway.poll() is None
+
+
+@pytest.fixture
+def client(rig: Rig) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{rig.url}/v1", api_key="unused", max_retries=0, timeout=WITHIN_S) as client:
+        yield client
+
+
+# -- answers
+
+
+def test_the_official_client_gets_a_whole_answer(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=MESSAGES)
+    assert answer.choices[0].message.content == "Hello world"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_the_official_client_streams_the_same_text(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "Hello world"
+
+
+def test_the_stream_helper_of_the_official_client_works_with_usage(client: openai.OpenAI) -> None:
+    with client.chat.completions.stream(
+        model=MODEL, messages=MESSAGES, stream_options={"include_usage": True}
+    ) as stream:
+        deltas = [event.delta for event in stream if event.type == "content.delta"]
+        final = stream.get_final_completion()
+    assert "".join(deltas) == final.choices[0].message.content == "Hello world"
+    assert final.usage is not None
+    assert final.usage.completion_tokens > 0
+
+
+def test_every_chunk_and_the_whole_answer_fit_the_official_types(rig: Rig) -> None:
+    for chunk in chunks_of(streamed_lines(rig, n=2, stream_options={"include_usage": True})):
+        TypeAdapter(ChatCompletionChunk).validate_python(chunk, strict=True)
+    TypeAdapter(ChatCompletion).validate_python(post(rig, PLAIN).json(), strict=True)
+
+
+def test_a_stream_says_the_role_once_and_finishes_on_a_chunk_of_its_own(rig: Rig) -> None:
+    lines = streamed_lines(rig)
+    chunks = chunks_of(lines)
+    assert lines[-1] == "data: [DONE]"
+    assert [c["choices"][0]["delta"].get("role") for c in chunks] == ["assistant"] + [None] * (len(chunks) - 1)
+    assert [c["choices"][0]["finish_reason"] for c in chunks] == [None] * (len(chunks) - 1) + ["stop"]
+    assert chunks[-1]["choices"][0]["delta"] == {}
+    assert len({(c["id"], c["created"], c["model"], c["system_fingerprint"]) for c in chunks}) == 1
+    assert not any("usage" in c for c in chunks)
+
+
+def test_usage_comes_in_a_last_chunk_without_choices_when_it_is_asked_for(rig: Rig) -> None:
+    chunks = chunks_of(streamed_lines(rig, stream_options={"include_usage": True}, seed=5))
+    assert all(c["usage"] is None for c in chunks[:-1])
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["completion_tokens"] == len(rig.stage.telling.tokens)
+    assert (chunks[-1]["timings"]["seed"], chunks[-1]["timings"]["nodes"]) == (5, 1)
+
+
+def test_a_stream_has_the_headers_that_proxies_need(rig: Rig) -> None:
+    headers = post(rig, {**PLAIN, "stream": True}).headers
+    assert headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-cache", "no")
+    assert headers["x-request-id"].startswith("req_")
+
+
+def test_json_is_ascii_and_no_chunk_holds_half_a_character(rig: Rig) -> None:
+    rig.tell("thé 日本 \u2028 🙂")
+    lines = streamed_lines(rig)
+    assert text_of(chunks_of(lines)) == "thé 日本 \u2028 🙂"
+    assert all(line.isascii() for line in lines)
+    assert "\ufffd" not in text_of(chunks_of(lines))
+
+
+def test_an_answer_cut_inside_a_character_ends_with_a_replacement(rig: Rig) -> None:
+    rig.tell("né")
+    assert post(rig, {**PLAIN, "max_tokens": 2}).json()["choices"][0]["message"]["content"] == "n\ufffd"
+
+
+def test_the_token_limit_reaches_the_stage_and_ends_the_answer(rig: Rig) -> None:
+    choice = post(rig, {**PLAIN, "max_tokens": 3}).json()
+    assert choice["choices"][0]["finish_reason"] == "length"
+    assert choice["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_split_over_tokens_is_cut_out_and_ends_the_session(rig: Rig, stream: bool) -> None:
+    rig.tell("before STOP after", end=False, silent=True)
+    if stream:
+        chunks = chunks_of(streamed_lines(rig, stop=["STOP"]))
+        text, reason = text_of(chunks), chunks[-1]["choices"][0]["finish_reason"]
+    else:
+        choice = post(rig, {**PLAIN, "stop": "STOP"}).json()["choices"][0]
+        text, reason = choice["message"]["content"], choice["finish_reason"]
+    assert (text, reason) == ("before ", "stop")
+
+
+def test_several_choices_are_sessions_side_by_side_with_seeds_that_follow_each_other(rig: Rig) -> None:
+    known = set(rig.stage.openings)
+    chunks = chunks_of(streamed_lines(rig, n=3, seed=2**64 - 1))
+    assert [text_of(chunks, choice) for choice in range(3)] == ["Hello world"] * 3
+    seeds = [opening.sampling.seed for session, opening in rig.stage.openings.items() if session not in known]
+    assert sorted(seeds) == [0, 1, 2**64 - 1]
+
+
+def test_what_was_asked_for_reaches_the_sampler_and_the_card_fills_the_rest(rig: Rig) -> None:
+    post(rig, {**PLAIN, "temperature": 0, "top_k": 5, "min_p": 0.125, "seed": 9})
+    sampling = list(rig.stage.openings.values())[-1].sampling
+    assert (sampling.temperature, sampling.top_k, sampling.min_p, sampling.seed) == (0.0, 5, 0.125, 9)
+    assert sampling.top_p == 0.75  # the card's
+
+
+def test_the_prompt_on_the_stage_is_the_rendered_template(rig: Rig) -> None:
+    post(rig, PLAIN)
+    opening = list(rig.stage.openings.values())[-1]
+    assert isinstance(rig.tokenizer.chat_template, ChatTemplate)
+    rendered = rig.tokenizer.chat_template.render(MESSAGES)
+    assert list(opening.prompt) == rig.tokenizer.encode(rendered)
+    assert opening.prompt_tokens == len(opening.prompt)
+    assert opening.eos == rig.tokenizer.eos_token_ids
+
+
+def test_frames_to_a_stage_carry_the_epoch_and_count_without_a_gap(rig: Rig) -> None:
+    post(rig, PLAIN)
+    assert rig.stage.epochs == {EPOCH}
+    assert rig.stage.sequences == list(range(1, len(rig.stage.sequences) + 1))
+
+
+def test_a_token_that_comes_twice_is_taken_once(rig: Rig) -> None:
+    rig.tell("Hello world", twice=True)
+    assert post(rig, PLAIN).json()["choices"][0]["message"]["content"] == "Hello world"
+
+
+@pytest.mark.parametrize("at_once", [2, 3, 64])
+@pytest.mark.parametrize("twice", [False, True])
+def test_several_tokens_in_a_frame_are_the_same_answer(rig: Rig, at_once: int, twice: bool) -> None:
+    rig.tell("Hello world", at_once=at_once, twice=twice)
+    answer = post(rig, PLAIN).json()
+    assert answer["choices"][0]["message"]["content"] == "Hello world"
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"]["completion_tokens"] == len(rig.stage.telling.tokens)
+
+
+def test_a_frame_of_several_tokens_that_reaches_the_limit_ends_the_answer_there(rig: Rig) -> None:
+    rig.tell("Hello world", at_once=3)
+    answer = post(rig, {**PLAIN, "max_tokens": 4}).json()
+    assert (answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 4)
+
+
+@pytest.mark.parametrize(
+    ("flags", "payload"),
+    [
+        (Flag.FAILED, b"no message pack"),
+        (Flag.FAILED, msgspec.msgpack.encode({"code": 5})),
+        (Flag.FAILED, b""),
+        (Flag.PLACE, np.array([1], np.int32)),
+        (Flag.PLACE, np.array([-1, 0], np.int32)),
+        (Flag.PLACE, np.array([1, 0], np.float32)),
+        (Flag.TOKEN, np.empty(0, np.int32)),
+        (Flag.TOKEN, np.array([[1, 2]], np.int32)),
+        (Flag.KEEP, b"x"),
+    ],
+)
+def test_a_frame_that_makes_no_sense_is_dropped_and_the_answer_goes_on(
+    rig: Rig, flags: int, payload: bytes | npt.NDArray[np.generic]
+) -> None:
+    rig.tell("Hello world", nonsense=[(flags, payload)])
+    assert post(rig, PLAIN).json()["choices"][0]["message"]["content"] == "Hello world"
+
+
+def test_what_the_cache_held_is_told_in_usage_and_timings(rig: Rig) -> None:
+    rig.tell("Hello world", cached=4)
+    whole = post(rig, PLAIN).json()
+    assert whole["usage"]["prompt_tokens_details"]["cached_tokens"] == 4
+    assert (whole["timings"]["cache_n"], whole["timings"]["prompt_n"]) == (4, whole["usage"]["prompt_tokens"] - 4)
+    streamed = chunks_of(streamed_lines(rig, n=2, stream_options={"include_usage": True}))[-1]
+    assert streamed["usage"]["prompt_tokens"] == whole["usage"]["prompt_tokens"]
+    assert streamed["usage"]["prompt_tokens_details"]["cached_tokens"] == 4
+
+
+def test_observers_hear_tokens_and_the_end_but_never_the_prompt(rig: Rig) -> None:
+    rig.node.heard.clear()
+    post(rig, {**PLAIN, "messages": [{"role": "user", "content": "a secret"}]})
+    session = f"{list(rig.stage.openings)[-1]:016x}"
+    assert eventually(lambda: any(isinstance(m, SessionFinished) and m.session == session for m in rig.node.heard))
+    tokens = [m for m in rig.node.heard if isinstance(m, SessionToken) and m.session == session]
+    assert "".join(m.text for m in tokens) == "Hello world"
+    assert [m.index for m in tokens] == list(range(len(rig.stage.telling.tokens)))
+    assert "secret" not in repr(rig.node.heard)
+
+
+# -- waiting
+
+
+def test_a_waiting_stream_shows_what_it_waits_for(rig: Rig) -> None:
+    with held_up(rig), raw_request(rig, stream=True) as connection:
+        response = connection.getresponse()  # the response begins with the first sign of life
+        assert response.readline().startswith(b": exobus loading tiny")
+        rig.download.publish(DownloadProgress(MODEL, NODE_ID, 40, 100))
+        assert eventually(lambda: response.readline() == b": exobus downloading tiny: 40 %\n")
+        rig.download.publish(Status(MODEL, "placing it"))
+        assert eventually(lambda: response.readline() == b": exobus placing it\n")
+        rig.node.answering.set()
+        assert text_of(chunks_of(response.read().decode().split("\n"))) == "Hello world"
+
+
+def test_a_stream_in_the_queue_says_how_many_are_ahead_until_it_is_admitted(rig: Rig) -> None:
+    rig.tell("Hello world", places=[5, 3], cached=0)
+    with raw_request(rig, stream=True, stream_options={"include_usage": True}) as connection:
+        response = connection.getresponse()
+        assert response.readline() == b": exobus 3 answers are ahead of yours\n"
+        rig.stage.telling.admits.set()
+        chunks = chunks_of(response.read().decode().split("\n"))
+    assert text_of(chunks) == "Hello world"
+    timings = chunks[-1]["timings"]
+    assert timings["queued_ms"] > timings["prompt_ms"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_the_queue_ends_its_session(rig: Rig, stream: bool) -> None:
+    rig.tell("Hello world", places=[3])
+    opened = len(rig.stage.openings)
+    with raw_request(rig, stream=stream):
+        assert eventually(lambda: len(rig.stage.openings) == opened + 1)
+    assert eventually(lambda: len(rig.stage.closed) == opened + 1)
+
+
+def test_a_failure_after_a_sign_of_life_is_told_in_the_stream(rig: Rig) -> None:
+    def too_large(work: Work) -> Reply:
+        raise RequestError("insufficient_memory", "it needs 9 GB")
+
+    with answering(rig, too_large), held_up(rig), raw_request(rig, stream=True) as connection:
+        response = connection.getresponse()
+        rig.node.answering.set()
+        lines = response.read().decode().split("\n")
+    (error,) = chunks_of(lines)
+    assert error["error"]["message"] == "it needs 9 GB"
+    assert "data: [DONE]" not in lines
+
+
+# -- leaving
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_its_session(rig: Rig, stream: bool) -> None:
+    rig.tell("Hello", end=False, silent=True)
+    opened = len(rig.stage.openings)
+    with raw_request(rig, stream=stream):
+        assert eventually(lambda: len(rig.stage.openings) == opened + 1)
+        assert len(rig.stage.closed) == opened
+    assert eventually(lambda: len(rig.stage.closed) == opened + 1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_before_any_token_ends_all_its_sessions(rig: Rig, stream: bool) -> None:
+    rig.stage.telling.tokens = []
+    opened = len(rig.stage.openings)
+    with raw_request(rig, stream=stream, n=4):
+        assert eventually(lambda: len(rig.stage.openings) == opened + 4)
+    assert eventually(lambda: len(rig.stage.closed) == opened + 4)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_while_the_model_loads_opens_no_session(rig: Rig, stream: bool) -> None:
+    opened = len(rig.stage.openings)
+    rig.node.heard.clear()
+    with held_up(rig):
+        with raw_request(rig, stream=stream):
+            assert eventually(lambda: any(isinstance(m, InstanceEnsure) for m in rig.node.heard))
+        assert eventually(lambda: any(isinstance(m, RequestCancel) for m in rig.node.heard))
+    assert post(rig, PLAIN).status_code == 200
+    assert len(rig.stage.openings) == opened + 1
+
+
+# -- failures of the ring
+
+
+@pytest.mark.parametrize(("wait_s", "header"), [(0, "2"), (1, "1")])
+def test_a_stage_that_fails_before_the_first_token_makes_the_request_worth_repeating(
+    rig: Rig, wait_s: int, header: str
+) -> None:
+    rig.tell("", end=False, failure=msgspec.structs.replace(BROKEN, retry_after_s=wait_s))
+    response = post(rig, {**PLAIN, "stream": True})
+    assert (response.status_code, response.headers["retry-after"]) == (503, header)
+    assert response.json()["error"]["message"] == "the engine ran out of memory"
+
+
+def test_a_stage_that_fails_later_ends_the_stream_without_a_finish_reason(rig: Rig, client: openai.OpenAI) -> None:
+    rig.tell("Hello", end=False, failure=BROKEN)
+    lines = streamed_lines(rig)
+    *chunks, last = chunks_of(lines)
+    assert text_of(chunks) == "Hello"
+    assert all(c["choices"][0]["finish_reason"] is None for c in chunks)
+    assert last["error"]["message"] == "the engine ran out of memory"
+    assert lines[-1] != "data: [DONE]"
+    with pytest.raises(openai.APIError, match="ran out of memory"):
+        list(client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True))
+
+
+def test_a_lost_token_ends_the_answer_instead_of_a_text_with_a_hole(rig: Rig) -> None:
+    rig.tell("Hello world", skip=3)
+    response = post(rig, PLAIN)
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "token_lost"
+
+
+def test_sessions_on_an_instance_that_goes_down_end_at_once(rig: Rig) -> None:
+    rig.tell("Hello", end=False, silent=True)
+    opened = len(rig.stage.openings)
+    with raw_request(rig, stream=True) as connection:
+        assert eventually(lambda: len(rig.stage.openings) == opened + 1)
+        response = connection.getresponse()
+        rig.node.publish(InstanceDown(rig.instance.instance_id, EPOCH, "engine-1 ended"))
+        *_, last = chunks_of(response.read().decode().split("\n"))
+    assert last["error"]["code"] == "node_lost"
+    assert "engine-1 ended" in last["error"]["message"]

@@ -1,0 +1,173 @@
+"""What a node says to what it cannot do: one clear sentence, a status that tells, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from models.catalogue import DEFAULT_MODEL
+from tests.support.models import write_tiny_gguf, write_tiny_llama
+from tests.support.nodes import CODE as JOIN_CODE
+from tests.support.nodes import ROOT, NodeProcess, clean_environment, nodes
+
+CARD = """
+id = "{id}"
+name = "A tiny model"
+family = "llama"
+n_layers = 4
+hidden_size = 64
+n_heads = 4
+n_kv_heads = 2
+head_dim = 16
+vocab_size = 264
+context_length = 512
+layer_bytes = 200000
+embedding_bytes = 70000
+size_bytes = 1000000
+
+[source]
+kind = "folder"
+path = "{path}"
+"""
+
+
+def refused(tmp_path: Path, *arguments: str) -> tuple[int, str]:
+    """The exit status of a node that cannot start, and the one sentence that it says."""
+    own = [
+        "--data-dir",
+        str(tmp_path / "node"),
+        "--discovery-port",
+        "0",
+        "--api-port",
+        "0",
+        "--bus-port",
+        "0",
+        "--join-port",
+        "0",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "cli", "node", *own, *arguments],
+        cwd=ROOT,
+        env={**clean_environment(), "EXOBUS_CACHE": str(tmp_path / "cache"), "EXOBUS_JOIN": JOIN_CODE.text()},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stdout
+    return done.returncode, lines[0]
+
+
+@contextmanager
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.parametrize("option", ["--api-port", "--bus-port", "--join-port"])
+def test_a_port_that_is_taken_is_named_with_the_option_that_changes_it(tmp_path: Path, option: str) -> None:
+    with taken_port() as port:
+        status, sentence = refused(tmp_path, option, str(port))
+    assert status == 1
+    assert str(port) in sentence
+    assert "port" in sentence
+
+
+def test_a_data_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    status, sentence = refused(tmp_path, "--data-dir", str(tmp_path / "file" / "node"))
+    assert status == 1
+    assert "--data-dir" in sentence
+
+
+def test_two_nodes_cannot_share_a_data_folder(tmp_path: Path) -> None:
+    with nodes("ada", arguments=["--engine", "numpy"]) as (ada,):
+        status, sentence = refused(tmp_path, "--data-dir", str(ada.data_dir))
+        assert status == 1
+        assert "in use by node 'ada'" in sentence
+        assert ada.get("/health")["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (("--engine", "abacus"), "mlx, tinygrad, onnx, numpy"),
+        (("--memory", "lots"), "12GB"),
+        (("--host", "0.0.0.0"), "127.0.0.1"),
+        (("--host", "studio.local"), "no address"),
+        (("--api-host", "192.0.2.1"), "--api-keys"),
+        (("--join", "home-secret"), "exobus cluster invite"),
+        (("--peer", "not a peer"), "host:port"),
+        (("--name", "../up"), "node name"),
+    ],
+)
+def test_an_option_that_cannot_be_meant_is_refused_before_anything_starts(
+    tmp_path: Path, arguments: tuple[str, ...], wanted: str
+) -> None:
+    status, sentence = refused(tmp_path, *arguments)
+    assert status == 2
+    assert wanted in sentence
+    assert not (tmp_path / "node").exists()
+
+
+def test_a_model_card_that_cannot_be_read_ends_the_node_with_its_sentence(tmp_path: Path) -> None:
+    (tmp_path / "cards").mkdir()
+    (tmp_path / "cards" / "broken.toml").write_text('id = "broken"\n')
+    status, sentence = refused(tmp_path, "--cards", str(tmp_path / "cards"))
+    assert status == 1
+    assert "broken.toml" in sentence
+
+
+def ask(node: NodeProcess, model: str) -> httpx.Response:
+    body = {"model": model, "max_tokens": 4, "messages": [{"role": "user", "content": "Hello"}]}
+    return httpx.post(f"{node.api}/v1/chat/completions", json=body, timeout=60.0)
+
+
+def test_without_a_network_the_answer_says_so_and_nothing_is_left_in_the_cache(tmp_path: Path) -> None:
+    with taken_port() as port:
+        closed = port
+    offline = {
+        "EXOBUS_CACHE": str(tmp_path / "cache"),
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_FIND_LINKS": "",
+        "PIP_EXTRA_INDEX_URL": "",
+        "PIP_INDEX_URL": f"http://127.0.0.1:{closed}/simple",
+        "PIP_RETRIES": "0",
+    }
+    with nodes("ada", arguments=["--engine", "numpy"], environment=offline) as (ada,):
+        answer = ask(ada, DEFAULT_MODEL)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "download_failed"
+        assert "network" in answer.json()["error"]["message"]
+        assert ada.get("/health")["status"] == "ok"
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".gguf", ".whl", ".part")]
+
+
+def test_a_damaged_model_is_refused_in_a_sentence_and_the_node_goes_on_with_a_sound_one(tmp_path: Path) -> None:
+    cards = tmp_path / "cards"
+    cards.mkdir()
+    write_tiny_gguf(tmp_path / "cut.gguf")
+    whole = (tmp_path / "cut.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
+    write_tiny_llama(tmp_path / "liar")
+    lie = next((tmp_path / "liar").glob("*.safetensors"))
+    lie.write_bytes((1 << 40).to_bytes(8, "little") + lie.read_bytes()[8:])
+    write_tiny_llama(tmp_path / "sound")
+    for name, path in (("cut", "cut.gguf"), ("liar", "liar"), ("sound", "sound")):
+        (cards / f"{name}.toml").write_text(CARD.format(id=name, path=tmp_path / path))
+    with nodes("ada", arguments=["--engine", "numpy", "--cards", str(cards)]) as (ada,):
+        for name, file in (("cut", "cut.gguf"), ("liar", lie.name)):
+            answer = ask(ada, name)
+            assert answer.status_code == 503, answer.text
+            assert file in answer.json()["error"]["message"]
+        assert ask(ada, "sound").status_code == 200

@@ -1,0 +1,383 @@
+"""Whole nodes and the join code: who gets in, who is told why not, what a decision of the owner changes."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psutil
+import pytest
+
+from bus.client import BusClient, RequestError
+from bus.messages import (
+    HubDescribe,
+    HubState,
+    InstanceEnsure,
+    InstanceReady,
+    MemberRevoke,
+    Message,
+    NodeRecorded,
+    PeerDial,
+    PeerDown,
+    PeerRefused,
+    RequestDone,
+    ShardLoad,
+    ShardLoaded,
+)
+from cli.code_file import CODE_FILE, read_code
+from cluster.join_code import JoinCode, new_join_code
+from cluster.roles import Role
+from cluster.shard import Shard
+from common.config import KEY_FILE
+from models.cache import default_cache_root
+from tests.nodes.test_bad_input import CARD
+from tests.support.bus import client, heard
+from tests.support.models import write_tiny_llama
+from tests.support.nodes import ROOT, NodeProcess, clean_environment, free_udp_port
+
+T = TypeVar("T")
+
+MODEL = "tiny"
+CODE, OTHER = new_join_code("home"), new_join_code("home")
+PROMISED_S = 3.0  # within which a node that stays outside is told why
+WRONG_HERE = "wrong join code for cluster home: the join port at"
+WRONG_THERE = "somebody knocked with a wrong join code for cluster home"
+REVOKED = "refuses this node's key: it was revoked in cluster home"
+COPIED = "runs somewhere else with the same key; if its data folder was copied, delete the file `key`"
+
+
+@dataclass(frozen=True)
+class House:
+    """Starts nodes that know a tiny model and no beacon; they all end with the test."""
+
+    folder: Path
+    cards: Path
+    running: ExitStack
+
+    def node(self, name: str, code: JoinCode | None, *arguments: str, folder: str = "") -> NodeProcess:
+        """A node that is ready."""
+        ports = ["--discovery-port", "0", "--api-port", "0", "--bus-port", "0", "--join-port", "0"]
+        own = ["--name", name, "--engine", "numpy", "--cards", str(self.cards), *ports, *arguments]
+        joining = {"EXOBUS_JOIN": code.text()} if code else {}
+        settings = {"EXOBUS_CACHE": str(default_cache_root()), **joining}
+        node = NodeProcess(self.folder / (folder or name), own, settings)
+        self.running.callback(node.stop)
+        node.ready()
+        return node
+
+    def pair(self) -> tuple[NodeProcess, NodeProcess]:
+        """Two members that are linked."""
+        ada = self.node("ada", CODE)
+        bob = self.node("bob", CODE, "--peer", ada.join_endpoint)
+        joined(ada, bob)
+        return ada, bob
+
+
+@pytest.fixture(scope="module")
+def cards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cards")
+    model = write_tiny_llama(tmp_path_factory.mktemp("models") / MODEL)
+    (folder / f"{MODEL}.toml").write_text(CARD.format(id=MODEL, path=model))
+    return folder
+
+
+@pytest.fixture
+def house(tmp_path: Path, cards: Path) -> Iterator[House]:
+    with ExitStack() as running:
+        yield House(tmp_path, cards, running)
+
+
+def joined(one: NodeProcess, two: NodeProcess) -> None:
+    """Wait until each says that the other joined, and each gateway knows both."""
+    for node, other in ((one, two), (two, one)):
+        node.says(f"node {other.config.name} joined")
+        wait_for_nodes(node, {one.config.name, two.config.name})
+
+
+def wait_for_nodes(node: NodeProcess, names: set[str]) -> None:
+    for _ in range(2000):
+        if {known["name"] for known in node.get("/v1/topology")["nodes"]} == names:
+            return
+    raise AssertionError(f"the nodes of the topology never were {names}")
+
+
+def chat(node: NodeProcess) -> httpx.Response:
+    body = {
+        "model": MODEL,
+        "temperature": 0,
+        "max_tokens": 12,
+        "messages": [{"role": "user", "content": "What is a ring?"}],
+    }
+    return httpx.post(f"{node.api}/v1/chat/completions", json=body, timeout=60.0)
+
+
+def answer(node: NodeProcess) -> str:
+    said = chat(node)
+    assert said.status_code == 200, said.text
+    return str(said.json()["choices"][0]["message"]["content"])
+
+
+def holders(node: NodeProcess) -> set[str]:
+    """The names of the nodes that hold layers."""
+    return {stage["node"] for placed in node.get("/v1/topology")["instances"] for stage in placed["stages"]}
+
+
+def exobus(node: NodeProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command of the node's owner."""
+    return subprocess.run(
+        [sys.executable, "-m", "cli", *arguments],
+        cwd=ROOT,
+        env={**clean_environment(), "EXOBUS_DATA_DIR": str(node.data_dir)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def done(node: NodeProcess, *arguments: str) -> str:
+    """What a command that ends well prints."""
+    command = exobus(node, *arguments)
+    assert command.returncode == 0, command.stderr
+    return command.stdout
+
+
+def on_bus(node: NodeProcess, look: Callable[[BusClient], Coroutine[Any, Any, T]], *topics: type[Message]) -> T:
+    """What `look` finds as an actor of the node."""
+
+    async def main() -> T:
+        config = node.config
+        async with client(config.run_path, config.node_id, "test", *topics) as bus:
+            return await look(bus)
+
+    return asyncio.run(main())
+
+
+def refusals_at_the_gate(node: NodeProcess) -> int:
+    """How many handshakes its join port refused so far."""
+
+    async def look(bus: BusClient) -> int:
+        state = await bus.request("hub", HubDescribe(), HubState, PROMISED_S)
+        return state.counters.get("refused at join", 0)
+
+    return on_bus(node, look)
+
+
+def refusal_of(node: NodeProcess, join_endpoint: str) -> PeerRefused:
+    """What a knock at a join port comes to, within the promised time."""
+
+    async def look(bus: BusClient) -> PeerRefused:
+        async with asyncio.timeout(PROMISED_S):
+            await bus.request("hub", PeerDial(f"tcp://{join_endpoint}"), RequestDone, PROMISED_S)
+            return (await heard(bus, PeerRefused))[0]
+
+    return on_bus(node, look, PeerRefused)
+
+
+def stays_quiet(node: NodeProcess) -> None:
+    """For four seconds it is refused nowhere; a node that only backs off would knock twice in them."""
+
+    async def look(bus: BusClient) -> None:
+        with pytest.raises(TimeoutError):
+            await heard(bus, PeerRefused, within_s=4.0)
+
+    on_bus(node, look, PeerRefused)
+
+
+def processes(node: NodeProcess) -> list[psutil.Process]:
+    return [psutil.Process(node.process.pid), *node.children()]
+
+
+def listening(node: NodeProcess) -> tuple[set[int], set[int]]:
+    """The tcp ports that a node listens on, and the udp ports that it has."""
+    found = [connection for process in processes(node) for connection in process.net_connections("inet")]
+    tcp = {c.laddr.port for c in found if c.status == psutil.CONN_LISTEN}
+    return tcp, {c.laddr.port for c in found if c.status == psutil.CONN_NONE}
+
+
+def api_port(node: NodeProcess) -> int:
+    return int(node.api.rpartition(":")[2])
+
+
+def test_two_nodes_with_one_code_are_linked_and_answer_as_one(house: House) -> None:
+    alone = answer(house.node("alone", None))
+    ada, bob = house.pair()
+    assert answer(ada) == alone
+    assert holders(ada) == {"ada", "bob"}
+    assert answer(bob) == alone
+
+
+def test_a_code_may_come_as_a_file_and_the_next_start_needs_none(house: House) -> None:
+    ada = house.node("ada", CODE)
+    given = house.folder / "given"
+    given.write_text(CODE.text() + "\n")
+    given.chmod(0o600)
+    bob = house.node("bob", None, "--join", str(given), "--peer", ada.join_endpoint)
+    joined(ada, bob)
+    bob.stop()
+    given.unlink()
+    joined(ada, house.node("bob", None, "--peer", ada.join_endpoint))
+
+
+def test_a_wrong_code_is_refused_in_time_with_a_sentence_on_both_sides(house: House) -> None:
+    ada, bob = house.node("ada", CODE), house.node("bob", OTHER)
+    refused = refusal_of(bob, ada.join_endpoint)
+    assert refused.code == "wrong_code"
+    assert refused.message.startswith(WRONG_HERE)
+    assert "exobus cluster invite" in refused.message
+    ada.says(WRONG_THERE, PROMISED_S)
+    bob.says(WRONG_HERE, PROMISED_S)
+    wait_for_nodes(ada, {"ada"})
+
+
+def test_a_node_with_a_wrong_code_does_not_hammer(house: House) -> None:
+    ada = house.node("ada", CODE)
+    bob = house.node("bob", OTHER, "--peer", ada.join_endpoint)
+    bob.says(WRONG_HERE)
+    knocks = refusals_at_the_gate(ada)
+    stays_quiet(bob)
+    assert refusals_at_the_gate(ada) == knocks == 1
+
+
+def test_a_revoked_node_loses_its_link_at_once_and_is_refused_from_then_on(house: House) -> None:
+    ada, bob = house.pair()
+    assert answer(bob) == answer(ada)
+    bob_id = bob.config.node_id
+
+    async def revoke(bus: BusClient) -> PeerDown:
+        async with asyncio.timeout(PROMISED_S):
+            await bus.request("hub", MemberRevoke(bob_id), RequestDone, PROMISED_S)
+            return (await heard(bus, PeerDown))[0]
+
+    assert on_bus(ada, revoke, PeerDown) == PeerDown(bob_id, "its key was revoked")
+    bob.says("node ada is gone", PROMISED_S)
+    bob.says(REVOKED, PROMISED_S)
+    stays_quiet(bob)
+    wait_for_nodes(ada, {"ada"})
+    answer(ada)
+    assert holders(ada) == {"ada"}
+    bob.stop()
+    again = house.node("bob", None, "--peer", ada.join_endpoint)
+    again.says(REVOKED, PROMISED_S)
+    wait_for_nodes(ada, {"ada"})
+
+
+def test_the_owner_revokes_by_name_and_lets_in_again(house: House) -> None:
+    ada, bob = house.pair()
+    assert "is shut out of home" in done(ada, "cluster", "revoke", "bob")
+    ada.says("is gone: its key was revoked", PROMISED_S)
+    assert "revoked" in done(ada, "cluster", "ls")
+    done(ada, "cluster", "approve", "bob")
+    bob.stop()
+    joined(ada, house.node("bob", None, "--peer", ada.join_endpoint))
+
+
+def test_a_copied_data_folder_is_refused_and_the_first_node_serves_on(house: House) -> None:
+    ada, bob = house.pair()
+    before = answer(ada)
+    shutil.copytree(bob.data_dir, house.folder / "copy", ignore=shutil.ignore_patterns("run", "lock", "logs"))
+    copy = house.node("bob", None, "--peer", ada.join_endpoint, folder="copy")
+    assert copy.config.node_id == bob.config.node_id
+    copy.says(COPIED, PROMISED_S)
+    ada.says("bob was not let in", PROMISED_S)
+    stays_quiet(copy)
+    for node in (ada, bob):
+        assert answer(node) == before
+        assert holders(node) == {"ada", "bob"}
+        assert not [line for line in node.so_far() if "is gone" in line]
+
+
+def test_a_copy_without_the_key_is_a_node_of_its_own(house: House) -> None:
+    ada, bob = house.pair()
+    shutil.copytree(bob.data_dir, house.folder / "copy", ignore=shutil.ignore_patterns("run", "lock", "logs", KEY_FILE))
+    copy = house.node("bob", None, "--peer", ada.join_endpoint, folder="copy")
+    assert copy.config.node_id != bob.config.node_id
+    ada.says("bob joined with a new key", PROMISED_S)
+    assert copy.config.node_id in {known["node_id"] for known in ada.get("/v1/topology")["nodes"]}
+
+
+def test_a_new_code_reaches_linked_nodes_and_shuts_out_the_old_one(house: House) -> None:
+    ada, bob = house.pair()
+    assert "bob" in done(ada, "cluster", "rotate")
+    bob.says("the join code of cluster home was changed", PROMISED_S)
+    fresh = read_code(ada.data_dir / CODE_FILE)
+    assert fresh is not None
+    assert fresh != CODE
+    assert read_code(bob.data_dir / CODE_FILE) == fresh
+    late = house.node("late", CODE)
+    for node in (ada, bob):
+        assert refusal_of(late, node.join_endpoint).code == "wrong_code"
+    late.stop()
+    joined_late = house.node("late", fresh, "--peer", bob.join_endpoint)
+    wait_for_nodes(joined_late, {"ada", "bob", "late"})
+    assert not [line for line in (*ada.so_far(), *bob.so_far()) if "is gone" in line]
+
+
+def test_an_observer_looks_and_can_have_nothing_done(house: House) -> None:
+    ada = house.node("ada", CODE)
+    eve = house.node("eve", CODE.invite(Role.OBSERVER), "--peer", ada.join_endpoint)
+    ada.says("node eve joined as observer")
+    wait_for_nodes(eve, {"ada"})
+    wait_for_nodes(ada, {"ada"})
+    assert "ada" in done(eve, "topology", "--api", eve.api)
+    assert "node.record" in done(eve, "bus", "sub", "node.record", "--count", "1")
+    hears_record_of(eve, ada)
+    refused = chat(eve)
+    assert refused.status_code >= 400
+    assert "this node only observes" in refused.json()["error"]["message"]
+    assert forbidden(eve, ada, InstanceEnsure(MODEL), InstanceReady) == "forbidden"
+    assert forbidden(eve, ada, ShardLoad("i", 1, Shard(MODEL, 0, 4, 4)), ShardLoaded) == "forbidden"
+    assert holders(ada) == set()
+
+
+def hears_record_of(node: NodeProcess, other: NodeProcess) -> None:
+    """Wait until another node's record comes over a node's bus."""
+
+    async def look(bus: BusClient) -> None:
+        while (await heard(bus, NodeRecorded))[1].node != other.config.node_id:
+            pass
+
+    on_bus(node, look, NodeRecorded)
+
+
+def forbidden(node: NodeProcess, other: NodeProcess, work: Any, expects: type[Message]) -> str:
+    """The code with which another node's hub refuses work that is sent past the own node's rules."""
+
+    async def look(bus: BusClient) -> str:
+        with pytest.raises(RequestError) as refused:
+            await bus.request(f"{other.config.node_id}/node", work, expects, PROMISED_S)
+        return refused.value.code
+
+    return on_bus(node, look)
+
+
+def test_a_gateway_chats_and_holds_no_layers(house: House) -> None:
+    ada = house.node("ada", CODE)
+    gus = house.node("gus", CODE.invite(Role.GATEWAY), "--peer", ada.join_endpoint)
+    ada.says("node gus joined as gateway")
+    wait_for_nodes(gus, {"ada"})
+    assert answer(gus) == answer(ada)
+    assert holders(gus) == {"ada"}
+    assert forbidden(ada, gus, ShardLoad("i", 1, Shard(MODEL, 0, 4, 4)), ShardLoaded) == "forbidden"
+
+
+def test_a_node_that_stands_alone_listens_on_no_port_but_its_api(house: House) -> None:
+    beacons = free_udp_port()
+    alone = house.node("alone", None, "--discovery-port", str(beacons))
+    member = house.node("member", CODE, "--discovery-port", str(beacons))
+    for node in (alone, member):
+        answer(node)
+    assert listening(alone) == ({api_port(alone)}, set())
+    config = member.config
+    tcp, udp = listening(member)
+    assert {api_port(member), config.bus_port, config.join_port} < tcp, "the data plane has a port too"
+    assert beacons in udp
+    alone.says("this node stands alone")

@@ -1,0 +1,77 @@
+"""A whole node whose memory for keys and values holds one chat: who waits, who is refused, what is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from models.catalogue import DEFAULT_MODEL
+from tests.support.models import default_model_path
+from tests.support.nodes import NodeProcess, nodes
+
+POSITIONS = 607  # of 30 layers' keys and values, each of 3 heads of 64 float32
+ONE_CHAT = ["--engine", "numpy", "--kv-memory", "28MB"]
+QUESTION = {"role": "user", "content": "Tell a long story about a ring of machines. " * 8}
+WITHIN_S = 120.0
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[NodeProcess]:
+    default_model_path()
+    with nodes("ada", arguments=ONE_CHAT) as (ada,):
+        assert ask(ada, max_tokens=1).status_code == 200
+        yield ada
+
+
+def ask(node: NodeProcess, **fields: Any) -> httpx.Response:
+    """A whole answer, greedy."""
+    return httpx.post(f"{node.api}/v1/chat/completions", json=body(**fields), timeout=WITHIN_S)
+
+
+@contextmanager
+def asking(node: NodeProcess, **fields: Any) -> Iterator[Iterator[str]]:
+    """The lines of a stream that are not empty."""
+    fields |= {"stream": True, "stream_options": {"include_usage": True}}
+    with httpx.stream("POST", f"{node.api}/v1/chat/completions", json=body(**fields), timeout=WITHIN_S) as response:
+        yield (line for line in response.iter_lines() if line)
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    return {"model": DEFAULT_MODEL, "messages": [QUESTION], "temperature": 0, **fields}
+
+
+def test_a_chat_waits_while_another_has_the_memory_and_is_admitted_when_that_leaves(node: NodeProcess) -> None:
+    with ExitStack() as talking:
+        first = talking.enter_context(asking(node, max_tokens=450))
+        assert any(line.startswith("data: ") for line in first)
+        with asking(node, max_tokens=8) as second:
+            assert ": exobus 1 answer is ahead of yours" in second
+            talking.close()
+            rest = list(second)
+    usage = json.loads(rest[-2].removeprefix("data: "))
+    assert rest[-1] == "data: [DONE]"
+    assert (usage["usage"]["completion_tokens"], usage["timings"]["queued_ms"] > 0) == (8, True)
+
+
+def test_a_prompt_that_was_read_before_is_not_computed_again(node: NodeProcess) -> None:
+    before, again = ask(node, max_tokens=4).json(), ask(node, max_tokens=4).json()
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] >= 64
+    assert again["choices"] == before["choices"]
+
+
+def test_a_node_holds_as_many_positions_as_it_was_given_memory_for(node: NodeProcess) -> None:
+    (instance,) = node.get("/v1/topology")["instances"]
+    assert [stage["positions"] for stage in instance["stages"]] == [POSITIONS]
+
+
+def test_a_prompt_that_the_memory_cannot_hold_is_refused_with_the_next_step(node: NodeProcess) -> None:
+    response = ask(node, messages=[{"role": "user", "content": "word " * POSITIONS}])
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "too_large", "messages")
+    assert f"holds {POSITIONS} " in error["message"]
+    assert "--kv-memory" in error["message"]

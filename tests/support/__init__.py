@@ -1,0 +1,1 @@
+"""Rigs: what several tests share."""

@@ -1,0 +1,96 @@
+"""Nodes for tests of the data plane: keys, and who is linked to whom, without hubs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import msgspec
+import zmq
+
+from bus.dataplane.access import ClusterAccess
+from bus.dataplane.peer_allowlist import PeerAllowlist
+from bus.messages import HubPeer
+from bus.net.endpoints import with_key
+from bus.net.keys import KeyPair, key_pair_of, new_key_pair
+from bus.net.sockets import connect, open_socket
+from cluster.roles import Role
+
+HOST = "127.0.0.1"
+
+
+def reach(pair: KeyPair, *linked: KeyPair, host: str = HOST) -> ClusterAccess:
+    """A node's place among others, which are members."""
+    nodes = PeerAllowlist(pair.public, pair.node_id)
+    nodes.standing(peer(other) for other in linked)
+    return ClusterAccess(host, pair, nodes)
+
+
+def peer(pair: KeyPair, role: Role = Role.MEMBER) -> HubPeer:
+    """A node as the hub that is linked to it tells of it."""
+    return HubPeer(pair.node_id, pair.node_id, with_key("tcp://127.0.0.1:1", pair.public), role)
+
+
+def reaches(count: int) -> list[ClusterAccess]:
+    """So many nodes, all linked."""
+    pairs = [new_key_pair() for _ in range(count)]
+    return [reach(pair, *pairs) for pair in pairs]
+
+
+class Node(msgspec.Struct, frozen=True):
+    """A node for a process of its own: its secret key, and the public ones of all it is linked to."""
+
+    secret: str
+    linked: tuple[str, ...]
+    plain: bool = False  # without keys
+
+    @property
+    def pair(self) -> KeyPair:
+        """Its own keys."""
+        return key_pair_of(bytes.fromhex(self.secret))
+
+    def place(self) -> ClusterAccess:
+        """Its place among the others."""
+        return reach(self.pair, *(KeyPair(bytes.fromhex(public), b"") for public in self.linked))
+
+
+def new_nodes(count: int, *, plain: bool = False) -> list[Node]:
+    """So many nodes, all linked."""
+    pairs = [new_key_pair() for _ in range(count)]
+    linked = tuple(pair.public.hex() for pair in pairs)
+    return [Node(pair.secret.hex(), linked, plain) for pair in pairs]
+
+
+@contextmanager
+def without_keys() -> Iterator[None]:
+    """Tcp sockets that are bound or connected meanwhile have no CURVE, and whoever connects is believed.
+
+    To measure what keys cost; nothing in the product can do this.
+    """
+    with (
+        patch("bus.net.sockets._guard", lambda socket, guard: None),
+        patch("bus.net.sockets._identify", lambda socket, endpoint, own: None),
+        patch("bus.dataplane.inbound.sender_of", lambda part: ""),
+    ):
+        yield
+
+
+def tcp(endpoints: Sequence[str]) -> str:
+    """The one between machines."""
+    return next(endpoint for endpoint in endpoints if endpoint.startswith("tcp://"))
+
+
+def only_tcp(endpoints: Sequence[str]) -> tuple[str, ...]:
+    """As if nobody else were on this machine."""
+    return (tcp(endpoints),)
+
+
+@contextmanager
+def raw_dealer(pair: KeyPair, endpoint: str) -> Iterator[zmq.Socket[bytes]]:
+    """A bare DEALER with a node's key."""
+    with zmq.Context() as context, open_socket(context, zmq.DEALER) as dealer:
+        dealer.setsockopt(zmq.LINGER, 2000)
+        dealer.setsockopt(zmq.SNDTIMEO, 2000)
+        connect(dealer, endpoint, pair)
+        yield dealer

@@ -1,0 +1,55 @@
+"""`python -m tests.support.broken_gateway`: a gateway that fails where a message asks for it, quoting what it was
+given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from bus.process import run_actor
+from gateway.core.text_models import TextModel
+from gateway.gateway_actor import GatewayActor
+from gateway.openai import chat_completions as completions
+from gateway.openai.requests import ChatRequest, parse
+
+IN_THE_ROUTE = "fail in the route"
+IN_THE_ANSWER = "fail in the answer"
+IN_A_TASK = "fail in a task"
+IN_A_CALLBACK = "fail in a callback"
+PLACES = (IN_THE_ROUTE, IN_THE_ANSWER, IN_A_TASK, IN_A_CALLBACK)
+
+
+def _fail(words: object) -> None:
+    try:
+        raise KeyError(words)
+    except KeyError as error:
+        raise ValueError(f"cannot make sense of {words!r}") from error
+
+
+async def _fail_alone(words: object) -> None:
+    _fail(words)
+
+
+def _parse(body: bytes) -> ChatRequest:
+    if IN_THE_ROUTE.encode() in body:
+        _fail(body)
+    if IN_A_TASK.encode() in body:
+        asyncio.get_running_loop().create_task(_fail_alone(body))  # nobody is to look at it
+    if IN_A_CALLBACK.encode() in body:
+        asyncio.get_running_loop().call_soon(_fail, body)
+    return parse(body)
+
+
+async def _prompt(self: TextModel, conversation: Sequence[dict[str, str]]) -> tuple[int, ...]:
+    if any(IN_THE_ANSWER in message["content"] for message in conversation):
+        _fail(conversation)
+    return await _whole_prompt(self, conversation)
+
+
+_whole_prompt = TextModel.prompt
+
+if __name__ == "__main__":
+    completions.parse = _parse  # type: ignore[attr-defined]  # it is imported there
+    TextModel.prompt = _prompt  # type: ignore[method-assign]
+    run_actor(GatewayActor, GatewayActor.name)

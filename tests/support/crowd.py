@@ -1,0 +1,133 @@
+"""Crowds of strangers at the doors of a hub in a process of its own: for the tests, and for the benchmark's figures."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import zmq
+
+from bus.messages import HubState, PeerDial, RequestDone, Status
+from bus.net.endpoints import address_of
+from bus.net.keys import new_key_pair
+from bus.net.sockets import CONTROL_BYTES, connect, open_socket
+from bus.wire import encode, new_header
+from tests.support.bus import HubProcess, client, described, hub_config, hub_process, link, new_node, run_folder
+
+HOST, GUEST = new_node(), new_node()
+MIB = 1 << 20
+REAPED_WITHIN_S = 15.0
+
+
+@contextmanager
+def hub_with(descriptors: int = 0) -> Iterator[tuple[HubProcess, Path]]:
+    """A hub in a process of its own, with at most so many open files."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+    with run_folder() as folder, hub_process(hub_config(folder, HOST), limit if descriptors else None) as process:
+        yield process, folder
+
+
+def ports(state: HubState) -> list[int]:
+    """Of the bus, and of the join port."""
+    return [int(address_of(endpoint).rpartition(":")[2]) for endpoint in (state.endpoint, state.join_endpoint)]
+
+
+def knock_together(endpoint: str, count: int) -> int:
+    """So many unknown keys at once, each with a fact on its way and the right key of the hub. How many got in."""
+    fact, let_in = Status("m", "from a stranger"), 0
+    with zmq.Context() as context, ExitStack() as stack:
+        poller, left = zmq.Poller(), set()
+        for _ in range(count):
+            pair = new_key_pair()
+            dealer = stack.enter_context(open_socket(context, zmq.DEALER))
+            dealer.setsockopt(zmq.IMMEDIATE, 0)
+            monitor = dealer.get_monitor_socket(zmq.Event.HANDSHAKE_FAILED_AUTH | zmq.Event.HANDSHAKE_SUCCEEDED)
+            stack.callback(monitor.close, 0)
+            stack.callback(dealer.disable_monitor)
+            poller.register(monitor, zmq.POLLIN)
+            left.add(monitor)
+            connect(dealer, endpoint, pair)
+            dealer.send_multipart(encode("status", new_header(fact, f"{pair.node_id}/node", sequence=1), fact))
+        while left:
+            told = poller.poll(10_000)
+            assert told, f"{len(left)} of {count} were told nothing within 10 s"
+            for monitor, _ in told:
+                event = struct.unpack("=HI", monitor.recv_multipart()[0])[0]
+                let_in += event == zmq.Event.HANDSHAKE_SUCCEEDED
+                poller.unregister(monitor)
+                left.remove(monitor)
+    return let_in
+
+
+def idle(crowd: ExitStack, port: int) -> socket.socket:
+    """A connection that says nothing."""
+    return crowd.enter_context(socket.create_connection(("127.0.0.1", port), 10.0))
+
+
+def seconds_until_closed(crowd: Sequence[socket.socket]) -> float:
+    """Read each to its end: the other side's greeting, then nothing. TimeoutError where one stays open."""
+    begun = time.monotonic()
+    for one in crowd:
+        one.settimeout(REAPED_WITHIN_S)
+        try:
+            while one.recv(4096):
+                pass
+        except ConnectionResetError:
+            continue
+    return time.monotonic() - begun
+
+
+def seconds_to_join(run_dir: Path, join_endpoint: int) -> float:
+    """The guest's hub knocks, and a link stands."""
+
+    async def join() -> float:
+        async with client(run_dir, GUEST, "guest") as guest:
+            begun = time.monotonic()
+            await link(guest, f"tcp://127.0.0.1:{join_endpoint}")
+            return time.monotonic() - begun
+
+    return asyncio.run(join())
+
+
+def join_in_the_end(run_dir: Path, join_endpoint: int) -> None:
+    """As discovery does: knock again while nobody answers."""
+
+    async def join() -> None:
+        async with client(run_dir, GUEST, "guest") as guest, asyncio.timeout(20.0):
+            while True:
+                await guest.request("hub", PeerDial(f"tcp://127.0.0.1:{join_endpoint}"), RequestDone, 5.0)
+                state = await described(guest, lambda _: True)
+                if state.peers:
+                    return
+                await asyncio.sleep(0.2)
+
+    asyncio.run(join())
+
+
+def half_a_frame(stranger: socket.socket, claimed: int) -> None:
+    """A ZMTP greeting for CURVE, and then a command that never ends."""
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
+    stranger.settimeout(2.0)
+    try:
+        stranger.sendall(greeting)
+        stranger.recv(64)
+        stranger.sendall(b"\x06" + struct.pack(">Q", claimed))
+        stranger.sendall(b"\x05HELLO" + os.urandom(min(claimed - 4096, 4 * MIB)))
+    except (ConnectionError, TimeoutError):
+        pass  # refused earlier than it might have been
+
+
+def half_frames(crowd: ExitStack, port: int, count: int) -> None:
+    """So many strangers that claim the largest frame a port takes, or far more, send what they can, and wait."""
+    for number in range(count):
+        half_a_frame(idle(crowd, port), CONTROL_BYTES - 1 if number % 2 else 16 * MIB)

@@ -1,0 +1,96 @@
+"""A gateway's server on a thread of its own, with an application and limits of the test's, and raw clients for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp
+
+from gateway.http.connection import ConnectionLimits
+from gateway.http.server import Server, make_server
+from tests.support.stage import WITHIN_S
+
+MANY = 4096  # steps of one hundredth of a second; a server that never gives up is one that fails
+
+
+@dataclass
+class Served:
+    """A server on a thread of its own."""
+
+    port: int
+    server: Server
+
+    @contextmanager
+    def connected(self, data: bytes = b"") -> Iterator[socket.socket]:
+        """A client that sent this."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=WITHIN_S) as client:
+            client.sendall(data)
+            yield client
+
+
+@contextmanager
+def serving(app: ASGIApp, limits: ConnectionLimits) -> Iterator[Served]:
+    """A server with these limits, ended with the block."""
+    server = make_server(app, limits)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
+    thread.start()
+    try:
+        yield Served(listener.getsockname()[1], server)
+    finally:
+        server.should_exit = True
+        thread.join(WITHIN_S)
+        assert not thread.is_alive()
+
+
+def trickled(client: socket.socket, data: bytes = b"x") -> bytes:
+    """All that comes back while bytes are sent one by one, until the other side closes."""
+    received = b""
+    client.settimeout(0.01)
+    for _ in range(MANY):
+        try:
+            part = client.recv(1 << 16)
+            if not part:
+                return received
+            received += part
+        except TimeoutError:
+            with suppress(BrokenPipeError, ConnectionResetError):
+                client.sendall(data)
+        except ConnectionResetError:
+            return received
+    raise AssertionError("the server never gave up")
+
+
+def rest(client: socket.socket) -> bytes:
+    """What is still to be read until the other side closes."""
+    client.settimeout(WITHIN_S)
+    received = b""
+    with suppress(ConnectionResetError):
+        while part := client.recv(1 << 16):
+            received += part
+    return received
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+def error(answer: bytes) -> dict[str, str]:
+    body = json.loads(answer.partition(b"\r\n\r\n")[2])
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    return dict(body["error"])
+
+
+def one_answer(client: socket.socket, received: bytes = b"") -> bytes:
+    """One answer on a connection that stays open, of which this was received already."""
+    while b"}" not in received:
+        part = client.recv(1 << 16)
+        assert part
+        received += part
+    return received

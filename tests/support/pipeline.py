@@ -1,0 +1,94 @@
+"""A Llama with sliding windows, split at every cut with ghost layers; run in a child, since it imports mlx_lm.
+
+Prints JSON: by cut, how far the split model's logits are from the unsplit one's, relative to the largest logit; and how
+many passes over the weights a ragged batch is, of this model and of one without windows.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from cluster.shard import Shard, whole
+from engines.engine import Chunk, FloatArray
+from engines.mlx.engine import MlxEngine
+from engines.random_weights import RandomWeights
+from models.config import ModelConfig
+from tests.support.engines import Ring, cut
+
+LAYERS = 6
+WINDOW = 4
+FAMILY = "llama"
+CHUNKS = ([1, 2, 3, 4, 5, 6, 7], [8, 9, 10, 11, 12], [13], [14], [15, 16, 17])
+
+
+class SlidingConfig(ModelConfig, frozen=True):
+    """Full attention in the first and fourth layers, windows in the others."""
+
+    def hf(self) -> dict[str, Any]:
+        kinds = ["sliding_attention"] * LAYERS
+        kinds[0] = kinds[3] = "full_attention"
+        return {**super().hf(), "layer_types": kinds, "sliding_window": WINDOW}
+
+
+CONFIG = SlidingConfig(
+    model_type=FAMILY,
+    n_layers=LAYERS,
+    hidden_size=32,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=8,
+    intermediate_size=64,
+    vocab_size=64,
+    rope_theta=10000.0,
+    rms_norm_eps=1e-5,
+    context_length=128,
+)
+
+
+def loaded(shard: Shard, config: ModelConfig = CONFIG) -> MlxEngine:
+    engine = MlxEngine()
+    engine.read(shard, RandomWeights(config))
+    return engine
+
+
+def logits(cuts: Sequence[int]) -> FloatArray:
+    """Of every chunk's last row (chunks, vocab)."""
+    ring = Ring([loaded(shard) for shard in cut("sliding", LAYERS, *cuts)])
+    position, answers = 0, []
+    for chunk in CHUNKS:
+        answers.append(ring.step(0, position, chunk))
+        position += len(chunk)
+    return np.stack(answers)
+
+
+def passes(config: ModelConfig) -> int:
+    """How often the whole model is run for a batch of three chunks."""
+    engine, calls = loaded(whole("ragged", LAYERS), config), 0
+    family = importlib.import_module(f"mlx_lm.models.{FAMILY}").Model
+    run = family.__call__
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return run(*arguments, **options)
+
+    family.__call__ = counted
+    engine.forward([Chunk(slot, 0, np.ones(rows, np.int32), 1) for slot, rows in enumerate((1, 5, 1))])
+    family.__call__ = run
+    return calls
+
+
+if __name__ == "__main__":
+    unsplit = logits([])
+    scale = float(np.abs(unsplit).max())
+    differences = {layer: float(np.abs(logits([layer]) - unsplit).max()) / scale for layer in range(1, LAYERS)}
+    plain = ModelConfig(**msgspec.structs.asdict(CONFIG))
+    report = {"differences": differences, "passes": {"windows": passes(CONFIG), "plain": passes(plain)}}
+    sys.stdout.write(json.dumps(report))
