@@ -17,8 +17,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bus.net.keys import KeyFileError, own_key_pair
+from bus.net.keys import own_key_pair
 from common.config import CONFIG_FILE, KEY_FILE, NodeConfig, read_config
+from common.private_files import PrivateFileError
 
 _RUN_PREFIX = "exobus-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -79,7 +80,7 @@ def open_folder(path: Path) -> DataDir:
         _clear_left_behind(path)
         run_dir = _new_run_dir()
         (path / "run").write_text(str(run_dir))
-    except KeyFileError as error:
+    except PrivateFileError as error:
         lock.release()
         raise DataDirError(str(error)) from None
     except BaseException:

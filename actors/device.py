@@ -15,6 +15,7 @@ import psutil
 
 from bus.client import RequestError
 from cluster.capabilities import DeviceCapabilities
+from cluster.failures import FailureCode
 from common.config import NodeConfig
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Device:
                 said, complaint = await self._child.communicate()
         except TimeoutError:
             raise RequestError(
-                "no_engine", f"the engines were not measured within {MEASURE_WITHIN_S:g} s; pass --engine"
+                FailureCode.NO_ENGINE, f"the engines were not measured within {MEASURE_WITHIN_S:g} s; pass --engine"
             ) from None
         finally:
             with suppress(ProcessLookupError):
@@ -86,7 +87,7 @@ class Device:
             await self._child.wait()
         if self._child.returncode:
             sentence = complaint.decode(errors="replace").strip().splitlines()[-1:] or ["measuring the engines failed"]
-            raise RequestError("no_engine", sentence[0])
+            raise RequestError(FailureCode.NO_ENGINE, sentence[0])
         return msgspec.json.decode(said, type=DeviceCapabilities)
 
 

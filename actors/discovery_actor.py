@@ -22,12 +22,13 @@ from bus.messages import (
     PeerUp,
 )
 from bus.net.identity import cluster_keys
-from bus.net.keys import KeyFileError
 from bus.peering.peer_handle import BusPeerHandle
 from bus.process import CannotStart, run_actor
 from bus.wire import Envelope
+from cluster.failures import FailureCode
 from cluster.roles import Role
 from common.config import NodeConfig
+from common.private_files import PrivateFileError
 from discovery.beacon import Beacon
 from discovery.beacon_filter import WrongJoinCode
 from discovery.candidates import Candidates
@@ -68,7 +69,7 @@ class DiscoveryActor(Actor):
                 await self._listen_on(UdpDiscovery(self._config.host, self._config.discovery_port, keys))
         except NoBroadcastError as error:
             logger.warning("%s", error)
-        except (KeyFileError, ValueError, OSError) as error:
+        except (PrivateFileError, ValueError, OSError) as error:
             raise CannotStart(str(error)) from None
         await self._look_around()
 
@@ -154,7 +155,7 @@ class DiscoveryActor(Actor):
         while True:
             heard = await way.heard()
             if isinstance(heard, WrongJoinCode):
-                await self.bus.publish(PeerRefused("", "wrong_code", heard.sentence))
+                await self.bus.publish(PeerRefused("", FailureCode.WRONG_CODE, heard.sentence))
             else:
                 self._membership = self._membership.hear(heard, time.monotonic())
 

@@ -12,6 +12,7 @@ from bus.client import BusClient, RequestError
 from bus.messages import DownloadDone, DownloadFailed, DownloadProgress, DownloadWant
 from bus.process import run_actor
 from bus.wire import Envelope
+from cluster.failures import FailureCode
 from cluster.shard import Shard
 from common.config import NodeConfig
 from models import sources
@@ -40,7 +41,7 @@ class DownloadActor(Actor):
         try:
             card = self._catalogue.get(message.model_id)
         except UnknownModel as error:
-            raise RequestError("model_not_found", str(error)) from None
+            raise RequestError(FailureCode.MODEL_NOT_FOUND, str(error)) from None
         async with self._locks.setdefault(card.id, asyncio.Lock()):
             path = await self._fetch(card, message.shard)
         return DownloadDone(str(path), str(self._cache.folder(card)))
@@ -52,7 +53,7 @@ class DownloadActor(Actor):
             return await asyncio.to_thread(sources.fetch, card, shard, self._cache, reports.report, cancelled)
         except ModelError as error:
             await self.bus.publish(DownloadFailed(card.id, self.bus.node_id, str(error)))
-            raise RequestError("download_failed", str(error)) from None
+            raise RequestError(FailureCode.DOWNLOAD_FAILED, str(error)) from None
         finally:
             cancelled.set()
 

@@ -23,6 +23,7 @@ from bus.messages import (
 )
 from bus.process import actor_name, run_actor
 from bus.wire import Envelope
+from cluster.failures import FailureCode
 from common.config import NodeConfig
 from engines.engine import EngineError
 from models.errors import ModelError
@@ -57,7 +58,9 @@ class EngineActor(DataPlaneActor):
     async def load(self, message: EngineLoad, envelope: Envelope) -> ShardLoaded:
         """Read the shard on the stage's own thread, and listen."""
         if self._stage is not None:
-            raise RequestError("conflict", f"{self.bus.address} holds a stage already; ask for another engine")
+            raise RequestError(
+                FailureCode.CONFLICT, f"{self.bus.address} holds a stage already; ask for another engine"
+            )
         begun = time.monotonic()
         self._load = message
         run_dir, name, reach = self._config.run_path, self.bus.name, self._reach
@@ -74,7 +77,9 @@ class EngineActor(DataPlaneActor):
         try:
             endpoints = await asyncio.wait_for(asyncio.wrap_future(self._stage.loaded), LOAD_WITHIN_S)
         except (EngineError, ModelError, OSError, MemoryError) as error:
-            raise RequestError("load_failed", f"{message.engine} cannot load {message.shard}: {error}") from error
+            raise RequestError(
+                FailureCode.LOAD_FAILED, f"{message.engine} cannot load {message.shard}: {error}"
+            ) from error
         resident, seconds = psutil.Process().memory_info().rss, time.monotonic() - begun
         positions, exact_rows = self._stage.positions, self._stage.exact_rows
         return ShardLoaded(self.bus.address, message.engine, endpoints, seconds, resident, positions, exact_rows)
@@ -86,7 +91,7 @@ class EngineActor(DataPlaneActor):
         try:
             await asyncio.wrap_future(stage.join_ring(ring_view(message.instance, self.bus.address)))
         except ValueError as error:  # no end point, another node's, or one that is not linked
-            raise RequestError("unreachable", f"{self.bus.address} cannot join the ring: {error}") from error
+            raise RequestError(FailureCode.UNREACHABLE, f"{self.bus.address} cannot join the ring: {error}") from error
         return RequestDone()
 
     @on(StageDrain)
@@ -113,7 +118,7 @@ class EngineActor(DataPlaneActor):
 
     def _loaded(self) -> StageThread:
         if self._stage is None or not self._stage.loaded.done():
-            raise RequestError("conflict", f"{self.bus.address} has no stage yet; load a shard first")
+            raise RequestError(FailureCode.CONFLICT, f"{self.bus.address} has no stage yet; load a shard first")
         return self._stage
 
 

@@ -47,6 +47,7 @@ from bus.messages import (
 from bus.net.identity import own_role
 from bus.process import run_actor
 from bus.wire import Envelope
+from cluster.failures import FailureCode
 from cluster.instances import Instances
 from cluster.kv_budget import KvBudget, KvRequest
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
@@ -212,11 +213,11 @@ class NodeActor(Actor):
         own = {self.bus.node_id} if self._role is Role.MEMBER else set()
         if self._role is Role.OBSERVER:
             raise RequestError(
-                "forbidden", "this node only observes; chat through another, or join with a gateway's code"
+                FailureCode.FORBIDDEN, "this node only observes; chat through another, or join with a gateway's code"
             )
         if not (members := {*self._topology.node_ids, *own}):
             raise RequestError(
-                "no_member", f"no member of cluster {self._config.cluster} is linked to this gateway yet"
+                FailureCode.NO_MEMBER, f"no member of cluster {self._config.cluster} is linked to this gateway yet"
             )
         return members
 
@@ -224,7 +225,7 @@ class NodeActor(Actor):
         try:
             return self._catalogue.get(model_id)
         except UnknownModel as error:
-            raise RequestError("model_not_found", str(error)) from None
+            raise RequestError(FailureCode.MODEL_NOT_FOUND, str(error)) from None
 
     # -- as a member
 
@@ -232,7 +233,9 @@ class NodeActor(Actor):
     async def load_shard(self, message: ShardLoad, envelope: Envelope) -> ShardLoaded:
         """Fetch the shard's files and start an engine for it meanwhile, then load."""
         if self._role is not Role.MEMBER:
-            raise RequestError("forbidden", f"{self._config.name} has the role {self._role} and holds no layers")
+            raise RequestError(
+                FailureCode.FORBIDDEN, f"{self._config.name} has the role {self._role} and holds no layers"
+            )
         machine, card = await self._machine.measured(), self._card(message.shard.model_id)
         files, engine = await self._files_and_engine(message)
         self._stages[message.instance_id] = engine

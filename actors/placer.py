@@ -25,6 +25,7 @@ from bus.messages import (
     StageJoin,
     Status,
 )
+from cluster.failures import FailureCode
 from cluster.instances import Instances
 from cluster.partitioning import PartitioningStrategy
 from cluster.placement import DoesNotFit, Instance, PlacedStage, able, plan
@@ -75,7 +76,7 @@ class Placer:
             stages = self._plan(card, topology)
         except DoesNotFit as error:
             if held is None:
-                raise RequestError("insufficient_memory", str(error)) from None
+                raise RequestError(FailureCode.INSUFFICIENT_MEMORY, str(error)) from None
             await self._retire(held)
             return await self._replace(card, None, await self._look())
         instance = await self._place(card, stages)
@@ -147,13 +148,13 @@ class Placer:
 def _check_answer(node_id: str, loaded: ShardLoaded) -> None:
     """A member may lend the ring no process and no end point but its own. Raises RequestError."""
     if loaded.actor.partition("/")[0] != node_id:
-        raise RequestError("load_failed", f"node {node_id} names another node's engine, {loaded.actor}")
+        raise RequestError(FailureCode.LOAD_FAILED, f"node {node_id} names another node's engine, {loaded.actor}")
     try:
         others = {node_at(endpoint) for endpoint in loaded.endpoints} - {"", node_id}
     except ValueError as error:
-        raise RequestError("load_failed", f"node {node_id} loaded its shard, but {error}") from None
+        raise RequestError(FailureCode.LOAD_FAILED, f"node {node_id} loaded its shard, but {error}") from None
     if others or not loaded.endpoints:
-        raise RequestError("load_failed", f"node {node_id} names no end point of its own")
+        raise RequestError(FailureCode.LOAD_FAILED, f"node {node_id} names no end point of its own")
 
 
 def _all_loaded(results: Sequence[PlacedStage | BaseException]) -> tuple[PlacedStage, ...]:

@@ -42,6 +42,7 @@ from bus.net.endpoints import address_of
 from bus.process import CANNOT_START, allow_many_files
 from bus.wire import Envelope
 from cluster.capabilities import DeviceCapabilities
+from cluster.failures import FailureCode
 from cluster.roles import Role
 from common.config import NodeConfig, write_config
 from common.rate_limit import RateLimit
@@ -261,7 +262,9 @@ class Supervisor(Actor):
         await asyncio.wait(met_or_ended, timeout=START_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
         if child.known.done():
             return child.known.result()
-        raise RequestError("internal", f"{child.name} did not start; see {self._folder.logs / child.name}.log")
+        raise RequestError(
+            FailureCode.INTERNAL, f"{child.name} did not start; see {self._folder.logs / child.name}.log"
+        )
 
 
 def _port(address: str) -> int:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from bus.client import BusClient, RequestError
 from bus.messages import Fact, Log, Message, Reply, RequestCancel, RequestFailed, Work, kind_of
 from bus.wire import Envelope
+from cluster.failures import FailureCode
 from common.rate_limit import RateLimitedLogger
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,9 @@ class Actor:
 
     async def _begin(self, work: Work, envelope: Envelope) -> None:
         if len(self._serving) >= MAX_WORK:
-            busy = RequestFailed("busy", f"{self.bus.address} serves {MAX_WORK} requests already; try again soon")
+            busy = RequestFailed(
+                FailureCode.BUSY, f"{self.bus.address} serves {MAX_WORK} requests already; try again soon"
+            )
             await self._answer(envelope, busy)
             return
         task = asyncio.create_task(self._work(work, envelope))
@@ -151,7 +154,7 @@ class Actor:
             kind, asker = envelope.header.kind, envelope.header.sender
             self._lines.exception(kind, "serving %s from %s", kind, asker)
             reply = RequestFailed(
-                "internal", f"{self.bus.address} failed at {envelope.header.kind}: {error!r}; see its log"
+                FailureCode.INTERNAL, f"{self.bus.address} failed at {envelope.header.kind}: {error!r}; see its log"
             )
         if reply is not None:
             await self._answer(envelope, reply)
@@ -161,7 +164,7 @@ class Actor:
         try:
             await self.bus.send(asker, reply, cause=cause)
         except RequestError as error:
-            if error.code == "unsendable" and not isinstance(reply, RequestFailed):
+            if error.code == FailureCode.UNSENDABLE and not isinstance(reply, RequestFailed):
                 await self._answer(envelope, RequestFailed(error.code, error.message))
             else:
                 self._lines.warning(asker, "no way to answer %s: %s", asker, error)
@@ -173,8 +176,8 @@ class Actor:
         handler: Callable[[Message, Envelope], Awaitable[Reply | None]] = getattr(self, attribute)
         return handler
 
-    def _unsupported(self, kind: str) -> tuple[str, str]:
-        return "unsupported", f"{self.bus.address} does not serve {kind}"
+    def _unsupported(self, kind: str) -> tuple[FailureCode, str]:
+        return FailureCode.UNSUPPORTED, f"{self.bus.address} does not serve {kind}"
 
 
 def _asked(envelope: Envelope) -> tuple[str, str]:

@@ -35,6 +35,7 @@ from bus.messages import (
 from bus.net.sockets import connect_ipc, open_async_socket
 from bus.sequencing import Sequencer
 from bus.wire import Envelope, WireError, decode, encode
+from cluster.failures import FailureCode
 from common.rate_limit import RateLimitedLogger
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class RequestError(Exception):
     An actor that raises it while serving work has it sent to the asker as `request.failed`.
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: FailureCode, message: str) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
@@ -148,7 +149,9 @@ class BusClient:
                 reply = await future
         except TimeoutError:
             await self._cancel(to, header.id)
-            raise RequestError("timeout", f"{to} did not answer {header.kind} within {deadline_s:g} s") from None
+            raise RequestError(
+                FailureCode.TIMEOUT, f"{to} did not answer {header.kind} within {deadline_s:g} s"
+            ) from None
         except asyncio.CancelledError:
             await asyncio.shield(self._cancel(to, header.id))
             raise
@@ -163,7 +166,7 @@ class BusClient:
             try:
                 return await self.request(to, work, expects, deadline_s)
             except RequestError as error:
-                if error.code != "undeliverable" or time.monotonic() > deadline:
+                if error.code != FailureCode.UNDELIVERABLE or time.monotonic() > deadline:
                     raise
             await asyncio.sleep(ASK_AGAIN_S)
 
@@ -184,7 +187,7 @@ class BusClient:
             async with asyncio.timeout(deadline_s):
                 await self._dealer.send_multipart(frames)
         except TimeoutError:
-            raise RequestError("timeout", f"the hub of this node took nothing for {deadline_s:g} s") from None
+            raise RequestError(FailureCode.TIMEOUT, f"the hub of this node took nothing for {deadline_s:g} s") from None
 
     async def _cancel(self, to: str, request: str) -> None:
         with suppress(RequestError):
@@ -196,7 +199,7 @@ class BusClient:
         try:
             return header, encode(self._full(to), header, message)
         except WireError as error:
-            raise RequestError("unsendable", f"{header.kind} cannot be sent to {to}: {error}") from None
+            raise RequestError(FailureCode.UNSENDABLE, f"{header.kind} cannot be sent to {to}: {error}") from None
 
     def _full(self, to: str) -> str:
         return to if "/" in to else f"{self.node_id}/{to}"
@@ -262,12 +265,14 @@ class BusClient:
     def _give_up(self, lost: Callable[[str], bool], who: str, reason: str) -> None:
         for to, future in self._waiting.values():
             if lost(to) and not future.done():
-                future.set_result(RequestFailed("undeliverable", f"{who} is gone: {reason}"))
+                future.set_result(RequestFailed(FailureCode.UNDELIVERABLE, f"{who} is gone: {reason}"))
 
 
 def _expected(reply: Message, expects: type[R], to: str) -> R:
     if isinstance(reply, RequestFailed):
         raise RequestError(reply.code, reply.message)
     if not isinstance(reply, expects):
-        raise RequestError("unexpected", f"{to} answered {kind_of(type(reply))}, which does not fit the question")
+        raise RequestError(
+            FailureCode.UNEXPECTED, f"{to} answered {kind_of(type(reply))}, which does not fit the question"
+        )
     return reply

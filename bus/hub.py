@@ -44,6 +44,7 @@ from bus.process import CANNOT_START, begin, bound_memory
 from bus.pubsub import PubSub
 from bus.sequencing import Sequencer
 from bus.wire import WireError, decode, decode_header, encode
+from cluster.failures import FailureCode
 from common.config import NodeConfig
 from common.rate_limit import RateLimitedLogger
 
@@ -151,7 +152,7 @@ class Hub:
             serve() if serve else self._from_elsewhere(socket)
         except Forbidden as error:
             header = error.header
-            self._fail(header.sender, header.id, header.cause, "forbidden", error.sentence)
+            self._fail(header.sender, header.id, header.cause, FailureCode.FORBIDDEN, error.sentence)
             raise
 
     def _from_elsewhere(self, socket: zmq.Socket[bytes]) -> None:
@@ -240,9 +241,9 @@ class Hub:
         header = decode_header(frames)
         self.counters["undeliverable"] += 1
         if header.kind != kind_of(RequestCancel):
-            self._fail(header.sender, header.id, header.cause, "undeliverable", why)
+            self._fail(header.sender, header.id, header.cause, FailureCode.UNDELIVERABLE, why)
 
-    def _fail(self, to: str, request: str, cause: str, code: str, why: str) -> None:
+    def _fail(self, to: str, request: str, cause: str, code: FailureCode, why: str) -> None:
         """Tell an asker that its work was not done; an answer is never answered."""
         if not cause:
             self._answer(to, request, RequestFailed(code, why))

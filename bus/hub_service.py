@@ -34,6 +34,7 @@ from bus.peering.links import Links
 from bus.peering.peering import Peering
 from bus.pubsub import PubSub
 from bus.wire import Envelope, WireError
+from cluster.failures import FailureCode
 from cluster.roles import Role
 from common.config import NodeConfig
 
@@ -75,7 +76,7 @@ class HubService:
         if not isinstance(message, _OUTSIDE):
             return _unsupported(envelope)
         if beyond is None:
-            return RequestFailed("standalone", ALONE)
+            return RequestFailed(FailureCode.STANDALONE, ALONE)
         if isinstance(message, PeerDial):
             return self._dial(beyond.outside, message.endpoint)
         if isinstance(message, PeerDrop):
@@ -112,7 +113,7 @@ class HubService:
         try:
             outside.knock(endpoint)
         except ValueError as error:
-            return RequestFailed("bad_endpoint", str(error))
+            return RequestFailed(FailureCode.BAD_ENDPOINT, str(error))
         return RequestDone()
 
     def _state(self) -> HubState:
@@ -136,7 +137,7 @@ def _unsupported(envelope: Envelope) -> Reply | None:
     message: Message | None = envelope.message
     if isinstance(message, Reply | RequestCancel) or envelope.header.cause:
         return None
-    return RequestFailed("unsupported", f"a hub does not serve {envelope.header.kind}")
+    return RequestFailed(FailureCode.UNSUPPORTED, f"a hub does not serve {envelope.header.kind}")
 
 
 def _names(endpoint: str, node_id: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from cluster.failures import FailureCode
 from cluster.membership import Member
 from cluster.placement import Endpoints, Instance
 from cluster.roles import Role
@@ -91,7 +92,7 @@ class RequestDone(Reply, frozen=True, tag="request.done"):
 class RequestFailed(Reply, frozen=True, tag="request.failed"):
     """The work was not done. Sent by any actor, and by a hub that cannot deliver (`undeliverable`)."""
 
-    code: Annotated[Name, Meta(description="stable, for programs")]
+    code: Annotated[FailureCode, Meta(description="stable, for programs")]
     message: Annotated[Sentence, Meta(description="one sentence with the next step, for people")]
 
 
@@ -309,7 +310,7 @@ class PeerRefused(LocalFact, frozen=True, tag="peer.refused"):
     endpoint: Annotated[
         Endpoint, Meta(description="of the join port that we knocked at; empty where somebody knocked here")
     ]
-    code: Annotated[Name, Meta(description="`wrong_code`, `revoked`, `unapproved`, `duplicate`, `silent` …")]
+    code: Annotated[FailureCode, Meta(description="`wrong_code`, `revoked`, `unapproved`, `duplicate`, `silent` …")]
     message: Sentence
 
 
@@ -399,7 +400,7 @@ class InstanceFailed(Fact, frozen=True, tag="instance.failed"):
     """A placement did not come to stand. Published by its placer."""
 
     model_id: ModelId
-    code: Name
+    code: FailureCode
     message: Sentence
 
 

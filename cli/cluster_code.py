@@ -6,11 +6,11 @@ from pathlib import Path
 
 import typer
 
-from bus.net.keys import KeyFileError, write_secret
 from cli.code_file import code_file, read_code
 from cli.exit_codes import FAILED, USAGE, leave
 from cluster.join_code import JoinCode, JoinCodeError, new_join_code
 from cluster.roles import Role
+from common.private_files import PrivateFileError, write_private
 
 ALLOWS = {
     Role.MEMBER: "a member: it holds layers, places models, invites and shuts out",
@@ -33,8 +33,8 @@ def init(name: str, data_dir: Path | None) -> None:
             FAILED,
         )
     try:
-        write_secret(path, code.text())
-    except KeyFileError as error:
+        write_private(path, code.text())
+    except PrivateFileError as error:
         leave(str(error), FAILED)
     typer.echo(code.text())
     typer.echo(_next_steps(code, path), err=True)
@@ -57,7 +57,7 @@ def invite(role: Role, data_dir: Path | None) -> None:
 def _kept(path: Path) -> JoinCode | None:
     try:
         return read_code(path)
-    except (JoinCodeError, KeyFileError) as error:
+    except (JoinCodeError, PrivateFileError) as error:
         leave(f"the join code in {path} cannot be used: {error}", FAILED)
 
 

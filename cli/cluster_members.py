@@ -20,7 +20,6 @@ from bus.messages import (
     MembersState,
     RequestDone,
 )
-from bus.net.keys import KeyFileError
 from bus.peering.member_store import MEMBERS_FILE, read_members
 from cli.code_file import code_file, read_code
 from cli.exit_codes import FAILED, USAGE, leave
@@ -29,6 +28,7 @@ from cli.observer import observe
 from cli.table import table
 from cluster.join_code import JoinCodeError
 from cluster.membership import Member
+from common.private_files import PrivateFileError
 
 ASK_WITHIN_S = 5.0
 
@@ -127,7 +127,7 @@ def _kept() -> MembersState:
         name = code.name if code else ""
         folders = [folder] if folder else sorted(file.parent for file in default_parent().glob(f"*/{MEMBERS_FILE}"))
         known = {m.node_id: m for path in folders for m in read_members(path, name, strict=False).by_id.values()}
-    except (JoinCodeError, KeyFileError) as error:
+    except (JoinCodeError, PrivateFileError) as error:
         leave(str(error), FAILED)
     return MembersState(name, tuple(known.values()))
 

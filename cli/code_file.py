@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bus.net.keys import read_secret, write_secret
 from cli.local_nodes import default_parent
 from cluster.join_code import JoinCode, JoinCodeError, parse_join_code
+from common.private_files import read_private, write_private
 
 CODE_FILE = "join-code"
 
@@ -18,16 +18,16 @@ def code_file(data_dir: Path | None) -> Path:
 
 
 def read_code(path: Path) -> JoinCode | None:
-    """The code in a file, if there is the file. Raises KeyFileError, or JoinCodeError for what is none."""
-    return parse_join_code(read_secret(path)) if path.exists() else None
+    """The code in a file, if there is the file. Raises PrivateFileError, or JoinCodeError for what is none."""
+    return parse_join_code(read_private(path)) if path.exists() else None
 
 
 def store_code(path: Path, code: JoinCode) -> None:
-    """Keep a code that was given. Raises JoinCodeError where another cluster's is kept, KeyFileError."""
+    """Keep a code that was given. Raises JoinCodeError where another cluster's is kept, PrivateFileError."""
     kept = read_code(path)
     if kept is not None and kept.name != code.name:
         raise JoinCodeError(
             f"{path} holds the join code of cluster {kept.name}; to join {code.name} instead, move that file away"
         )
     if kept != code:
-        write_secret(path, code.text())
+        write_private(path, code.text())

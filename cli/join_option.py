@@ -9,9 +9,9 @@ import hashlib
 import os
 from pathlib import Path
 
-from bus.net.keys import read_secret, write_secret
 from cli.code_file import code_file, read_code, store_code
 from cluster.join_code import JoinCode, JoinCodeError, parse_join_code
+from common.private_files import read_private, write_private
 
 JOIN_VARIABLE = "EXOBUS_JOIN"
 SEEN = (
@@ -35,17 +35,17 @@ def is_code(text: str) -> bool:
 
 
 def given_code(text: str) -> JoinCode:
-    """The code that `text` is, or that lies in the file of that path. Raises JoinCodeError or KeyFileError."""
+    """The code that `text` is, or that lies in the file of that path. Raises JoinCodeError or PrivateFileError."""
     try:
         return parse_join_code(text)
     except JoinCodeError:
         if os.path.exists(path := Path(text).expanduser()):
-            return parse_join_code(read_secret(path))
+            return parse_join_code(read_private(path))
         raise
 
 
 def kept_code(data_dir: Path | None) -> JoinCode | None:
-    """The code that a node of that data folder has kept. Raises KeyFileError, or JoinCodeError with the file's path."""
+    """Return the code that is kept for a data folder. Raises PrivateFileError, or JoinCodeError with the path."""
     path = code_file(data_dir)
     try:
         return read_code(path)
@@ -57,13 +57,13 @@ def keep_code(data_dir: Path | None, given: JoinCode) -> JoinCode:
     """Keep a code that was given, for the next start; the code to use. It takes the place of an old one.
 
     A code is taken once: a start script would else bring back the old one after the cluster's owner made a new one.
-    Raises JoinCodeError where another cluster's is kept, KeyFileError.
+    Raises JoinCodeError where another cluster's is kept, PrivateFileError.
     """
     path, digest = code_file(data_dir), hashlib.sha256(given.text().encode()).hexdigest()
     taken = path.with_name(path.name + ".taken")
     kept = kept_code(data_dir)
-    if kept and kept.name == given.name and taken.exists() and read_secret(taken) == digest:
+    if kept and kept.name == given.name and taken.exists() and read_private(taken) == digest:
         return kept
     store_code(path, given)
-    write_secret(taken, digest)
+    write_private(taken, digest)
     return given

@@ -15,7 +15,6 @@ import typer
 
 from actors.data_dir import DataDir, DataDirError, check_name, first_free, open_folder
 from actors.supervisor import run_node
-from bus.net.keys import KeyFileError
 from bus.process import log_to
 from cli.addresses import checked_api_host, checked_host
 from cli.code_file import code_file
@@ -27,6 +26,7 @@ from cli.sizes import parse_bytes
 from cluster.join_code import JoinCode, JoinCodeError
 from cluster.roles import Role
 from common.config import DEFAULT_DISCOVERY_PORT, NodeConfig, is_loopback, write_config
+from common.private_files import PrivateFileError
 from discovery.manual import peer_endpoint
 from engines.precision import PRECISIONS
 from engines.registry import ENGINES
@@ -76,7 +76,7 @@ def run(asked: Asked) -> tuple[str, int]:
         check(asked, code)
     except (BadOption, DataDirError, ValueError) as error:
         return str(error), USAGE
-    except KeyFileError as error:
+    except PrivateFileError as error:
         return str(error), FAILED
     try:
         folder = _folder(asked)
@@ -86,7 +86,7 @@ def run(asked: Asked) -> tuple[str, int]:
         if given:
             code = keep_code(asked.data_dir, given)
         return _run(asked, folder, code), FAILED
-    except (JoinCodeError, KeyFileError) as error:
+    except (JoinCodeError, PrivateFileError) as error:
         return str(error), FAILED
     finally:
         folder.close()

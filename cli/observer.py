@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from bus.client import BusClient, RequestError
 from cli.exit_codes import FAILED, UNREACHABLE, leave
 from cli.local_nodes import choose_node
+from cluster.failures import FailureCode
 from common.config import NodeConfig
 
 Look = Callable[[BusClient], Awaitable[None]]
@@ -22,7 +23,7 @@ def observe(node: str | None, look: Look) -> None:
     except KeyboardInterrupt:
         return
     except RequestError as error:
-        leave(error.message, UNREACHABLE if error.code in ("timeout", "undeliverable") else FAILED)
+        leave(error.message, UNREACHABLE if error.code in (FailureCode.TIMEOUT, FailureCode.UNDELIVERABLE) else FAILED)
 
 
 async def _observe(config: NodeConfig, look: Look) -> None:

@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
+from cluster.failures import FailureCode
 from cluster.roles import Role
 from common.limits import MOST_NODES, Name
 
@@ -35,7 +36,7 @@ class Member(msgspec.Struct, frozen=True):
 class JoinRefused(Exception):
     """Somebody stays outside; `code` is for programs, the message a sentence for both sides."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: FailureCode, message: str) -> None:
         super().__init__(message)
         self.code = code
 
@@ -60,22 +61,26 @@ class Membership:
         """
         known = self.by_id.get(node_id)
         if known is None and len(self.by_id) >= MOST:
-            raise JoinRefused("full", f"cluster {self.cluster} remembers {MOST} nodes already; forget some first")
+            raise JoinRefused(
+                FailureCode.FULL, f"cluster {self.cluster} remembers {MOST} nodes already; forget some first"
+            )
         standing = known.standing if known else MemberStatus.PENDING if self.strict else MemberStatus.APPROVED
         judged = self._with(Member(node_id, name, key, role, standing))
         if standing is MemberStatus.REVOKED:
-            raise JoinRefused("revoked", f"the key of {name} ({node_id}) was revoked in cluster {self.cluster}")
+            raise JoinRefused(
+                FailureCode.REVOKED, f"the key of {name} ({node_id}) was revoked in cluster {self.cluster}"
+            )
         return judged
 
     def check(self, node_id: str) -> Member:
         """The member, if it is let in. Raises JoinRefused with a sentence where it is not."""
         member = self.by_id.get(node_id)
         if member is None or member.standing is MemberStatus.REVOKED:
-            raise JoinRefused("revoked", f"node {node_id} has no place in cluster {self.cluster}")
+            raise JoinRefused(FailureCode.REVOKED, f"node {node_id} has no place in cluster {self.cluster}")
         if member.standing is MemberStatus.PENDING:
             known = " whose name is known under another key" if self.namesakes(member) else ""
             raise JoinRefused(
-                "unapproved",
+                FailureCode.UNAPPROVED,
                 f"cluster {self.cluster} is strict and {member.name} is a new key{known}; approve it there with "
                 f"`exobus cluster approve {node_id}`",
             )

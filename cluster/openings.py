@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from cluster.failures import FailureCode
 from cluster.sampling import SamplingParams
 
 MOST_DRAFTS = 8  # more rows than that cost a pass of their own
@@ -58,6 +59,6 @@ class Opening(msgspec.Struct, frozen=True):
 class Failure(msgspec.Struct, frozen=True):
     """Why a stage ended a session: a stable word, a sentence, and in how many seconds to ask again (0: no matter)."""
 
-    code: Annotated[str, Meta(max_length=64)]
+    code: FailureCode
     message: Annotated[str, Meta(max_length=LONGEST_FAILURE)]
     retry_after_s: Annotated[int, Meta(ge=0, le=3600)] = 0

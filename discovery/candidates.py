@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from cluster.failures import FailureCode
 from discovery.beacon import Beacon
 
 MAX_CANDIDATES = 256  # a hostile network must not fill our memory
@@ -17,7 +18,9 @@ LONGEST_BACK_OFF_S = 15.0
 REFUSED_S = 30.0
 OURSELVES_S = 3600.0
 STEADY_S = 5.0
-_REFUSALS = frozenset({"wrong_code", "revoked", "unapproved", "duplicate"})  # dialling again soon changes nothing
+_REFUSALS = frozenset(  # dialling again soon changes nothing
+    {FailureCode.WRONG_CODE, FailureCode.REVOKED, FailureCode.UNAPPROVED, FailureCode.DUPLICATE}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ class Candidates:
         dial_at = now + OURSELVES_S if node_id == self.node_id else held.dial_at
         return self._with(replace(held, node_id=node_id, name=name, dial_at=dial_at))
 
-    def turned_away(self, join_endpoint: str, code: str, now: float) -> Candidates:
+    def turned_away(self, join_endpoint: str, code: FailureCode, now: float) -> Candidates:
         """A join port that was dialled did not let us in."""
         held = self.candidates.get(join_endpoint)
         if held is None or code not in _REFUSALS:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from cluster.failures import FailureCode
 from cluster.openings import Failure, Opening
 from ring.admission import Admission, QueueFull, TooLarge, retry_after, running_mean
 from ring.prefix_cache import CacheUpdate, PrefixIndex
@@ -50,9 +51,11 @@ class RingAdmission:
         try:
             self._admission.ask(session, opening.positions)
         except TooLarge as error:
-            return Failure("too_large", str(error))
+            return Failure(FailureCode.TOO_LARGE, str(error))
         except QueueFull as error:
-            return Failure("queue_full", str(error), retry_after(self._mean_s, error.waiting, self._admission.live))
+            return Failure(
+                FailureCode.QUEUE_FULL, str(error), retry_after(self._mean_s, error.waiting, self._admission.live)
+            )
         self._waiting[session] = opening
         return None
 

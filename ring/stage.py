@@ -17,6 +17,7 @@ import numpy as np
 from bus.dataplane.access import owner_of, reply_endpoint
 from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame
 from bus.dataplane.transport import Array, NeighbourGone, Transport
+from cluster.failures import FailureCode
 from cluster.openings import Failure, Opening
 from cluster.shard import Shard
 from common.limits import UNREADABLE
@@ -42,7 +43,7 @@ REAP_EVERY_S = 1.0
 IDLE_WAIT_MS = 1000
 FRAMES_A_TURN = 1024  # whoever sends without end shall not keep the engine waiting
 REST_WAIT_MS = 50  # for the rest of a micro-batch: it was sent in one go, so what is late is lost
-REPLACED = Failure("replaced", "this instance is being replaced; ask again", 1)
+REPLACED = Failure(FailureCode.REPLACED, "this instance is being replaced; ask again", 1)
 
 _decode_opening = msgspec.msgpack.Decoder(Opening).decode
 _decode_keeping = msgspec.msgpack.Decoder(CacheUpdate).decode
@@ -195,7 +196,7 @@ class Stage:
     def _hear_token(self, session: StageSession, frame: Frame, tokens: Array) -> None:
         """The ring closes: a token, with drafts of what may follow, is the next step of its session."""
         if tokens.dtype != np.int32 or not session.due(frame.position, tokens.size):
-            self._fail(session, Failure("frames", "a token came that was not due; ask again"))
+            self._fail(session, Failure(FailureCode.FRAMES, "a token came that was not due; ask again"))
             return
         if session.through < session.opening.prompt_tokens <= frame.position:
             self._keep(session, session.opening.prompt)
@@ -210,7 +211,7 @@ class Stage:
                 raise BadChunk("more chunks came than were due; ask again")
             self._in.hidden(session, frame, payload)
         except BadChunk as error:
-            self._fail(session, Failure("frames", str(error)))
+            self._fail(session, Failure(FailureCode.FRAMES, str(error)))
 
     def _hear_keeping(self, session: StageSession, payload: Array) -> None:
         try:
@@ -219,7 +220,7 @@ class Stage:
             self._ring.dropped["keeping"] += 1
             return
         except EngineError as error:
-            self._fail(session, Failure("prefix_lost", f"{error}; ask again", 1))
+            self._fail(session, Failure(FailureCode.PREFIX_LOST, f"{error}; ask again", 1))
             return
         if not self._shard.is_last:
             self._onward(session, Flag.KEEP, payload.tobytes())
@@ -266,7 +267,7 @@ class Stage:
         except (PrefixLost, EngineError) as error:
             if self._shard.is_first:
                 self._entrance.take_back(session_id, opening, time.monotonic())
-            self._fail(session, Failure("prefix_lost", f"{error}; ask again", 1))
+            self._fail(session, Failure(FailureCode.PREFIX_LOST, f"{error}; ask again", 1))
             return
         if self._shard.is_first:
             self._sessions.begin(session, restored)
@@ -294,7 +295,7 @@ class Stage:
         done = []
         for computed in self._passes.run(batch):
             if computed.output is None:
-                self._fail(computed.step.session, Failure("engine", computed.refused))
+                self._fail(computed.step.session, Failure(FailureCode.ENGINE, computed.refused))
             else:
                 done.append((computed.step, computed.output))
         if self._shard.is_last:
@@ -322,7 +323,7 @@ class Stage:
         try:
             return self._last_stage.choose(step, logits, in_batch)
         except EngineError as error:
-            self._fail(step.session, Failure("engine", str(error)))
+            self._fail(step.session, Failure(FailureCode.ENGINE, str(error)))
             return None
 
     def _close_ring(self, choice: Sampled, rest: int) -> None:
@@ -351,7 +352,9 @@ class Stage:
         try:
             self._ring.send(*mail)
         except NeighbourGone as error:
-            self._fail(session, Failure("stage_failed", f"stage {self._out.place.index} lost its neighbour: {error}"))
+            self._fail(
+                session, Failure(FailureCode.STAGE_FAILED, f"stage {self._out.place.index} lost its neighbour: {error}")
+            )
 
     def _fail(self, session: StageSession, failure: Failure) -> None:
         """Tell the gateway in one sentence, and close the session here and further on."""
@@ -382,7 +385,9 @@ class Stage:
         self._reap_at = now + REAP_EVERY_S
         patience = IDLE_S if self._shard.is_first else IDLE_FURTHER_ON_S
         for session in self._sessions.idle_since(now - patience):
-            self._fail(session, Failure("timeout", f"nothing was heard of this generation for {patience:g} s"))
+            self._fail(
+                session, Failure(FailureCode.TIMEOUT, f"nothing was heard of this generation for {patience:g} s")
+            )
 
     def _see_drained(self) -> None:
         if self._drained and not self._sessions.by_id and not self._drained.done():

@@ -41,7 +41,7 @@ class NotLinked(ValueError):
 
 
 def cluster_access(config: NodeConfig) -> ClusterAccess | None:
-    """A node's place in its cluster, with no links yet; None where it stands alone. Raises KeyFileError."""
+    """A node's place in its cluster, with no links yet; None where it stands alone. Raises PrivateFileError."""
     if not config.cluster:
         return None
     pair = own_key(config)

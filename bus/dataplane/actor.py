@@ -19,7 +19,7 @@ class DataPlaneActor(Actor):
     """Keeps its node's reach true. Subclasses call `follow_links` before they listen."""
 
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
-        """Raises KeyFileError where the node's key cannot be read."""
+        """Raises PrivateFileError where the node's key cannot be read."""
         super().__init__(bus)
         self._config = config
         self._reach = cluster_access(config)

@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from bus.net.keys import KeyFileError, KeyPair, read_key_pair, read_secret
+from bus.net.keys import KeyPair, read_key_pair
 from cluster.join_code import ClusterKeys, JoinCode, JoinCodeError, parse_join_code
 from cluster.roles import Role
 from common.config import NodeConfig
+from common.private_files import PrivateFileError, read_private
 
 
 def own_key(config: NodeConfig) -> KeyPair:
-    """The node's key pair. Raises KeyFileError."""
+    """The node's key pair. Raises PrivateFileError."""
     return read_key_pair(config.key_path)
 
 
 def own_code(config: NodeConfig) -> JoinCode | None:
-    """The join code that the node has; None where it stands alone. Raises KeyFileError."""
+    """The join code that the node has; None where it stands alone. Raises PrivateFileError."""
     if not config.cluster:
         return None
     try:
-        return parse_join_code(read_secret(config.code_path))
+        return parse_join_code(read_private(config.code_path))
     except JoinCodeError as error:
-        raise KeyFileError(f"{config.code_path} holds no join code: {error}") from None
+        raise PrivateFileError(f"{config.code_path} holds no join code: {error}") from None
 
 
 def cluster_keys(config: NodeConfig) -> ClusterKeys | None:
-    """The keys that the join code gives; None where the node stands alone. Raises KeyFileError."""
+    """The keys that the join code gives; None where the node stands alone. Raises PrivateFileError."""
     code = own_code(config)
     return code.keys() if code else None
 
 
 def own_role(config: NodeConfig) -> Role:
-    """What the node may do; one that stands alone is a member of itself. Raises KeyFileError."""
+    """What the node may do; one that stands alone is a member of itself. Raises PrivateFileError."""
     code = own_code(config)
     return code.role if code else Role.MEMBER

@@ -23,13 +23,14 @@ from bus.messages import (
     RequestDone,
     RequestFailed,
 )
-from bus.net.keys import KeyFileError
 from bus.peering.authenticator import Authenticator
 from bus.peering.links import Links
 from bus.peering.peering import Peering
+from cluster.failures import FailureCode
 from cluster.join_code import JoinCodeError
 from cluster.membership import MemberStatus
 from cluster.roles import Role
+from common.private_files import PrivateFileError
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class ClusterAdmin:
         """The answer to an actor or a command of the own node; None for work that is not of this kind."""
         if isinstance(work, MemberRevoke | MemberApprove) and self._door.role is not Role.MEMBER:
             cluster = self._door.code.name
-            return RequestFailed("forbidden", f"only a member decides who belongs to {cluster}; do it on one")
+            return RequestFailed(FailureCode.FORBIDDEN, f"only a member decides who belongs to {cluster}; do it on one")
         match work:
             case MembersGet():
                 linked = tuple(peer.node_id for peer in self._links.standing())
@@ -82,7 +83,7 @@ class ClusterAdmin:
 
     def _own_revoke(self, node_id: str) -> Reply:
         if node_id == self._door.pair.node_id:
-            return RequestFailed("self", "a node cannot revoke itself; do it on another member")
+            return RequestFailed(FailureCode.SELF, "a node cannot revoke itself; do it on another member")
         self.revoke((node_id,))
         self._links.tell_all(MemberRevoke(node_id))
         return RequestDone()
@@ -91,15 +92,17 @@ class ClusterAdmin:
         try:
             self._door.approve(node_id)
         except KeyError:
-            return RequestFailed("unknown_node", f"no node {node_id} ever knocked here; see `exobus cluster ls`")
+            return RequestFailed(
+                FailureCode.UNKNOWN_NODE, f"no node {node_id} ever knocked here; see `exobus cluster ls`"
+            )
         self._links.tell_all(MemberApprove(node_id))
         return RequestDone()
 
     def _rotate(self) -> Reply:
         try:
             self._door.rotate()
-        except (JoinCodeError, KeyFileError) as error:
-            return RequestFailed("not_rotated", str(error))
+        except (JoinCodeError, PrivateFileError) as error:
+            return RequestFailed(FailureCode.NOT_ROTATED, str(error))
         told = {
             peer.node_id: peer.name
             for peer in self._links.standing()

@@ -11,12 +11,14 @@ from pathlib import Path
 from bus.messages import JoinAccept, JoinRequest
 from bus.net.endpoints import key_of
 from bus.net.identity import own_code, own_key
-from bus.net.keys import accept_proof, join_proof, key_pair_of, node_id_of, write_secret
+from bus.net.keys import accept_proof, join_proof, key_pair_of, node_id_of
 from bus.peering.member_store import read_members, write_members
+from cluster.failures import FailureCode
 from cluster.join_code import JoinCode, JoinCodeError, new_join_code, parse_join_code
 from cluster.membership import JoinRefused, Member, Membership
 from cluster.roles import Role
 from common.config import NodeConfig
+from common.private_files import write_private
 
 BUS, JOIN = "bus", "join"  # domains of the two ports
 
@@ -25,7 +27,7 @@ class Authenticator:
     """Of one hub. `members` is replaced as a whole, so that another thread may read it."""
 
     def __init__(self, config: NodeConfig, code: JoinCode) -> None:
-        """Read what is on file. Raises KeyFileError."""
+        """Read what is on file. Raises PrivateFileError."""
         self.pair = own_key(config)
         self.code = code
         self.keys = code.keys()
@@ -35,7 +37,7 @@ class Authenticator:
 
     @classmethod
     def of(cls, config: NodeConfig) -> Authenticator | None:
-        """The node's; None where it stands alone. Raises KeyFileError."""
+        """The node's; None where it stands alone. Raises PrivateFileError."""
         code = own_code(config)
         return cls(config, code) if code else None
 
@@ -70,7 +72,7 @@ class Authenticator:
         """Somebody knocked with `key`: let it in. Raises JoinRefused with a sentence for both sides."""
         self._check_self(key, knock.incarnation)
         if _key(knock.endpoint) != key or not self._proved(knock, key):
-            raise JoinRefused("wrong_code", f"wrong join code for cluster {self.code.name}")
+            raise JoinRefused(FailureCode.WRONG_CODE, f"wrong join code for cluster {self.code.name}")
         self._let_in(key, knock.name, knock.role)
         proof = accept_proof(self.keys.join, knock.role, self.pair.public, key)
         return JoinAccept(self._config.name, self._config.incarnation, endpoint, proof)
@@ -81,7 +83,7 @@ class Authenticator:
         self._check_self(key, welcome.incarnation)
         proof = accept_proof(self.keys.join, self.code.role, key, self.pair.public)
         if not hmac.compare_digest(proof, welcome.proof):
-            raise JoinRefused("wrong_code", f"who answers there does not belong to cluster {self.code.name}")
+            raise JoinRefused(FailureCode.WRONG_CODE, f"who answers there does not belong to cluster {self.code.name}")
         return self._let_in(key, welcome.name, Role.MEMBER)
 
     def _proved(self, knock: JoinRequest, key: bytes) -> bool:
@@ -93,8 +95,8 @@ class Authenticator:
         if not hmac.compare_digest(key, self.pair.public):
             return
         if incarnation == self._config.incarnation:
-            raise JoinRefused("self", "this is the node itself")
-        raise JoinRefused("duplicate", duplicate(self._config.name))
+            raise JoinRefused(FailureCode.SELF, "this is the node itself")
+        raise JoinRefused(FailureCode.DUPLICATE, duplicate(self._config.name))
 
     def _let_in(self, key: bytes, name: str, role: Role) -> Member:
         node_id = node_id_of(key)
@@ -126,7 +128,7 @@ class Authenticator:
         self._keep(self.members.approve(node_id))
 
     def rotate(self) -> None:
-        """Make a new join code. Raises KeyFileError or JoinCodeError, and changes nothing then."""
+        """Make a new join code. Raises PrivateFileError or JoinCodeError, and changes nothing then."""
         if self.code.role is not Role.MEMBER:
             raise JoinCodeError(f"only a member can rotate the join code of {self.code.name}; do it on one")
         self._adopt(new_join_code(self.code.name))
@@ -143,7 +145,7 @@ class Authenticator:
         return True
 
     def _adopt(self, code: JoinCode) -> None:
-        write_secret(self._config.code_path, code.text())
+        write_private(self._config.code_path, code.text())
         self.code, self.keys = code, code.keys()
         self.join_endpoint = key_pair_of(self.keys.join_secret)
 
@@ -166,4 +168,4 @@ def _key(endpoint: str) -> bytes:
     try:
         return key_of(endpoint)
     except ValueError:
-        raise JoinRefused("no_key", "the end point names no key; update exobus there") from None
+        raise JoinRefused(FailureCode.NO_KEY, "the end point names no key; update exobus there") from None

@@ -19,13 +19,14 @@ from bus.net.sockets import connect, open_socket
 from bus.peering.authenticator import Authenticator
 from bus.sequencing import Sequencer
 from bus.wire import WireError, decode, encode
+from cluster.failures import FailureCode
 
 KNOCK_WITHIN_S = 3.0
 MOST = 64  # join ports knocked at at one time
 JOIN_BYTES = 4096  # one frame at a join port
 
 LetIn = Callable[[str, JoinAccept], None]
-Refused = Callable[[str, str, str], None]
+Refused = Callable[[str, FailureCode, str], None]
 
 _WATCHED = (
     zmq.Event.HANDSHAKE_SUCCEEDED
@@ -94,7 +95,7 @@ class JoinClient:
     def expire(self, now: float) -> None:
         """End what nobody answered in time."""
         for knock in [knock for knock in self._knocks.values() if knock.until < now]:
-            self._fail(knock, "silent", f"nobody answers at {knock.endpoint}; does a node run there?")
+            self._fail(knock, FailureCode.SILENT, f"nobody answers at {knock.endpoint}; does a node run there?")
 
     def close(self) -> None:
         """End all."""
@@ -109,29 +110,33 @@ class JoinClient:
             knock.dealer.send_multipart(frames, zmq.DONTWAIT)
         elif event == zmq.Event.HANDSHAKE_FAILED_AUTH:
             self._fail(
-                knock, "revoked", f"the node at {where} refuses this node's key: it was revoked in cluster {name}"
+                knock,
+                FailureCode.REVOKED,
+                f"the node at {where} refuses this node's key: it was revoked in cluster {name}",
             )
         elif event in (zmq.Event.HANDSHAKE_FAILED_NO_DETAIL, zmq.Event.HANDSHAKE_FAILED_PROTOCOL):
             sentence = (
                 f"wrong join code for cluster {name}: the join port at {where} does not open; "
                 "get the present code there with `exobus cluster invite`"
             )
-            self._fail(knock, "wrong_code", sentence)
+            self._fail(knock, FailureCode.WRONG_CODE, sentence)
         else:
-            self._fail(knock, "silent", f"nobody answers at {where}; does a node run there?")
+            self._fail(knock, FailureCode.SILENT, f"nobody answers at {where}; does a node run there?")
 
     def _answered(self, knock: _JoinAttempt) -> None:
         try:
             message = decode(knock.dealer.recv_multipart()).message
         except WireError as error:
-            message = RequestFailed("version", f"the join port at {knock.endpoint} speaks another protocol ({error})")
+            message = RequestFailed(
+                FailureCode.VERSION, f"the join port at {knock.endpoint} speaks another protocol ({error})"
+            )
         self._end(knock)
         if isinstance(message, JoinAccept):
             self._let_in(knock.endpoint, message)
         elif isinstance(message, RequestFailed):
             self._refused(knock.endpoint, message.code, message.message)
 
-    def _fail(self, knock: _JoinAttempt, code: str, sentence: str) -> None:
+    def _fail(self, knock: _JoinAttempt, code: FailureCode, sentence: str) -> None:
         self._end(knock)
         self._refused(knock.endpoint, code, sentence)
 

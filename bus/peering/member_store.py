@@ -6,8 +6,8 @@ from pathlib import Path
 
 import msgspec
 
-from bus.net.keys import KeyFileError, read_secret, write_secret
 from cluster.membership import Member, Membership
+from common.private_files import PrivateFileError, read_private, write_private
 
 MEMBERS_FILE = "members.json"
 LARGEST = 1 << 20
@@ -21,19 +21,21 @@ class _Kept(msgspec.Struct, frozen=True):
 
 
 def read_members(data_dir: Path, cluster: str, *, strict: bool) -> Membership:
-    """The members as they were kept; none where there is no file, or one of another cluster. Raises KeyFileError."""
+    """Return the members on file; none if there is no file, or one of another cluster. Raises PrivateFileError."""
     path = data_dir / MEMBERS_FILE
     if not path.exists():
         return Membership(cluster, strict)
     try:
-        kept = msgspec.json.decode(read_secret(path, LARGEST), type=_Kept)
+        kept = msgspec.json.decode(read_private(path, LARGEST), type=_Kept)
     except msgspec.DecodeError as error:
-        raise KeyFileError(f"{path} is damaged ({error}); restore it, or delete it to let members join anew") from None
+        raise PrivateFileError(
+            f"{path} is damaged ({error}); restore it, or delete it to let members join anew"
+        ) from None
     known = kept.members if kept.cluster == cluster else ()
     return Membership(cluster, strict, {member.node_id: member for member in known})
 
 
 def write_members(data_dir: Path, members: Membership) -> None:
-    """Keep the members, whole or not at all. Raises KeyFileError."""
+    """Keep the members, whole or not at all. Raises PrivateFileError."""
     kept = _Kept(members.cluster, tuple(members.by_id.values()))
-    write_secret(data_dir / MEMBERS_FILE, msgspec.json.encode(kept).decode())
+    write_private(data_dir / MEMBERS_FILE, msgspec.json.encode(kept).decode())

@@ -26,6 +26,7 @@ from bus.peering.join_client import JOIN_BYTES, JoinClient
 from bus.peering.links import Links
 from bus.sequencing import Sequencer
 from bus.wire import Envelope, WireError, decode, encode
+from cluster.failures import FailureCode
 from cluster.membership import JoinRefused, Member, Membership
 from cluster.roles import Role
 from common.config import DEFAULT_BUS_PORT, DEFAULT_JOIN_PORT, NodeConfig, ports_to_try
@@ -99,7 +100,7 @@ class Peering:
         elif self.join_endpoint and socket is self.join_endpoint.monitor:
             if self.join_endpoint.from_monitor():
                 name = self._door.code.name
-                self._tell("", "wrong_code", f"somebody knocked with a wrong join code for cluster {name}")
+                self._tell("", FailureCode.WRONG_CODE, f"somebody knocked with a wrong join code for cluster {name}")
         elif socket is self.bus.monitor:
             self.bus.from_monitor()
         else:
@@ -147,7 +148,7 @@ class Peering:
             ]
             return msgspec.structs.replace(welcome, join_endpoints=join_endpoints)
         except JoinRefused as error:
-            if error.code not in ("self", "busy"):
+            if error.code not in (FailureCode.SELF, FailureCode.BUSY):
                 self._tell("", error.code, f"{knock.name} was not let in: {error}")
             return RequestFailed(error.code, str(error))
 
@@ -155,14 +156,14 @@ class Peering:
         now = time.monotonic()
         self._recent = [at for at in self._recent if now - at < 1]
         if len(self._recent) >= KNOCKS_A_SECOND:
-            raise JoinRefused("busy", "too many nodes knock at this join port; try again soon")
+            raise JoinRefused(FailureCode.BUSY, "too many nodes knock at this join port; try again soon")
         self._recent.append(now)
 
     def _check_life(self, key: bytes, knock: JoinRequest) -> None:
         """A key whose node is linked already, and alive, belongs to no second node."""
         life = self._links.life_of(node_id_of(key))
         if life not in (None, knock.incarnation):
-            raise JoinRefused("duplicate", duplicate(knock.name))
+            raise JoinRefused(FailureCode.DUPLICATE, duplicate(knock.name))
 
     def _reply(self, envelope: Envelope, reply: Message) -> list[bytes]:
         to = envelope.header.sender
@@ -196,13 +197,13 @@ class Peering:
             with suppress(ValueError):
                 self._knocks.knock(join_endpoint)
 
-    def _refused(self, endpoint: str, code: str, sentence: str) -> None:
-        if code == "self":
+    def _refused(self, endpoint: str, code: FailureCode, sentence: str) -> None:
+        if code is FailureCode.SELF:
             self._announce(PeerAuthenticated(endpoint, self._node_id, ""))
         else:
             self._announce(PeerRefused(endpoint, code, sentence))
 
-    def _tell(self, endpoint: str, code: str, sentence: str) -> None:
+    def _tell(self, endpoint: str, code: FailureCode, sentence: str) -> None:
         """To our own node and the log, each sentence once a minute: outsiders can make us say it."""
         if self._said.pass_on(sentence, time.monotonic()) is not None:
             logger.warning("%s", sentence)

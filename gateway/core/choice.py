@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from bus.client import BusClient
 from bus.messages import SessionFinished, SessionToken
+from cluster.failures import FailureCode
 from cluster.openings import Opening
 from cluster.placement import Instance
 from gateway.core.data_plane import DataPlane
@@ -89,9 +90,9 @@ class ChoiceRun:
 
 def _failure(error: SessionFailed, *, begun: bool) -> ApiError:
     """Before the first token the client may simply ask again; after it, it has to know that the text is cut."""
-    if error.code == "queue_full":
+    if error.code == FailureCode.QUEUE_FULL:
         return queue_full(error.message, error.retry_after_s)
-    if error.code == "too_large":
+    if error.code == FailureCode.TOO_LARGE:
         return too_large(error.message, "max_tokens")
     if begun:
         return ApiError(500, error.message, kind=SERVER, code=error.code, headers={"x-should-retry": "false"})

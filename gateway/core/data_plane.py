@@ -23,6 +23,7 @@ from bus.dataplane.access import ClusterAccess, NotLinked, best_endpoint, check_
 from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame, FrameError, dtype_code, unpack
 from bus.dataplane.inbound import SEQUENCES, InboundConnections
 from bus.net.sockets import open_async_socket
+from cluster.failures import FailureCode
 from cluster.openings import Failure, Opening
 from cluster.placement import Instance
 from common.limits import UNREADABLE
@@ -83,7 +84,7 @@ class DataPlane:
         """End the sessions whose instance is lost."""
         for session in self._sessions.values():
             if lost(session.instance):
-                session.fail("node_lost", message)
+                session.fail(FailureCode.NODE_LOST, message)
 
     def close(self) -> None:
         """Close every socket; frames on their way out get a moment."""
@@ -125,7 +126,7 @@ class DataPlane:
         try:
             return best_endpoint(first.endpoints, first.node_id)
         except ValueError as error:
-            raise SessionFailed("node_lost", f"{error}; try again") from None
+            raise SessionFailed(FailureCode.NODE_LOST, f"{error}; try again") from None
 
     async def _open(self, endpoint: str, session: Session) -> None:
         payload = _encode(session.opening)
@@ -133,10 +134,12 @@ class DataPlane:
             async with asyncio.timeout(OPEN_WITHIN_S):
                 await self._send(endpoint, _frame(session, Flag.OPEN), payload)
         except ValueError as error:
-            raise SessionFailed("node_lost", f"{error}; try again") from None
+            raise SessionFailed(FailureCode.NODE_LOST, f"{error}; try again") from None
         except TimeoutError:
             self._forget(endpoint)
-            raise SessionFailed("node_lost", f"the first stage at {endpoint} cannot be reached; try again") from None
+            raise SessionFailed(
+                FailureCode.NODE_LOST, f"the first stage at {endpoint} cannot be reached; try again"
+            ) from None
 
     def _close(self, endpoint: str, session: Session) -> None:
         """Sent without waiting, so that a cancelled task cannot lose it; a stage that takes nothing is dead."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bus.client import RequestError
+from cluster.failures import FailureCode
 
 INVALID = "invalid_request_error"
 SERVER = "server_error"
@@ -86,13 +87,13 @@ def internal() -> ApiError:
 
 def from_bus(error: RequestError) -> ApiError:
     """What an actor answered, as a client should see it."""
-    if error.code == "model_not_found":
+    if error.code == FailureCode.MODEL_NOT_FOUND:
         return model_not_found(error.message)
-    if error.code == "insufficient_memory":
+    if error.code == FailureCode.INSUFFICIENT_MEMORY:
         return ApiError(400, error.message, code=error.code, param="model", headers=DO_NOT_RETRY)
-    if error.code == "forbidden":
+    if error.code == FailureCode.FORBIDDEN:
         return ApiError(403, error.message, code=error.code, headers=DO_NOT_RETRY)
-    if error.code == "internal":
+    if error.code == FailureCode.INTERNAL:
         return ApiError(500, error.message, kind=SERVER, code="internal_error")
     return unavailable(error.code, error.message)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bus.dataplane.frames import Flag, Frame, FrameError
+from cluster.failures import FailureCode
 from cluster.openings import Opening
 from cluster.placement import Instance
 from gateway.core.token_log import TokenGap, TokenLog
@@ -23,7 +24,7 @@ class SessionFailed(Exception):
     `retry_after_s` says when to ask again, 0 that nobody knows.
     """
 
-    def __init__(self, code: str, message: str, retry_after_s: int = 0) -> None:
+    def __init__(self, code: FailureCode, message: str, retry_after_s: int = 0) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
@@ -73,7 +74,9 @@ class Session:
             async with asyncio.timeout(deadline_s):
                 arrival = await self._arrivals.get()
         except TimeoutError:
-            raise SessionFailed("timeout", f"the model said nothing for {deadline_s:g} s; try again") from None
+            raise SessionFailed(
+                FailureCode.TIMEOUT, f"the model said nothing for {deadline_s:g} s; try again"
+            ) from None
         if isinstance(arrival, SessionFailed):
             raise arrival
         return self._place if isinstance(arrival, QueuePosition) else arrival
@@ -85,7 +88,7 @@ class Session:
             try:
                 fresh = self._log.accept(frame.position - self.opening.prompt_tokens + at, token)
             except TokenGap:
-                self.fail("token_lost", "a token was lost between the machines; try again")
+                self.fail(FailureCode.TOKEN_LOST, "a token was lost between the machines; try again")
                 return
             if fresh and len(self._log.tokens) <= self.opening.max_tokens:
                 self._arrivals.put_nowait(Token(token, at == last and bool(frame.flags & Flag.FINISHED)))
@@ -102,7 +105,7 @@ class Session:
         if self._arrivals.empty():
             self._arrivals.put_nowait(place)
 
-    def fail(self, code: str, message: str, retry_after_s: int = 0) -> None:
+    def fail(self, code: FailureCode, message: str, retry_after_s: int = 0) -> None:
         """End the session from outside."""
         self._arrivals.put_nowait(SessionFailed(code, message, retry_after_s))
 

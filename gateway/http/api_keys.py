@@ -51,7 +51,7 @@ def _well_formed(key: str) -> bool:
 
 
 def read_keys(path: Path) -> KeyFile:
-    """What a file says. Raises KeyFileError where it cannot be read, or others can read or write it."""
+    """What a file says. Raises PrivateFileError where it cannot be read, or others can read or write it."""
     try:
         with path.open("rb") as file:
             fault = _open_to_others(os.fstat(file.fileno()))

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from actors.data_dir import DataDir, DataDirError, DataDirInUse, check_name, first_free, open_folder, running_node
-from bus.net.keys import read_key_pair, write_secret
+from bus.net.keys import read_key_pair
 from common.config import KEY_FILE, NodeConfig, write_config
+from common.private_files import write_private
 
 _mkdir = os.mkdir
 
@@ -173,7 +174,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
 
 
 def test_a_damaged_key_is_refused_and_the_folder_stays_free(tmp_path: Path) -> None:
-    write_secret(tmp_path / KEY_FILE, "not a key")
+    write_private(tmp_path / KEY_FILE, "not a key")
     for _ in range(2):
         with pytest.raises(DataDirError, match="holds no key; restore it, or delete it to become a new node"):
             open_folder(tmp_path)

@@ -15,10 +15,10 @@ from actors.discovery_actor import DiscoveryActor
 from bus.client import BusClient
 from bus.hub import Hub
 from bus.messages import ClusterChanged, PeerAuthenticated, PeerRefused, PeerUp
-from bus.net.keys import write_secret
 from bus.process import CannotStart
 from cluster.join_code import new_join_code
 from cluster.roles import Role
+from common.private_files import write_private
 from discovery.beacon import Beacon
 from discovery.udp import UdpDiscovery
 from tests.support.bus import (
@@ -205,7 +205,7 @@ def test_after_a_rotation_it_speaks_and_listens_with_the_new_code() -> None:
         port = free_udp_port()
         async with bystander(port) as way, client(one.run_dir, A, "test") as bus, discovery(one, port):
             await says(way, bool)
-            write_secret(one.hub._config.code_path, OTHER_CODE.text())
+            write_private(one.hub._config.code_path, OTHER_CODE.text())
             way.use(OTHER_CODE.keys())
             await bus.publish(ClusterChanged())
             await says(way, bool)

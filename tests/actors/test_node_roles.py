@@ -26,14 +26,15 @@ from bus.messages import (
     TopologyState,
     Work,
 )
-from bus.net.keys import write_secret
 from bus.wire import Envelope, new_header
+from cluster.failures import FailureCode
 from cluster.join_code import new_join_code
 from cluster.placement import Instance, placer_of
 from cluster.roles import Role
 from cluster.shard import whole
 from cluster.topology import NodeRecord, Topology
 from common.config import NodeConfig
+from common.private_files import write_private
 from gateway.core.errors import DO_NOT_RETRY, from_bus
 from models.catalogue import DEFAULT_MODEL, Catalogue
 from tests.actors.test_node_actor import play
@@ -47,7 +48,7 @@ HOME = new_join_code("home")
 def config(run_dir: Path, role: Role) -> NodeConfig:
     """Settings of node A with a code of this role, and an engine that needs no measuring."""
     code_file = run_dir / f"{role}-code"
-    write_secret(code_file, HOME.invite(role).text())
+    write_private(code_file, HOME.invite(role).text())
     named = {"node_id": A, "name": "ada", "incarnation": 1, "engine": "numpy", "memory": 1 << 30}
     folders = dict.fromkeys(("run_dir", "data_dir", "cache_dir"), str(run_dir))
     return msgspec.convert({**named, **folders, "cluster": "home", "code_file": str(code_file)}, NodeConfig)
@@ -191,6 +192,6 @@ def test_an_instance_that_is_told_of_twice_is_known_once_and_only_so_many_are() 
 
 
 def test_a_client_of_an_observer_is_told_that_it_may_not_and_not_to_try_again() -> None:
-    error = from_bus(RequestError("forbidden", "this node only observes"))
+    error = from_bus(RequestError(FailureCode.FORBIDDEN, "this node only observes"))
     assert (error.status, error.code) == (403, "forbidden")
     assert error.headers == DO_NOT_RETRY

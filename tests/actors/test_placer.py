@@ -13,6 +13,7 @@ from bus.messages import RequestCancel, RequestDone, RequestFailed, ShardLoad, S
 from bus.net.endpoints import with_key
 from bus.wire import Envelope
 from cluster.capabilities import DeviceCapabilities
+from cluster.failures import FailureCode
 from cluster.instances import Instances
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.topology import NodeRecord, Topology
@@ -99,7 +100,7 @@ def test_a_member_that_fails_has_the_others_unload() -> None:
             placing = asyncio.create_task(placer(asker).ensure(CARD))
             await load(ada)
             _, envelope = await heard(bob, ShardLoad)
-            await answer(bob, envelope, RequestFailed("load_failed", "the disk is gone"))
+            await answer(bob, envelope, RequestFailed(FailureCode.LOAD_FAILED, "the disk is gone"))
             await asyncio.gather(unload(ada), unload(bob))
             with pytest.raises(RequestError, match="the disk is gone"):
                 await placing

@@ -39,10 +39,11 @@ from bus.messages import (
     TopologyGet,
     TopologyState,
 )
-from bus.net.keys import write_secret
 from cluster.capabilities import DeviceCapabilities
+from cluster.failures import FailureCode
 from cluster.join_code import new_join_code
 from common.config import NodeConfig, read_config, write_config
+from common.private_files import write_private
 from tests.support.bus import ROOT, client, described, heard, in_time
 
 ONLY_TOPOLOGY = {"topology": "actors.topology_actor"}
@@ -82,7 +83,7 @@ CODE = new_join_code("home")
 
 def config_of(folder: DataDir, bus_port: int = 0, *, alone: bool = False) -> NodeConfig:
     code_file = folder.path / "join-code"
-    write_secret(code_file, CODE.text())
+    write_private(code_file, CODE.text())
     config = NodeConfig(
         cluster="" if alone else CODE.name,
         code_file=str(code_file),
@@ -218,8 +219,8 @@ def test_the_owner_sees_who_was_refused_once_a_minute_and_a_known_name_with_a_ne
     async def main() -> None:
         async with node(tmp_path) as running:
             for _ in range(3):
-                await running.bus.publish(PeerRefused("", "wrong_code", "somebody knocked"))
-            await running.bus.publish(PeerRefused("", "revoked", "an old friend knocked"))
+                await running.bus.publish(PeerRefused("", FailureCode.WRONG_CODE, "somebody knocked"))
+            await running.bus.publish(PeerRefused("", FailureCode.REVOKED, "an old friend knocked"))
             await running.bus.publish(PeerAuthenticated("", "b" * 16, "bob"))
             await running.bus.publish(PeerAuthenticated("", "c" * 16, "bob", "bob joined with a new key"))
             await running.bus.publish(ClusterChanged())

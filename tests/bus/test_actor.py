@@ -29,6 +29,7 @@ from bus.messages import (
     TopologyState,
 )
 from bus.wire import encode, new_header
+from cluster.failures import FailureCode
 from cluster.topology import NodeRecord, Topology
 from tests.support.bus import WITHIN_S, client, heard, running_hub, subscribed
 
@@ -57,7 +58,7 @@ class Worker(Actor):
 
     @on(InstanceEnsure)
     async def refuse(self, message: InstanceEnsure, envelope: object) -> RequestDone:
-        raise RequestError("model_not_found", f"no model {message.model_id}")
+        raise RequestError(FailureCode.MODEL_NOT_FOUND, f"no model {message.model_id}")
 
     @on(ShardUnload)
     async def break_down(self, message: ShardUnload, envelope: object) -> RequestDone:

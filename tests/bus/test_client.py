@@ -22,6 +22,7 @@ from bus.messages import (
     TopologyState,
 )
 from bus.wire import encode, new_header
+from cluster.failures import FailureCode
 from tests.support.bus import WITHIN_S, client, heard, run_folder, running_hub, subscribed
 
 A, B = "a" * 16, "b" * 16
@@ -64,10 +65,10 @@ def test_a_failure_comes_with_its_code_and_sentence() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, WITHIN_S))
         header = (await heard(worker, LinkProbe))[1].header
-        await worker.send(header.sender, RequestFailed("no_luck", "try tomorrow"), cause=header.id)
+        await worker.send(header.sender, RequestFailed(FailureCode.CONFLICT, "try tomorrow"), cause=header.id)
         with pytest.raises(RequestError, match="try tomorrow") as refused:
             await request
-        assert refused.value.code == "no_luck"
+        assert refused.value.code == "conflict"
 
     with_two(test)
 
@@ -120,7 +121,7 @@ def test_only_the_node_that_was_asked_and_the_own_hub_can_answer() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, WITHIN_S))
         cause = (await heard(worker, LinkProbe))[1].header.id
-        false = RequestFailed("undeliverable", "so says somebody who was not asked")
+        false = RequestFailed(FailureCode.UNDELIVERABLE, "so says somebody who was not asked")
         for liar in (f"{B}/worker", f"{B}/hub", "/hub", "hub"):
             header = new_header(false, liar, cause=cause)
             await worker._send(encode(asker.address, header, false), WITHIN_S)

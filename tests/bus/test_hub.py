@@ -34,6 +34,7 @@ from bus.messages import (
 )
 from bus.net.endpoints import address_of, with_key
 from bus.wire import encode, new_header
+from cluster.failures import FailureCode
 from common.config import NodeConfig
 from tests.support.bus import (
     KEYS,
@@ -68,6 +69,9 @@ def hubs(*node_ids: str) -> Iterator[list[RunningHub]]:
 async def clients(running: list[RunningHub], name: str, *topics: type[Message] | str) -> AsyncIterator[list[BusClient]]:
     async with AsyncExitStack() as stack:
         yield [await stack.enter_async_context(client(hub.run_dir, hub.node_id, name, *topics)) for hub in running]
+
+
+SOMEBODY_KNOCKED = "somebody knocked with a wrong join code for cluster home"
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -304,7 +308,9 @@ def test_hubs_of_two_clusters_do_not_link_and_each_says_so() -> None:
             there, _ = await heard(guest, PeerRefused, within_s=3.0)
             here, _ = await heard(host, PeerRefused, within_s=3.0)
             assert there.message.startswith("wrong join code for cluster work: the join port at")
-            assert here == PeerRefused("", "wrong_code", "somebody knocked with a wrong join code for cluster home")
+            assert here == PeerRefused(
+                "", FailureCode.WRONG_CODE, "somebody knocked with a wrong join code for cluster home"
+            )
             assert (await host.request("hub", HubDescribe(), HubState, 5.0)).peers == ()
 
     with running_hub(A) as home, running_hub(B, cluster="work") as work:

@@ -34,6 +34,7 @@ from bus.wire import (
     encode,
     new_header,
 )
+from cluster.failures import FailureCode
 from cluster.shard import Shard
 from cluster.topology import MOST_LINKS, Link, NodeRecord, Topology
 from common.limits import LONGEST_NAME, LONGEST_SENTENCE
@@ -235,10 +236,10 @@ def test_what_no_receiver_would_take_is_not_sent(message: HubState) -> None:
 
 
 def test_a_sentence_that_is_too_long_is_cut() -> None:
-    failed = RequestFailed("code", "é" * (LONGEST_SENTENCE + 1))
+    failed = RequestFailed(FailureCode.BUSY, "é" * (LONGEST_SENTENCE + 1))
     came = decode(encode("node/actor", new_header(failed, "node/actor"), failed)).message
-    assert came == RequestFailed("code", "é" * (LONGEST_SENTENCE - 1) + "…")
-    whole = RequestFailed("code", "é" * LONGEST_SENTENCE)
+    assert came == RequestFailed(FailureCode.BUSY, "é" * (LONGEST_SENTENCE - 1) + "…")
+    whole = RequestFailed(FailureCode.BUSY, "é" * LONGEST_SENTENCE)
     assert decode(encode("node/actor", new_header(whole, "node/actor"), whole)).message == whole
 
 

@@ -18,13 +18,14 @@ import typer
 from actors.data_dir import open_folder
 from bus.hub import Hub
 from bus.messages import MembersGet, MembersState
-from bus.net.keys import new_key_pair, read_secret, write_secret
+from bus.net.keys import new_key_pair
 from bus.peering.member_store import read_members, write_members
 from cli import cluster_members
 from cluster.join_code import JoinCode, new_join_code, parse_join_code
 from cluster.membership import Member, Membership, MemberStatus
 from cluster.roles import Role
 from common.config import NodeConfig, write_config
+from common.private_files import read_private, write_private
 from tests.support.bus import WITHIN_S, RunningHub, client, described, in_time, link, serving
 from tests.support.nodes import clean_environment
 from tests.support.ring import ROOT
@@ -71,7 +72,7 @@ def test_init_makes_a_code_that_only_its_user_can_read_and_says_what_to_type_nex
     done = cluster(tmp_path, "init")
     code = parse_join_code(done.stdout)
     assert (code.name, code.role) == ("home", Role.MEMBER)
-    assert read_secret(tmp_path / "join-code") == done.stdout.strip()
+    assert read_private(tmp_path / "join-code") == done.stdout.strip()
     assert stat.S_IMODE((tmp_path / "join-code").stat().st_mode) == 0o600
     assert "exobus node --host auto --join CODE" in done.stderr
     assert code.text() not in done.stderr
@@ -79,10 +80,10 @@ def test_init_makes_a_code_that_only_its_user_can_read_and_says_what_to_type_nex
 
 def test_init_overwrites_no_code(tmp_path: Path) -> None:
     said(tmp_path, "init")
-    before = read_secret(tmp_path / "join-code")
+    before = read_private(tmp_path / "join-code")
     sentence = refused(tmp_path, "init", "--name", "office")
     assert f"{tmp_path / 'join-code'} holds the join code of cluster home already" in sentence
-    assert read_secret(tmp_path / "join-code") == before
+    assert read_private(tmp_path / "join-code") == before
 
 
 def test_init_refuses_what_is_no_name(tmp_path: Path) -> None:
@@ -94,7 +95,7 @@ def test_init_refuses_what_is_no_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("role", list(Role))
 def test_invite_prints_the_code_of_a_role_and_what_it_allows(tmp_path: Path, role: Role) -> None:
-    write_secret(tmp_path / "join-code", HOME.text())
+    write_private(tmp_path / "join-code", HOME.text())
     done = cluster(tmp_path, "invite", "--role", role)
     assert parse_join_code(done.stdout) == HOME.invite(role)
     assert f"join home as a{'n' * (role is Role.OBSERVER)} {role}: " in done.stderr
@@ -102,7 +103,7 @@ def test_invite_prints_the_code_of_a_role_and_what_it_allows(tmp_path: Path, rol
 
 def test_invite_needs_a_members_code(tmp_path: Path) -> None:
     assert "exobus cluster init" in refused(tmp_path, "invite")
-    write_secret(tmp_path / "join-code", HOME.invite(Role.OBSERVER).text())
+    write_private(tmp_path / "join-code", HOME.invite(Role.OBSERVER).text())
     assert "ask a member of home" in refused(tmp_path, "invite")
     (tmp_path / "join-code").chmod(0o644)
     assert "chmod 600" in refused(tmp_path, "invite")
@@ -111,7 +112,7 @@ def test_invite_needs_a_members_code(tmp_path: Path) -> None:
 def test_ls_without_a_running_node_shows_what_was_kept(tmp_path: Path) -> None:
     assert "exobus cluster init" in said(tmp_path, "ls")
     ada, bob = member("ada"), member("bob", MemberStatus.REVOKED)
-    write_secret(tmp_path / "join-code", HOME.text())
+    write_private(tmp_path / "join-code", HOME.text())
     write_members(tmp_path, Membership("home", by_id={m.node_id: m for m in (ada, bob)}))
     rows = [line.split() for line in said(tmp_path, "ls").splitlines()[1:]]
     assert rows == [["ada", ada.node_id, "member", "let", "in"], ["bob", bob.node_id, "member", "revoked"]]
@@ -132,14 +133,14 @@ class Here:
     @property
     def code(self) -> JoinCode:
         """What it has kept."""
-        return parse_join_code(read_secret(self.data_dir / "join-code"))
+        return parse_join_code(read_private(self.data_dir / "join-code"))
 
 
 @contextmanager
 def node(data_dir: Path, code: JoinCode | None = HOME) -> Iterator[Here]:
     folder = open_folder(data_dir)
     if code:
-        write_secret(data_dir / "join-code", code.text())
+        write_private(data_dir / "join-code", code.text())
     config = NodeConfig(
         node_id=folder.node_id,
         name=data_dir.name,

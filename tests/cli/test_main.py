@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from cluster.failures import FailureCode
 from cluster.openings import Failure
 from tests.support.ring import MODEL, NODE_ID, POSITIONS, ROOT, Rig, running_rig
 
-BROKEN = Failure("stage_failed", "the engine ran out of memory")
+BROKEN = Failure(FailureCode.STAGE_FAILED, "the engine ran out of memory")
 NOWHERE = "http://127.0.0.1:9"
 HEAVY = ("zmq", "numpy", "httpx", "msgspec", "asyncio", "rich", "starlette", "tokenizers")
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from actors.data_dir import open_folder
 from bus.messages import HubState
-from bus.net.keys import read_secret, write_secret
 from cli.join_option import given_code, keep_code, kept_code
 from cli.local_nodes import default_parent
 from cli.node_process import Asked, check, resolved, settings, warnings
@@ -24,6 +23,7 @@ from cluster.capabilities import DeviceCapabilities
 from cluster.join_code import JoinCode, new_join_code
 from cluster.roles import Role
 from common.config import NodeConfig, ports_to_try
+from common.private_files import read_private, write_private
 from tests.support.nodes import clean_environment
 from tests.support.ring import ROOT
 
@@ -170,7 +170,7 @@ def secret_of(code: JoinCode) -> str:
 
 def test_a_code_is_given_as_it_is_or_as_a_file_of_the_users_own(tmp_path: Path) -> None:
     file = tmp_path / "code"
-    write_secret(file, HOME.text())
+    write_private(file, HOME.text())
     assert given_code(HOME.text()) == given_code(str(file)) == HOME
     file.chmod(0o644)
     with pytest.raises(OSError, match="can be read by others"):
@@ -191,7 +191,7 @@ def test_a_code_that_was_given_is_kept_for_the_next_start_and_a_new_one_takes_it
 def test_a_start_script_does_not_bring_back_the_code_of_before_a_rotation(tmp_path: Path) -> None:
     rotated, newer = new_join_code("home"), new_join_code("home")
     assert keep_code(tmp_path, HOME) == HOME
-    write_secret(tmp_path / "join-code", rotated.text())
+    write_private(tmp_path / "join-code", rotated.text())
     assert keep_code(tmp_path, HOME) == rotated == kept_code(tmp_path)
     assert keep_code(tmp_path, newer) == newer == kept_code(tmp_path)
 
@@ -204,7 +204,7 @@ def test_the_code_of_another_cluster_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_kept_code_that_was_damaged_is_named_with_its_file(tmp_path: Path) -> None:
-    write_secret(tmp_path / "join-code", "not a code")
+    write_private(tmp_path / "join-code", "not a code")
     with pytest.raises(ValueError, match=f"the join code in {tmp_path / 'join-code'} cannot be used"):
         kept_code(tmp_path)
 
@@ -255,7 +255,7 @@ def test_a_node_is_not_moved_to_another_cluster_by_mistake(tmp_path: Path) -> No
     assert (result.returncode, result.stdout) == (1, "")
     assert f"{tmp_path / 'join-code'} holds the join code of cluster home" in result.stderr
     assert len(result.stderr.splitlines()) == 1
-    assert read_secret(tmp_path / "join-code") == HOME.text()
+    assert read_private(tmp_path / "join-code") == HOME.text()
 
 
 def test_a_second_node_in_one_data_folder_is_refused_with_the_next_step(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from cluster.failures import FailureCode
 from discovery.candidates import (
     FORGET_AFTER_S,
     LONGEST_BACK_OFF_S,
@@ -138,7 +139,7 @@ def test_a_new_life_of_a_node_is_dialled_soon() -> None:
     membership = OWN.hear(beacon(), 0.0)
     for now in range(20):
         membership, _ = membership.due(float(now))
-    membership = membership.turned_away(JOIN, "revoked", 20.0).hear(beacon(incarnation=2), 20.0)
+    membership = membership.turned_away(JOIN, FailureCode.REVOKED, 20.0).hear(beacon(incarnation=2), 20.0)
     assert dials(membership, 20.5) == (JOIN,)
 
 
@@ -173,8 +174,10 @@ def test_the_beacon_of_a_pinned_node_leaves_it_pinned() -> None:
 # -- what join ports answer
 
 
-@pytest.mark.parametrize("code", ["wrong_code", "revoked", "unapproved", "duplicate"])
-def test_who_turned_us_away_is_left_alone_for_a_while(code: str) -> None:
+@pytest.mark.parametrize(
+    "code", [FailureCode.WRONG_CODE, FailureCode.REVOKED, FailureCode.UNAPPROVED, FailureCode.DUPLICATE]
+)
+def test_who_turned_us_away_is_left_alone_for_a_while(code: FailureCode) -> None:
     membership, _ = OWN.pin(JOIN).hear(beacon(), 0.0).due(0.0)
     membership = membership.turned_away(JOIN, code, 0.2).hear(beacon(counter=2), 1.0)
     assert dials(membership, REFUSED_S) == ()
@@ -187,13 +190,13 @@ def test_a_pinned_gate_that_turns_us_away_is_knocked_at_twice_a_minute() -> None
         membership, due = membership.due(now)
         if due:
             count += 1
-            membership = membership.turned_away(JOIN, "wrong_code", now)
+            membership = membership.turned_away(JOIN, FailureCode.WRONG_CODE, now)
     assert count == 4
 
 
 def test_who_was_only_silent_is_dialled_with_the_usual_back_off() -> None:
     membership, _ = OWN.pin(JOIN).due(0.0)
-    assert dials(membership.turned_away(JOIN, "silent", 0.2), 0.5) == (JOIN,)
+    assert dials(membership.turned_away(JOIN, FailureCode.SILENT, 0.2), 0.5) == (JOIN,)
 
 
 def test_a_gate_that_is_our_own_is_left_alone_for_long() -> None:
@@ -204,8 +207,8 @@ def test_a_gate_that_is_our_own_is_left_alone_for_long() -> None:
 
 def test_what_strange_gates_answer_changes_nothing() -> None:
     assert OWN.met(JOIN, OTHER, "node-1", 0.0) is OWN
-    assert OWN.turned_away(JOIN, "revoked", 0.0) is OWN
-    assert OWN.turned_away("", "revoked", 0.0) is OWN
+    assert OWN.turned_away(JOIN, FailureCode.REVOKED, 0.0) is OWN
+    assert OWN.turned_away("", FailureCode.REVOKED, 0.0) is OWN
 
 
 # -- good-byes

@@ -18,6 +18,7 @@ from bus.messages import MESSAGES, VERSION, Header
 from bus.net.endpoints import key_of, with_key
 from bus.wire import Envelope, WireError, decode, encode
 from cli.bus_sub import as_line, as_object
+from cluster.failures import FailureCode
 from cluster.join_code import JoinCodeError, new_join_code, parse_join_code
 from cluster.openings import Failure, Opening
 from cluster.roles import Role
@@ -151,7 +152,7 @@ TARGETS: dict[str, Target] = {
     "body": Target(_body, tuple(_bodies())),
     "frame": Target(_frame, FRAMES),
     "opening": Target(_payload(Opening), _packed(_OPENING, msgspec.structs.replace(_OPENING, reuse=(1,), drop=(2, 3)))),
-    "failure": Target(_payload(Failure), _packed(Failure("code", "a sentence", 3))),
+    "failure": Target(_payload(Failure), _packed(Failure(FailureCode.BUSY, "a sentence", 3))),
     "keeping": Target(_payload(CacheUpdate), _packed(CacheUpdate(32, (1, 2), (3,)))),
     "unknown": Target(_unknown, tuple(body for _, body in MESSAGE_FRAMES[:8])),
     "beacon": Target(_beacon, (_BEACON,)),

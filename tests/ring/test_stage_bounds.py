@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from bus.dataplane.access import best_endpoint
 from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame
 from bus.dataplane.transport import Array, Transport
+from cluster.failures import FailureCode
 from cluster.openings import LONGEST_FAILURE, MOST_DRAFTS, Failure, Opening
 from cluster.sampling import SamplingParams
 from cluster.shard import whole
@@ -269,7 +270,7 @@ def test_a_keeping_beyond_its_bounds_is_counted(weights: Path) -> None:
 
 
 def test_a_failures_sentence_has_an_end(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REPLACED", Failure("replaced", "x" * 100_000))
+    monkeypatch.setattr(module, "REPLACED", Failure(FailureCode.REPLACED, "x" * 100_000))
     with rig(weights, 1) as ring:
         ring.stages[0].drain().result()
         ring.gateway.open(1)

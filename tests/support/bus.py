@@ -20,7 +20,7 @@ import zmq
 from bus.client import BusClient, HubPaths, RequestError
 from bus.hub import Hub
 from bus.messages import HubDescribe, HubState, Message, PeerDial, RequestDone, kind_of
-from bus.net.keys import KeyPair, new_key_pair, write_secret
+from bus.net.keys import KeyPair, new_key_pair
 from bus.net.sockets import connect, open_socket
 from bus.peering.member_store import write_members
 from bus.process import ADDRESS_VARIABLE
@@ -29,6 +29,7 @@ from cluster.join_code import JoinCode, new_join_code
 from cluster.membership import Member, Membership
 from cluster.roles import Role
 from common.config import NodeConfig, write_config
+from common.private_files import write_private
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 WITHIN_S = 10.0
@@ -127,8 +128,8 @@ def hub_config(
         join_port=None if port is None else 0,
     )
     if key:
-        write_secret(config.key_path, key.secret.hex())
-        write_secret(config.code_path, (code or code_of(cluster)).text())
+        write_private(config.key_path, key.secret.hex())
+        write_private(config.code_path, (code or code_of(cluster)).text())
     return config
 
 

@@ -9,20 +9,10 @@ from pathlib import Path
 import pytest
 
 from bus.net.endpoints import address_of, key_of, node_of, with_key
-from bus.net.keys import (
-    KeyFileError,
-    accept_proof,
-    join_proof,
-    key_pair_of,
-    new_key_pair,
-    node_id_of,
-    own_key_pair,
-    read_key_pair,
-    read_secret,
-    write_secret,
-)
+from bus.net.keys import accept_proof, join_proof, key_pair_of, new_key_pair, node_id_of, own_key_pair, read_key_pair
 from cluster.join_code import new_join_code
 from cluster.roles import Role
+from common.private_files import PrivateFileError, read_private, write_private
 
 
 def test_a_node_keeps_the_key_of_its_first_start(tmp_path: Path) -> None:
@@ -41,36 +31,36 @@ def test_a_pair_follows_from_its_secret_half() -> None:
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o777])
 def test_a_file_that_others_may_touch_is_refused_with_the_remedy(tmp_path: Path, mode: int) -> None:
-    write_secret(tmp_path / "key", "x")
+    write_private(tmp_path / "key", "x")
     (tmp_path / "key").chmod(mode)
-    with pytest.raises(KeyFileError, match="can be read by others; make it yours alone with: chmod 600"):
-        read_secret(tmp_path / "key")
+    with pytest.raises(PrivateFileError, match="can be read by others; make it yours alone with: chmod 600"):
+        read_private(tmp_path / "key")
 
 
 def test_a_link_in_place_of_a_secret_is_not_followed(tmp_path: Path) -> None:
-    write_secret(tmp_path / "elsewhere", "x")
+    write_private(tmp_path / "elsewhere", "x")
     (tmp_path / "key").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(KeyFileError, match="cannot be read"):
-        read_secret(tmp_path / "key")
+    with pytest.raises(PrivateFileError, match="cannot be read"):
+        read_private(tmp_path / "key")
 
 
 @pytest.mark.parametrize("content", ["", "zz", "ab" * 31, "ab" * 33, "ab" * 4000, "\xff\xfe"])
 def test_a_damaged_key_file_is_one_sentence(tmp_path: Path, content: str) -> None:
-    write_secret(tmp_path / "key", content)
-    with pytest.raises(KeyFileError, match="holds no key; restore it, or delete it to become a new node"):
+    write_private(tmp_path / "key", content)
+    with pytest.raises(PrivateFileError, match="holds no key; restore it, or delete it to become a new node"):
         read_key_pair(tmp_path / "key")
 
 
 def test_writing_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_secret(tmp_path / "key", "old")
+    write_private(tmp_path / "key", "old")
 
     def fail(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(KeyFileError, match="No space left"):
-        write_secret(tmp_path / "key", "new")
-    assert read_secret(tmp_path / "key") == "old"
+    with pytest.raises(PrivateFileError, match="No space left"):
+        write_private(tmp_path / "key", "new")
+    assert read_private(tmp_path / "key") == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["key"]
 
 

@@ -40,15 +40,17 @@ from bus.messages import (
     Status,
 )
 from bus.net.endpoints import with_key
-from bus.net.keys import KeyPair, join_proof, key_pair_of, new_key_pair, read_secret
+from bus.net.keys import KeyPair, join_proof, key_pair_of, new_key_pair
 from bus.net.sockets import connect, open_socket
 from bus.peering import peering as outside
 from bus.peering.authenticator import Authenticator
 from bus.peering.member_store import read_members
 from bus.wire import decode, encode, new_header
+from cluster.failures import FailureCode
 from cluster.join_code import JoinCode, new_join_code, parse_join_code
 from cluster.membership import MemberStatus
 from cluster.roles import Role
+from common.private_files import read_private
 from tests.support.bus import (
     KEYS,
     RunningHub,
@@ -66,6 +68,9 @@ from tests.support.bus import (
 
 A, B, C = new_node(), new_node(), new_node()
 FACTS: tuple[type[Message], ...] = (PeerAuthenticated, PeerRefused, PeerUp, PeerDown, ClusterChanged)
+
+
+SOMEBODY_KNOCKED = "somebody knocked with a wrong join code for cluster home"
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -140,7 +145,9 @@ def test_a_wrong_code_is_refused_with_a_sentence_on_both_sides_and_knocks_once()
             here, _ = await heard(host, PeerRefused, within_s=3.0)
             assert (there.endpoint, there.code) == (home.join_endpoint, "wrong_code")
             assert there.message.startswith("wrong join code for cluster home: the join port at")
-            assert here == PeerRefused("", "wrong_code", "somebody knocked with a wrong join code for cluster home")
+            assert here == PeerRefused(
+                "", FailureCode.WRONG_CODE, "somebody knocked with a wrong join code for cluster home"
+            )
             with pytest.raises(TimeoutError):
                 await heard(host, PeerRefused, within_s=1.0)
             state = await host.request("hub", HubDescribe(), HubState, 5.0)
@@ -164,7 +171,7 @@ def test_the_gate_believes_no_knock_whose_proof_does_not_fit() -> None:
             JoinRequest("guest", Role.MEMBER, 1, endpoint, proof),
         ):
             answer = knock_at(hub, pair, knock=knock)
-            assert answer == RequestFailed("wrong_code", "wrong join code for cluster home")
+            assert answer == RequestFailed(FailureCode.WRONG_CODE, "wrong join code for cluster home")
         assert isinstance(knock_at(hub, pair), JoinAccept)
 
 
@@ -398,7 +405,7 @@ def test_a_node_that_stands_alone_listens_nowhere_and_says_how_to_change_that() 
 
 
 def code_in(hub: RunningHub) -> str:
-    return read_secret(hub.run_dir / "join-code")
+    return read_private(hub.run_dir / "join-code")
 
 
 def test_what_a_role_may_not_send_is_refused_with_a_sentence_and_its_facts_are_not_heard() -> None:

@@ -19,6 +19,7 @@ from bus.dataplane.frames import Flag, Frame, FrameError
 from bus.dataplane.transport import Array, Transport
 from bus.net.endpoints import with_key
 from bus.net.keys import new_key_pair
+from cluster.failures import FailureCode
 from cluster.openings import Failure, Opening
 from cluster.placement import Instance, PlacedStage
 from cluster.sampling import SamplingParams
@@ -32,7 +33,7 @@ EPOCH = 3
 PROMPT = (1, 2, 3)
 TOKEN = np.array([7], np.int32)
 PLACE = np.array([2, 0], np.int32)
-FAILURE = np.frombuffer(msgspec.msgpack.encode(Failure("engine", "forged")), np.uint8)
+FAILURE = np.frombuffer(msgspec.msgpack.encode(Failure(FailureCode.ENGINE, "forged")), np.uint8)
 FIRST, LAST, OWNER, UNKNOWN_NODE = range(4)
 
 

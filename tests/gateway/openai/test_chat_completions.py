@@ -25,6 +25,7 @@ from bus.messages import (
     Status,
     Work,
 )
+from cluster.failures import FailureCode
 from cluster.openings import Failure
 from models.chat_template import ChatTemplate
 from tests.support.chat import (
@@ -47,7 +48,7 @@ from tests.support.ring import (
 )
 from tests.support.stage import EPOCH, WITHIN_S
 
-BROKEN = Failure("stage_failed", "the engine ran out of memory")
+BROKEN = Failure(FailureCode.STAGE_FAILED, "the engine ran out of memory")
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +294,7 @@ def test_a_client_that_leaves_the_queue_ends_its_session(rig: Rig, stream: bool)
 
 def test_a_failure_after_a_sign_of_life_is_told_in_the_stream(rig: Rig) -> None:
     def too_large(work: Work) -> Reply:
-        raise RequestError("insufficient_memory", "it needs 9 GB")
+        raise RequestError(FailureCode.INSUFFICIENT_MEMORY, "it needs 9 GB")
 
     with answering(rig, too_large), held_up(rig), raw_request(rig, stream=True) as connection:
         response = connection.getresponse()

@@ -1,0 +1,86 @@
+"""Why work was not done: the closed set of failure codes that messages and data frames carry."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class FailureCode(StrEnum):
+    """A stable code for programs; a sentence for people comes with it.
+
+    Decoding a code of a newer version gives `UNKNOWN`.
+    """
+
+    # requests in general
+    BUSY = "busy"
+    CONFLICT = "conflict"
+    FORBIDDEN = "forbidden"
+    INTERNAL = "internal"
+    TIMEOUT = "timeout"
+    UNDELIVERABLE = "undeliverable"
+    UNEXPECTED = "unexpected"
+    UNKNOWN = "unknown"
+    UNSENDABLE = "unsendable"
+    UNSUPPORTED = "unsupported"
+    # joining and membership
+    BAD_ENDPOINT = "bad_endpoint"
+    DUPLICATE = "duplicate"
+    FULL = "full"
+    NO_KEY = "no_key"
+    NOT_ROTATED = "not_rotated"
+    REVOKED = "revoked"
+    SELF = "self"
+    SILENT = "silent"
+    STANDALONE = "standalone"
+    UNAPPROVED = "unapproved"
+    UNKNOWN_NODE = "unknown_node"
+    VERSION = "version"
+    WRONG_CODE = "wrong_code"
+    # placing and loading a model
+    DOWNLOAD_FAILED = "download_failed"
+    INSUFFICIENT_MEMORY = "insufficient_memory"
+    LOAD_FAILED = "load_failed"
+    MODEL_NOT_FOUND = "model_not_found"
+    NO_ENGINE = "no_engine"
+    NO_MEMBER = "no_member"
+    UNREACHABLE = "unreachable"
+    # sessions
+    ENGINE = "engine"
+    FRAMES = "frames"
+    NODE_LOST = "node_lost"
+    PREFIX_LOST = "prefix_lost"
+    QUEUE_FULL = "queue_full"
+    REPLACED = "replaced"
+    STAGE_FAILED = "stage_failed"
+    TOKEN_LOST = "token_lost"  # noqa: S105 - not a password
+    TOO_LARGE = "too_large"
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may succeed if it is sent again, now or a moment later."""
+        return self in _RETRYABLE
+
+    @classmethod
+    def _missing_(cls, value: object) -> FailureCode:
+        return cls.UNKNOWN
+
+
+_RETRYABLE = frozenset(
+    {
+        FailureCode.BUSY,
+        FailureCode.DOWNLOAD_FAILED,
+        FailureCode.FRAMES,
+        FailureCode.LOAD_FAILED,
+        FailureCode.NO_MEMBER,
+        FailureCode.NODE_LOST,
+        FailureCode.PREFIX_LOST,
+        FailureCode.QUEUE_FULL,
+        FailureCode.REPLACED,
+        FailureCode.SILENT,
+        FailureCode.STAGE_FAILED,
+        FailureCode.TIMEOUT,
+        FailureCode.TOKEN_LOST,
+        FailureCode.UNDELIVERABLE,
+        FailureCode.UNREACHABLE,
+    }
+)
