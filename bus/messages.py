@@ -18,8 +18,8 @@ from cluster.roles import Role
 from cluster.shard import Shard
 from cluster.topology import Link, NodeRecord, Topology
 from common.limits import (
-    MOST_JOIN_ENDPOINTS,
-    MOST_NODES,
+    MAX_JOIN_ENDPOINTS,
+    MAX_NODES,
     Endpoint,
     HeaderText,
     ModelId,
@@ -37,9 +37,9 @@ from common.limits import (
 VERSION = 3  # the major version; removing, renaming or retyping a field raises it
 
 Counters = Annotated[dict[Name, Whole], Meta(max_length=1024)]
-Names = Annotated[tuple[Name, ...], Meta(max_length=MOST_NODES)]
+Names = Annotated[tuple[Name, ...], Meta(max_length=MAX_NODES)]
 Topics = Annotated[tuple[Topic, ...], Meta(max_length=1024)]
-JoinEndpoints = Annotated[tuple[Endpoint, ...], Meta(max_length=MOST_JOIN_ENDPOINTS)]
+JoinEndpoints = Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_JOIN_ENDPOINTS)]
 Instances = Annotated[tuple[Instance, ...], Meta(max_length=1024)]
 
 
@@ -175,8 +175,8 @@ class HubState(Reply, frozen=True, tag="hub.state"):
     endpoint: Annotated[
         Endpoint, Meta(description="where other hubs dial this one, with its key; empty: it stands alone")
     ]
-    actors: Annotated[tuple[HubActor, ...], Meta(max_length=MOST_NODES)] = ()
-    peers: Annotated[tuple[HubPeer, ...], Meta(max_length=MOST_NODES)] = ()
+    actors: Annotated[tuple[HubActor, ...], Meta(max_length=MAX_NODES)] = ()
+    peers: Annotated[tuple[HubPeer, ...], Meta(max_length=MAX_NODES)] = ()
     subscriptions: Topics = ()
     counters: Counters = {}
     join_endpoint: Annotated[Endpoint, Meta(description="where other nodes knock")] = ""
@@ -215,7 +215,7 @@ class MembersState(Reply, frozen=True, tag="members.state"):
     """Every node that a hub let in or refused, and which of them are linked."""
 
     cluster: Name
-    members: Annotated[tuple[Member, ...], Meta(max_length=MOST_NODES)]
+    members: Annotated[tuple[Member, ...], Meta(max_length=MAX_NODES)]
     linked: Names = ()
 
 

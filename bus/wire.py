@@ -16,7 +16,7 @@ import msgspec
 from msgspec import inspect
 
 from bus.messages import MESSAGES, VERSION, Header, Message, kind_of
-from common.limits import LONGEST_SENTENCE, UNREADABLE, cut
+from common.limits import MAX_SENTENCE, UNREADABLE, cut
 
 FRAMES = 3
 MAX_ADDRESS_BYTES = 256
@@ -110,8 +110,8 @@ def _check_sizes(frames: Sequence[bytes]) -> None:
 
 
 def _with_short_sentences(message: Message) -> Message:
-    long = [name for name in _SENTENCES[type(message)] if len(getattr(message, name)) > LONGEST_SENTENCE]
-    short = {name: cut(getattr(message, name), LONGEST_SENTENCE) for name in long}
+    long = [name for name in _SENTENCES[type(message)] if len(getattr(message, name)) > MAX_SENTENCE]
+    short = {name: cut(getattr(message, name), MAX_SENTENCE) for name in long}
     return msgspec.structs.replace(message, **short) if short else message
 
 

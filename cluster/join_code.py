@@ -24,7 +24,7 @@ _CODE = re.compile(r"(?P<name>[a-z0-9]+(?:-[a-z0-9]+)*)-(?P<letters>(?:[A-Z2-7]{
 _LOOK_ALIKES = str.maketrans("018", "OIB")  # base32 has none of these digits
 _ROLES = {0x10: Role.MEMBER, 0x11: Role.GATEWAY, 0x12: Role.OBSERVER}  # version 1, then the role
 _LETTERS = 56
-LONGEST_NAME = 32
+MAX_NAME = 32
 
 
 class JoinCodeError(ValueError):
@@ -92,9 +92,9 @@ class ClusterKeys:
 
 def new_join_code(name: str) -> JoinCode:
     """A new cluster's code, for members. Raises JoinCodeError for what is no name."""
-    if not _NAME.fullmatch(name) or len(name) > LONGEST_NAME:
+    if not _NAME.fullmatch(name) or len(name) > MAX_NAME:
         raise JoinCodeError(
-            f"{name!r} is no cluster name; use small letters, digits and single dashes, at most {LONGEST_NAME}"
+            f"{name!r} is no cluster name; use small letters, digits and single dashes, at most {MAX_NAME}"
         )
     return JoinCode(name, Role.MEMBER, secrets.token_bytes(32))
 
@@ -102,7 +102,7 @@ def new_join_code(name: str) -> JoinCode:
 def parse_join_code(text: str) -> JoinCode:
     """Read a code as people type it: letters of any size, 0, 1 and 8 for O, I and B. Raises JoinCodeError."""
     code = _CODE.fullmatch(_normal(text))
-    if code is None or len(code["name"]) > LONGEST_NAME:
+    if code is None or len(code["name"]) > MAX_NAME:
         raise JoinCodeError("that is no join code; copy the whole line that `exobus cluster invite` prints")
     whole = base64.b32decode(code["letters"].replace("-", ""))
     body, checksum = whole[:-2], whole[-2:]

@@ -10,9 +10,9 @@ import msgspec
 
 from cluster.failures import FailureCode
 from cluster.roles import Role
-from common.limits import MOST_NODES, Name
+from common.limits import MAX_NODES, Name
 
-MOST = MOST_NODES  # nodes remembered; whoever holds the code could else fill our memory with keys
+MOST = MAX_NODES  # nodes remembered; whoever holds the code could else fill our memory with keys
 
 
 class MemberStatus(StrEnum):

@@ -12,7 +12,7 @@ from msgspec import Meta
 from cluster.partitioning import PartitioningStrategy, shards_of
 from cluster.shard import Shard, whole
 from cluster.topology import Topology
-from common.limits import MOST_STAGES, Endpoint, ModelId, Name, Whole
+from common.limits import MAX_STAGES, Endpoint, ModelId, Name, Whole
 
 Endpoints = Annotated[tuple[Endpoint, ...], Meta(max_length=16)]
 
@@ -39,7 +39,7 @@ class Instance(msgspec.Struct, frozen=True):
     instance_id: Name
     model_id: ModelId
     epoch: Whole
-    stages: Annotated[tuple[PlacedStage, ...], Meta(max_length=MOST_STAGES)]
+    stages: Annotated[tuple[PlacedStage, ...], Meta(max_length=MAX_STAGES)]
     placer: Name = ""
 
     @property

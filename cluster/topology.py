@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from cluster.capabilities import DeviceCapabilities
-from common.limits import MOST_NODES, Endpoint, Name, Real, Whole
+from common.limits import MAX_NODES, Endpoint, Name, Real, Whole
 
 MOST_LINKS = 1024  # to show; all links of 32 nodes, and with the nodes they fit into one message
 
@@ -47,7 +47,7 @@ class Topology(msgspec.Struct, frozen=True):
     """Nodes by id and links by (source, target), both sorted; `version` rises with each real change."""
 
     version: Whole = 0
-    nodes: Annotated[tuple[NodeRecord, ...], Meta(max_length=MOST_NODES)] = ()
+    nodes: Annotated[tuple[NodeRecord, ...], Meta(max_length=MAX_NODES)] = ()
     links: Annotated[tuple[Link, ...], Meta(max_length=MOST_LINKS)] = ()
 
     def node(self, node_id: str) -> NodeRecord | None:

@@ -9,12 +9,12 @@ from typing import Annotated
 
 from msgspec import DecodeError, Meta
 
-LONGEST_NAME = 128
-LONGEST_SENTENCE = 4096
-LONGEST_DETAIL = 1024
-MOST_NODES = 1024
-MOST_STAGES = 256
-MOST_JOIN_ENDPOINTS = 64  # in a welcome, which has to pass a join port
+MAX_NAME = 128
+MAX_SENTENCE = 4096
+MAX_DETAIL = 1024
+MAX_NODES = 1024
+MAX_STAGES = 256
+MAX_JOIN_ENDPOINTS = 64  # in a welcome, which has to pass a join port
 
 UNREADABLE = (DecodeError, UnicodeDecodeError, RecursionError, OverflowError, MemoryError)
 """All that msgspec raises for bytes that it cannot decode; nesting ends in a RecursionError, also in unknown fields."""
@@ -22,17 +22,17 @@ UNREADABLE = (DecodeError, UnicodeDecodeError, RecursionError, OverflowError, Me
 _ONE_LINE = "\\A[^\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]*\\Z"
 """No control characters: names come into logs and onto terminals, where they must not pass for something else."""
 
-Name = Annotated[str, Meta(max_length=LONGEST_NAME, pattern=_ONE_LINE)]
+Name = Annotated[str, Meta(max_length=MAX_NAME, pattern=_ONE_LINE)]
 """A name or an id: of a node, an actor, an engine, a session, a version."""
-HeaderText = Annotated[str, Meta(max_length=LONGEST_NAME)]
+HeaderText = Annotated[str, Meta(max_length=MAX_NAME)]
 """The same in every header, and ASCII; `bus.wire` looks at all of them at once, which is quicker."""
 ModelId = Annotated[str, Meta(max_length=256, pattern=_ONE_LINE)]
 Endpoint = Annotated[str, Meta(max_length=256, pattern=_ONE_LINE)]
 Topic = Annotated[str, Meta(max_length=256, pattern=_ONE_LINE)]
 Path = Annotated[str, Meta(max_length=4096)]
-Detail = Annotated[str, Meta(max_length=LONGEST_DETAIL)]
-"""A sentence inside a value; `cut` it to `LONGEST_DETAIL`."""
-Sentence = Annotated[str, Meta(max_length=LONGEST_SENTENCE, extra={"cut": True})]
+Detail = Annotated[str, Meta(max_length=MAX_DETAIL)]
+"""A sentence inside a value; `cut` it to `MAX_DETAIL`."""
+Sentence = Annotated[str, Meta(max_length=MAX_SENTENCE, extra={"cut": True})]
 """A sentence of a message; `bus.wire` cuts it where it is longer."""
 Proof = Annotated[bytes, Meta(max_length=32)]
 Whole = Annotated[int, Meta(ge=0, le=2**63 - 1)]

@@ -15,7 +15,7 @@ from discovery.beacon import Beacon, BeaconError, WrongJoinCodeError, is_join_en
 
 A_SECOND = 20.0  # beacons from one source
 MOST_SOURCES = 256
-MOST_NODES = 1024
+MAX_NODES = 1024
 SURE_AFTER_S = 2.0
 TELL_EVERY_S = 60.0
 _SILENCE_S = 10.0
@@ -84,7 +84,7 @@ class _Latest:
             return False
         self._seen.pop(beacon.node_id, None)
         self._seen[beacon.node_id] = number
-        if len(self._seen) > MOST_NODES:
+        if len(self._seen) > MAX_NODES:
             del self._seen[next(iter(self._seen))]
         return True
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
-from common.limits import LONGEST_DETAIL, cut
+from common.limits import MAX_DETAIL, cut
 from engines.engine import Chunk, EngineError, InferenceEngine
 from engines.precision import Precision
 from engines.random_weights import RandomWeights
@@ -117,7 +117,7 @@ def _measure_one(name: str, deadline_s: float, precision: Precision) -> EngineCa
     except (IndexError, msgspec.DecodeError):
         last_words = "".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])
         return EngineCapability(
-            name=name, detail=cut(f"the probe ended with status {done.returncode}: {last_words}", LONGEST_DETAIL)
+            name=name, detail=cut(f"the probe ended with status {done.returncode}: {last_words}", MAX_DETAIL)
         )
 
 
@@ -142,7 +142,7 @@ def main(name: str, precision: str = "fast") -> None:
     try:
         found = probe(name, cast(Precision, precision))  # which `create` checks
     except EngineError as error:
-        found = EngineCapability(name=name, detail=cut(str(error), LONGEST_DETAIL))
+        found = EngineCapability(name=name, detail=cut(str(error), MAX_DETAIL))
     sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
 
 

@@ -30,7 +30,7 @@ from cluster.failures import FailureCode
 from cluster.membership import JoinRefused, Member, Membership
 from cluster.roles import Role
 from common.config import DEFAULT_BUS_PORT, DEFAULT_JOIN_PORT, NodeConfig, ports_to_try
-from common.limits import MOST_JOIN_ENDPOINTS
+from common.limits import MAX_JOIN_ENDPOINTS
 from common.rate_limit import RateLimit
 
 logger = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class Peering:
             welcome = self._door.knocked(key, knock, self.bus.endpoint)
             self._met("", self._door.members.check(node_id_of(key)), before)
             join_endpoints = tuple(peer.join_endpoint for peer in self._links.standing() if peer.join_endpoint)[
-                :MOST_JOIN_ENDPOINTS
+                :MAX_JOIN_ENDPOINTS
             ]
             return msgspec.structs.replace(welcome, join_endpoints=join_endpoints)
         except JoinRefused as error:

@@ -37,7 +37,7 @@ from bus.wire import (
 from cluster.failures import FailureCode
 from cluster.shard import Shard
 from cluster.topology import MOST_LINKS, Link, NodeRecord, Topology
-from common.limits import LONGEST_NAME, LONGEST_SENTENCE
+from common.limits import MAX_NAME, MAX_SENTENCE
 from tests.support.messages import example, scalars
 
 LOG = Log("WARNING", "here", "text")
@@ -131,7 +131,7 @@ def test_what_does_not_parse_is_refused(position: int, content: bytes, reason: s
         {"time": float("nan")},
         {"time": float("inf")},
         {"time": 1e30},
-        {"sender": "n" * (LONGEST_NAME + 1)},
+        {"sender": "n" * (MAX_NAME + 1)},
         {"sender": "node/actor\nERROR all is lost"},
         {"sender": "node/\x1b[2J"},
         {"kind": "a\rb"},
@@ -223,7 +223,7 @@ def test_what_is_too_large_is_not_sent_at_all() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        HubState("n" * (LONGEST_NAME + 1), "", ""),
+        HubState("n" * (MAX_NAME + 1), "", ""),
         HubState("n", "", "", counters={"lost": -1}),
         HubState("\ud800", "", ""),
         HubState("n", "", "", counters={"lost": 1 << 70}),
@@ -236,10 +236,10 @@ def test_what_no_receiver_would_take_is_not_sent(message: HubState) -> None:
 
 
 def test_a_sentence_that_is_too_long_is_cut() -> None:
-    failed = RequestFailed(FailureCode.BUSY, "é" * (LONGEST_SENTENCE + 1))
+    failed = RequestFailed(FailureCode.BUSY, "é" * (MAX_SENTENCE + 1))
     came = decode(encode("node/actor", new_header(failed, "node/actor"), failed)).message
-    assert came == RequestFailed(FailureCode.BUSY, "é" * (LONGEST_SENTENCE - 1) + "…")
-    whole = RequestFailed(FailureCode.BUSY, "é" * LONGEST_SENTENCE)
+    assert came == RequestFailed(FailureCode.BUSY, "é" * (MAX_SENTENCE - 1) + "…")
+    whole = RequestFailed(FailureCode.BUSY, "é" * MAX_SENTENCE)
     assert decode(encode("node/actor", new_header(whole, "node/actor"), whole)).message == whole
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.join_code import LONGEST_NAME, JoinCode, JoinCodeError, new_join_code, parse_join_code
+from cluster.join_code import MAX_NAME, JoinCode, JoinCodeError, new_join_code, parse_join_code
 from cluster.roles import Role
 
-names = st.from_regex(r"[a-z0-9]+(-[a-z0-9]+)*", fullmatch=True).filter(lambda name: len(name) <= LONGEST_NAME)
+names = st.from_regex(r"[a-z0-9]+(-[a-z0-9]+)*", fullmatch=True).filter(lambda name: len(name) <= MAX_NAME)
 GOLDEN = ("ce08bf8f4ea20626", "cc66f9396ef100ee", "3b398f9618fedd77", "dd9b5d84ca8b33d0")
 GOLDEN_TEXT = "home-CAAACAQD-AQCQMBYI-BEFAWDAN-BYHRAEIS-CMKBKFQX-DAMRUGY4-DUPB7KL6"
 

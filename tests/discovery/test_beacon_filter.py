@@ -8,7 +8,7 @@ from itertools import islice
 import psutil
 
 from discovery.beacon import Beacon, seal
-from discovery.beacon_filter import A_SECOND, MOST_NODES, TELL_EVERY_S, BeaconFilter, WrongJoinCode
+from discovery.beacon_filter import A_SECOND, MAX_NODES, TELL_EVERY_S, BeaconFilter, WrongJoinCode
 from discovery.candidates import Candidates
 from tests.support.beacons import KEYS, ROTATED, SOURCE, beacon, datagram, forgeries, node_id
 
@@ -76,9 +76,9 @@ def test_forgeries_and_replays_use_up_nothing_of_what_a_node_may_send() -> None:
 
 def test_nodes_are_remembered_up_to_a_number() -> None:
     reception = BeaconFilter(KEYS)
-    for number in range(MOST_NODES + 1):
+    for number in range(MAX_NODES + 1):
         assert reception.take(datagram(number), SOURCE, float(number))
-    assert reception.take(datagram(MOST_NODES), SOURCE, 1e6) is None
+    assert reception.take(datagram(MAX_NODES), SOURCE, 1e6) is None
     assert reception.take(datagram(0), SOURCE, 1e6) == beacon(0)
 
 
