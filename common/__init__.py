@@ -1,1 +1,1 @@
-"""What has no subject of its own: limits, rate limits, text safety, settings."""
+"""Modules without a subject of their own: limits, rate limits, files, text safety, settings."""

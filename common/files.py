@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all. Knows nothing of what they hold."""
+"""Atomic file writing. Knows nothing of the contents; `common.private_files` adds permissions and error sentences."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:
-    """Replace a file in one step: readers see the old content or the new, also after a crash.
+    """Replace a file in one step, so that readers see the old content or the new one, also after a crash.
 
-    The folder has to exist. Raises OSError, and leaves nothing behind then.
+    The folder has to exist. Raises OSError, and leaves no partial file behind.
     """
     content = data.encode() if isinstance(data, str) else data
     part = path.with_name(f"{path.name}.{os.getpid()}.part")

@@ -1,6 +1,6 @@
-"""How large a value inside a message may be, so that a decoder can refuse it before it takes memory. Types, no values.
+"""Size limits of the values inside messages, as types, so that a decoder refuses a value before it takes memory.
 
-They are generous: none is meant to be met. Lengths are in characters, or in items.
+The limits are generous: no message of a working node comes near one. Lengths are in characters or in items.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ MAX_SENTENCE = 4096
 MAX_DETAIL = 1024
 MAX_NODES = 1024
 MAX_STAGES = 256
-MAX_JOIN_ENDPOINTS = 64  # in a welcome, which has to pass a join port
+MAX_JOIN_ENDPOINTS = 64  # in a `join.accept`, which has to pass the frame limit of a join port
 
 UNREADABLE = (DecodeError, UnicodeDecodeError, RecursionError, OverflowError, MemoryError)
-"""All that msgspec raises for bytes that it cannot decode; nesting ends in a RecursionError, also in unknown fields."""
+"""What msgspec raises for bytes that it cannot decode. Deep nesting, also in unknown fields, is a RecursionError."""
 
 _ONE_LINE = "\\A[^\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]*\\Z"
-"""No control characters: names come into logs and onto terminals, where they must not pass for something else."""
+"""No control or bidirectional characters: names appear in logs and on terminals, where they must not forge text."""
 
 Name = Annotated[str, Meta(max_length=MAX_NAME, pattern=_ONE_LINE)]
 """A name or an id: of a node, an actor, an engine, a session, a version."""
 HeaderText = Annotated[str, Meta(max_length=MAX_NAME)]
-"""The same in every header, and ASCII; `bus.wire` looks at all of them at once, which is quicker."""
+"""A name in a header. `bus.wire` checks the characters of all of a header's texts at once, which is faster."""
 ModelId = Annotated[str, Meta(max_length=256, pattern=_ONE_LINE)]
 Endpoint = Annotated[str, Meta(max_length=256, pattern=_ONE_LINE)]
 Topic = Annotated[str, Meta(max_length=256, pattern=_ONE_LINE)]
 Path = Annotated[str, Meta(max_length=4096)]
 Detail = Annotated[str, Meta(max_length=MAX_DETAIL)]
-"""A sentence inside a value; `cut` it to `MAX_DETAIL`."""
+"""A sentence inside a value. The sender shortens it to `MAX_DETAIL` with `cut`."""
 Sentence = Annotated[str, Meta(max_length=MAX_SENTENCE, extra={"cut": True})]
-"""A sentence of a message; `bus.wire` cuts it where it is longer."""
+"""A sentence of a message. `bus.wire` shortens it if it is longer."""
 Proof = Annotated[bytes, Meta(max_length=32)]
 Whole = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Process = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Real = Annotated[float, Meta(ge=0.0, le=1e15)]
-"""Seconds, milliseconds, rates: finite and not negative."""
+"""Seconds, milliseconds or rates: finite and not negative."""
 UnixTime = Annotated[float, Meta(ge=0.0, le=253402300799.0)]
-"""Seconds, up to the end of the year 9999, which is the last that a calendar can show."""
+"""Seconds since 1970, up to the end of the year 9999, the last one that `datetime` can represent."""
 
 
 def cut(text: str, longest: int) -> str:
-    """The text, or its beginning with an ellipsis."""
+    """Return the text, or its beginning and an ellipsis if it has more than `longest` characters."""
     return text if len(text) <= longest else text[: longest - 1] + "…"

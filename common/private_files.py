@@ -1,4 +1,4 @@
-"""Files and folders that only their user may open: keys, join codes, lists of members."""
+"""Files that only their owner may open: keys, join codes, member lists. Knows permissions, not what a file holds."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ class PrivateFileError(OSError):
 
 
 def is_private(status: os.stat_result) -> bool:
-    """Whether a file or folder belongs to this user and is closed to all others."""
+    """Return whether a file or folder belongs to this user and is closed to all others."""
     return status.st_uid == os.getuid() and not status.st_mode & FOR_OTHERS
 
 
 def read_private(path: Path, most: int = 4096) -> str:
-    """Return the first `most` bytes of a file as text. Raises PrivateFileError, also if others may read it."""
+    """Return the first `most` bytes of a file as text, stripped.
+
+    Raises PrivateFileError if the file cannot be read, is a symbolic link, or may be read by others.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         with os.fdopen(descriptor, "rb") as file:
@@ -30,7 +33,7 @@ def read_private(path: Path, most: int = 4096) -> str:
     except PrivateFileError:
         raise
     except OSError as error:
-        raise PrivateFileError(f"{path} cannot be read ({error.strerror}); check whose it is") from None
+        raise PrivateFileError(f"{path} cannot be read ({error.strerror}); check its owner and mode") from None
 
 
 def write_private(path: Path, line: str) -> None:

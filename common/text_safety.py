@@ -1,4 +1,4 @@
-"""Text that others wrote, made fit for a terminal and for a line of a log. Pure but for the formatter's base class."""
+"""Untrusted text made safe for a terminal and for a log line."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType | None] 
 
 
 def one_line(text: str) -> str:
-    """The text with a mark in place of whatever could steer a terminal or begin a line of its own."""
+    """Replace every character that could control a terminal or start a new line with U+FFFD."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "�" for c in text)
 
 
 class LogFormatter(logging.Formatter):
-    """One line a record, whatever is quoted in it; a traceback keeps its own lines."""
+    """Formats a record as one line, whatever it quotes; a traceback keeps its own lines."""
 
     def __init__(self, process: str) -> None:
         super().__init__(f"%(asctime)s %(levelname)s {process} %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """See the base class."""
         record.message = one_line(record.message)
         return super().formatMessage(record)
 
     def formatException(self, ei: ExceptionInfo) -> str:
-        """See the base class."""
         return "\n".join(one_line(line) for line in super().formatException(ei).split("\n"))

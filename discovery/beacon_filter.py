@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from cluster.join_code import ClusterKeys
-from common.token_bucket import TokenBuckets
+from common.rate_limit import TokenBuckets
 from discovery.beacon import Beacon, BeaconError, WrongJoinCodeError, is_join_endpoint_at, unseal
 
 A_SECOND = 20.0  # beacons from one source

@@ -1,4 +1,4 @@
-"""What others wrote, on a terminal and in a log."""
+"""`common.text_safety`: untrusted text on a terminal and in a log."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ HOSTILE = "fine\x1b[2J\r\n2026-11-22 INFO hub: a line of its own\x07 ünd"
 
 
 @given(st.text())
-def test_nothing_steers_a_terminal_and_nothing_else_is_changed(text: str) -> None:
+def test_only_unprintable_characters_are_replaced(text: str) -> None:
     shown = one_line(text)
     assert shown.isprintable()
     assert all(now in (then, "�") for then, now in zip(text, shown, strict=True))
 
 
 @pytest.mark.parametrize("raised", [False, True])
-def test_a_record_is_one_line_and_a_traceback_keeps_its_own(raised: bool) -> None:
+def test_log_record_is_one_line_and_traceback_keeps_its_lines(raised: bool) -> None:
     out = io.StringIO()
     handler = logging.StreamHandler(out)
     handler.setFormatter(LogFormatter("hub"))
-    record = logging.LogRecord("bus", logging.WARNING, "x.py", 1, "said %s", (HOSTILE,), None)
+    record = logging.LogRecord("bus", logging.WARNING, "x.py", 1, "received %s", (HOSTILE,), None)
     if raised:
         try:
             raise ValueError(HOSTILE)
