@@ -256,7 +256,7 @@ class NodeActor(Actor):
         most = card.kv_bytes(shard, MAX_SLOTS * card.context_length)
         wish = KvRequest(card.shard_bytes(shard), card.least_kv_bytes(shard), most, limit)
         offer = self._machine.now(self._nodes_here()).memory_available
-        return self._kv.promise(message.instance_id, card.id, wish, offer)
+        return self._kv.reserve(message.instance_id, card.id, wish, offer)
 
     async def _files_and_engine(self, message: ShardLoad) -> tuple[str, str]:
         """The path of the shard's files and the name of a fresh engine; where one fails the other is given back."""
@@ -288,7 +288,7 @@ class NodeActor(Actor):
             await self._stop_engine(actor)
 
     def _forget_stage(self, instance_id: str) -> str | None:
-        self._kv.ended(instance_id)
+        self._kv.release(instance_id)
         return self._stages.pop(instance_id, None)
 
     async def _stop_engine(self, actor: str) -> None:

@@ -140,7 +140,7 @@ def _print(state: MembersState, *, as_json: bool) -> None:
         typer.echo("no cluster here; make one with `exobus cluster init`", err=True)
         return
     rows = [
-        (m.name, m.node_id, m.role.value, m.standing.value, "linked" if m.node_id in state.linked else "")
-        for m in sorted(state.members, key=lambda m: (m.standing.value, m.name))
+        (m.name, m.node_id, m.role.value, m.status.value, "linked" if m.node_id in state.linked else "")
+        for m in sorted(state.members, key=lambda m: (m.status.value, m.name))
     ]
-    typer.echo(table(("NODE", "ID", "ROLE", "STANDING", f"IN {state.cluster}"), rows))
+    typer.echo(table(("NODE", "ID", "ROLE", "STATUS", f"IN {state.cluster}"), rows))

@@ -1,1 +1,1 @@
-"""Pure decisions about the cluster: who is in it, what it can do, what runs where. No sockets here."""
+"""Pure values and decisions about a cluster: nodes, links, members, join codes, partitions, placement."""

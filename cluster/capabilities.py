@@ -1,4 +1,4 @@
-"""What a node can do, as plain values. Measuring is `actors.device_probe`'s and the engines' work, not done here."""
+"""What a node can do, as plain values. `actors.device_probe` and `engines.probe` measure it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from common.limits import Detail, Name, Real, Whole
 
 
 class EngineCapability(msgspec.Struct, frozen=True):
-    """One engine as it was found on a node.
+    """One engine, as found on a node.
 
-    `ms_per_layer` is the measured time of one decode step through one layer of the probe's synthetic Llama
-    (see `engines.probe`), or None where the engine could not be measured; `detail` then says why.
+    `ms_per_layer` is the measured time of one decode step through one layer of the synthetic Llama of `engines.probe`,
+    or None if the engine could not be measured; `detail` then says why.
     """
 
     name: Name
@@ -25,12 +25,12 @@ class EngineCapability(msgspec.Struct, frozen=True):
 
     @property
     def usable(self) -> bool:
-        """Whether the probe got an answer from it."""
+        """Whether the probe could run it."""
         return self.ms_per_layer is not None
 
 
 class Flops(msgspec.Struct, frozen=True):
-    """Arithmetic speed in TFLOP/s; 0.0 where a format was not measured."""
+    """Arithmetic speed in TFLOP/s; 0.0 if a format was not measured."""
 
     fp32: Real = 0.0
     fp16: Real = 0.0
@@ -38,7 +38,10 @@ class Flops(msgspec.Struct, frozen=True):
 
 
 class DeviceCapabilities(msgspec.Struct, frozen=True):
-    """What a machine offers. Memory in bytes; `memory_available` is what a shard may use now."""
+    """What a machine offers. Memory is in bytes; `memory_available` is what a shard may use now.
+
+    `engine` is the name of the engine that was chosen, `why` a sentence with the reason.
+    """
 
     model: Name = ""
     chip: Name = ""

@@ -6,9 +6,9 @@ from enum import StrEnum
 
 
 class FailureCode(StrEnum):
-    """A stable code for programs; a sentence for people comes with it.
+    """A stable code for programs, which a sentence for people accompanies.
 
-    Decoding a code of a newer version gives `UNKNOWN`.
+    A code that this version does not know is decoded as `UNKNOWN`.
     """
 
     # requests in general

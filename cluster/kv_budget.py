@@ -1,18 +1,21 @@
-"""How much of a node's memory a stage gets for keys and values. Pure: bytes in, bytes out."""
+"""How much of a node's memory a stage gets for keys and values, and what earlier stages have reserved. In bytes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 PARTS = 2
-"""A stage gets one part in so many of what is left. Its engine's own arrays and other models live on the rest."""
+"""A stage gets one part in so many of the memory that its weights leave. The rest is for arrays of its engine and for
+other models.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class KvRequest:
-    """What a shard can use, in bytes: its weights, and for keys and values no less than `least`, no more than `most`.
+    """What a shard needs, in bytes: its weights, and between `least` and `most` for keys and values.
 
-    `limit` is what the user allows for keys and values, 0 where that is left to us; it goes before `least`.
+    `limit` is what the user allows for keys and values (`--kv-memory`), 0 for no limit; it takes precedence over
+    `least`.
     """
 
     weights: int
@@ -21,7 +24,7 @@ class KvRequest:
     limit: int = 0
 
     def share(self, rest: int) -> int:
-        """Bytes for keys and values where `rest` is left beside the weights."""
+        """Return the bytes for keys and values if `rest` bytes are left beside the weights."""
         wanted = min(max(rest // PARTS, self.least), self.most)
         return min(wanted, self.limit) if self.limit else wanted
 
@@ -35,28 +38,31 @@ class _Reservation:
 
 @dataclass(slots=True)
 class KvBudget:
-    """What a node has promised to the stages that it holds, by instance.
+    """What a node has reserved for its stages, by instance.
 
     The operating system counts memory as taken once it is written, so the free memory does not show what stages may
-    yet come to use. Whole promises are subtracted, though a part of each may be in use and so be counted twice: too
-    little for a new stage makes answers wait, too much ends the node. A stage of the same model does not count, for
-    it is being replaced and drains.
+    still come to use. Whole reservations are subtracted, although a part of each may be in use already and is then
+    counted twice: too little memory for a new stage makes answers wait, too much kills the node. A stage of the same
+    model does not count, because it is being replaced and drains.
     """
 
     _by_instance: dict[str, _Reservation] = field(default_factory=dict)
 
-    def promise(self, instance_id: str, model_id: str, wish: KvRequest, offer: int) -> int:
-        """The bytes for keys and values of a stage about to be loaded, where the node has `offer` bytes free."""
-        others = sum(p.weights + p.kv for p in self._by_instance.values() if p.model_id != model_id)
-        kv = wish.share(offer - wish.weights - others)
-        self._by_instance[instance_id] = _Reservation(model_id, wish.weights, kv)
+    def reserve(self, instance_id: str, model_id: str, request: KvRequest, free: int) -> int:
+        """Reserve memory for a stage about to be loaded, of the node's `free` bytes.
+
+        Returns the bytes for its keys and values.
+        """
+        others = sum(r.weights + r.kv for r in self._by_instance.values() if r.model_id != model_id)
+        kv = request.share(free - request.weights - others)
+        self._by_instance[instance_id] = _Reservation(model_id, request.weights, kv)
         return kv
 
     def loaded(self, instance_id: str) -> None:
-        """Its weights are in memory, and what is free has shrunk by them."""
-        if promise := self._by_instance.get(instance_id):
-            self._by_instance[instance_id] = _Reservation(promise.model_id, 0, promise.kv)
+        """Note that a stage's weights are in memory, so that the free memory no longer contains them."""
+        if reserved := self._by_instance.get(instance_id):
+            self._by_instance[instance_id] = _Reservation(reserved.model_id, 0, reserved.kv)
 
-    def ended(self, instance_id: str) -> None:
-        """The stage is gone, or never came."""
+    def release(self, instance_id: str) -> None:
+        """Free the reservation of a stage that ended or could not be loaded."""
         self._by_instance.pop(instance_id, None)

@@ -1,4 +1,7 @@
-"""Which keys belong to the cluster: who is let in, who is shut out, who waits. Pure; no sockets, no clock, no files."""
+"""Which keys belong to the cluster: a pure value of approved, pending and revoked nodes.
+
+It does not know how a node proves that it holds a join code (`bus.peering.authenticator`) or where members are stored.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,29 @@ from cluster.failures import FailureCode
 from cluster.roles import Role
 from common.limits import MAX_NODES, Name
 
-MOST = MAX_NODES  # nodes remembered; whoever holds the code could else fill our memory with keys
+MAX_MEMBERS = MAX_NODES  # a holder of the join code must not fill our memory with keys
 
 
 class MemberStatus(StrEnum):
-    """What a node is to us."""
+    """Whether a key may link to this node."""
 
-    APPROVED = "let in"
-    PENDING = "waiting"  # strict: until somebody approves its key
+    APPROVED = "approved"
+    PENDING = "pending"  # `--strict`: until `exobus cluster approve` names its key
     REVOKED = "revoked"
 
 
 class Member(msgspec.Struct, frozen=True):
-    """A node as it showed itself at a join port. `key` is its public key in hex; empty for one revoked unseen."""
+    """A node that joined. `key` is its public key in hex; empty for a node that was revoked before it ever joined."""
 
     node_id: Name
     name: Name
     key: Name
     role: Role = Role.MEMBER
-    standing: MemberStatus = MemberStatus.APPROVED
+    status: MemberStatus = MemberStatus.APPROVED
 
 
 class JoinRefused(Exception):
-    """Somebody stays outside; `code` is for programs, the message a sentence for both sides."""
+    """A node may not join. `code` is for programs, the message is a sentence for the owners of both nodes."""
 
     def __init__(self, code: FailureCode, message: str) -> None:
         super().__init__(message)
@@ -43,80 +46,80 @@ class JoinRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """Nodes by id. With `strict`, only approved keys are let in."""
+    """Nodes by id. With `strict`, a new key is pending until it is approved."""
 
     cluster: str
     strict: bool = False
     by_id: dict[str, Member] = field(default_factory=dict)
 
-    def let_in(self, node_id: str) -> Member | None:
-        """The member of that id, if it is let in."""
+    def member(self, node_id: str) -> Member | None:
+        """Return the approved member of that id, if there is one."""
         member = self.by_id.get(node_id)
-        return member if member and member.standing is MemberStatus.APPROVED else None
+        return member if member and member.status is MemberStatus.APPROVED else None
 
-    def judge(self, node_id: str, name: str, key: str, role: Role) -> Membership:
-        """A node proved at the join port that it holds a code of `role`: the members with it let in, or made to wait.
+    def admit(self, node_id: str, name: str, key: str, role: Role) -> Membership:
+        """Add a node that proved that it holds a join code of `role`, approved or, in a strict cluster, pending.
 
-        Raises JoinRefused for a revoked one. One that has to wait is in the result; `check` refuses it.
+        A node that is known keeps its status. Raises JoinRefused if it was revoked or there is no room. A pending node
+        is in the result, and `require` refuses it.
         """
         known = self.by_id.get(node_id)
-        if known is None and len(self.by_id) >= MOST:
+        if known is None and len(self.by_id) >= MAX_MEMBERS:
             raise JoinRefused(
-                FailureCode.FULL, f"cluster {self.cluster} remembers {MOST} nodes already; forget some first"
+                FailureCode.FULL, f"cluster {self.cluster} has {MAX_MEMBERS} nodes on file already; remove some first"
             )
-        standing = known.standing if known else MemberStatus.PENDING if self.strict else MemberStatus.APPROVED
-        judged = self._with(Member(node_id, name, key, role, standing))
-        if standing is MemberStatus.REVOKED:
+        if known and known.status is MemberStatus.REVOKED:
             raise JoinRefused(
                 FailureCode.REVOKED, f"the key of {name} ({node_id}) was revoked in cluster {self.cluster}"
             )
-        return judged
+        status = known.status if known else MemberStatus.PENDING if self.strict else MemberStatus.APPROVED
+        return self._with(Member(node_id, name, key, role, status))
 
-    def check(self, node_id: str) -> Member:
-        """The member, if it is let in. Raises JoinRefused with a sentence where it is not."""
+    def require(self, node_id: str) -> Member:
+        """Return the approved member of that id. Raises JoinRefused if it is unknown, pending or revoked."""
         member = self.by_id.get(node_id)
-        if member is None or member.standing is MemberStatus.REVOKED:
-            raise JoinRefused(FailureCode.REVOKED, f"node {node_id} has no place in cluster {self.cluster}")
-        if member.standing is MemberStatus.PENDING:
-            known = " whose name is known under another key" if self.namesakes(member) else ""
+        if member is None or member.status is MemberStatus.REVOKED:
+            raise JoinRefused(FailureCode.REVOKED, f"node {node_id} is not a member of cluster {self.cluster}")
+        if member.status is MemberStatus.PENDING:
+            known = " (another key has this name)" if self.with_same_name(member) else ""
             raise JoinRefused(
                 FailureCode.UNAPPROVED,
-                f"cluster {self.cluster} is strict and {member.name} is a new key{known}; approve it there with "
+                f"cluster {self.cluster} is strict and the key of {member.name} is new{known}; approve it there with "
                 f"`exobus cluster approve {node_id}`",
             )
         return member
 
-    def namesakes(self, member: Member) -> tuple[Member, ...]:
-        """Other keys that are let in under the same name."""
+    def with_same_name(self, member: Member) -> tuple[Member, ...]:
+        """Return the other approved members that have the same name."""
         return tuple(
             other
             for other in self.by_id.values()
-            if other.name == member.name and other.node_id != member.node_id and other.standing is MemberStatus.APPROVED
+            if other.name == member.name and other.node_id != member.node_id and other.status is MemberStatus.APPROVED
         )
 
     def approve(self, node_id: str) -> Membership:
-        """Let in a node that waits or was revoked. Raises KeyError for one that never knocked."""
-        return self._with(msgspec.structs.replace(self.by_id[node_id], standing=MemberStatus.APPROVED))
+        """Approve a pending or revoked node. Raises KeyError for one that never joined and was never revoked."""
+        return self._with(msgspec.structs.replace(self.by_id[node_id], status=MemberStatus.APPROVED))
 
     def revoke(self, node_ids: Iterable[str]) -> Membership:
-        """Shut nodes out, known or not; unknown ones as long as there is room."""
+        """Revoke nodes, known or not; unknown ones only as long as there is room."""
         members = self
         for node_id in node_ids:
-            if node_id not in members.by_id and len(members.by_id) >= MOST:
+            if node_id not in members.by_id and len(members.by_id) >= MAX_MEMBERS:
                 continue
             known = members.by_id.get(node_id) or Member(node_id, "", "")
-            members = members._with(msgspec.structs.replace(known, standing=MemberStatus.REVOKED))
+            members = members._with(msgspec.structs.replace(known, status=MemberStatus.REVOKED))
         return members
 
     def is_revoked(self, node_id: str) -> bool:
-        """Whether a node is shut out."""
+        """Return whether a node was revoked."""
         known = self.by_id.get(node_id)
-        return known is not None and known.standing is MemberStatus.REVOKED
+        return known is not None and known.status is MemberStatus.REVOKED
 
     @property
     def revoked(self) -> tuple[str, ...]:
-        """The ids of all who are shut out."""
-        return tuple(sorted(m.node_id for m in self.by_id.values() if m.standing is MemberStatus.REVOKED))
+        """The ids of all revoked nodes, sorted."""
+        return tuple(sorted(m.node_id for m in self.by_id.values() if m.status is MemberStatus.REVOKED))
 
     def _with(self, member: Member) -> Membership:
         return replace(self, by_id={**self.by_id, member.node_id: member})

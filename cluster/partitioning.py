@@ -1,4 +1,4 @@
-"""Topology -> partitions -> shards. Pure arithmetic on capabilities; no model files, no sockets."""
+"""How a model's layers are dealt to nodes: topology -> partitions -> shards. Arithmetic on capabilities only."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from itertools import accumulate, pairwise
 import msgspec
 
 from cluster.shard import Shard
-from cluster.topology import NodeRecord, Topology
+from cluster.topology import Topology
 
 
 class Partition(msgspec.Struct, frozen=True):
-    """A node's share of a ring, as a range of 0..1."""
+    """A node's share of a ring, as a range within 0..1."""
 
     node_id: str
     start: float
@@ -22,47 +22,42 @@ class Partition(msgspec.Struct, frozen=True):
 
 
 class PartitioningStrategy(ABC):
-    """How a ring is shared out. Every node that asks with the same topology gets the same answer."""
+    """Divides a ring among nodes. The result depends on the arguments alone, so all nodes compute the same one."""
 
     @abstractmethod
     def partition(self, topology: Topology, n_layers: int, head: int = 0) -> tuple[Partition, ...]:
-        """Partitions in ring order: they tile 0..1, and each is worth at least one of `n_layers` layers.
+        """Return partitions in ring order, which tile 0..1 and are each worth at least one of `n_layers` layers.
 
-        The last node also has the model's head, which is as much work as `head` layers. An empty result means that
-        no node can take part.
+        The last node also computes the model's head, which is as much work as `head` layers. The result is empty if no
+        node can take part.
         """
 
 
 class RingMemoryWeightedPartitioningStrategy(PartitioningStrategy):
-    """Shares in proportion to available memory, largest node first; the head counts as layers of the last.
+    """Divides in proportion to available memory, largest node first; the head counts as layers of the last node.
 
-    Layers are dealt out by largest remainder (Hamilton's method) after every ring member got one, so shares
-    always land on layer boundaries. A node without memory, or beyond one node a layer, is left out.
+    Every node of the ring gets one layer, and the rest are apportioned by largest remainder (Hamilton's method), so
+    shares always end on layer boundaries. Nodes without memory are left out, and so are the smallest ones if there are
+    more nodes than layers. Ties in memory are broken by node id, so that all nodes agree.
     """
 
     def partition(self, topology: Topology, n_layers: int, head: int = 0) -> tuple[Partition, ...]:
-        """See the base class; ties in memory are broken by node id, so all nodes agree."""
-        members = _members(topology.nodes, n_layers)
+        able = [node for node in topology.nodes if node.capabilities.memory_available > 0]
+        members = sorted(able, key=lambda node: (-node.capabilities.memory_available, node.node_id))[:n_layers]
         if not members:
             return ()
-        counts = with_head([_memory(node) for node in members], n_layers, head)
+        counts = with_head([node.capabilities.memory_available for node in members], n_layers, head)
         bounds = [0, *accumulate(counts)]
         return tuple(
             Partition(node.node_id, bounds[i] / n_layers, bounds[i + 1] / n_layers) for i, node in enumerate(members)
         )
 
 
-def _memory(node: NodeRecord) -> int:
-    return node.capabilities.memory_available
-
-
-def _members(nodes: Sequence[NodeRecord], n_layers: int) -> list[NodeRecord]:
-    able = [node for node in nodes if _memory(node) > 0]
-    return sorted(able, key=lambda node: (-_memory(node), node.node_id))[:n_layers]
-
-
 def with_head(weights: Sequence[int], n_layers: int, head: int) -> list[int]:
-    """Deal layers and head together, then take the head off the last, who keeps one layer at least."""
+    """Apportion layers and head together, then take the head off the last share, which keeps at least one layer.
+
+    Returns the layers of each node, in the order of `weights`.
+    """
     *others, last = apportion(weights, n_layers + head)
     if last > head or not others:
         return [*others, last - head]
@@ -70,11 +65,11 @@ def with_head(weights: Sequence[int], n_layers: int, head: int) -> list[int]:
 
 
 def apportion(weights: Sequence[int], seats: int) -> list[int]:
-    """Deal `seats` whole seats in proportion to `weights` (all > 0), at least one each; the sum is exact.
+    """Divide `seats` into whole shares in proportion to `weights` (all > 0), each at least 1. The sum is exact.
 
-    Needs `len(weights) <= seats`. Exact rationals, so the result is the same on every machine.
+    Requires `len(weights) <= seats`. Computes with exact rationals, so that the result is the same on every machine.
     """
-    assert 0 < len(weights) <= seats, "apportion: more takers than seats"
+    assert 0 < len(weights) <= seats, "apportion: fewer seats than weights"
     spare, total = seats - len(weights), sum(weights)
     shares = [Fraction(weight * seats, total) - 1 for weight in weights]
     wanted = [max(share, Fraction(0)) for share in shares]
@@ -88,9 +83,9 @@ def apportion(weights: Sequence[int], seats: int) -> list[int]:
 
 
 def shards_of(partitions: Sequence[Partition], model_id: str, n_layers: int) -> tuple[Shard, ...]:
-    """One shard a partition, in order; they tile 0..n_layers exactly.
+    """Return one shard for each partition, in order; they tile 0..n_layers exactly.
 
-    Raises ValueError where the partitions do not tile 0..1 or a share is worth no layer.
+    Raises ValueError if the partitions do not tile 0..1 or a share is worth no layer.
     """
     bounds = [0, *(round(partition.end * n_layers) for partition in partitions)]
     starts = [round(partition.start * n_layers) for partition in partitions]

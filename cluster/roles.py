@@ -1,4 +1,4 @@
-"""What a node may do in a cluster, by the join code that it came with. Pure; which message is which is `bus`'s."""
+"""What a node may do in a cluster. Its join code decides; `bus.peering.permissions` says which messages that means."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """A member holds layers and places models; a gateway sends chats; an observer hears facts and asks."""
+    """A member holds layers and places models; a gateway sends chats; an observer receives facts and may query."""
 
     MEMBER = "member"
     GATEWAY = "gateway"

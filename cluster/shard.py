@@ -8,7 +8,10 @@ from common.limits import ModelId, Whole
 
 
 class Shard(msgspec.Struct, frozen=True):
-    """Layers `start_layer` to `end_layer` (half-open, from 0) of a model of `n_layers`."""
+    """Layers `start_layer` to `end_layer` (half-open, from 0) of a model of `n_layers`.
+
+    An empty range, or one outside the model, is refused.
+    """
 
     model_id: ModelId
     start_layer: Whole
@@ -33,7 +36,7 @@ class Shard(msgspec.Struct, frozen=True):
 
     @property
     def layers(self) -> range:
-        """The layer numbers that this shard owns."""
+        """The numbers of the layers in this shard."""
         return range(self.start_layer, self.end_layer)
 
     def __str__(self) -> str:
@@ -41,5 +44,5 @@ class Shard(msgspec.Struct, frozen=True):
 
 
 def whole(model_id: str, n_layers: int) -> Shard:
-    """The shard that holds the entire model."""
+    """Return the shard that holds the entire model."""
     return Shard(model_id, 0, n_layers, n_layers)

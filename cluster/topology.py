@@ -1,4 +1,4 @@
-"""The graph of nodes and links, as a versioned value. Pure: every change gives a new Topology.
+"""The graph of nodes and links, as a versioned immutable value: every change returns a new Topology.
 
 It does not know how nodes are found or how links are measured, and it never decides what runs where.
 """
@@ -13,13 +13,14 @@ from msgspec import Meta
 from cluster.capabilities import DeviceCapabilities
 from common.limits import MAX_NODES, Endpoint, Name, Real, Whole
 
-MOST_LINKS = 1024  # to show; all links of 32 nodes, and with the nodes they fit into one message
+MAX_LINKS = 1024  # all links of 32 nodes; together with the nodes they fit into one message
 
 
 class NodeRecord(msgspec.Struct, frozen=True):
-    """What a node says of itself. `sequence` rises with each record of one life of the node.
+    """What a node publishes about itself.
 
-    `machine` is the same for all nodes of one machine, who share its memory and cores.
+    `incarnation` rises with each start of the node, `sequence` with each record since. `machine` is the same for all
+    nodes of one machine, which share its memory and cores. `api` and `bus` are the endpoints of its gateway and hub.
     """
 
     node_id: Name
@@ -34,7 +35,7 @@ class NodeRecord(msgspec.Struct, frozen=True):
 
 
 class Link(msgspec.Struct, frozen=True):
-    """A measured connection. Latency is half a round trip in milliseconds, bandwidth in Mbit/s (0: unknown)."""
+    """A measured connection. Latency is half a round trip, in milliseconds; bandwidth is in Mbit/s (0: unknown)."""
 
     source: Name
     target: Name
@@ -48,14 +49,14 @@ class Topology(msgspec.Struct, frozen=True):
 
     version: Whole = 0
     nodes: Annotated[tuple[NodeRecord, ...], Meta(max_length=MAX_NODES)] = ()
-    links: Annotated[tuple[Link, ...], Meta(max_length=MOST_LINKS)] = ()
+    links: Annotated[tuple[Link, ...], Meta(max_length=MAX_LINKS)] = ()
 
     def node(self, node_id: str) -> NodeRecord | None:
-        """The record of a node, or None for a stranger."""
+        """Return the record of a node, or None if it is unknown."""
         return next((node for node in self.nodes if node.node_id == node_id), None)
 
     def on_machine(self, machine: str) -> int:
-        """How many nodes run on a machine, as far as is known."""
+        """Count the known nodes of a machine."""
         return sum(node.machine == machine for node in self.nodes)
 
     @property
@@ -64,9 +65,9 @@ class Topology(msgspec.Struct, frozen=True):
         return tuple(node.node_id for node in self.nodes)
 
     def with_node(self, record: NodeRecord) -> Topology:
-        """Take in a record; an older one than we hold (by incarnation, then sequence) changes nothing.
+        """Add or replace a record; one that is older (by incarnation, then sequence) changes nothing.
 
-        A repetition is remembered, so that its sequence counts, but is no new version.
+        A record that differs in its sequence alone is stored, but the version does not rise.
         """
         held = self.node(record.node_id)
         if held is not None and _age(record) <= _age(held):
@@ -77,7 +78,7 @@ class Topology(msgspec.Struct, frozen=True):
         return Topology(self.version + (not repeated), nodes, self.links)
 
     def without_node(self, node_id: str) -> Topology:
-        """Forget a node and its links."""
+        """Remove a node and its links."""
         if self.node(node_id) is None:
             return self
         nodes = tuple(node for node in self.nodes if node.node_id != node_id)
@@ -85,11 +86,11 @@ class Topology(msgspec.Struct, frozen=True):
         return Topology(self.version + 1, nodes, links)
 
     def with_link(self, link: Link) -> Topology:
-        """Take in a measurement between two known nodes; the last one wins. Beyond `MOST_LINKS` there is no new one."""
+        """Add or replace the link between two known nodes. New links beyond `MAX_LINKS` are ignored."""
         if link in self.links or self.node(link.source) is None or self.node(link.target) is None:
             return self
         others = [held for held in self.links if (held.source, held.target) != (link.source, link.target)]
-        if len(others) >= MOST_LINKS:
+        if len(others) >= MAX_LINKS:
             return self
         links = tuple(sorted((*others, link), key=lambda held: (held.source, held.target)))
         return Topology(self.version + 1, self.nodes, links)

@@ -110,7 +110,7 @@ class ClusterAdmin:
         }
         self._changed()
         members = self._door.members.by_id.values()
-        missed = (m.name for m in members if m.standing is MemberStatus.APPROVED and m.node_id not in told)
+        missed = (m.name for m in members if m.status is MemberStatus.APPROVED and m.node_id not in told)
         return ClusterRotated(tuple(sorted(told.values())), tuple(sorted(missed)))
 
     def _changed(self) -> None:

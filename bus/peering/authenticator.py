@@ -60,7 +60,7 @@ class Authenticator:
 
     def member(self, node_id: str) -> Member | None:
         """The node, if it is let in at this moment."""
-        return self.members.let_in(node_id)
+        return self.members.member(node_id)
 
     def knock(self, endpoint: str) -> JoinRequest:
         """What to say at another node's join port; `endpoint` is that of the own hub."""
@@ -100,12 +100,12 @@ class Authenticator:
 
     def _let_in(self, key: bytes, name: str, role: Role) -> Member:
         node_id = node_id_of(key)
-        self._keep(self.members.judge(node_id, name, key.hex(), role))
-        return self.members.check(node_id)
+        self._keep(self.members.admit(node_id, name, key.hex(), role))
+        return self.members.require(node_id)
 
     def news(self, member: Member, known_before: Membership) -> str:
         """A sentence for the owner where a known name came with a new key; else nothing."""
-        others = self.members.namesakes(member)
+        others = self.members.with_same_name(member)
         if not others or member.node_id in known_before.by_id:
             return ""
         known = ", ".join(other.node_id for other in others)

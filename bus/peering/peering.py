@@ -142,7 +142,7 @@ class Peering:
             self._check_life(key, knock)
             before = self._door.members
             welcome = self._door.knocked(key, knock, self.bus.endpoint)
-            self._met("", self._door.members.check(node_id_of(key)), before)
+            self._met("", self._door.members.require(node_id_of(key)), before)
             join_endpoints = tuple(peer.join_endpoint for peer in self._links.standing() if peer.join_endpoint)[
                 :MAX_JOIN_ENDPOINTS
             ]

@@ -36,7 +36,7 @@ from bus.wire import (
 )
 from cluster.failures import FailureCode
 from cluster.shard import Shard
-from cluster.topology import MOST_LINKS, Link, NodeRecord, Topology
+from cluster.topology import MAX_LINKS, Link, NodeRecord, Topology
 from common.limits import MAX_NAME, MAX_SENTENCE
 from tests.support.messages import example, scalars
 
@@ -252,7 +252,7 @@ def test_the_graph_of_a_large_home_fits_into_a_message() -> None:
         )
     for link in (Link(source, target, "bus", 1.25, 940.0) for source in nodes for target in nodes if source != target):
         topology = topology.with_link(link)
-    assert len(topology.links) == MOST_LINKS
+    assert len(topology.links) == MAX_LINKS
     state = TopologyState(topology)
     assert decode(encode("node/actor", new_header(state, "node/actor"), state)).message == state
 

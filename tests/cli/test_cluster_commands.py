@@ -115,9 +115,9 @@ def test_ls_without_a_running_node_shows_what_was_kept(tmp_path: Path) -> None:
     write_private(tmp_path / "join-code", HOME.text())
     write_members(tmp_path, Membership("home", by_id={m.node_id: m for m in (ada, bob)}))
     rows = [line.split() for line in said(tmp_path, "ls").splitlines()[1:]]
-    assert rows == [["ada", ada.node_id, "member", "let", "in"], ["bob", bob.node_id, "member", "revoked"]]
+    assert rows == [["ada", ada.node_id, "member", "approved"], ["bob", bob.node_id, "member", "revoked"]]
     state = json.loads(cluster(tmp_path, "ls", "--json").stdout)
-    assert {known["name"]: known["standing"] for known in state["members"]} == {"ada": "let in", "bob": "revoked"}
+    assert {known["name"]: known["status"] for known in state["members"]} == {"ada": "approved", "bob": "revoked"}
 
 
 # -- through a running hub
@@ -188,7 +188,7 @@ def standings(here: Here) -> dict[str, MemberStatus]:
         async with client(here.hub.run_dir, here.hub.node_id, "test") as bus:
             return await bus.request("hub", MembersGet(), MembersState, WITHIN_S)
 
-    return {known.name: known.standing for known in asyncio.run(ask()).members}
+    return {known.name: known.status for known in asyncio.run(ask()).members}
 
 
 def row(here: Here, name: str) -> list[str]:
@@ -198,7 +198,7 @@ def row(here: Here, name: str) -> list[str]:
 
 def test_ls_shows_who_is_linked(pair: tuple[Here, Here]) -> None:
     ada, bob = pair
-    assert row(ada, "bob") == ["bob", bob.hub.node_id, "member", "let", "in", "linked"]
+    assert row(ada, "bob") == ["bob", bob.hub.node_id, "member", "approved", "linked"]
     state = json.loads(cluster(ada.data_dir, "ls", "--json").stdout)
     assert (state["cluster"], state["linked"]) == ("home", [bob.hub.node_id])
 

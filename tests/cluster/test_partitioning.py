@@ -1,4 +1,4 @@
-"""Shares and shards: for any topology they tile, agree on every node and leave out whom they must."""
+"""`cluster.partitioning`: for any topology the shards tile all layers, and every node computes the same ones."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ heads = st.integers(0, 40)
 
 @settings(max_examples=2000, deadline=None)
 @given(rings, layer_counts, heads)
-def test_shards_tile_all_layers_and_every_member_of_the_ring_has_one_at_least(
-    memory: dict[str, int], n_layers: int, head: int
-) -> None:
+def test_shards_tile_all_layers_with_one_or_more_each(memory: dict[str, int], n_layers: int, head: int) -> None:
     partitions = STRATEGY.partition(topology(memory), n_layers, head)
     if not any(memory.values()):
         assert partitions == ()
@@ -45,7 +43,7 @@ def test_shards_tile_all_layers_and_every_member_of_the_ring_has_one_at_least(
 
 @settings(max_examples=500, deadline=None)
 @given(rings, layer_counts)
-def test_who_is_left_out_has_less_memory_than_everyone_who_is_not(memory: dict[str, int], n_layers: int) -> None:
+def test_only_the_smallest_nodes_are_left_out(memory: dict[str, int], n_layers: int) -> None:
     inside = {partition.node_id for partition in STRATEGY.partition(topology(memory), n_layers)}
     assert all(memory[node_id] > 0 for node_id in inside)
     outside = [available for node_id, available in memory.items() if node_id not in inside]
@@ -54,9 +52,7 @@ def test_who_is_left_out_has_less_memory_than_everyone_who_is_not(memory: dict[s
 
 @settings(max_examples=300, deadline=None)
 @given(st.data(), rings, layer_counts)
-def test_the_order_in_which_nodes_were_met_changes_nothing(
-    data: st.DataObject, memory: dict[str, int], n_layers: int
-) -> None:
+def test_order_of_nodes_does_not_matter(data: st.DataObject, memory: dict[str, int], n_layers: int) -> None:
     shuffled = dict(data.draw(st.permutations(list(memory.items()))))
     assert STRATEGY.partition(topology(memory), n_layers) == STRATEGY.partition(topology(shuffled), n_layers)
 
@@ -71,7 +67,7 @@ def test_more_memory_never_means_fewer_layers(memory: dict[str, int], n_layers: 
 
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.integers(1, 2**44), min_size=1, max_size=24), st.integers(0, 200))
-def test_seats_are_dealt_out_to_the_last_one(weights: list[int], more: int) -> None:
+def test_apportion_gives_out_every_seat(weights: list[int], more: int) -> None:
     counts = apportion(weights, len(weights) + more)
     assert sum(counts) == len(weights) + more
     assert min(counts) >= 1
@@ -85,27 +81,27 @@ def test_three_nodes_share_thirty_two_layers_by_memory() -> None:
         assert partition.end - partition.start == pytest.approx(share, abs=1 / 32)
 
 
-def test_the_head_counts_as_layers_of_the_last_node() -> None:
+def test_head_counts_as_layers_of_the_last_node() -> None:
     partitions = STRATEGY.partition(topology({"a": 5, "b": 5}), 30, head=8)
     assert [len(shard.layers) for shard in shards_of(partitions, "m", 30)] == [19, 11]
 
 
-def test_a_last_node_whose_share_is_less_than_the_head_has_one_layer() -> None:
+def test_last_node_keeps_a_layer_beside_the_head() -> None:
     partitions = STRATEGY.partition(topology({"a": 50, "b": 50, "c": 5}), 30, head=8)
     assert [len(shard.layers) for shard in shards_of(partitions, "m", 30)] == [15, 14, 1]
 
 
-def test_a_small_node_still_gets_one_layer() -> None:
+def test_small_node_still_gets_one_layer() -> None:
     partitions = STRATEGY.partition(topology({"a": 1, "b": 10**12}), 4)
     assert [(s.start_layer, s.end_layer) for s in shards_of(partitions, "m", 4)] == [(0, 3), (3, 4)]
 
 
-def test_of_more_nodes_than_layers_the_largest_take_part() -> None:
+def test_largest_nodes_are_chosen_if_layers_are_few() -> None:
     partitions = STRATEGY.partition(topology({"a": 1, "b": 3, "c": 2, "d": 0}), 2)
     assert [partition.node_id for partition in partitions] == ["b", "c"]
 
 
-def test_equal_nodes_are_ordered_by_their_ids() -> None:
+def test_equal_nodes_are_ordered_by_id() -> None:
     partitions = STRATEGY.partition(topology({"b": 5, "a": 5}), 5)
     assert [partition.node_id for partition in partitions] == ["a", "b"]
     assert [len(shard.layers) for shard in shards_of(partitions, "m", 5)] == [3, 2]

@@ -1,11 +1,13 @@
-"""The graph as a value: what changes it, what does not, and that order does not matter."""
+"""`cluster.topology`: what changes the graph and its version, and that the order of records does not matter."""
 
 from __future__ import annotations
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster import topology as module
 from cluster.capabilities import DeviceCapabilities
 from cluster.topology import Link, NodeRecord, Topology
 
@@ -32,20 +34,20 @@ def graph(*node_ids: str) -> Topology:
 
 @settings(max_examples=500, deadline=None)
 @given(st.data(), st.lists(records, max_size=12))
-def test_records_in_any_order_make_the_same_graph(data: st.DataObject, said: list[NodeRecord]) -> None:
+def test_records_in_any_order_give_the_same_graph(data: st.DataObject, sent: list[NodeRecord]) -> None:
     one, other = Topology(), Topology()
-    for record in said:
+    for record in sent:
         one = one.with_node(record)
-    for record in data.draw(st.permutations(said)):
+    for record in data.draw(st.permutations(sent)):
         other = other.with_node(record)
     assert one.nodes == other.nodes
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(records, max_size=12))
-def test_the_version_rises_exactly_when_something_real_changed(said: list[NodeRecord]) -> None:
+def test_version_rises_only_on_a_real_change(sent: list[NodeRecord]) -> None:
     topology = Topology()
-    for record in said:
+    for record in sent:
         after = topology.with_node(record)
         assert after.version - topology.version == (_content(after) != _content(topology))
         topology = after
@@ -55,13 +57,13 @@ def _content(topology: Topology) -> tuple[NodeRecord, ...]:
     return tuple(msgspec.structs.replace(node, sequence=0) for node in topology.nodes)
 
 
-def test_a_repeated_record_counts_for_its_sequence_but_is_no_new_version() -> None:
+def test_repeated_record_updates_only_the_sequence() -> None:
     topology = graph("a").with_node(NodeRecord("a", "a", 1, 5))
     assert topology.version == 1
     assert topology.with_node(NodeRecord("a", "late", 1, 4)) is topology
 
 
-def test_a_record_of_an_earlier_life_is_refused() -> None:
+def test_record_of_an_earlier_incarnation_is_ignored() -> None:
     topology = Topology().with_node(NodeRecord("a", "new", 2, 1))
     assert topology.with_node(NodeRecord("a", "old", 1, 99)) is topology
 
@@ -72,25 +74,32 @@ def test_nodes_and_links_are_sorted() -> None:
     assert [(link.source, link.target) for link in topology.links] == [("a", "c"), ("b", "a")]
 
 
-def test_links_vanish_with_their_node() -> None:
+def test_removing_a_node_removes_its_links() -> None:
     topology = graph("a", "b", "c").with_link(Link("a", "b")).with_link(Link("b", "a")).with_link(Link("a", "c"))
     assert topology.without_node("b").links == (Link("a", "c"),)
 
 
-def test_a_link_of_strangers_is_not_taken_in() -> None:
+def test_link_of_an_unknown_node_is_ignored() -> None:
     topology = graph("a")
     assert topology.with_link(Link("a", "z")) is topology
     assert topology.with_link(Link("z", "a")) is topology
 
 
-def test_the_last_measurement_of_a_link_wins_and_the_same_one_changes_nothing() -> None:
+def test_links_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_LINKS", 1)
+    topology = graph("a", "b").with_link(Link("a", "b"))
+    assert topology.with_link(Link("b", "a")) is topology
+    assert topology.with_link(Link("a", "b", latency_ms=2.0)).links == (Link("a", "b", latency_ms=2.0),)
+
+
+def test_latest_measurement_of_a_link_wins() -> None:
     topology = graph("a", "b").with_link(Link("a", "b", latency_ms=1.0)).with_link(Link("a", "b", latency_ms=2.0))
     assert [link.latency_ms for link in topology.links] == [2.0]
     assert topology.with_link(Link("a", "b", latency_ms=2.0)) is topology
     assert topology.version == 4
 
 
-def test_forgetting_a_stranger_changes_nothing() -> None:
+def test_removing_an_unknown_node_changes_nothing() -> None:
     topology = graph("a")
     assert topology.without_node("z") is topology
     assert topology.node("z") is None

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bus import messages
-from cluster.join_code import MAX_NAME, JoinCode, new_join_code
+from cluster.join_code import MAX_CLUSTER_NAME, JoinCode, new_join_code
 from cluster.roles import Role
 from discovery import beacon as module
 from discovery.beacon import (
@@ -63,7 +63,7 @@ def test_holders_of_every_kind_of_code_hear_members(role: Role) -> None:
 
 
 def test_the_longest_beacon_fits() -> None:
-    keys = new_join_code("n" * MAX_NAME).keys()
+    keys = new_join_code("n" * MAX_CLUSTER_NAME).keys()
     longest = Beacon("f" * 16, "n" * 63, 2**63 - 1, 2**63 - 1, "tcp://255.255.255.255:65535", True)
     assert unseal(seal(longest, keys), keys) == longest
     assert len(seal(longest, keys)) <= LONGEST

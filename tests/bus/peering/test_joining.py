@@ -87,7 +87,7 @@ async def dial(bus: BusClient, hub: RunningHub) -> None:
 
 async def members(bus: BusClient) -> dict[str, MemberStatus]:
     state = await bus.request("hub", MembersGet(), MembersState, 5.0)
-    return {member.node_id: member.standing for member in state.members}
+    return {member.node_id: member.status for member in state.members}
 
 
 def knock_at(
@@ -315,7 +315,7 @@ def test_a_node_that_restarts_is_let_in_again_with_its_own_key() -> None:
 def test_who_was_let_in_is_remembered_over_a_restart() -> None:
     with running_hub(A) as hub:
         assert isinstance(knock_at(hub, KEYS[B]), JoinAccept)
-        assert read_members(hub.run_dir, "home", strict=False).check(B).key == KEYS[B].public.hex()
+        assert read_members(hub.run_dir, "home", strict=False).require(B).key == KEYS[B].public.hex()
         assert not read_members(hub.run_dir, "other", strict=False).by_id
 
 
