@@ -1,1 +1,1 @@
-"""How nodes hear of each other: one strategy a file. They find end points; links and trust are the hub's."""
+"""How nodes find each other: one strategy a file. They find join ports; linking and trust belong to the hub."""

@@ -1,4 +1,4 @@
-"""What every way of finding nodes is: something that announces this node and yields what it hears."""
+"""The interface of every discovery strategy: announce this node, receive the announcements of others."""
 
 from __future__ import annotations
 
@@ -11,32 +11,29 @@ from discovery.beacon_filter import WrongJoinCode
 
 
 class Discovery(ABC):
-    """One way to find other nodes. Serves one asyncio loop; `start` and `stop` are called once each."""
+    """One way to find other nodes. Runs on one asyncio loop; `start` and `stop` are called once each."""
 
     @property
     @abstractmethod
     def dropped(self) -> Counter[str]:
-        """How often something was heard and not believed, by reason."""
+        """How many datagrams were received and not accepted, by reason."""
 
     @abstractmethod
     async def start(self) -> None:
-        """Begin to listen. Raises OSError with a sentence where it cannot."""
+        """Begin to listen, and to announce if there is a beacon. Raises OSError with a sentence if it cannot."""
 
     @abstractmethod
     def announce(self, own: Beacon | None) -> None:
-        """Say this of ourselves from now on, with a counter that rises; None: say nothing."""
+        """Announce this beacon from now on, with a rising counter; None stops the announcements."""
 
     @abstractmethod
-    def use(self, keys: ClusterKeys) -> None:
-        """The join code is another now: speak and listen with its keys."""
+    def use_keys(self, keys: ClusterKeys) -> None:
+        """Send and accept beacons under the keys of a new join code from now on."""
 
     @abstractmethod
-    async def heard(self) -> Beacon | WrongJoinCode:
-        """The next genuine beacon of anyone, this node too, or that somebody's join code is not ours.
-
-        Waits for as long as it takes.
-        """
+    async def receive(self) -> Beacon | WrongJoinCode:
+        """Wait for the next genuine beacon of any node, this one too, or for news of a node with another join code."""
 
     @abstractmethod
     async def stop(self) -> None:
-        """Say good-bye where the way allows it, and close."""
+        """Announce that this node leaves, if it was announced, and close."""

@@ -1,4 +1,4 @@
-"""Peers named by hand as `host:port`. It only checks and completes what was written; no sockets here."""
+"""Peers named by hand with `--peer`. Parses what was typed; `discovery.candidates` decides when they are dialled."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _PEER = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+(%\w+)?\])(:(?P<po
 
 
 def peer_endpoint(text: str) -> str:
-    """`host`, `host:port` or `[v6]:port` as the address of a join port. Raises ValueError with a sentence."""
-    written = _PEER.fullmatch(text.strip())
-    port = int(written["port"] or DEFAULT_JOIN_PORT) if written else 0
-    if written is None or not 0 < port < 65536:
+    """Return the join endpoint of `host`, `host:port` or `[v6]:port`. Raises ValueError with a sentence."""
+    peer = _PEER.fullmatch(text.strip())
+    port = int(peer["port"] or DEFAULT_JOIN_PORT) if peer else 0
+    if peer is None or not 0 < port < 65536:
         raise ValueError(f"--peer {text!r} is not host:port, for example --peer 192.168.1.20:{DEFAULT_JOIN_PORT}")
-    return f"tcp://{written['host']}:{port}"
+    return f"tcp://{peer['host']}:{port}"

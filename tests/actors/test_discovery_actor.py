@@ -1,4 +1,4 @@
-"""The discovery actor among real hubs and real beacons on loopback."""
+"""The discovery actor with real hubs and real beacons on loopback."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ OTHER_CODE = new_join_code("home")
 
 
 def actor_of(hub: RunningHub, port: int, **settings: object) -> DiscoveryActor:
-    """The actor of a hub's node, not yet running."""
+    """Make the discovery actor of a hub's node; it does not run yet."""
     config = msgspec.structs.replace(hub.hub._config, discovery_port=port, name="ada", **settings)
     return DiscoveryActor(config, BusClient(hub.run_dir, hub.node_id, "discovery"))
 
@@ -60,26 +60,26 @@ async def discovery(hub: RunningHub, port: int, **settings: object) -> AsyncIter
 
 
 @asynccontextmanager
-async def bystander(port: int) -> AsyncIterator[UdpDiscovery]:
-    """Somebody with the join code who only listens."""
-    way = UdpDiscovery("127.0.0.1", port, code_of("home").keys())
-    await way.start()
+async def observer(port: int) -> AsyncIterator[UdpDiscovery]:
+    """Receive the beacons of a cluster without sending any."""
+    udp = UdpDiscovery("127.0.0.1", port, code_of("home").keys())
+    await udp.start()
     try:
-        yield way
+        yield udp
     finally:
-        await way.stop()
+        await udp.stop()
 
 
-async def says(way: UdpDiscovery, wanted: Callable[[Beacon], bool]) -> Beacon:
-    """The first beacon that is as wanted."""
+async def received(udp: UdpDiscovery, wanted: Callable[[Beacon], bool]) -> Beacon:
+    """Wait for the first beacon that satisfies `wanted`."""
     async with asyncio.timeout(WITHIN_S):
         while True:
-            said = await way.heard()
-            if isinstance(said, Beacon) and wanted(said):
-                return said
+            found = await udp.receive()
+            if isinstance(found, Beacon) and wanted(found):
+                return found
 
 
-def test_nodes_that_hear_each_other_are_linked() -> None:
+def test_nodes_that_receive_beacons_are_linked() -> None:
     async def test() -> None:
         port = free_udp_port()
         async with client(one.run_dir, A, "test", PeerUp) as bus, discovery(one, port), discovery(two, port):
@@ -89,34 +89,34 @@ def test_nodes_that_hear_each_other_are_linked() -> None:
         asyncio.run(test())
 
 
-def test_a_member_announces_its_gate_without_the_key() -> None:
+def test_member_announces_its_join_port_without_the_key() -> None:
     async def test() -> None:
         port = free_udp_port()
-        async with bystander(port) as way, discovery(one, port):
-            said = await says(way, bool)
-            assert said == Beacon(A, "ada", 1, said.counter, one.join_endpoint)
-            assert "#" not in said.join_endpoint
+        async with observer(port) as udp, discovery(one, port):
+            found = await received(udp, bool)
+            assert found == Beacon(A, "ada", 1, found.counter, one.join_endpoint)
+            assert "#" not in found.join_endpoint
 
     with running_hub(A) as one:
         asyncio.run(test())
 
 
 @pytest.mark.parametrize("role", [Role.GATEWAY, Role.OBSERVER])
-def test_who_is_no_member_says_nothing_and_finds_members(role: Role) -> None:
+def test_other_roles_find_members_and_send_no_beacons(role: Role) -> None:
     async def test() -> None:
         port = free_udp_port()
-        async with bystander(port) as way, client(one.run_dir, A, "test", PeerUp) as bus, discovery(one, port):
+        async with observer(port) as udp, client(one.run_dir, A, "test", PeerUp) as bus, discovery(one, port):
             async with discovery(two, port):
                 assert (await heard(bus, PeerUp))[0].node_id == B
-            assert (await says(way, lambda said: said.leaving)).node_id == B
-            assert not way.dropped
-            assert way._inbox.empty()
+            assert (await received(udp, lambda found: found.leaving)).node_id == B
+            assert not udp.dropped
+            assert udp._inbox.empty()
 
     with running_hub(A, role=role) as one, running_hub(B) as two:
         asyncio.run(test())
 
 
-def test_a_node_that_stands_alone_opens_no_port_and_dials_nobody() -> None:
+def test_standalone_node_opens_no_port_and_dials_none() -> None:
     async def test() -> None:
         port = free_udp_port()
         async with (
@@ -125,13 +125,13 @@ def test_a_node_that_stands_alone_opens_no_port_and_dials_nobody() -> None:
         ):
             await described(bus, lambda state: "discovery" in [known.name for known in state.actors])
             assert port not in [found.laddr.port for found in psutil.Process().net_connections("udp")]
-            assert not actor._membership.candidates
+            assert not actor._candidates.candidates
 
     with running_hub("a" * 16) as alone:
         asyncio.run(test())
 
 
-def test_without_beacons_pinned_gates_are_knocked_at() -> None:
+def test_pinned_join_ports_are_dialled_without_beacons() -> None:
     async def test() -> None:
         async with client(one.run_dir, A, "test", PeerAuthenticated, PeerUp) as bus:
             peer = two.join_endpoint.removeprefix("tcp://")
@@ -139,20 +139,20 @@ def test_without_beacons_pinned_gates_are_knocked_at() -> None:
                 met = {(await heard(bus, PeerAuthenticated))[0].node_id for _ in range(2)}
                 assert met == {A, B}
                 await heard(bus, PeerUp)
-                await described(bus, lambda _: actor._membership.candidates[two.join_endpoint].node_id == B)
+                await described(bus, lambda _: actor._candidates.candidates[two.join_endpoint].node_id == B)
                 await described(
-                    bus, lambda _: actor._membership.candidates[one.join_endpoint].dial_at > time.monotonic() + 600
+                    bus, lambda _: actor._candidates.candidates[one.join_endpoint].dial_at > time.monotonic() + 600
                 )
 
     with running_hub(A) as one, running_hub(B) as two:
         asyncio.run(test())
 
 
-def test_a_gate_that_cannot_be_dialled_stops_nothing() -> None:
+def test_undiallable_port_does_not_stop_other_dials() -> None:
     async def test() -> None:
         async with client(one.run_dir, A, "test", PeerUp) as bus:
             actor = actor_of(one, 0, peers=(two.join_endpoint.removeprefix("tcp://"),))
-            actor._membership = actor._membership.pin("nonsense://")
+            actor._candidates = actor._candidates.pin("nonsense://")
             running = asyncio.create_task(actor.run())
             await heard(bus, PeerUp)
             actor.stop()
@@ -162,7 +162,7 @@ def test_a_gate_that_cannot_be_dialled_stops_nothing() -> None:
         asyncio.run(test())
 
 
-def test_a_gate_that_another_code_opens_is_left_alone_for_a_while() -> None:
+def test_port_of_another_code_is_dialled_again_later() -> None:
     async def test() -> None:
         async with (
             client(one.run_dir, A, "test", PeerRefused) as bus,
@@ -171,14 +171,14 @@ def test_a_gate_that_another_code_opens_is_left_alone_for_a_while() -> None:
             refused, _ = await heard(bus, PeerRefused)
             assert (refused.endpoint, refused.code) == (two.join_endpoint, "wrong_code")
             await described(
-                bus, lambda _: actor._membership.candidates[two.join_endpoint].dial_at > time.monotonic() + 20
+                bus, lambda _: actor._candidates.candidates[two.join_endpoint].dial_at > time.monotonic() + 20
             )
 
     with running_hub(A) as one, running_hub(B, code=OTHER_CODE) as two:
         asyncio.run(test())
 
 
-def test_nodes_with_different_codes_for_one_cluster_tell_their_owners_and_do_not_dial() -> None:
+def test_different_join_codes_are_reported_and_cause_no_dial() -> None:
     async def test() -> None:
         port = free_udp_port()
         async with (
@@ -193,43 +193,43 @@ def test_nodes_with_different_codes_for_one_cluster_tell_their_owners_and_do_not
                 assert (refused.endpoint, refused.code) == ("", "wrong_code")
                 assert refused.message.startswith("wrong join code for cluster home: ")
                 assert "127.0.0.1" in refused.message
-            assert not actor._membership.candidates
-            assert not other._membership.candidates
+            assert not actor._candidates.candidates
+            assert not other._candidates.candidates
 
     with running_hub(A) as one, running_hub(B, code=OTHER_CODE) as two:
         asyncio.run(test())
 
 
-def test_after_a_rotation_it_speaks_and_listens_with_the_new_code() -> None:
+def test_beacons_use_the_new_code_after_a_rotation() -> None:
     async def test() -> None:
         port = free_udp_port()
-        async with bystander(port) as way, client(one.run_dir, A, "test") as bus, discovery(one, port):
-            await says(way, bool)
+        async with observer(port) as udp, client(one.run_dir, A, "test") as bus, discovery(one, port):
+            await received(udp, bool)
             write_private(one.hub._config.code_path, OTHER_CODE.text())
-            way.use(OTHER_CODE.keys())
+            udp.use_keys(OTHER_CODE.keys())
             await bus.publish(ClusterChanged())
-            await says(way, bool)
+            await received(udp, bool)
 
     with running_hub(A) as one:
         asyncio.run(test())
 
 
-def test_when_the_hub_begins_anew_its_new_gate_is_announced_and_lost_links_are_dialled() -> None:
+def test_restarted_hub_is_announced_and_its_links_are_dialled() -> None:
     async def test() -> None:
         port = free_udp_port()
         with running_hub(B) as other, run_folder() as run_dir:
             config = hub_config(run_dir, A)
-            async with bystander(port) as way:
+            async with observer(port) as udp:
                 with serving(Hub(config), run_dir) as first:
                     running = asyncio.create_task(
                         (actor := actor_of(first, port, peers=(other.join_endpoint.removeprefix("tcp://"),))).run()
                     )
-                    await says(way, lambda said: said.join_endpoint == first.join_endpoint)
+                    await received(udp, lambda found: found.join_endpoint == first.join_endpoint)
                     async with client(run_dir, A, "test") as bus:
-                        await described(bus, lambda _: B in actor._membership.links)
+                        await described(bus, lambda _: B in actor._candidates.links)
                     await asyncio.to_thread(first.stop)
                 with serving(Hub(config), run_dir) as second:
-                    await says(way, lambda said: said.join_endpoint == second.join_endpoint)
+                    await received(udp, lambda found: found.join_endpoint == second.join_endpoint)
                     async with client(run_dir, A, "test") as bus:
                         await described(bus, lambda state: [peer.node_id for peer in state.peers] == [B])
                     actor.stop()
@@ -238,18 +238,18 @@ def test_when_the_hub_begins_anew_its_new_gate_is_announced_and_lost_links_are_d
     asyncio.run(test())
 
 
-def test_links_that_stood_before_it_came_are_known() -> None:
+def test_existing_links_are_known_after_a_restart() -> None:
     async def test() -> None:
         async with client(one.run_dir, A, "test") as bus:
             await link(bus, two.join_endpoint)
             async with discovery(one, 0) as actor:
-                await described(bus, lambda _: set(actor._membership.links) == {B})
+                await described(bus, lambda _: set(actor._candidates.links) == {B})
 
     with running_hub(A) as one, running_hub(B) as two:
         asyncio.run(test())
 
 
-def test_a_join_code_that_cannot_be_read_ends_it_with_a_sentence() -> None:
+def test_unreadable_join_code_ends_the_actor_with_a_sentence() -> None:
     async def test() -> None:
         one.hub._config.code_path.chmod(0o644)
         with pytest.raises(CannotStart, match=r"can be read by others; make it yours alone with: chmod 600"):

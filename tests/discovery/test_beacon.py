@@ -1,4 +1,4 @@
-"""A beacon as bytes: what goes in comes out, and nothing else is believed or even parsed."""
+"""`discovery.beacon`: a sealed beacon reads back, and no other datagram is accepted or even parsed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from cluster.join_code import MAX_CLUSTER_NAME, JoinCode, new_join_code
 from cluster.roles import Role
 from discovery import beacon as module
 from discovery.beacon import (
-    LONGEST,
     MAGIC,
+    MAX_BYTES,
     SEAL_BYTES,
     VERSION,
     Beacon,
@@ -41,7 +41,7 @@ BEACONS = st.builds(
 
 
 def sealed(body: bytes) -> bytes:
-    """Any body under a right seal."""
+    """Put a right seal on any body."""
     signed = PREFIX + body
     return signed + hmac.digest(KEYS.beacon, signed, "sha256")[:SEAL_BYTES]
 
@@ -53,30 +53,30 @@ def reason(data: bytes) -> str:
 
 
 @given(BEACONS)
-def test_a_beacon_comes_out_as_it_went_in(said: Beacon) -> None:
-    assert unseal(seal(said, KEYS), KEYS) == said
+def test_beacon_reads_back(sent: Beacon) -> None:
+    assert unseal(seal(sent, KEYS), KEYS) == sent
 
 
 @pytest.mark.parametrize("role", Role)
-def test_holders_of_every_kind_of_code_hear_members(role: Role) -> None:
+def test_every_role_can_read_beacons(role: Role) -> None:
     assert unseal(datagram(), CODE.invite(role).keys()) == beacon()
 
 
-def test_the_longest_beacon_fits() -> None:
+def test_longest_beacon_fits() -> None:
     keys = new_join_code("n" * MAX_CLUSTER_NAME).keys()
     longest = Beacon("f" * 16, "n" * 63, 2**63 - 1, 2**63 - 1, "tcp://255.255.255.255:65535", True)
     assert unseal(seal(longest, keys), keys) == longest
-    assert len(seal(longest, keys)) <= LONGEST
+    assert len(seal(longest, keys)) <= MAX_BYTES
 
 
-def test_the_shortest_form_is_not_refused_for_its_size() -> None:
+def test_shortest_datagram_passes_the_size_check() -> None:
     keys = JoinCode("n", Role.MEMBER, bytes(32)).keys()
     signed = MAGIC + bytes((VERSION, 1)) + b"n" + bytes.fromhex(keys.id) + b"\xc0"
     with pytest.raises(BeaconError, match="forged"):
         unseal(signed + bytes(SEAL_BYTES), keys)
 
 
-def test_its_version_is_that_of_the_messages() -> None:
+def test_version_is_that_of_the_bus_messages() -> None:
     assert VERSION == messages.VERSION
 
 
@@ -85,7 +85,7 @@ def test_its_version_is_that_of_the_messages() -> None:
     [
         (b"", "size"),
         (datagram()[:31], "size"),
-        (datagram() + bytes(LONGEST), "size"),
+        (datagram() + bytes(MAX_BYTES), "size"),
         (b"EXOB" + datagram()[4:], "magic"),
         (MAGIC + bytes([VERSION + 1]) + datagram()[5:], "version"),
         (datagram(keys=FOREIGN), "another cluster"),
@@ -96,15 +96,15 @@ def test_its_version_is_that_of_the_messages() -> None:
         (sealed(b""), "body"),
     ],
 )
-def test_what_is_no_beacon_of_this_cluster_is_told_apart(data: bytes, expected: str) -> None:
+def test_each_kind_of_foreign_datagram_has_its_reason(data: bytes, expected: str) -> None:
     assert reason(data) == expected
 
 
-def test_a_name_that_begins_like_ours_is_another_cluster() -> None:
+def test_name_with_our_prefix_is_another_cluster() -> None:
     assert reason(datagram(keys=JoinCode("home-2", Role.MEMBER, bytes(32)).keys())) == "another cluster"
 
 
-def test_only_a_cluster_of_our_name_has_a_wrong_code() -> None:
+def test_other_secret_under_our_name_is_a_wrong_code() -> None:
     with pytest.raises(WrongJoinCodeError):
         unseal(datagram(keys=ROTATED), KEYS)
 
@@ -130,11 +130,11 @@ def test_only_a_cluster_of_our_name_has_a_wrong_code() -> None:
         msgspec.msgpack.encode(beacon(join_endpoint="g" * 33)),
     ],
 )
-def test_a_bad_body_under_a_right_seal_is_refused(body: bytes) -> None:
+def test_bad_body_under_a_right_seal_is_refused(body: bytes) -> None:
     assert reason(sealed(body)) == "body"
 
 
-def test_a_body_without_a_right_seal_is_never_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_body_without_a_right_seal_is_never_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[bytes] = []
     monkeypatch.setattr(module, "_decode", parsed.append)
     for data in (datagram(keys=FOREIGN), datagram(keys=ROTATED), datagram()[:-1] + b"\0", sealed(b"\x91" * 150)[:-1]):
@@ -144,23 +144,23 @@ def test_a_body_without_a_right_seal_is_never_parsed(monkeypatch: pytest.MonkeyP
     assert parsed == [b"\x91" * 150]
 
 
-def test_fields_of_a_later_version_are_passed_over() -> None:
+def test_unknown_fields_are_ignored() -> None:
     later = {**msgspec.to_builtins(beacon()), "colour": "blue"}
     assert unseal(sealed(msgspec.msgpack.encode(later)), KEYS) == beacon()
 
 
-# -- whatever comes, it is refused as BeaconError
+# -- every other input raises BeaconError
 
 
-@given(st.binary(max_size=LONGEST + 8))
+@given(st.binary(max_size=MAX_BYTES + 8))
 @example(PREFIX)
 @example(PREFIX[:-1])
 def test_noise_is_refused(noise: bytes) -> None:
     assert reason(noise)
 
 
-@given(st.binary(max_size=LONGEST))
-def test_noise_behind_a_right_beginning_is_refused(noise: bytes) -> None:
+@given(st.binary(max_size=MAX_BYTES))
+def test_noise_after_a_right_prefix_is_refused(noise: bytes) -> None:
     assert reason(PREFIX + noise) in {"size", "forged"}
 
 
@@ -171,7 +171,7 @@ def test_noise_under_a_right_seal_is_refused(noise: bytes) -> None:
 
 
 @given(st.data())
-def test_a_beacon_that_was_changed_is_refused(data: Any) -> None:
+def test_changed_beacon_is_refused(data: Any) -> None:
     genuine = datagram()
     changed = bytearray(genuine)
     for _ in range(data.draw(st.integers(1, 3))):
@@ -183,7 +183,7 @@ def test_a_beacon_that_was_changed_is_refused(data: Any) -> None:
 
 
 @given(st.integers(0, len(datagram()) * 8 - 1))
-def test_no_bit_can_be_flipped(bit: int) -> None:
+def test_beacon_with_one_flipped_bit_is_refused(bit: int) -> None:
     flipped = bytearray(datagram())
     flipped[bit // 8] ^= 1 << bit % 8
     assert reason(bytes(flipped))
@@ -196,7 +196,7 @@ def test_no_bit_can_be_flipped(bit: int) -> None:
     ("join_endpoint", "source"),
     [(JOIN, "192.0.2.7"), ("tcp://127.0.0.1:1", "127.0.0.1"), ("tcp://127.0.0.9:65535", "127.0.0.1")],
 )
-def test_a_gate_is_where_its_beacon_came_from(join_endpoint: str, source: str) -> None:
+def test_join_port_at_the_source_address_is_accepted(join_endpoint: str, source: str) -> None:
     assert is_join_endpoint_at(join_endpoint, source)
 
 
@@ -207,12 +207,12 @@ def test_a_gate_is_where_its_beacon_came_from(join_endpoint: str, source: str) -
      "tcp://127.0.0.1:1", "tcp://localhost:1", "tcp://0.0.0.0:1", "tcp://*:1", "tcp://192.0.2.7:1#" + "0" * 64,
      "tcp://192.0.2.7;eth0:1", "tcp://[::1]:1", "tcp://192.0.2.07:1"],
 )  # fmt: skip
-def test_any_other_gate_is_a_reflection_or_none(join_endpoint: str) -> None:
+def test_any_other_join_port_is_refused(join_endpoint: str) -> None:
     assert not is_join_endpoint_at(join_endpoint, "192.0.2.7")
 
 
 @pytest.mark.parametrize(
     "join_endpoint", ["tcp://192.0.2.7:1", "tcp://127.1:1", "tcp://127.000.0.1:1", "tcp://....1.2:1"]
 )
-def test_from_loopback_only_loopback_is_taken(join_endpoint: str) -> None:
+def test_only_loopback_is_accepted_from_loopback(join_endpoint: str) -> None:
     assert not is_join_endpoint_at(join_endpoint, "127.0.0.1")

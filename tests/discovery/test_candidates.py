@@ -1,4 +1,4 @@
-"""Who is dialled: beacons and link events in, join ports out, with time handed in."""
+"""`discovery.candidates`: beacons and link events in, join ports to dial out, with the time passed in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from cluster.failures import FailureCode
 from discovery.candidates import (
     FORGET_AFTER_S,
-    LONGEST_BACK_OFF_S,
+    MAX_BACK_OFF_S,
     MAX_CANDIDATES,
     OURSELVES_S,
     REFUSED_S,
@@ -24,206 +24,210 @@ ELSEWHERE = "tcp://192.0.2.8:1"
 PINNED = "tcp://kitchen.local:52414"
 
 
-def dials(membership: Candidates, now: float) -> tuple[str, ...]:
-    return membership.due(now)[1]
+def dials(candidates: Candidates, now: float) -> tuple[str, ...]:
+    return candidates.due(now)[1]
 
 
-def dialled(membership: Candidates, seconds: int) -> list[float]:
-    """When something is dialled, asked ten times a second."""
+def dialled(candidates: Candidates, seconds: int) -> list[float]:
+    """Return the times of all dials, polling ten times a second."""
     when = []
     for now in (tenth / 10 for tenth in range(10 * seconds)):
-        membership, due = membership.due(now)
+        candidates, due = candidates.due(now)
         when += [now] * len(due)
     return when
 
 
-def test_who_is_heard_is_dialled_at_once() -> None:
-    assert dials(OWN.hear(beacon(), 5.0), 5.0) == (JOIN,)
+def test_new_node_is_dialled_at_once() -> None:
+    assert dials(OWN.beacon_received(beacon(), 5.0), 5.0) == (JOIN,)
 
 
-def test_our_own_beacon_is_ignored() -> None:
-    assert OWN.hear(beacon(0), 0.0) is OWN
+def test_own_beacon_is_ignored() -> None:
+    assert OWN.beacon_received(beacon(0), 0.0) is OWN
 
 
-def test_a_flood_of_beacons_is_bounded() -> None:
-    membership = OWN
+def test_number_of_candidates_is_bounded() -> None:
+    candidates = OWN
     for port in range(1, MAX_CANDIDATES + 51):
-        membership = membership.hear(beacon(port, f"tcp://192.0.2.7:{port}"), 0.0)
-    assert len(membership.candidates) == MAX_CANDIDATES
-    assert membership.refused == {"too many candidates": 50}
-    known = membership.hear(beacon(1, "tcp://192.0.2.7:1"), 1.0).hear(beacon(2, "tcp://192.0.2.7:9999"), 1.0)
-    assert known.refused == membership.refused
+        candidates = candidates.beacon_received(beacon(port, f"tcp://192.0.2.7:{port}"), 0.0)
+    assert len(candidates.candidates) == MAX_CANDIDATES
+    assert candidates.dropped == {"too many candidates": 50}
+    known = candidates.beacon_received(beacon(1, "tcp://192.0.2.7:1"), 1.0).beacon_received(
+        beacon(2, "tcp://192.0.2.7:9999"), 1.0
+    )
+    assert known.dropped == candidates.dropped
     assert len(known.candidates) == MAX_CANDIDATES
 
 
-def test_a_flood_is_forgotten_again() -> None:
-    membership = OWN
+def test_candidates_without_beacons_are_forgotten() -> None:
+    candidates = OWN
     for port in range(1, MAX_CANDIDATES + 1):
-        membership = membership.hear(beacon(port, f"tcp://192.0.2.7:{port}"), 0.0)
-    membership, _ = membership.due(FORGET_AFTER_S)
-    assert not membership.candidates
+        candidates = candidates.beacon_received(beacon(port, f"tcp://192.0.2.7:{port}"), 0.0)
+    candidates, _ = candidates.due(FORGET_AFTER_S)
+    assert not candidates.candidates
 
 
-def test_dials_back_off_twofold_up_to_a_limit() -> None:
+def test_back_off_doubles_up_to_a_limit() -> None:
     pauses = [later - sooner for sooner, later in pairwise(dialled(OWN.pin(PINNED), 90))]
     assert pauses[:5] == pytest.approx([0.5, 1.0, 2.0, 4.0, 8.0], abs=0.11)
-    assert pauses[5:] == pytest.approx([LONGEST_BACK_OFF_S] * len(pauses[5:]), abs=0.11)
+    assert pauses[5:] == pytest.approx([MAX_BACK_OFF_S] * len(pauses[5:]), abs=0.11)
     assert len(pauses) > 8
 
 
-def test_a_silent_node_is_forgotten_and_a_pinned_one_is_dialled_for_ever() -> None:
-    membership = OWN.hear(beacon(), 0.0).pin(PINNED)
-    membership, _ = membership.due(FORGET_AFTER_S)
-    assert set(membership.candidates) == {PINNED}
-    assert dials(membership, 1e6) == (PINNED,)
+def test_pinned_peer_is_dialled_for_ever() -> None:
+    candidates = OWN.beacon_received(beacon(), 0.0).pin(PINNED)
+    candidates, _ = candidates.due(FORGET_AFTER_S)
+    assert set(candidates.candidates) == {PINNED}
+    assert dials(candidates, 1e6) == (PINNED,)
 
 
-def test_a_linked_node_is_neither_dialled_nor_forgotten() -> None:
-    membership = OWN.hear(beacon(), 0.0).linked(OTHER, 0.0)
-    membership, due = membership.due(10 * FORGET_AFTER_S)
+def test_linked_node_is_neither_dialled_nor_forgotten() -> None:
+    candidates = OWN.beacon_received(beacon(), 0.0).linked(OTHER, 0.0)
+    candidates, due = candidates.due(10 * FORGET_AFTER_S)
     assert due == ()
-    assert JOIN in membership.candidates
+    assert JOIN in candidates.candidates
 
 
-def test_a_node_that_linked_to_us_is_not_dialled_when_it_is_heard() -> None:
-    assert dials(OWN.linked(OTHER, 0.0).hear(beacon(), 1.0), 1.0) == ()
+def test_beacon_of_a_linked_node_causes_no_dial() -> None:
+    assert dials(OWN.linked(OTHER, 0.0).beacon_received(beacon(), 1.0), 1.0) == ()
 
 
-def test_a_lost_link_is_dialled_again_at_once_and_backs_off_from_the_start() -> None:
-    membership = OWN.hear(beacon(), 0.0)
+def test_lost_link_is_dialled_at_once_with_a_new_back_off() -> None:
+    candidates = OWN.beacon_received(beacon(), 0.0)
     for now in range(20):
-        membership, _ = membership.due(float(now))
-    membership = membership.linked(OTHER, 20.0).unlinked(OTHER, 30.0)
-    membership, due = membership.due(30.0)
+        candidates, _ = candidates.due(float(now))
+    candidates = candidates.linked(OTHER, 20.0).unlinked(OTHER, 30.0)
+    candidates, due = candidates.due(30.0)
     assert due == (JOIN,)
-    assert dials(membership, 30.4) == ()
-    assert dials(membership, 30.5) == (JOIN,)
+    assert dials(candidates, 30.4) == ()
+    assert dials(candidates, 30.5) == (JOIN,)
 
 
-def test_a_link_that_never_stands_for_long_is_dialled_ever_less_often() -> None:
-    membership, when = OWN.hear(beacon(), 0.0), []
+def test_short_lived_links_are_dialled_less_and_less_often() -> None:
+    candidates, when = OWN.beacon_received(beacon(), 0.0), []
     for now in (tenth / 10 for tenth in range(600)):
-        membership, due = membership.hear(beacon(), now).due(now)
+        candidates, due = candidates.beacon_received(beacon(), now).due(now)
         if due:
             when.append(now)
-            membership = membership.linked(OTHER, now).unlinked(OTHER, now + STEADY_S - 0.1)
+            candidates = candidates.linked(OTHER, now).unlinked(OTHER, now + STEADY_S - 0.1)
     assert len(when) < 10
 
 
-def test_losing_one_node_leaves_the_others_linked() -> None:
-    membership = OWN.hear(beacon(), 0.0).hear(beacon(2, ELSEWHERE), 0.0)
-    membership = membership.linked(OTHER, 0.0).linked(node_id(2), 0.0).unlinked(node_id(2), STEADY_S)
-    assert dials(membership, STEADY_S) == (ELSEWHERE,)
-    assert membership.unlinked("stranger", 9.0) is membership
+def test_losing_one_link_leaves_the_others() -> None:
+    candidates = OWN.beacon_received(beacon(), 0.0).beacon_received(beacon(2, ELSEWHERE), 0.0)
+    candidates = candidates.linked(OTHER, 0.0).linked(node_id(2), 0.0).unlinked(node_id(2), STEADY_S)
+    assert dials(candidates, STEADY_S) == (ELSEWHERE,)
+    assert candidates.unlinked("unknown", 9.0) is candidates
 
 
-def test_only_the_links_that_our_hub_still_has_stand() -> None:
-    membership = OWN.hear(beacon(), 0.0).hear(beacon(2, ELSEWHERE), 0.0).linked(OTHER, 0.0)
-    assert dials(membership.standing([node_id(2)], 20.0), 20.0) == (JOIN,)
-    assert dials(membership.standing([OTHER, node_id(2)], 20.0), 20.0) == ()
-    assert membership.standing([OTHER], 20.0) is membership
+def test_reconcile_takes_over_the_links_of_the_hub() -> None:
+    candidates = OWN.beacon_received(beacon(), 0.0).beacon_received(beacon(2, ELSEWHERE), 0.0).linked(OTHER, 0.0)
+    assert dials(candidates.reconcile([node_id(2)], 20.0), 20.0) == (JOIN,)
+    assert dials(candidates.reconcile([OTHER, node_id(2)], 20.0), 20.0) == ()
+    assert candidates.reconcile([OTHER], 20.0) is candidates
 
 
-# -- a node at several addresses
+# -- a node at several endpoints
 
 
-def test_a_node_that_moved_is_dialled_where_it_is_now_and_its_back_off_holds() -> None:
-    membership, _ = OWN.hear(beacon(), 0.0).due(0.0)
-    membership = membership.hear(beacon(1, ELSEWHERE), 0.1)
-    assert set(membership.candidates) == {ELSEWHERE}
-    assert dials(membership, 0.4) == ()
-    assert dials(membership, 0.5) == (ELSEWHERE,)
+def test_moved_node_is_dialled_at_its_new_port_with_its_back_off() -> None:
+    candidates, _ = OWN.beacon_received(beacon(), 0.0).due(0.0)
+    candidates = candidates.beacon_received(beacon(1, ELSEWHERE), 0.1)
+    assert set(candidates.candidates) == {ELSEWHERE}
+    assert dials(candidates, 0.4) == ()
+    assert dials(candidates, 0.5) == (ELSEWHERE,)
 
 
-def test_a_new_life_of_a_node_is_dialled_soon() -> None:
-    membership = OWN.hear(beacon(), 0.0)
+def test_new_incarnation_is_dialled_soon() -> None:
+    candidates = OWN.beacon_received(beacon(), 0.0)
     for now in range(20):
-        membership, _ = membership.due(float(now))
-    membership = membership.turned_away(JOIN, FailureCode.REVOKED, 20.0).hear(beacon(incarnation=2), 20.0)
-    assert dials(membership, 20.5) == (JOIN,)
+        candidates, _ = candidates.due(float(now))
+    candidates = candidates.refused(JOIN, FailureCode.REVOKED, 20.0).beacon_received(beacon(incarnation=2), 20.0)
+    assert dials(candidates, 20.5) == (JOIN,)
 
 
-def test_ever_new_lives_are_dialled_no_oftener_than_twice_a_second() -> None:
-    membership, count = OWN, 0
+def test_new_incarnations_are_dialled_at_most_twice_a_second() -> None:
+    candidates, count = OWN, 0
     for number in range(1000):
-        membership, due = membership.hear(beacon(number % 3 + 1, incarnation=number), number / 100).due(number / 100)
+        candidates, due = candidates.beacon_received(beacon(number % 3 + 1, incarnation=number), number / 100).due(
+            number / 100
+        )
         count += len(due)
     assert count <= 21
 
 
-def test_one_dial_a_node_at_a_time() -> None:
-    membership = OWN.pin(PINNED).hear(beacon(), 0.0).met(PINNED, OTHER, "node-1", 0.0)
-    membership, first = membership.due(0.0)
+def test_node_with_two_ports_is_dialled_at_one_at_a_time() -> None:
+    candidates = OWN.pin(PINNED).beacon_received(beacon(), 0.0).identified(PINNED, OTHER, "node-1", 0.0)
+    candidates, first = candidates.due(0.0)
     assert len(first) == 1
-    assert dials(membership, 0.4) == ()
-    membership, second = membership.due(0.5)
+    assert dials(candidates, 0.4) == ()
+    candidates, second = candidates.due(0.5)
     assert {*first, *second} == {JOIN, PINNED}
 
 
-def test_a_pinned_address_of_a_linked_node_is_not_dialled_until_the_link_is_gone() -> None:
-    membership = OWN.pin(PINNED).linked(OTHER, 0.0).met(PINNED, OTHER, "node-1", 0.0)
-    assert dials(membership, 100.0) == ()
-    assert dials(membership.unlinked(OTHER, 100.0), 100.0) == (PINNED,)
+def test_pinned_port_of_a_linked_node_is_dialled_after_the_link() -> None:
+    candidates = OWN.pin(PINNED).linked(OTHER, 0.0).identified(PINNED, OTHER, "node-1", 0.0)
+    assert dials(candidates, 100.0) == ()
+    assert dials(candidates.unlinked(OTHER, 100.0), 100.0) == (PINNED,)
 
 
-def test_the_beacon_of_a_pinned_node_leaves_it_pinned() -> None:
-    held = OWN.pin(JOIN).hear(beacon(), 3.0).candidates[JOIN]
+def test_beacon_of_a_pinned_node_leaves_it_pinned() -> None:
+    held = OWN.pin(JOIN).beacon_received(beacon(), 3.0).candidates[JOIN]
     assert (held.pinned, held.node_id, held.name) == (True, OTHER, "node-1")
 
 
-# -- what join ports answer
+# -- replies of join ports
 
 
 @pytest.mark.parametrize(
     "code", [FailureCode.WRONG_CODE, FailureCode.REVOKED, FailureCode.UNAPPROVED, FailureCode.DUPLICATE]
 )
-def test_who_turned_us_away_is_left_alone_for_a_while(code: FailureCode) -> None:
-    membership, _ = OWN.pin(JOIN).hear(beacon(), 0.0).due(0.0)
-    membership = membership.turned_away(JOIN, code, 0.2).hear(beacon(counter=2), 1.0)
-    assert dials(membership, REFUSED_S) == ()
-    assert dials(membership, REFUSED_S + 0.2) == (JOIN,)
+def test_lasting_refusal_delays_the_next_dial(code: FailureCode) -> None:
+    candidates, _ = OWN.pin(JOIN).beacon_received(beacon(), 0.0).due(0.0)
+    candidates = candidates.refused(JOIN, code, 0.2).beacon_received(beacon(counter=2), 1.0)
+    assert dials(candidates, REFUSED_S) == ()
+    assert dials(candidates, REFUSED_S + 0.2) == (JOIN,)
 
 
-def test_a_pinned_gate_that_turns_us_away_is_knocked_at_twice_a_minute() -> None:
-    membership, count = OWN.pin(JOIN), 0
+def test_pinned_port_that_refuses_is_dialled_twice_a_minute() -> None:
+    candidates, count = OWN.pin(JOIN), 0
     for now in (tenth / 10 for tenth in range(1200)):
-        membership, due = membership.due(now)
+        candidates, due = candidates.due(now)
         if due:
             count += 1
-            membership = membership.turned_away(JOIN, FailureCode.WRONG_CODE, now)
+            candidates = candidates.refused(JOIN, FailureCode.WRONG_CODE, now)
     assert count == 4
 
 
-def test_who_was_only_silent_is_dialled_with_the_usual_back_off() -> None:
-    membership, _ = OWN.pin(JOIN).due(0.0)
-    assert dials(membership.turned_away(JOIN, FailureCode.SILENT, 0.2), 0.5) == (JOIN,)
+def test_silent_port_is_dialled_with_the_usual_back_off() -> None:
+    candidates, _ = OWN.pin(JOIN).due(0.0)
+    assert dials(candidates.refused(JOIN, FailureCode.SILENT, 0.2), 0.5) == (JOIN,)
 
 
-def test_a_gate_that_is_our_own_is_left_alone_for_long() -> None:
-    membership = OWN.pin(JOIN).met(JOIN, node_id(0), "own", 1.0)
-    assert dials(membership, OURSELVES_S) == ()
-    assert dials(membership, 1.0 + OURSELVES_S) == (JOIN,)
+def test_own_join_port_is_not_dialled_for_an_hour() -> None:
+    candidates = OWN.pin(JOIN).identified(JOIN, node_id(0), "own", 1.0)
+    assert dials(candidates, OURSELVES_S) == ()
+    assert dials(candidates, 1.0 + OURSELVES_S) == (JOIN,)
 
 
-def test_what_strange_gates_answer_changes_nothing() -> None:
-    assert OWN.met(JOIN, OTHER, "node-1", 0.0) is OWN
-    assert OWN.turned_away(JOIN, FailureCode.REVOKED, 0.0) is OWN
-    assert OWN.turned_away("", FailureCode.REVOKED, 0.0) is OWN
+def test_replies_of_unknown_ports_are_ignored() -> None:
+    assert OWN.identified(JOIN, OTHER, "node-1", 0.0) is OWN
+    assert OWN.refused(JOIN, FailureCode.REVOKED, 0.0) is OWN
+    assert OWN.refused("", FailureCode.REVOKED, 0.0) is OWN
 
 
-# -- good-byes
+# -- leaving beacons
 
 
-def test_a_goodbye_is_believed_of_the_node_itself_only() -> None:
-    membership = OWN.hear(beacon(), 0.0)
-    assert not membership.hear(beacon(leaving=True), 1.0).candidates
-    assert membership.hear(beacon(2, leaving=True), 1.0).candidates
+def test_leaving_beacon_of_another_node_is_ignored() -> None:
+    candidates = OWN.beacon_received(beacon(), 0.0)
+    assert not candidates.beacon_received(beacon(leaving=True), 1.0).candidates
+    assert candidates.beacon_received(beacon(2, leaving=True), 1.0).candidates
 
 
-def test_a_goodbye_does_not_unpin() -> None:
-    membership = OWN.pin(JOIN).hear(beacon(), 0.0).hear(beacon(leaving=True), 1.0)
-    assert membership.candidates[JOIN].pinned
+def test_leaving_beacon_does_not_unpin() -> None:
+    candidates = OWN.pin(JOIN).beacon_received(beacon(), 0.0).beacon_received(beacon(leaving=True), 1.0)
+    assert candidates.candidates[JOIN].pinned
 
 
-def test_a_goodbye_ends_no_link() -> None:
-    assert OWN.hear(beacon(), 0.0).linked(OTHER, 0.0).hear(beacon(leaving=True), 1.0).links
+def test_leaving_beacon_ends_no_link() -> None:
+    assert OWN.beacon_received(beacon(), 0.0).linked(OTHER, 0.0).beacon_received(beacon(leaving=True), 1.0).links

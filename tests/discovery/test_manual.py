@@ -1,4 +1,4 @@
-"""Peers named by hand: what is taken, and what is refused in a sentence."""
+"""`discovery.manual`: which texts name a peer, and the error for all others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from discovery.manual import peer_endpoint
         ("host:65535", "tcp://host:65535"),
     ],
 )
-def test_a_peer_is_completed_to_an_end_point(text: str, endpoint: str) -> None:
+def test_peer_becomes_a_join_endpoint(text: str, endpoint: str) -> None:
     assert peer_endpoint(text) == endpoint
 
 
@@ -28,6 +28,6 @@ def test_a_peer_is_completed_to_an_end_point(text: str, endpoint: str) -> None:
     ["", " ", ":7000", "host:", "host:0", "host:65536", "host:-1", "host:port", "tcp://host:7000", "host:7000/x", "::1",
      "fe80::1:7000", "a b:7000", "host:٣", "[::1", "[nonsense]:1", "*:7000"],
 )  # fmt: skip
-def test_what_is_no_peer_is_refused_with_an_example(text: str) -> None:
+def test_other_text_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not host:port, for example --peer 192\.168\.1\.20:52414"):
         peer_endpoint(text)

@@ -1,4 +1,4 @@
-"""Beacons and join codes for tests, and forgeries of them."""
+"""Beacons and join codes for tests, and forged beacons."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ JOIN = f"tcp://{SOURCE}:52414"
 
 
 def node_id(number: int) -> str:
-    """The id of some node."""
+    """Return the id of node number `number`."""
     return f"{number:016x}"
 
 
 def beacon(number: int = 1, join_endpoint: str = JOIN, **changes: object) -> Beacon:
-    """A beacon of some node, by default of its first life and the first of it."""
+    """Make a beacon of a node, by default the first one of its first incarnation."""
     plain = Beacon(node_id(number), f"node-{number}", 1, 1, join_endpoint)
     return msgspec.structs.replace(plain, **changes)
 
 
 def datagram(number: int = 1, join_endpoint: str = JOIN, keys: ClusterKeys = KEYS, **changes: object) -> bytes:
-    """The same, sealed."""
+    """Make the datagram of a beacon."""
     return seal(beacon(number, join_endpoint, **changes), keys)
 
 
 def forgeries(count: int) -> Iterator[bytes]:
-    """Datagrams, no two alike, of somebody who has heard a beacon but lacks the key."""
-    heard = datagram()
-    at = heard.index(bytes.fromhex(KEYS.id))
+    """Make different datagrams, as a sender can that has received a beacon but lacks the key."""
+    genuine = datagram()
+    at = genuine.index(bytes.fromhex(KEYS.id))
     for number in range(count):
-        wild = os.urandom(SEAL_BYTES)
+        noise = os.urandom(SEAL_BYTES)
         yield (
-            heard[:-SEAL_BYTES] + wild,  # another seal
-            heard[:at] + wild[:8] + heard[at + 8 :],  # another id
-            heard[:-40] + wild[:8] + heard[-32:],  # another body
-            wild * (number % 17),  # noise
-            heard,  # as it was heard
+            genuine[:-SEAL_BYTES] + noise,  # another seal
+            genuine[:at] + noise[:8] + genuine[at + 8 :],  # another id
+            genuine[:-40] + noise[:8] + genuine[-32:],  # another body
+            noise * (number % 17),  # only noise
+            genuine,  # a replay
         )[number % 5]
