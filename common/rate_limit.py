@@ -52,9 +52,7 @@ class RateLimit:
         self._passed: OrderedDict[str, tuple[float, int]] = OrderedDict()  # when, and how many were suppressed since
 
     def pass_on(self, key: str, now: float) -> int | None:
-        """Return how many events of this key were suppressed since the last one that passed, or None if this one is
-        suppressed too.
-        """
+        """Return how many events of this key were suppressed since one passed, or None if this one is suppressed."""
         known = key if key in self._passed or self._has_room(now) else ""
         at, suppressed = self._passed.get(known, (now - self._every_s, 0))
         if now - at < self._every_s:
