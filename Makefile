@@ -1,4 +1,4 @@
-# Every target says what it does: `make help`.
+# `make help` lists the targets.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3
@@ -23,23 +23,23 @@ run-node: $(VENV)/.node ## start a node here, alone or in its cluster (ARGS="--h
 	@$(BIN)/exobus node $(ARGS)
 
 run-cluster: $(VENV)/.node ## start N nodes on this machine, in a cluster of their own (N=2)
-	@test -f $(TRIAL)/join-code || said=$$($(BIN)/exobus cluster init --name trial --data-dir $(TRIAL) 2>&1) || \
-	  { echo "$$said"; exit 1; }
+	@test -f $(TRIAL)/join-code || output=$$($(BIN)/exobus cluster init --name trial --data-dir $(TRIAL) 2>&1) || \
+	  { echo "$$output"; exit 1; }
 	@export EXOBUS_JOIN=$(TRIAL)/join-code; trap 'kill $$(jobs -p) 2>/dev/null || true' INT TERM; \
 	for i in $$(seq 1 $(N)); do \
 	  $(BIN)/exobus node --name node-$$i --data-dir $(TRIAL)/node-$$i $(ARGS) & \
 	done; wait || wait
 
-check: $(VENV)/.dev ## formatting, lint, types, and whether protocol.md is true
+check: $(VENV)/.dev ## check formatting, lint, types and the tables of protocol.md
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m bus.document --check
 
-test: $(VENV)/.dev ## all tests; the default model is fetched once
+test: $(VENV)/.dev ## run all tests; the default model is fetched once
 	$(BIN)/python -m pytest $(ARGS)
 
-fuzz: $(VENV)/.dev ## fuzz every decoder of others' bytes (SECONDS=60 each, ONLY=wire)
+fuzz: $(VENV)/.dev ## fuzz every decoder of untrusted bytes (SECONDS=60 each, ONLY=wire)
 	@for target in $(or $(ONLY),$$($(BIN)/python -m tests.fuzz)); do \
 	mkdir -p build/fuzz/$$target; echo "$$target: build/fuzz/$$target.log"; \
 	$(BIN)/python -m tests.fuzz $$target -max_total_time=$(SECONDS) -timeout=5 -rss_limit_mb=1024 -max_len=4096 \
@@ -49,16 +49,16 @@ fuzz: $(VENV)/.dev ## fuzz every decoder of others' bytes (SECONDS=60 each, ONLY
 protocol: $(VENV)/.dev ## write the tables of protocol.md
 	$(BIN)/python -m bus.document
 
-bench: $(VENV)/.dev ## measure DESIGN's numbers, print a table, write build/bench.json (ONLY=hop_us,start_s)
+bench: $(VENV)/.dev ## measure, print a table, write build/bench.json (ONLY=hop_us,start_s)
 	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
 
-bench-peers: $(VENV)/.dev ## other chat servers beside exobus, into build/peers.json (ONLY=exobus,llama-server)
+bench-peers: $(VENV)/.dev ## compare with other chat servers, into build/peers.json (ONLY=exobus,llama-server)
 	$(BIN)/python -m tests.bench.peers $(if $(ONLY),--only $(ONLY))
 
 plot: $(VENV)/.bench ## draw docs/throughput.png from build/bench.json
 	$(BIN)/python -m tests.bench.plot
 
-clean: ## remove what was built and installed here
+clean: ## remove everything that was built and installed here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
