@@ -32,8 +32,8 @@ class Member(msgspec.Struct, frozen=True):
     node_id: Name
     name: Name
     key: Name
-    role: Role = Role.MEMBER
-    status: MemberStatus = MemberStatus.APPROVED
+    role: Role
+    status: MemberStatus  # without a default: a file or message that lacks it must not approve a key
 
 
 class JoinRefused(Exception):
@@ -107,7 +107,7 @@ class Membership:
         for node_id in node_ids:
             if node_id not in members.by_id and len(members.by_id) >= MAX_MEMBERS:
                 continue
-            known = members.by_id.get(node_id) or Member(node_id, "", "")
+            known = members.by_id.get(node_id) or Member(node_id, "", "", Role.MEMBER, MemberStatus.REVOKED)
             members = members._with(msgspec.structs.replace(known, status=MemberStatus.REVOKED))
         return members
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster import membership as module
-from cluster.membership import JoinRefused, Membership, MemberStatus
+from cluster.membership import JoinRefused, Member, Membership, MemberStatus
 from cluster.roles import Role
 
 ids = st.sampled_from([f"{n:016x}" for n in range(4)])
@@ -93,3 +94,11 @@ def test_number_of_keys_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         join(members, "c" * 16)
     assert join(members, "b" * 16, "again").require("b" * 16).name == "again"
     assert members.revoke(["c" * 16, "a" * 16]).revoked == ("a" * 16,)
+
+
+@pytest.mark.parametrize("missing", ["role", "status"])
+def test_member_without_a_role_or_status_is_unreadable(missing: str) -> None:
+    fields = {"node_id": "a" * 16, "name": "laptop", "key": "", "role": "member", "status": "approved"}
+    del fields[missing]
+    with pytest.raises(msgspec.ValidationError, match=missing):
+        msgspec.convert(fields, Member)
