@@ -104,7 +104,7 @@ class DiscoveryActor(Actor):
 
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
-        """Dial a node again whose link is down."""
+        """Dial a node again after its link went down."""
         self._candidates = self._candidates.unlinked(message.node_id, time.monotonic())
 
     @on(ActorUp)
