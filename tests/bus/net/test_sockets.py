@@ -1,4 +1,4 @@
-"""What every socket of the project has, since one factory makes them all."""
+"""The limits and keys of all sockets, which one factory makes."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def context() -> Iterator[zmq.Context[zmq.Socket[bytes]]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_socket_has_every_limit(kind: int, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+def test_all_sockets_have_all_limits(kind: int, context: zmq.Context[zmq.Socket[bytes]]) -> None:
     with open_socket(context, kind) as socket:
         assert {option: socket.getsockopt(option) for option in LIMITS} == LIMITS
 
 
-@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:1", "ipc:///tmp/nobody"])
-def test_who_dials_and_only_sends_notices_a_frozen_peer(endpoint: str, context: zmq.Context[zmq.Socket[bytes]]) -> None:
+@pytest.mark.parametrize("endpoint", ["tcp://127.0.0.1:1", "ipc:///tmp/missing"])
+def test_sending_socket_has_heartbeats(endpoint: str, context: zmq.Context[zmq.Socket[bytes]]) -> None:
     options = (zmq.HEARTBEAT_IVL, zmq.HEARTBEAT_TIMEOUT, zmq.HEARTBEAT_TTL)
     with open_socket(context, zmq.DEALER) as dealer:
         if endpoint.startswith("ipc"):
@@ -65,48 +65,48 @@ def test_who_dials_and_only_sends_notices_a_frozen_peer(endpoint: str, context: 
         assert [dealer.getsockopt(option) for option in options] == [500, 1500, 1500]
 
 
-def test_a_socket_of_a_loop_has_them_too() -> None:
+def test_async_socket_has_all_limits() -> None:
     context = zmq.asyncio.Context()
     socket = open_async_socket(context, zmq.DEALER)
     assert {option: socket.getsockopt(option) for option in LIMITS} == LIMITS
     context.destroy(linger=0)
 
 
-def test_no_frame_that_a_port_takes_is_larger_than_a_mebibyte() -> None:
+def test_frames_are_at_most_a_mebibyte() -> None:
     assert max(CONTROL_BYTES, DATA_BYTES) <= 1 << 20
 
 
-def test_a_port_is_a_curve_server_with_an_enforced_domain(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+def test_tcp_port_enforces_curve_and_domain(context: zmq.Context[zmq.Socket[bytes]]) -> None:
     options = (zmq.CURVE_SERVER, zmq.MECHANISM, zmq.ZAP_DOMAIN, zmq.ZAP_ENFORCE_DOMAIN)
     with open_socket(context, zmq.ROUTER) as router:
         bind_tcp(router, "127.0.0.1", 0, CurveServer(new_key_pair(), "test"))
         assert [router.getsockopt(option) for option in options] == [1, zmq.CURVE, b"test", 1]
 
 
-def test_a_second_comer_with_the_same_routing_id_gets_nothing(context: zmq.Context[zmq.Socket[bytes]]) -> None:
-    """With handover, whoever names a victim's routing id gets the victim's answers."""
-    handler = ZapHandler(context, lambda domain, key: "somebody")
+def test_second_client_with_a_routing_id_gets_nothing(context: zmq.Context[zmq.Socket[bytes]]) -> None:
+    """With handover, a client that names a victim's routing id would get the victim's replies."""
+    handler = ZapHandler(context, lambda domain, key: "user")
     with ExitStack() as stack:
         stack.callback(handler.close)
         router, victim, impostor = (
             stack.enter_context(open_socket(context, kind)) for kind in (zmq.ROUTER, zmq.DEALER, zmq.DEALER)
         )
         endpoint = bind_tcp(router, "127.0.0.1", 0, CurveServer(new_key_pair(), "test"))
-        for dealer, said in ((victim, b"first"), (impostor, b"second")):
+        for dealer, sent in ((victim, b"first"), (impostor, b"second")):
             dealer.setsockopt(zmq.ROUTING_ID, b"victim")
             dealer.setsockopt(zmq.IMMEDIATE, 0)
             connect(dealer, endpoint, new_key_pair())
-            dealer.send(said)
+            dealer.send(sent)
             assert bool(router.poll(3000 if dealer is victim else 500)) is (dealer is victim)
             if dealer is victim:
                 assert router.recv_multipart() == [b"victim", b"first"]
-        router.send_multipart([b"victim", b"answer"])
+        router.send_multipart([b"victim", b"reply"])
         assert victim.poll(3000)
         assert not impostor.poll(200)
 
 
-def test_routing_ids_are_given_by_zeromq_and_nobody_takes_over() -> None:
-    """The one exception is the ring's own waker, over inproc, where nobody else can connect."""
+def test_routing_ids_come_from_zeromq() -> None:
+    """The only exception is the waker of the data plane, over inproc, to which no other process can connect."""
     named = {
         (file.relative_to(ROOT).as_posix(), node.attr)
         for package in ("actors", "bus", "cli", "gateway")
