@@ -1,4 +1,4 @@
-"""Key files, node ids, endpoints and the proofs of joining."""
+"""Key files, node ids, and the proofs of joining."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from bus.net.endpoints import address_of, key_of, node_of, with_key
 from bus.net.keys import accept_proof, join_proof, key_pair_of, new_key_pair, node_id_of, own_key_pair, read_key_pair
 from cluster.join_code import new_join_code
 from cluster.roles import Role
@@ -68,21 +67,6 @@ def test_repr_hides_the_secret() -> None:
     pair = new_key_pair()
     assert pair.secret.hex() not in repr(pair)
     assert pair.public.hex() in repr(pair)
-
-
-def test_endpoint_contains_its_nodes_key() -> None:
-    pair = new_key_pair()
-    endpoint = with_key("tcp://[fe80::1%eth0]:41234", pair.public)
-    assert (address_of(endpoint), key_of(endpoint)) == ("tcp://[fe80::1%eth0]:41234", pair.public)
-    assert node_of(endpoint) == pair.node_id
-
-
-@pytest.mark.parametrize(
-    "fragment", ["", "#", "#12", "#" + "g" * 64, "#" + "ab" * 31, "#" + "AB" * 32, "#" + "a " * 64]
-)
-def test_endpoint_without_whole_key_is_refused(fragment: str) -> None:
-    with pytest.raises(ValueError, match="does not name its node's key"):
-        key_of("tcp://127.0.0.1:1" + fragment)
 
 
 def test_proofs_differ_by_role_key_and_purpose() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from bus.net.sockets import (
     CONTROL_MARK,
     DATA_BYTES,
     CurveServer,
+    bind_ipc,
     bind_tcp,
     connect,
     connect_ipc,
@@ -25,7 +28,7 @@ from bus.net.sockets import (
     open_socket,
 )
 from bus.net.zap import ZapHandler
-from tests.support.bus import ROOT
+from tests.support.bus import KEYS, ROOT, WITHIN_S, new_node, run_folder
 
 KINDS = [zmq.ROUTER, zmq.DEALER, zmq.PUB, zmq.SUB, zmq.XPUB, zmq.XSUB]
 LIMITS = {
@@ -39,6 +42,21 @@ LIMITS = {
     zmq.BACKLOG: 1024,
     zmq.ROUTING_ID: b"",
 }
+
+READER = """
+import sys, time, zmq
+from bus.net.sockets import bind_ipc, open_socket
+with zmq.Context() as context, open_socket(context, zmq.ROUTER) as router:
+    bind_ipc(router, sys.argv[1])
+    print("bound", flush=True)
+    sys.stdin.readline()
+    count = 0
+    while router.poll(1000):
+        router.recv_multipart()
+        count += 1
+print(count)
+"""
+HEARTBEATS_S = 1.0  # longer than the interval of heartbeats
 
 
 @pytest.fixture
@@ -115,3 +133,50 @@ def test_routing_ids_come_from_zeromq() -> None:
         if isinstance(node, ast.Attribute) and node.attr in ("ROUTING_ID", "IDENTITY", "ROUTER_HANDOVER")
     }
     assert named <= {("bus/dataplane/transport.py", "ROUTING_ID")}
+
+
+def test_reader_survives_a_flood_of_a_lost_sender() -> None:
+    """libzmq would abort it at its next heartbeat, if it sent any."""
+    with run_folder() as folder:
+        endpoint = f"ipc://{folder}/reader"
+        command = [sys.executable, "-c", READER, endpoint]
+        with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+            assert reader.stdin
+            assert reader.stdout
+            assert reader.stdout.readline() == "bound\n"
+            sent = _flood(endpoint)
+            with suppress(subprocess.TimeoutExpired):
+                reader.wait(HEARTBEATS_S)
+            output, _ = reader.communicate("now\n", timeout=WITHIN_S)
+    assert reader.returncode == 0
+    assert 0 < int(output) <= sent
+
+
+def _flood(endpoint: str) -> int:
+    """Send until the pipes are full, and close. Returns the number of messages."""
+    sent = 0
+    with zmq.Context() as context, open_socket(context, zmq.DEALER) as dealer:
+        connect_ipc(dealer, endpoint)
+        dealer.setsockopt(zmq.SNDTIMEO, 300)
+        try:
+            while True:
+                dealer.send(b"x" * 1000)
+                sent += 1
+        except zmq.Again:
+            return sent
+
+
+def test_listeners_and_ipc_sockets_send_no_heartbeats() -> None:
+    node = new_node()
+    with zmq.Context() as context, run_folder() as folder:
+        for kind in (zmq.ROUTER, zmq.XPUB, zmq.XSUB, zmq.PUB, zmq.SUB):
+            with open_socket(context, kind) as listener:
+                assert listener.getsockopt(zmq.HEARTBEAT_IVL) == 0
+        with open_socket(context, zmq.ROUTER) as router, open_socket(context, zmq.DEALER) as dealer:
+            bind_ipc(router, f"ipc://{folder}/x")
+            connect_ipc(dealer, f"ipc://{folder}/x")
+            assert dealer.getsockopt(zmq.HEARTBEAT_IVL) == 0
+        with open_socket(context, zmq.DEALER) as dealer:
+            connect(dealer, f"tcp://127.0.0.1:1#{KEYS[node].public.hex()}", KEYS[node])
+            assert dealer.getsockopt(zmq.HEARTBEAT_IVL) == 500
+            assert dealer.getsockopt(zmq.HEARTBEAT_TTL) == 1500

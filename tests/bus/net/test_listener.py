@@ -20,11 +20,11 @@ from tests.support.crowd import (
     GUEST,
     HOST,
     MIB,
+    connect_at_once,
     half_frames,
     hub_with,
     idle,
     join_in_the_end,
-    knock_together,
     ports,
     seconds_to_join,
     seconds_until_closed,
@@ -42,7 +42,7 @@ def test_ten_thousand_unknown_keys_are_refused() -> None:
             return await described(asker, lambda state: state.counters.get("refused at bus", 0) >= UNKNOWN_KEYS)
 
     with running_hub(HOST) as hub:
-        assert sum(knock_together(hub.endpoint, 100) for _ in range(UNKNOWN_KEYS // 100)) == 0
+        assert sum(connect_at_once(hub.endpoint, 100) for _ in range(UNKNOWN_KEYS // 100)) == 0
         counters = asyncio.run(state()).counters
         assert counters["refused at bus"] == UNKNOWN_KEYS
         assert not [name for name in counters if name.startswith("dropped")]
