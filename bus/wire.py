@@ -75,8 +75,8 @@ def encode(to: Address | str, header: Header, message: Message) -> list[bytes]:
     try:
         frames = [str(to).encode(), _encoder.encode(header), _encoder.encode(_with_short_sentences(message))]
         _check_sizes(frames)
-        # msgspec checks bounds only when it decodes. Any check of our own would have to repeat all of them, and this
-        # one costs about as much as the encoding: 1 µs for a token, 5 µs for a node's record.
+        # msgspec checks bounds only when it decodes, and its own check is the only one that cannot differ from the
+        # receiver's. It takes 1 of the 4 µs for a token, and 50 µs for the record of a node with two instances.
         _decoders[kind_of(type(message))].decode(frames[2])
     except (UnicodeEncodeError, *UNREADABLE) as error:
         raise WireError("body", f"{header.kind} cannot be sent: {error}") from None

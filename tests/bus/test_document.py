@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import struct
 import subprocess
@@ -15,9 +16,9 @@ from bus import document
 from bus.dataplane import frames
 from bus.dataplane.frames import Flag, unpack
 from bus.document import BEGIN, DOCUMENT, END, STALE, generated, main, merged
-from bus.messages import MESSAGES, Status
+from bus.messages import MESSAGES, SessionToken, Status
 from bus.wire import decode
-from tests.support.bus import ROOT
+from tests.support.bus import ROOT, RunningHub, client, in_time, running_hub
 
 TEXT = DOCUMENT.read_text()
 SIZES = {"2s": 2, "u8": 1, "u16": 2, "u32": 4, "u64": 8}
@@ -47,7 +48,7 @@ def test_prose_names_existing_kinds_only() -> None:
     named = set(re.findall(r"`([a-z]+\.[a-z]+)`", prose)) - {"protocol.md"}
     assert named
     assert named <= MESSAGES.keys()
-    assert len(prose.splitlines()) <= 200
+    assert len(prose.splitlines()) <= 210
 
 
 def test_example_message_decodes() -> None:
@@ -57,6 +58,26 @@ def test_example_message_decodes() -> None:
     assert envelope.message == Status("smollm2-135m", "placing on 2 nodes")
     for value in (str(envelope.to), envelope.header.id, envelope.header.sender, str(envelope.header.time)):
         assert value in TEXT
+
+
+def test_example_client_prints_name_and_tokens() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+    async def publish_token(hub: RunningHub) -> None:
+        async with client(hub.run_dir, hub.node_id, "gateway") as gateway:
+            assert in_time(lambda: gateway.has_subscribers(SessionToken))
+            await gateway.publish(SessionToken("session", 0, 7, "a token\n"))
+
+    with running_hub("a" * 16) as hub:
+        command = [sys.executable, "-c", code, str(hub.run_dir)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as example:
+            assert example.stdout
+            try:
+                assert example.stdout.readline() == f"name of {hub.node_id}\n"
+                asyncio.run(publish_token(hub))
+                assert example.stdout.readline() == "a token\n"
+            finally:
+                example.kill()
 
 
 def test_example_data_frame_decodes() -> None:
