@@ -34,6 +34,7 @@ from bus.messages import (
     Work,
     kind_of,
 )
+from bus.net.endpoints import HubPaths
 from bus.net.sockets import connect_ipc, open_async_socket, open_socket
 from bus.sequencing import Sequencer
 from bus.wire import Envelope, WireError, decode, encode
@@ -60,15 +61,6 @@ class RequestError(Exception):
         super().__init__(message)
         self.code = code
         self.message = message
-
-
-class HubPaths:
-    """The ipc endpoints of a hub, in the run folder of its node (mode 0700)."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.facts_in = f"ipc://{run_dir}/facts-in"
-        self.facts_out = f"ipc://{run_dir}/facts-out"
-        self.work = f"ipc://{run_dir}/work"
 
 
 class _Pending(NamedTuple):

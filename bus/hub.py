@@ -17,10 +17,10 @@ import zmq
 
 from bus.actor_registry import ActorRegistry
 from bus.address import HUB, Address
-from bus.client import HubPaths
 from bus.hub_context import HubContext
 from bus.hub_service import HubService
 from bus.messages import LOCAL_KINDS, Header, LocalFact, Reply, RequestCancel, RequestFailed, kind_of
+from bus.net.endpoints import HubPaths
 from bus.net.sockets import bind_ipc, open_socket
 from bus.peering.authenticator import Authenticator
 from bus.peering.inbound_policy import Forbidden
@@ -120,7 +120,7 @@ class Hub:
         if to.node != self.node_id:
             self._forward(to, frames)
         elif to.actor == HUB:
-            self._reply(header, self._service.from_actor(decode(frames), routing_id))
+            self._reply(header, self._service.serve_actor(decode(frames), routing_id))
         else:
             self._deliver(to, frames)
 
@@ -134,7 +134,7 @@ class Hub:
         elif to.node not in ("", self.node_id):
             raise WireError("misdirected")
         elif to.actor == HUB:
-            self._reply(header, self._service.from_hub(node_id, decode(frames)))
+            self._reply(header, self._service.serve_hub(node_id, decode(frames)))
             self._facts.update_filter()
         else:
             self._facts.tap(frames)

@@ -38,7 +38,7 @@ class HubService:
     def __init__(self, context: HubContext, registry: ActorRegistry, facts: PubSub, network: PeerNetwork) -> None:
         self._context, self._registry, self._facts, self._network = context, registry, facts, network
 
-    def from_actor(self, envelope: Envelope, routing_id: bytes) -> Reply | None:
+    def serve_actor(self, envelope: Envelope, routing_id: bytes) -> Reply | None:
         """Serve work of an actor of this node, whose connection has the routing id."""
         message = envelope.message
         if isinstance(message, ActorHello):
@@ -48,14 +48,14 @@ class HubService:
         if isinstance(message, HubDescribe):
             return self._state()
         if isinstance(message, _NETWORK_WORK):
-            return self._network.serve(message)
+            return self._network.serve_actor(message)
         return _unsupported(envelope)
 
-    def from_hub(self, node_id: str, envelope: Envelope) -> Reply | None:
+    def serve_hub(self, node_id: str, envelope: Envelope) -> Reply | None:
         """Serve work of the hub of another node. Raises WireError if it is not valid."""
         if isinstance(envelope.message, HubDescribe):
             return self._state()
-        return None if self._network.receive(node_id, envelope.message) else _unsupported(envelope)
+        return None if self._network.serve_hub(node_id, envelope.message) else _unsupported(envelope)
 
     def _state(self) -> HubState:
         config = self._context.config

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import zmq
 
-from bus.client import HubPaths
 from bus.hub_context import HubContext
 from bus.messages import LocalFact, kind_of
+from bus.net.endpoints import HubPaths
 from bus.net.sockets import bind_ipc, open_socket
 from bus.peering.peer_network import PeerNetwork
 from bus.wire import decode_header

@@ -7,7 +7,18 @@ So an endpoint identifies its node, and no tcp connection is made without knowin
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from bus.net.keys import KEY_BYTES, node_id_of
+
+
+class HubPaths:
+    """The ipc endpoints of a hub, in the run folder of its node (mode 0700)."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.facts_in = f"ipc://{run_dir}/facts-in"
+        self.facts_out = f"ipc://{run_dir}/facts-out"
+        self.work = f"ipc://{run_dir}/work"
 
 
 def with_key(address: str, public: bytes) -> str:

@@ -46,7 +46,7 @@ class ClusterAdmin:
         self._context, self._authenticator, self._links = context, authenticator, links
         self._code_changed = code_changed
 
-    def serve(self, work: Message) -> Reply:
+    def serve_actor(self, work: Message) -> Reply:
         """Serve work of an actor of this node."""
         if isinstance(work, MemberRevoke | MemberApprove) and self._authenticator.role is not Role.MEMBER:
             cluster = self._authenticator.code.name
@@ -64,7 +64,7 @@ class ClusterAdmin:
                 return self._rotate()
         raise TypeError(f"{work!r} is not about the cluster")
 
-    def receive(self, message: Message | None) -> bool:
+    def serve_hub(self, message: Message | None) -> bool:
         """Carry out a decision that another member's hub sent. Returns False if the message is none."""
         match message:
             case MemberRevoke(node_id):

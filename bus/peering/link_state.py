@@ -58,12 +58,12 @@ class _Link:
 
 @dataclass(slots=True)
 class LinkState:
-    """The links of one hub, by endpoint. Every method that takes an event returns the actions that follow from it."""
+    """The links of one hub, by endpoint. Methods that take an event return the actions that follow from it."""
 
     _links: dict[str, _Link] = field(default_factory=dict)
 
     def dial(self, endpoint: str) -> list[Action]:
-        """A link to `endpoint` is wanted. If the other hub has not answered yet, the hello is sent again."""
+        """Start a link, or send the hello again if the other hub has not answered it."""
         link = self._links.get(endpoint)
         if link is None:
             self._links[endpoint] = _Link()
@@ -71,7 +71,7 @@ class LinkState:
         return [SendHello(endpoint)] if link.connected and not link.is_up else []
 
     def connected(self, endpoint: str) -> list[Action]:
-        """Our connection to `endpoint` is established."""
+        """Note that our connection is established."""
         link = self._links.get(endpoint)
         if link is None or link.connected:
             return []
@@ -79,7 +79,7 @@ class LinkState:
         return [SendHello(endpoint, link.hello is not None), *_up(endpoint, link)]
 
     def hello(self, hello: LinkHello, role: Role) -> list[Action]:
-        """The hub of a node with this role sent a hello over its connection to us."""
+        """Take the hello that the hub of a node with this role sent over its connection to us."""
         known = self._endpoints_of(hello.node_id)
         if any(self._incarnation(endpoint) > hello.incarnation for endpoint in known):
             return []  # it was sent before the node restarted
@@ -94,9 +94,9 @@ class LinkState:
         return actions if was_up else [*actions, *_up(hello.endpoint, link)]
 
     def disconnected(self, endpoint: str, reason: str) -> list[Action]:
-        """Our connection broke, was refused, or could not be made. If the link was up, it is tried once more.
+        """Note that our connection broke, was refused, or could not be made. A link that was up is tried once more.
 
-        The other hub may not have noticed anything, and then no one else would ever connect again.
+        The other hub may not have noticed anything, and then neither of the two would ever connect again.
         """
         link = self._links.get(endpoint)
         again = link is not None and link.is_up
@@ -104,7 +104,7 @@ class LinkState:
         return [*actions, *self.dial(endpoint)] if again else actions
 
     def left(self, node_id: str, reason: str = "it left") -> list[Action]:
-        """A node took leave, or may not be linked any more."""
+        """End the links to a node that took leave or may not be linked any more."""
         return [action for endpoint in self._endpoints_of(node_id) for action in self._close(endpoint, reason)]
 
     def endpoint_of(self, node_id: str) -> str | None:

@@ -47,12 +47,12 @@ class PeerNetwork(ABC):
         """Return all topics to which a linked hub subscribed."""
 
     @abstractmethod
-    def serve(self, work: Message) -> Reply:
-        """Serve work of this node's actors about links and members."""
+    def serve_actor(self, work: Message) -> Reply:
+        """Serve work of an actor of this node about links and members."""
 
     @abstractmethod
-    def receive(self, node_id: str, message: Message | None) -> bool:
-        """Take a message from another hub about links and members. Returns False if it is about something else.
+    def serve_hub(self, node_id: str, message: Message | None) -> bool:
+        """Serve work of another node's hub about links and members. Returns False if it is about something else.
 
         Raises WireError if it is not valid.
         """
@@ -87,10 +87,10 @@ class Standalone(PeerNetwork):
     def wanted_topics(self) -> set[bytes]:
         return set()
 
-    def serve(self, work: Message) -> Reply:
+    def serve_actor(self, work: Message) -> Reply:
         return RequestFailed(FailureCode.STANDALONE, STANDALONE)
 
-    def receive(self, node_id: str, message: Message | None) -> bool:
+    def serve_hub(self, node_id: str, message: Message | None) -> bool:
         return False
 
     def maintain(self, now: float) -> None:

@@ -83,7 +83,7 @@ class Peering(PeerNetwork):
     def wanted_topics(self) -> set[bytes]:
         return self._links.wanted_topics()
 
-    def serve(self, work: Message) -> Reply:
+    def serve_actor(self, work: Message) -> Reply:
         match work:
             case PeerDial(endpoint):
                 try:
@@ -94,9 +94,9 @@ class Peering(PeerNetwork):
             case PeerDrop(endpoint):
                 self._links.drop(self._joining.bus_endpoint(endpoint))
                 return RequestDone()
-        return self._admin.serve(work)
+        return self._admin.serve_actor(work)
 
-    def receive(self, node_id: str, message: Message | None) -> bool:
+    def serve_hub(self, node_id: str, message: Message | None) -> bool:
         match message:
             case LinkHello():
                 self._receive_hello(node_id, message)
@@ -105,7 +105,7 @@ class Peering(PeerNetwork):
             case LinkBye():
                 self._links.left(node_id)
             case _:
-                return self._admin.receive(message)
+                return self._admin.serve_hub(message)
         return True
 
     def maintain(self, now: float) -> None:

@@ -9,7 +9,7 @@ import pytest
 import zmq
 
 from bus.address import Address
-from bus.client import FACTS_WAITING, BusClient, HubPaths, RequestError
+from bus.client import FACTS_WAITING, BusClient, RequestError
 from bus.messages import (
     ActorDown,
     HubDescribe,
@@ -283,14 +283,6 @@ def test_request_without_hub_ends_at_its_deadline() -> None:
             await bus.close()
 
     asyncio.run(main())
-
-
-def test_endpoints_lie_in_the_run_folder() -> None:
-    with run_folder() as folder:
-        paths = HubPaths(folder)
-        assert {paths.facts_in, paths.facts_out, paths.work} == {
-            f"ipc://{folder}/{name}" for name in ("facts-in", "facts-out", "work")
-        }
 
 
 def test_hello_is_sent_first() -> None:

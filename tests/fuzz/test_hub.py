@@ -17,9 +17,8 @@ import psutil
 import pytest
 import zmq
 
-from bus.client import HubPaths
 from bus.messages import MESSAGES, VERSION, Header, HubState, JoinRequest, LinkProbe, Status
-from bus.net.endpoints import address_of, with_key
+from bus.net.endpoints import HubPaths, address_of, with_key
 from bus.net.keys import key_pair_of, new_key_pair
 from bus.net.sockets import connect, open_socket
 from bus.peering.join_client import JOIN_BYTES

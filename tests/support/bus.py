@@ -17,9 +17,10 @@ from typing import TypeVar
 
 import zmq
 
-from bus.client import BusClient, HubPaths, RequestError
+from bus.client import BusClient, RequestError
 from bus.hub import Hub
 from bus.messages import HubDescribe, HubState, Message, PeerDial, RequestDone, kind_of
+from bus.net.endpoints import HubPaths
 from bus.net.keys import KeyPair, new_key_pair
 from bus.net.sockets import connect, open_socket
 from bus.peering.member_store import write_members

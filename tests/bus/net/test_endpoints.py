@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from bus.net.endpoints import address_of, key_of, node_of, port_of, with_key
+from bus.net.endpoints import HubPaths, address_of, key_of, node_of, port_of, with_key
 from bus.net.keys import new_key_pair
+from tests.support.bus import run_folder
 
 
 def test_endpoint_contains_its_nodes_key() -> None:
@@ -21,3 +22,11 @@ def test_endpoint_contains_its_nodes_key() -> None:
 def test_endpoint_without_whole_key_is_refused(fragment: str) -> None:
     with pytest.raises(ValueError, match="does not name its node's key"):
         key_of("tcp://127.0.0.1:1" + fragment)
+
+
+def test_endpoints_lie_in_the_run_folder() -> None:
+    with run_folder() as folder:
+        paths = HubPaths(folder)
+        assert {paths.facts_in, paths.facts_out, paths.work} == {
+            f"ipc://{folder}/{name}" for name in ("facts-in", "facts-out", "work")
+        }
