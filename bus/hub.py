@@ -12,6 +12,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import zmq
 
@@ -56,16 +57,16 @@ class Hub:
         )
         self._context.zmq_context.setsockopt(zmq.MAX_SOCKETS, 8192)
         self._registry = ActorRegistry()
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._context.zmq_context.destroy, 0)
             self._work = open_socket(self._context.zmq_context, zmq.ROUTER)
             bind_ipc(self._work, HubPaths(config.run_path).work)
             self._network: PeerNetwork = (
                 Peering(self._context, authenticator, self._from_peer) if authenticator else Standalone()
             )
+            undo.callback(self._network.close)
             self._facts = PubSub(self._context, self._network)
-        except OSError:
-            self._context.zmq_context.destroy(linger=0)
-            raise
+            undo.pop_all()
         self._service = HubService(self._context, self._registry, self._facts, self._network)
         self._context.reactor.register(self._work, self._from_actor)
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -457,6 +458,15 @@ def test_taken_port_is_one_sentence() -> None:
 def test_missing_folder_is_one_sentence() -> None:
     with pytest.raises(OSError, match="cannot listen on ipc:///no/such/folder/"):
         Hub(hub_config(Path("/no/such/folder"), "a" * 16))
+
+
+def test_hub_that_cannot_bind_everything_closes_everything() -> None:
+    with run_folder() as folder:
+        long = folder / ("x" * (103 - len(f"{folder}//work")))  # long enough for one endpoint, too long for another
+        long.mkdir()
+        with pytest.raises(OSError, match=r"cannot listen on ipc://.*/facts-(in|out): File name too long"):
+            Hub(hub_config(long, A))
+    assert "zap" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_two_hubs_share_the_usual_ports() -> None:
