@@ -1,7 +1,7 @@
 """The actor loop: dispatch by message class, timers, and the failure policy, which is written only here.
 
 An exception while an actor serves work becomes `request.failed` to the requester. Anywhere else (a fact, a timer, the
-start) it ends the process, and the supervisor restarts it.
+start, the connection to the hub) it ends the process, and the supervisor restarts it.
 """
 
 from __future__ import annotations
@@ -100,7 +100,11 @@ class Actor:
     async def _serve_until_stopped(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             timers = [method for method in _methods(self) if hasattr(method, "every")]
-            loops = [tasks.create_task(self._serve(tasks)), *(tasks.create_task(_repeat(timer)) for timer in timers)]
+            loops = [
+                tasks.create_task(self.bus.failed()),
+                tasks.create_task(self._serve(tasks)),
+                *(tasks.create_task(_repeat(timer)) for timer in timers),
+            ]
             await self._stop.wait()
             for task in (*loops, *self._serving.values()):
                 task.cancel()

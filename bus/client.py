@@ -190,6 +190,11 @@ class BusClient:
         while True:
             yield await self._inbox.get()
 
+    async def failed(self) -> None:
+        """Wait until the client cannot read or register any more, and raise the reason. Cancel it to stop waiting."""
+        assert self._running is not None, "the client has not been started"
+        await asyncio.shield(self._running)
+
     async def close(self) -> None:
         """Stop reading and close all sockets. What was not sent yet is dropped."""
         if self._running:
@@ -237,11 +242,14 @@ class BusClient:
     # -- what runs from `start` to `close`
 
     async def _run(self, hub_events: zmq.asyncio.Socket) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._read(self._subscriber))
-            tasks.create_task(self._read(self._dealer))
-            tasks.create_task(self._repeat_hello())
-            tasks.create_task(self._watch_hub(hub_events))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read(self._subscriber))
+                tasks.create_task(self._read(self._dealer))
+                tasks.create_task(self._repeat_hello())
+                tasks.create_task(self._watch_hub(hub_events))
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
 
     async def _repeat_hello(self) -> None:
         while True:

@@ -173,6 +173,18 @@ def test_exception_in_timer_ends_the_process() -> None:
     with_worker(test, Broken)
 
 
+def test_exception_in_the_client_ends_the_process() -> None:
+    async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
+        del worker.bus._inbox
+        await subscribed(asker, "hub", "status")
+        await asker.publish(Status("m", "breaks the reader"))
+        with pytest.raises(AttributeError, match="_inbox"):
+            await asyncio.wait_for(task, WITHIN_S)
+        assert worker.stopped_cleanly
+
+    with_worker(test)
+
+
 def test_exception_at_start_closes_everything() -> None:
     class Unable(Worker):
         async def started(self) -> None:
