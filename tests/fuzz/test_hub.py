@@ -24,7 +24,7 @@ from bus.net.sockets import connect, open_socket
 from bus.peering.join_client import JOIN_BYTES
 from bus.peering.member_store import write_members
 from bus.wire import decode, encode
-from cluster.membership import Member, Membership
+from cluster.membership import Member, Membership, MemberStatus
 from cluster.roles import Role
 from tests.fuzz.mutations import damaged
 from tests.fuzz.samples import MESSAGE_FRAMES
@@ -57,7 +57,9 @@ Sent = Iterator[list[bytes]]
 @contextmanager
 def hub_with_both_members() -> Iterator[HubProcess]:
     with run_folder() as folder:
-        known = {n: Member(n, f"name of {n}", KEYS[n].public.hex(), role) for n, role in ROLES.items()}
+        known = {
+            n: Member(n, f"name of {n}", KEYS[n].public.hex(), role, MemberStatus.APPROVED) for n, role in ROLES.items()
+        }
         write_members(folder, Membership("home", by_id=known))
         with hub_process(hub_config(folder, A)) as process:
             yield process

@@ -27,7 +27,7 @@ from bus.peering.member_store import write_members
 from bus.process import ADDRESS_VARIABLE
 from bus.wire import Envelope
 from cluster.join_code import JoinCode, new_join_code
-from cluster.membership import Member, Membership
+from cluster.membership import Member, Membership, MemberStatus
 from cluster.roles import Role
 from common.config import NodeConfig, write_config
 from common.private_files import write_private
@@ -149,7 +149,9 @@ def running_hub(
     """Run a hub on loopback, named `name of NODE_ID`. The nodes that it `knows` are approved members."""
     with run_folder() as run_dir:
         if knows:
-            known = {n: Member(n, f"name of {n}", KEYS[n].public.hex()) for n in knows}
+            known = {
+                n: Member(n, f"name of {n}", KEYS[n].public.hex(), Role.MEMBER, MemberStatus.APPROVED) for n in knows
+            }
             write_members(run_dir, Membership(cluster, by_id=known))
         shown = (code or code_of(cluster)).invite(role)
         config = hub_config(

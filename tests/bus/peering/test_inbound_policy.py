@@ -12,7 +12,7 @@ from bus.peering.inbound_policy import Forbidden, InboundPolicy
 from bus.peering.member_store import write_members
 from bus.sequencing import Sequencer
 from bus.wire import WireError
-from cluster.membership import Member, Membership
+from cluster.membership import Member, Membership, MemberStatus
 from cluster.roles import Role
 from tests.support.bus import KEYS, code_of, hub_config, new_node, run_folder
 
@@ -25,7 +25,9 @@ def policy() -> Iterator[InboundPolicy]:
     """The policy of node A, which has a member and an observer."""
     roles = {MEMBER: Role.MEMBER, OBSERVER: Role.OBSERVER}
     with run_folder() as folder:
-        known = {n: Member(n, f"name of {n}", KEYS[n].public.hex(), role) for n, role in roles.items()}
+        known = {
+            n: Member(n, f"name of {n}", KEYS[n].public.hex(), role, MemberStatus.APPROVED) for n, role in roles.items()
+        }
         write_members(folder, Membership("home", by_id=known))
         yield InboundPolicy(Authenticator(hub_config(folder, A), code_of("home")))
 
