@@ -93,7 +93,7 @@ class Hub:
             self._network.maintain(time.monotonic())
 
     def close(self) -> None:
-        """Take leave of the other hubs and close all sockets."""
+        """Send `link.bye` to the linked hubs and close all sockets."""
         self._network.close()
         self._facts.close()
         self._work.close(0)

@@ -104,7 +104,7 @@ class LinkState:
         return [*actions, *self.dial(endpoint)] if again else actions
 
     def left(self, node_id: str, reason: str = "it left") -> list[Action]:
-        """End the links to a node that took leave or may not be linked any more."""
+        """End the links to a node that sent `link.bye` or may not be linked any more."""
         return [action for endpoint in self._endpoints_of(node_id) for action in self._close(endpoint, reason)]
 
     def endpoint_of(self, node_id: str) -> str | None:

@@ -28,7 +28,7 @@ from common.rate_limit import RateLimitedLogger
 
 limited = RateLimitedLogger(logging.getLogger(__name__))
 
-LEAVE_MS = 300  # for a `link.bye` to get out
+BYE_LINGER_MS = 300  # for a `link.bye` to get out
 _LOST = (
     zmq.Event.DISCONNECTED
     | zmq.Event.CLOSED
@@ -75,13 +75,13 @@ class Links:
         self._topics[node_id] = tuple(topic.encode() for topic in topics)
 
     def left(self, node_id: str) -> None:
-        """Take leave of a node that took leave."""
+        """End the link to a node that sent `link.bye`."""
         self._do(self._state.left(node_id))
 
     def cut(self, node_id: str, reason: str) -> None:
         """End the link to a node and tell it, or it would take its own connection for a link."""
         if endpoint := self._state.endpoint_of(node_id):
-            self._connections[endpoint].dealer.setsockopt(zmq.LINGER, LEAVE_MS)
+            self._connections[endpoint].dealer.setsockopt(zmq.LINGER, BYE_LINGER_MS)
             self._send(endpoint, LinkBye())
         self._do(self._state.left(node_id, reason))
 
@@ -123,9 +123,9 @@ class Links:
                 self._push(peer.endpoint, frames, "fact dropped")
 
     def close(self) -> None:
-        """Take leave of all linked hubs and close all sockets."""
+        """Send `link.bye` to all linked hubs and close all sockets."""
         for peer in self.peers():
-            self._connections[peer.endpoint].dealer.setsockopt(zmq.LINGER, LEAVE_MS)
+            self._connections[peer.endpoint].dealer.setsockopt(zmq.LINGER, BYE_LINGER_MS)
         self.send_all(LinkBye())
         for endpoint in list(self._connections):
             self._close(endpoint)

@@ -296,7 +296,7 @@ def _fields(config: NodeConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in config.__struct_fields__}
 
 
-def test_stopping_hub_takes_leave() -> None:
+def test_stopping_hub_sends_bye() -> None:
     async def test(pair: list[RunningHub]) -> None:
         async with clients(pair[:1], "asker", PeerDown) as [asker]:
             await link(asker, pair[1].join_endpoint)
