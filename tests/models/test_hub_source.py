@@ -16,7 +16,7 @@ from models.errors import WeightsError
 from models.sources import DownloadCancelled, DownloadError, fetch
 from models.tokenizer import Tokenizer
 from models.weights import open_weights, shard_names
-from tests.support.model_hub import FakeServer, fake_hub, ignore, leftovers, tiny_card
+from tests.support.hub import FakeServer, fake_hub, ignore, leftovers, tiny_card
 from tests.support.models import write_tiny_llama
 
 

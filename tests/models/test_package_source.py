@@ -17,7 +17,7 @@ from models.cache import ModelCache, Progress
 from models.card import ModelCard, PackageSource
 from models.sources import DownloadCancelled, DownloadError, fetch
 from models.tokenizer import Tokenizer
-from tests.support.model_hub import FakeServer, fake_index, ignore, leftovers, make_wheel, tiny_card
+from tests.support.hub import FakeServer, fake_index, ignore, leftovers, make_wheel, tiny_card
 from tests.support.models import write_tiny_gguf
 
 MEMBER = "tiny_llama/tiny.gguf"

@@ -14,7 +14,7 @@ from models.card import FolderSource, PackageSource
 from models.files import written_whole
 from models.sources import DownloadCancelled, DownloadError, fetch
 from models.tokenizer import Tokenizer
-from tests.support.model_hub import ignore, tiny_card
+from tests.support.hub import ignore, tiny_card
 from tests.support.models import write_tiny_gguf, write_tiny_llama
 
 
