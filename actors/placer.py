@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
+from bus.address import Address
 from bus.client import BusClient, RequestError
 from bus.dataplane.access import node_at
 from bus.messages import (
@@ -147,7 +148,7 @@ class Placer:
 
 def _check_answer(node_id: str, loaded: ShardLoaded) -> None:
     """A member may lend the ring no process and no end point but its own. Raises RequestError."""
-    if loaded.actor.partition("/")[0] != node_id:
+    if Address.parse(loaded.actor).node != node_id:
         raise RequestError(FailureCode.LOAD_FAILED, f"node {node_id} names another node's engine, {loaded.actor}")
     try:
         others = {node_at(endpoint) for endpoint in loaded.endpoints} - {"", node_id}

@@ -161,8 +161,8 @@ class Supervisor(Actor):
     @on(PeerAuthenticated)
     async def peer_met(self, message: PeerAuthenticated, envelope: Envelope) -> None:
         """Somebody was let in; where its name was another key's, the owner should know."""
-        if message.news:
-            self._screen.event(message.news)
+        if message.warning:
+            self._screen.event(message.warning)
 
     @on(PeerRefused)
     async def peer_refused(self, message: PeerRefused, envelope: Envelope) -> None:

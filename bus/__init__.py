@@ -1,1 +1,1 @@
-"""The message bus: messages, wire, hub, client, actor loop and the data plane between engines."""
+"""The message bus: messages, wire format, hub, client, actor loop; below them links between hubs and the data plane."""

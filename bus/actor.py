@@ -1,7 +1,7 @@
-"""The actor loop: dispatch by message class, timers, and the failure policy, written once. No sockets here.
+"""The actor loop: dispatch by message class, timers, and the failure policy, which is written only here.
 
-While serving work, an exception becomes `request.failed` to the asker. Anywhere else (a fact, a timer, start-up)
-it ends the process, and the supervisor starts it again.
+An exception while an actor serves work becomes `request.failed` to the requester. Anywhere else (a fact, a timer, the
+start, the connection to the hub) it ends the process, and the supervisor restarts it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from common.rate_limit import RateLimitedLogger
 logger = logging.getLogger(__name__)
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
-MAX_WORK = 256  # work being served at one time; beyond it the asker is told that we are busy
+MAX_WORK = 256  # served at one time; further work is refused as `busy`
 
 
 def on(*messages: type[Message]) -> Callable[[F], F]:
-    """Mark a method `async (self, message, envelope)` as the one that serves these messages.
+    """Mark a method `async (self, message, envelope)` as the handler of these messages.
 
-    For work, what it returns is the reply (None: no reply). The marks also give the actor its subscriptions.
+    For work it returns the reply, or None to send none. The actor subscribes to the facts that have handlers.
     """
 
     def mark(method: F) -> F:
@@ -38,7 +38,7 @@ def on(*messages: type[Message]) -> Callable[[F], F]:
 
 
 def every(seconds: float) -> Callable[[F], F]:
-    """Mark a method `async (self)` to be run over and over, with this pause between two runs."""
+    """Mark a method `async (self)` to be called again and again, with this pause between two calls."""
 
     def mark(method: F) -> F:
         method.__dict__["every"] = seconds
@@ -48,9 +48,9 @@ def every(seconds: float) -> Callable[[F], F]:
 
 
 class Actor:
-    """One process with one job. Subclasses give `name` and marked methods; their state needs no locks.
+    """One process with one job. Subclasses have a `name` and marked methods; their state needs no locks.
 
-    Facts are served one after the other, in order; each piece of work in a task of its own.
+    Facts are handled one after the other, in order; each piece of work in a task of its own.
     """
 
     name: ClassVar[str]
@@ -64,110 +64,99 @@ class Actor:
 
     def __init__(self, bus: BusClient) -> None:
         self.bus = bus
-        self._serving: dict[tuple[str, str], asyncio.Task[None]] = {}  # by who asked, and the work's id
-        self._lines = RateLimitedLogger(logger)
+        self._serving: dict[tuple[str, str], asyncio.Task[None]] = {}  # by sender and id of the work
+        self._limited = RateLimitedLogger(logger)
         self._stop = asyncio.Event()
 
     async def started(self) -> None:
-        """Runs once before the first message. An exception ends the process."""
+        """Prepare, before the first message is handled. An exception ends the process."""
 
     async def stopping(self) -> None:
-        """Runs once after the last message, while the bus still works."""
+        """Clean up, after the last message was handled and while the bus still works."""
 
     def stop(self) -> None:
         """End the loop soon."""
         self._stop.set()
 
     async def run(self) -> None:
-        """Serve until `stop`, SIGTERM or SIGINT. Raises what a fact handler, a timer or `started` raised."""
+        """Serve until `stop`, SIGTERM or SIGINT. Raises the exception of a fact handler, a timer or `started`."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
         await self.bus.start([kind_of(message) for message in self.handlers if issubclass(message, Fact)])
-        watcher = _PublishWarnings(self.bus, loop)
-        logging.getLogger().addHandler(watcher)
+        publisher = _PublishWarnings(self.bus, loop)
+        logging.getLogger().addHandler(publisher)
         try:
             await self.started()
             await self._serve_until_stopped()
+        except ExceptionGroup as failures:
+            # The first failure ends the process; the others, if any, are of tasks that ended at the same moment.
+            raise failures.exceptions[0] from None
         finally:
-            logging.getLogger().removeHandler(watcher)
-            for task in self._serving.values():
-                task.cancel()
-            await asyncio.gather(*self._serving.values(), return_exceptions=True)
+            logging.getLogger().removeHandler(publisher)
             await self.stopping()
             await self.bus.close()
 
     async def _serve_until_stopped(self) -> None:
-        timers = [method for method in _methods(self) if hasattr(method, "every")]
-        stopped = asyncio.create_task(self._stop.wait())
-        tasks = {
-            stopped,
-            asyncio.create_task(self._serve()),
-            *(asyncio.create_task(_repeat(m)) for m in timers),
-        }
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-        finally:
-            for task in tasks:
+        async with asyncio.TaskGroup() as tasks:
+            timers = [method for method in _methods(self) if hasattr(method, "every")]
+            loops = [
+                tasks.create_task(self.bus.failed()),
+                tasks.create_task(self._serve(tasks)),
+                *(tasks.create_task(_repeat(timer)) for timer in timers),
+            ]
+            await self._stop.wait()
+            for task in (*loops, *self._serving.values()):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _serve(self) -> None:
+    async def _serve(self, tasks: asyncio.TaskGroup) -> None:
         async for envelope in self.bus.deliveries():
             message = envelope.message
             if isinstance(message, RequestCancel):
                 if task := self._serving.get((envelope.header.sender, message.request)):
                     task.cancel()
             elif isinstance(message, Work):
-                if "/" in envelope.to and _asked(envelope) not in self._serving:  # neither published nor twice
-                    await self._begin(message, envelope)
+                await self._begin(tasks, message, envelope)
             elif message is not None:
-                await self._hear(message, envelope)
-            elif "/" in envelope.to and not envelope.header.cause:
-                await self._answer(envelope, RequestFailed(*self._unsupported(envelope.header.kind)))
+                if type(message) in self.handlers:
+                    await self._handler(message)(message, envelope)
+            elif not envelope.is_fact and not envelope.header.cause:
+                await self._reply(envelope, RequestFailed(*self._unsupported(envelope.header.kind)))
 
-    async def _hear(self, fact: Message, envelope: Envelope) -> None:
-        if type(fact) in self.handlers:
-            await self._handler(fact)(fact, envelope)
-
-    async def _begin(self, work: Work, envelope: Envelope) -> None:
-        if len(self._serving) >= MAX_WORK:
-            busy = RequestFailed(
-                FailureCode.BUSY, f"{self.bus.address} serves {MAX_WORK} requests already; try again soon"
-            )
-            await self._answer(envelope, busy)
+    async def _begin(self, tasks: asyncio.TaskGroup, work: Work, envelope: Envelope) -> None:
+        """Serve work in a task of its own, unless it was published, is being served already, or is too much."""
+        key = (envelope.header.sender, envelope.header.id)
+        if envelope.is_fact or key in self._serving:
             return
-        task = asyncio.create_task(self._work(work, envelope))
-        self._serving[_asked(envelope)] = task
-        task.add_done_callback(lambda _: self._serving.pop(_asked(envelope), None))
+        if len(self._serving) >= MAX_WORK:
+            why = f"{self.bus.address} serves {MAX_WORK} requests already; try again soon"
+            await self._reply(envelope, RequestFailed(FailureCode.BUSY, why))
+            return
+        self._serving[key] = task = tasks.create_task(self._work(work, envelope))
+        task.add_done_callback(lambda _: self._serving.pop(key, None))
 
     async def _work(self, work: Work, envelope: Envelope) -> None:
-        """The failure policy for work."""
         reply: Reply | None
         try:
             reply = await self._handler(work)(work, envelope)
         except RequestError as error:
             reply = RequestFailed(error.code, error.message)
         except Exception as error:
-            kind, asker = envelope.header.kind, envelope.header.sender
-            self._lines.exception(kind, "serving %s from %s", kind, asker)
-            reply = RequestFailed(
-                FailureCode.INTERNAL, f"{self.bus.address} failed at {envelope.header.kind}: {error!r}; see its log"
-            )
+            kind, sender = envelope.header.kind, envelope.header.sender
+            self._limited.exception(kind, "serving %s from %s", kind, sender)
+            reply = RequestFailed(FailureCode.INTERNAL, f"{self.bus.address} failed at {kind}: {error!r}; see its log")
         if reply is not None:
-            await self._answer(envelope, reply)
+            await self._reply(envelope, reply)
 
-    async def _answer(self, envelope: Envelope, reply: Reply) -> None:
-        asker, cause = envelope.header.sender, envelope.header.id
+    async def _reply(self, envelope: Envelope, reply: Reply) -> None:
+        requester, cause = envelope.header.sender, envelope.header.id
         try:
-            await self.bus.send(asker, reply, cause=cause)
+            await self.bus.send(requester, reply, cause=cause)
         except RequestError as error:
             if error.code == FailureCode.UNSENDABLE and not isinstance(reply, RequestFailed):
-                await self._answer(envelope, RequestFailed(error.code, error.message))
+                await self._reply(envelope, RequestFailed(error.code, error.message))
             else:
-                self._lines.warning(asker, "no way to answer %s: %s", asker, error)
+                self._limited.warning(requester, "cannot reply to %s: %s", requester, error)
 
     def _handler(self, message: Message) -> Callable[[Message, Envelope], Awaitable[Reply | None]]:
         attribute = self.handlers.get(type(message))
@@ -178,10 +167,6 @@ class Actor:
 
     def _unsupported(self, kind: str) -> tuple[FailureCode, str]:
         return FailureCode.UNSUPPORTED, f"{self.bus.address} does not serve {kind}"
-
-
-def _asked(envelope: Envelope) -> tuple[str, str]:
-    return envelope.header.sender, envelope.header.id
 
 
 def _methods(actor: Actor) -> list[Callable[[], Awaitable[None]]]:
@@ -196,7 +181,7 @@ async def _repeat(method: Callable[[], Awaitable[None]]) -> None:
 
 
 class _PublishWarnings(logging.Handler):
-    """Repeats warnings as `log` facts, so that `exobus bus sub log` shows a whole cluster's."""
+    """Publishes warnings as `log` facts, so that `exobus bus sub log` shows those of the whole cluster."""
 
     def __init__(self, bus: BusClient, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(logging.WARNING)

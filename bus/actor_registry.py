@@ -1,4 +1,4 @@
-"""The actors of one node as their hub knows them: pure bookkeeping of who said hello, and when. No sockets here."""
+"""The actors of one node as their hub knows them: names, processes and routing ids."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ from typing import NamedTuple
 
 from bus.messages import ActorHello, HubActor
 
-SILENT_AFTER_S = 3.0  # actors say hello every second; one that stopped is forgotten
+SILENT_AFTER_S = 3.0  # actors register every second; one that stops is forgotten
 
 
-class _Known(NamedTuple):
+class _Actor(NamedTuple):
     routing_id: bytes
     pid: int
-    heard_at: float
+    seen_at: float
 
 
 class ActorRegistry:
-    """Actors by name. Of two processes under one name, the one that spoke last counts. Times in seconds."""
+    """Actors by name. If two processes have the same name, the one that sent last counts. Times are in seconds."""
 
     def __init__(self) -> None:
-        self._actors: dict[str, _Known] = {}
+        self._actors: dict[str, _Actor] = {}
 
-    def meet(self, hello: ActorHello, routing_id: bytes, now: float) -> bool:
-        """Take in a hello; true where this process was not known."""
+    def register(self, hello: ActorHello, routing_id: bytes, now: float) -> bool:
+        """Register an actor. Returns whether its process is new."""
         known = self._actors.get(hello.name)
-        self._actors[hello.name] = _Known(routing_id, hello.pid, now)
+        self._actors[hello.name] = _Actor(routing_id, hello.pid, now)
         return known is None or known.pid != hello.pid
 
-    def heard(self, name: str, routing_id: bytes, now: float) -> None:
-        """An actor spoke: answers go where it spoke from, also before its hello (after a restart of the hub)."""
+    def touch(self, name: str, routing_id: bytes, now: float) -> None:
+        """Note that an actor sent something, so that replies reach it even before it registers with a new hub."""
         known = self._actors.get(name)
-        self._actors[name] = _Known(routing_id, known.pid if known else 0, now)
+        self._actors[name] = _Actor(routing_id, known.pid if known else 0, now)
 
     def routing_id(self, name: str) -> bytes | None:
-        """Where frames for an actor go; None for a stranger."""
+        """Return the routing id of an actor's connection, or None if it is unknown."""
         known = self._actors.get(name)
         return known.routing_id if known else None
 
     def forget(self, name: str) -> None:
-        """Its connection is gone."""
+        """Remove an actor whose connection is gone."""
         self._actors.pop(name, None)
 
     def present(self, now: float) -> tuple[HubActor, ...]:
-        """Who is there, by name; who fell silent is forgotten."""
-        self._actors = {n: known for n, known in self._actors.items() if now - known.heard_at < SILENT_AFTER_S}
-        return tuple(HubActor(name, known.pid) for name, known in sorted(self._actors.items()) if known.pid)
+        """Return the registered actors, by name, and forget those that are silent."""
+        self._actors = {name: actor for name, actor in self._actors.items() if now - actor.seen_at < SILENT_AFTER_S}
+        return tuple(HubActor(name, actor.pid) for name, actor in sorted(self._actors.items()) if actor.pid)

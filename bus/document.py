@@ -1,12 +1,11 @@
-"""Writes the tables of protocol.md from the message classes: `python -m bus.document`, with `--check` only compares.
+"""Writes the tables of protocol.md from the message classes: `python -m bus.document`; with `--check` only compares.
 
-The prose around the tables is by hand. No sockets here.
+The prose around the tables is written by hand.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,14 +19,15 @@ from bus.dataplane import frames
 from bus.messages import MESSAGES, Fact, Header, LocalFact, Message, Reply, Work
 from cluster.openings import Opening
 from cluster.sampling import SamplingParams
+from common.files import write_atomic
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "protocol.md"
 BEGIN, END = "<!-- begin generated -->", "<!-- end generated -->"
 STALE = "protocol.md is stale: run `make protocol`"
 
-_WAYS: tuple[tuple[str, type[Message], str], ...] = (
-    ("Facts", Fact, "Published; heard on every node where somebody subscribed."),
-    ("Local facts", LocalFact, "Published; heard on their own node only."),
+_GROUPS: tuple[tuple[str, type[Message], str], ...] = (
+    ("Facts", Fact, "Published to the subscribers on every node."),
+    ("Local facts", LocalFact, "Published to the subscribers on the sender's own node only."),
     ("Work", Work, "Sent to one address."),
     ("Replies", Reply, "Sent to the sender of some work, whose id is the header's `cause`."),
 )
@@ -37,12 +37,12 @@ _DTYPE = re.compile(r"^ +(\d+): np\.dtype\(\"<?(\w+)\"\),(?:  # (.*))?$", re.MUL
 
 
 def generated() -> str:
-    """All tables, as Markdown."""
+    """Return all tables, as Markdown."""
     source = inspect.getsource(frames)
     blocks = [
         "## Header of a message",
         _fields(Header),
-        *(block for title, way, meaning in _WAYS for block in (f"## {title}", meaning, *_messages(way))),
+        *(block for title, group, meaning in _GROUPS for block in (f"## {title}", meaning, *_messages(group))),
         "## Values inside messages",
         *(block for value in _values() for block in _value(value)),
         "## Payload of an opening data frame",
@@ -58,7 +58,7 @@ def generated() -> str:
 
 
 def merged(document: str) -> str:
-    """The document with fresh tables. Raises ValueError where the marks are missing."""
+    """Return the document with new tables. Raises ValueError if the marks are missing."""
     before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -66,10 +66,10 @@ def merged(document: str) -> str:
     return f"{before}{BEGIN}\n\n{generated()}\n\n{END}{after}"
 
 
-def _messages(way: type[Message]) -> Iterator[str]:
+def _messages(group: type[Message]) -> Iterator[str]:
     for kind, cls in MESSAGES.items():
-        local = issubclass(cls, LocalFact)
-        if issubclass(cls, way) and local == (way is LocalFact):
+        is_local = issubclass(cls, LocalFact)
+        if issubclass(cls, group) and is_local == (group is LocalFact):
             yield from (f"### `{kind}`", _doc(cls), _fields(cls))
 
 
@@ -134,7 +134,7 @@ def _meaning(kind: shapes.Type) -> str:
 
 
 def _values() -> list[type[Any]]:
-    """The structs that messages hold, each once, in the order in which they are first met."""
+    """Return the structs inside messages, each once, in the order of their first use."""
     found: dict[type[Any], None] = {}
     for cls in MESSAGES.values():
         _collect(shapes.type_info(cls), found)
@@ -155,14 +155,12 @@ def _collect(kind: shapes.Type, found: dict[type[Any], None]) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the tables, or with `--check` exit with status 1 where they differ."""
-    held = DOCUMENT.read_text()
-    fresh = merged(held)
+    """Write the tables, or with `--check` exit with status 1 if they differ."""
+    present = DOCUMENT.read_text()
+    new = merged(present)
     if "--check" in arguments:
-        sys.exit(STALE if fresh != held else 0)
-    part = DOCUMENT.with_suffix(".part")
-    part.write_text(fresh)
-    os.replace(part, DOCUMENT)
+        sys.exit(STALE if new != present else 0)
+    write_atomic(DOCUMENT, new)
 
 
 if __name__ == "__main__":

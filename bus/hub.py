@@ -1,9 +1,8 @@
-"""The node's bus process: local actors over ipc, other nodes' hubs over tcp. It moves frames and reads headers; of
-bodies it reads only those addressed to `hub`.
+"""The bus process of a node: passes messages between its actors, over ipc, and the hubs of other nodes, over tcp.
 
-Facts of local actors go to local subscribers and to every linked hub that asked for the topic; a remote fact goes
-to local actors only, so nothing loops. Work that cannot be delivered comes back as `request.failed`. Who is behind
-a link is what its key says, never what a message says.
+Facts of the node's own actors go to its subscribers and to every linked hub that subscribed to the topic; a fact from
+another node goes to the node's own subscribers only, so nothing loops. Work that cannot be delivered comes back as
+`request.failed`. A hub reads headers; it decodes the bodies only of messages that are addressed to itself.
 """
 
 from __future__ import annotations
@@ -13,37 +12,26 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import zmq
 
 from bus.actor_registry import ActorRegistry
-from bus.client import HubPaths
-from bus.hub_service import ClusterSide, HubService
-from bus.messages import (
-    LOCAL_KINDS,
-    ActorHello,
-    ActorUp,
-    LinkBye,
-    LinkHello,
-    LinkSubscribe,
-    Message,
-    PeerDown,
-    RequestCancel,
-    RequestFailed,
-    kind_of,
-)
+from bus.address import HUB, Address
+from bus.hub_context import HubContext
+from bus.hub_service import HubService
+from bus.messages import LOCAL_KINDS, Header, LocalFact, Reply, RequestCancel, RequestFailed, kind_of
+from bus.net.endpoints import HubPaths
 from bus.net.sockets import bind_ipc, open_socket
-from bus.peering.admin import ClusterAdmin
 from bus.peering.authenticator import Authenticator
-from bus.peering.inbound_policy import Forbidden, InboundPolicy
-from bus.peering.link_state import LinkState
-from bus.peering.links import Links
+from bus.peering.inbound_policy import Forbidden
+from bus.peering.peer_network import PeerNetwork, Standalone
 from bus.peering.peering import Peering
-from bus.peering.permissions import may_send
 from bus.process import CANNOT_START, begin, bound_memory
 from bus.pubsub import PubSub
+from bus.reactor import Handler, Reactor
 from bus.sequencing import Sequencer
-from bus.wire import WireError, decode, decode_header, encode
+from bus.wire import WireError, decode, decode_header, decode_to
 from cluster.failures import FailureCode
 from common.config import NodeConfig
 from common.rate_limit import RateLimitedLogger
@@ -51,231 +39,159 @@ from common.rate_limit import RateLimitedLogger
 logger = logging.getLogger(__name__)
 limited = RateLimitedLogger(logger)
 
-MOST_MEMORY = 1 << 30  # bytes of address space; at rest it is a quarter. A member's message could else grow without end
-_STAY_HERE = frozenset(kind.encode() for kind in LOCAL_KINDS)
+# Bytes of address space: at rest a hub uses a quarter of it. Without a limit, messages of a member could exhaust the
+# machine's memory.
+MAX_MEMORY = 1 << 30
+POLL_MS = 200
 
 
 class Hub:
-    """One hub. `run` serves until `stopped()` is true; everything happens on the calling thread."""
+    """One hub. Everything happens on the thread that calls `run`."""
 
     def __init__(self, config: NodeConfig) -> None:
-        """Bind everything. Raises OSError with a sentence where a port, a key or the folder cannot be used."""
-        self.node_id, self.name = config.node_id, config.name
+        """Bind all sockets. Raises OSError with a sentence if a port, a key or the folder cannot be used."""
         self._config = config
-        self.counters: Counter[str] = Counter()
-        door = Authenticator.of(config)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._context.setsockopt(zmq.MAX_SOCKETS, 8192)
-        self._poller = zmq.Poller()
-        self._facts = PubSub(self._context)
-        self._work = open_socket(self._context, zmq.ROUTER)
-        self._roster = ActorRegistry()
-        self._numbers = Sequencer(f"{config.node_id}/hub")
-        self._links = Links(
-            self._context,
-            self._poller,
-            LinkState(config.node_id),
-            door.pair if door else None,
-            self._numbers,
-            self._introduction,
-            self._announce,
-            self.counters,
+        authenticator = Authenticator.of(config)
+        self._context = HubContext(
+            config, zmq.Context(), Reactor(), Sequencer(f"{config.node_id}/{HUB}"), Counter(), self._publish
         )
-        try:
-            self._bind(HubPaths(config.run_path))
-            self._beyond = self._open_beyond(door) if door else None
-        except OSError:
-            self._context.destroy(linger=0)
-            raise
-        self._checks = InboundPolicy(door) if door else None
-        self._desk = HubService(config, self._roster, self._links, self._facts, self.counters, self._beyond)
-        self._sources: dict[zmq.Socket[bytes], Callable[[], None]] = {
-            self._work: self._from_actor,
-            self._facts.publishers: self._from_publisher,
-            self._facts.subscribers: self._from_subscriber,
-        }
-        for source in self._sources:
-            self._poller.register(source, zmq.POLLIN)
+        self._context.zmq_context.setsockopt(zmq.MAX_SOCKETS, 8192)
+        self._registry = ActorRegistry()
+        with ExitStack() as undo:
+            undo.callback(self._context.zmq_context.destroy, 0)
+            self._work = open_socket(self._context.zmq_context, zmq.ROUTER)
+            bind_ipc(self._work, HubPaths(config.run_path).work)
+            self._network: PeerNetwork = (
+                Peering(self._context, authenticator, self._from_peer) if authenticator else Standalone()
+            )
+            undo.callback(self._network.close)
+            self._facts = PubSub(self._context, self._network)
+            undo.pop_all()
+        self._service = HubService(self._context, self._registry, self._facts, self._network)
+        self._context.reactor.register(self._work, self._from_actor)
 
-    def _bind(self, paths: HubPaths) -> None:
-        facts = {self._facts.publishers: paths.facts_in, self._facts.subscribers: paths.facts_out}
-        for socket, path in {**facts, self._work: paths.work}.items():
-            bind_ipc(socket, path)
-
-    def _open_beyond(self, door: Authenticator) -> ClusterSide:
-        outside = Peering(
-            self._context, self._poller, self._config, door, self.counters, self._announce, self._links, self._numbers
-        )
-        return ClusterSide(door, outside, ClusterAdmin(door, outside, self._links, self._announce))
+    @property
+    def node_id(self) -> str:
+        """The id of the hub's node."""
+        return self._config.node_id
 
     @property
     def endpoint(self) -> str:
-        """Where other hubs dial this one, with its key; empty where it stands alone."""
-        return self._beyond.outside.bus.endpoint if self._beyond else ""
+        """The bus port, with the node's key; empty if the node stands alone."""
+        return self._network.endpoint
 
     @property
     def join_endpoint(self) -> str:
-        """Where other nodes knock; empty where it has no join port."""
-        return self._beyond.outside.join_address if self._beyond else ""
+        """The join port; empty if there is none."""
+        return self._network.join_endpoint
 
     def run(self, stopped: Callable[[], bool]) -> None:
-        """Move messages until `stopped()`; asked at least every 200 ms."""
+        """Pass messages until `stopped()` returns true, which is checked at least every 200 ms."""
         while not stopped():
-            for socket, _ in self._poller.poll(200):
-                self._count(self._sources.get(socket), socket)
-            if self._beyond:
-                self._beyond.outside.tend(time.monotonic())
+            for handler in self._context.reactor.poll(POLL_MS):
+                self._call(handler)
+            self._network.maintain(time.monotonic())
 
     def close(self) -> None:
-        """Say good-bye to the other hubs and close everything."""
-        self._links.close(LinkBye())
-        if self._beyond:
-            self._beyond.outside.close()
-        for socket in self._sources:
-            socket.close(0)
-        self._context.term()
+        """Send `link.bye` to the linked hubs and close all sockets."""
+        self._network.close()
+        self._facts.close()
+        self._work.close(0)
+        self._context.zmq_context.term()
 
-    # -- what comes in
-
-    def _count(self, serve: Callable[[], None] | None, socket: zmq.Socket[bytes]) -> None:
-        """Serve what came on a socket; what is not ours is counted and dropped."""
+    def _call(self, handler: Handler) -> None:
+        """Call the handler of a socket. A message that is not valid is counted and dropped."""
         try:
-            self._serve(serve, socket)
+            handler()
         except WireError as error:
-            self.counters[f"dropped: {error.reason}"] += 1
-            limited.warning(error.reason, "dropped what is no message of ours: %s", error)
-        except UnicodeDecodeError:
-            self.counters["dropped: address"] += 1
+            self._context.counters[f"dropped: {error.reason}"] += 1
+            limited.warning(error.reason, "dropped an invalid message: %s", error)
+            if isinstance(error, Forbidden):
+                self._refuse(error.header, FailureCode.FORBIDDEN, error.sentence)
 
-    def _serve(self, serve: Callable[[], None] | None, socket: zmq.Socket[bytes]) -> None:
-        try:
-            serve() if serve else self._from_elsewhere(socket)
-        except Forbidden as error:
-            header = error.header
-            self._fail(header.sender, header.id, header.cause, FailureCode.FORBIDDEN, error.sentence)
-            raise
-
-    def _from_elsewhere(self, socket: zmq.Socket[bytes]) -> None:
-        outside = self._beyond.outside if self._beyond else None
-        if outside and socket is outside.bus.socket:
-            self._from_hub(outside)
-        elif outside is None or not outside.serve(socket):
-            self._links.from_monitor(socket)
+    # -- incoming messages
 
     def _from_actor(self) -> None:
         routing_id, *frames = self._work.recv_multipart()
-        node_id, _, actor = frames[0].decode().partition("/")
-        sender = decode_header(frames).sender.partition("/")[2]
-        self._roster.heard(sender, routing_id, time.monotonic())
+        header = decode_header(frames)
+        to = Address.parse(str(decode_to(frames)), self.node_id)
+        frames[0] = str(to).encode()  # an actor recognizes work by the whole address
+        self._registry.touch(Address.parse(header.sender).actor, routing_id, time.monotonic())
         self._facts.tap(frames)
-        if node_id not in ("", self.node_id):
-            self._forward(node_id, frames)
-        elif actor == "hub":
-            self._serve_actor(routing_id, frames)
+        if to.node != self.node_id:
+            self._forward(to, frames)
+        elif to.actor == HUB:
+            self._reply(header, self._service.serve_actor(decode(frames), routing_id))
         else:
-            self._deliver(actor, frames)
+            self._deliver(to, frames)
 
-    def _serve_actor(self, routing_id: bytes, frames: list[bytes]) -> None:
-        envelope = decode(frames)
-        message = envelope.message
-        if not isinstance(message, ActorHello):
-            self._answer(envelope.header.sender, envelope.header.id, self._desk.from_actor(envelope))
-        elif self._desk.hello(message, routing_id):
-            self._announce(ActorUp(message.name, message.pid))
-
-    def _from_hub(self, outside: Peering) -> None:
-        assert self._checks is not None, "a node that stands alone hears no hub"
-        node_id, _, frames = outside.bus.receive()
-        header = self._checks.check(node_id, frames)
-        if b"/" not in frames[0]:
-            self._fact_from_hub(header.kind, frames)
-            return
-        to, _, actor = frames[0].decode().partition("/")
-        if actor == "hub":
-            envelope = decode(frames)
-            self._answer(header.sender, header.id, self._desk.from_hub(node_id, envelope))
-            self._facts.filter_at_source(self._links.wanted())
-            return
-        if to != self.node_id:
+    def _from_peer(self, node_id: str, header: Header, frames: list[bytes]) -> None:
+        """Pass on a message of another node, which its link's policy allowed. Raises WireError."""
+        to = decode_to(frames)
+        if isinstance(to, str):
+            if to != header.kind or to in LOCAL_KINDS:
+                raise WireError("misdirected")
+            self._facts.send(frames)
+        elif to.node not in ("", self.node_id):
             raise WireError("misdirected")
-        self._facts.tap(frames)
-        self._deliver(actor, frames)
+        elif to.actor == HUB:
+            self._reply(header, self._service.serve_hub(node_id, decode(frames)))
+            self._facts.update_filter()
+        else:
+            self._facts.tap(frames)
+            self._deliver(to, frames)
 
-    def _fact_from_hub(self, kind: str, frames: list[bytes]) -> None:
-        if frames[0] in _STAY_HERE or frames[0] != kind.encode():
-            raise WireError("misdirected")
-        self._facts.tell(frames)
+    # -- outgoing messages
 
-    def _from_publisher(self) -> None:
-        frames = self._facts.next_fact()
-        self._facts.tell(frames)
-        if self._beyond and may_send(self._beyond.door.role, frames[0].decode()):
-            self._links.publish(frames)
-
-    def _from_subscriber(self) -> None:
-        self._facts.next_subscription()
-        self._links.tell_all(LinkSubscribe(self._facts.topics()))
-        self._facts.filter_at_source(self._links.wanted())
-
-    # -- what goes out
-
-    def _deliver(self, actor: str, frames: Sequence[bytes]) -> None:
+    def _deliver(self, to: Address, frames: Sequence[bytes]) -> None:
+        """Send work to an actor of this node, or return it to its sender."""
         try:
-            if (routing_id := self._roster.routing_id(actor)) is None:
+            if (routing_id := self._registry.routing_id(to.actor)) is None:
                 raise zmq.ZMQError(zmq.EHOSTUNREACH)
             self._work.send_multipart([routing_id, *frames], zmq.DONTWAIT)
         except zmq.Again:
-            self._undeliverable(frames, f"{actor} on node {self.name} has too much work waiting; try again soon")
+            why = f"{to.actor} on node {self._config.name} has too much work waiting; try again soon"
+            self._return(frames, why)
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            self._roster.forget(actor)
-            self._undeliverable(frames, f"no actor {actor!r} answers on node {self.name}")
+            self._registry.forget(to.actor)
+            self._return(frames, f"no actor {to.actor!r} answers on node {self._config.name}")
 
-    def _forward(self, node_id: str, frames: Sequence[bytes]) -> None:
-        if not self._links.forward(node_id, frames):
-            self._undeliverable(frames, f"node {node_id} is not linked to {self.name}")
+    def _forward(self, to: Address, frames: Sequence[bytes]) -> None:
+        """Send work to another node, or return it to its sender."""
+        if not self._network.forward(to.node, frames):
+            self._return(frames, f"node {to.node} is not linked to {self._config.name}")
 
-    def _undeliverable(self, frames: Sequence[bytes], why: str) -> None:
-        """Tell the sender, unless what could not be delivered was itself an answer or a cancel."""
+    def _return(self, frames: Sequence[bytes], why: str) -> None:
+        self._context.counters["undeliverable"] += 1
         header = decode_header(frames)
-        self.counters["undeliverable"] += 1
         if header.kind != kind_of(RequestCancel):
-            self._fail(header.sender, header.id, header.cause, FailureCode.UNDELIVERABLE, why)
+            self._refuse(header, FailureCode.UNDELIVERABLE, why)
 
-    def _fail(self, to: str, request: str, cause: str, code: FailureCode, why: str) -> None:
-        """Tell an asker that its work was not done; an answer is never answered."""
-        if not cause:
-            self._answer(to, request, RequestFailed(code, why))
+    def _refuse(self, header: Header, code: FailureCode, why: str) -> None:
+        """Tell the sender of some work why it failed. A reply is never answered, or two hubs might do so for ever."""
+        if not header.cause:
+            self._reply(header, RequestFailed(code, why))
 
-    def _answer(self, to: str, request: str, reply: Message | None) -> None:
+    def _reply(self, request: Header, reply: Reply | None) -> None:
         if reply is None:
             return
-        frames = encode(to, self._numbers.header(reply, to, request), reply)
-        node_id, _, actor = to.partition("/")
-        if node_id == self.node_id:
-            self._deliver(actor, frames)
+        to = Address.parse(request.sender, self.node_id)
+        frames = self._context.sequencer.encode(to, reply, request.id)
+        if to.node == self.node_id:
+            self._deliver(to, frames)
         else:
-            self._forward(node_id, frames)
+            self._forward(to, frames)
 
-    def _announce(self, fact: Message) -> None:
-        kind = kind_of(type(fact))
-        self._facts.tell(encode(kind, self._numbers.header(fact, kind), fact))
-        if isinstance(fact, PeerDown) and self._checks:
-            self._checks.forget(fact.node_id)
-
-    def _introduction(self) -> LinkHello:
-        life, topics = self._config.incarnation, self._facts.topics()
-        revoked = self._beyond.door.members.revoked if self._beyond else ()
-        return LinkHello(
-            self.node_id, self.name, life, self.endpoint, topics, join_endpoint=self.join_endpoint, revoked=revoked
-        )
+    def _publish(self, fact: LocalFact) -> None:
+        self._facts.publish(fact)
 
 
 def main() -> None:
-    """The hub's process: `python -m bus.hub`, started by a node's supervisor."""
+    """Run the hub's process, `python -m bus.hub`, which a node's supervisor starts."""
     config = begin("hub")
-    bound_memory(MOST_MEMORY)
+    bound_memory(MAX_MEMORY)
     stopping: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _frame: stopping.append(number))

@@ -1,147 +1,79 @@
-"""Work that is addressed to a hub itself: by actors of its own node, and by other nodes' hubs. Knows no routing."""
+"""Serves work that is addressed to the hub itself, by actors of its own node and by other hubs. Knows no routing."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 
 from bus.actor_registry import ActorRegistry
+from bus.address import HUB
+from bus.hub_context import HubContext
 from bus.messages import (
     ActorHello,
+    ActorUp,
     ClusterRotate,
     HubActor,
     HubDescribe,
     HubState,
-    LinkBye,
-    LinkHello,
-    LinkSubscribe,
     MemberApprove,
     MemberRevoke,
     MembersGet,
-    Message,
     PeerDial,
     PeerDrop,
     Reply,
     RequestCancel,
-    RequestDone,
     RequestFailed,
 )
-from bus.net.endpoints import node_of
-from bus.peering.admin import ClusterAdmin
-from bus.peering.authenticator import Authenticator
-from bus.peering.links import Links
-from bus.peering.peering import Peering
+from bus.peering.peer_network import PeerNetwork
 from bus.pubsub import PubSub
-from bus.wire import Envelope, WireError
+from bus.wire import Envelope
 from cluster.failures import FailureCode
-from cluster.roles import Role
-from common.config import NodeConfig
 
-ALONE = "this node stands alone; make a cluster with `exobus cluster init`, or join one with `exobus node --join CODE`"
-_OUTSIDE = (PeerDial, PeerDrop, MembersGet, MemberRevoke, MemberApprove, ClusterRotate)
-
-
-class ClusterSide:
-    """What a hub in a cluster has, and one that stands alone has not."""
-
-    def __init__(self, door: Authenticator, outside: Peering, cluster: ClusterAdmin) -> None:
-        self.door, self.outside, self.cluster = door, outside, cluster
+_NETWORK_WORK = (PeerDial, PeerDrop, MembersGet, MemberRevoke, MemberApprove, ClusterRotate)
 
 
 class HubService:
-    """Used on the hub's thread only. Each method returns the answer, if there is to be one."""
+    """Used on the hub's thread only. Methods return the reply, or None if there is none to send."""
 
-    def __init__(
-        self,
-        config: NodeConfig,
-        roster: ActorRegistry,
-        links: Links,
-        facts: PubSub,
-        counters: Counter[str],
-        beyond: ClusterSide | None,
-    ) -> None:
-        self._config, self._roster, self._links, self._facts = config, roster, links, facts
-        self._counters, self._beyond = counters, beyond
+    def __init__(self, context: HubContext, registry: ActorRegistry, facts: PubSub, network: PeerNetwork) -> None:
+        self._context, self._registry, self._facts, self._network = context, registry, facts, network
 
-    def hello(self, message: ActorHello, routing_id: bytes) -> bool:
-        """An actor says that it is there; true for the first time."""
-        return self._roster.meet(message, routing_id, time.monotonic())
-
-    def from_actor(self, envelope: Envelope) -> Reply | None:
-        """Work of the own node."""
-        message, beyond = envelope.message, self._beyond
-        if isinstance(message, HubDescribe):
-            return self._state()
-        if not isinstance(message, _OUTSIDE):
-            return _unsupported(envelope)
-        if beyond is None:
-            return RequestFailed(FailureCode.STANDALONE, ALONE)
-        if isinstance(message, PeerDial):
-            return self._dial(beyond.outside, message.endpoint)
-        if isinstance(message, PeerDrop):
-            self._links.drop(beyond.outside.join_endpoints.get(message.endpoint, message.endpoint))
-            return RequestDone()
-        return beyond.cluster.serve(message)
-
-    def from_hub(self, node_id: str, envelope: Envelope) -> Reply | None:
-        """Work of a member's hub. Raises WireError."""
-        assert self._beyond is not None, "a node that stands alone hears no hub"
+    def serve_actor(self, envelope: Envelope, routing_id: bytes) -> Reply | None:
+        """Serve work of an actor of this node, whose connection has the routing id."""
         message = envelope.message
+        if isinstance(message, ActorHello):
+            if self._registry.register(message, routing_id, time.monotonic()):
+                self._context.publish(ActorUp(message.name, message.pid))
+            return None
         if isinstance(message, HubDescribe):
             return self._state()
-        if isinstance(message, LinkHello):
-            self._greeted(self._beyond, node_id, message)
-        elif isinstance(message, LinkSubscribe):
-            self._links.wants(node_id, message)
-        elif isinstance(message, LinkBye):
-            self._links.left(node_id)
-        elif not self._beyond.cluster.hear(message):
-            return _unsupported(envelope)
-        return None
+        if isinstance(message, _NETWORK_WORK):
+            return self._network.serve_actor(message)
+        return _unsupported(envelope)
 
-    def _greeted(self, beyond: ClusterSide, node_id: str, hello: LinkHello) -> None:
-        """A hub says hello: it can only speak for itself, and names an end point with its own key."""
-        member = beyond.door.member(node_id)
-        if member is None or hello.node_id != node_id or not _names(hello.endpoint, node_id):
-            raise WireError("sender")
-        if member.role is Role.MEMBER:
-            beyond.cluster.revoke(hello.revoked)
-        self._links.greeted(hello, member.role)
-
-    def _dial(self, outside: Peering, endpoint: str) -> Reply:
-        try:
-            outside.knock(endpoint)
-        except ValueError as error:
-            return RequestFailed(FailureCode.BAD_ENDPOINT, str(error))
-        return RequestDone()
+    def serve_hub(self, node_id: str, envelope: Envelope) -> Reply | None:
+        """Serve work of the hub of another node. Raises WireError if it is not valid."""
+        if isinstance(envelope.message, HubDescribe):
+            return self._state()
+        return None if self._network.serve_hub(node_id, envelope.message) else _unsupported(envelope)
 
     def _state(self) -> HubState:
-        own = HubActor("hub", os.getpid())
-        outside = self._beyond.outside if self._beyond else None
+        config = self._context.config
         return HubState(
-            self._config.node_id,
-            self._config.name,
-            outside.bus.endpoint if outside else "",
-            (own, *self._roster.present(time.monotonic())),
-            self._links.standing(),
+            config.node_id,
+            config.name,
+            self._network.endpoint,
+            (HubActor(HUB, os.getpid()), *self._registry.present(time.monotonic())),
+            self._network.peers(),
             self._facts.topics(),
-            dict(self._counters),
-            outside.join_address if outside else "",
-            self._config.cluster,
+            dict(self._context.counters),
+            self._network.join_endpoint,
+            config.cluster,
         )
 
 
 def _unsupported(envelope: Envelope) -> Reply | None:
-    """Say so to whoever asks for what a hub does not do; replies and cancels are nothing to answer."""
-    message: Message | None = envelope.message
-    if isinstance(message, Reply | RequestCancel) or envelope.header.cause:
+    """Return the failure for work of another kind. Replies and cancels are never answered."""
+    if isinstance(envelope.message, Reply | RequestCancel) or envelope.header.cause:
         return None
     return RequestFailed(FailureCode.UNSUPPORTED, f"a hub does not serve {envelope.header.kind}")
-
-
-def _names(endpoint: str, node_id: str) -> bool:
-    try:
-        return node_of(endpoint) == node_id
-    except ValueError:
-        return False

@@ -1,7 +1,8 @@
-"""THE PROTOCOL: every message of the control bus, one frozen class each. No sockets, no encoding here.
+"""THE PROTOCOL: every message of the control bus, one frozen class each.
 
-A `Fact` is published and may be lost; `Work` is sent to one actor; a `Reply` answers work and carries the work's
-id as its cause. The tag is the dotted kind; its meaning never changes. `make protocol` prints this file as tables.
+A `Fact` is published and may be lost; `Work` is sent to one actor; a `Reply` goes back to the sender of some work and
+carries the work's id as its cause. The tag is the dotted kind; its meaning never changes. `bus.wire` encodes messages,
+and `make protocol` writes the tables of protocol.md from this file.
 """
 
 from __future__ import annotations
@@ -44,30 +45,30 @@ Instances = Annotated[tuple[Instance, ...], Meta(max_length=1024)]
 
 
 class Header(msgspec.Struct, frozen=True):
-    """Travels before every body. `cause` is the id of the work that this message belongs to."""
+    """The header that precedes every body. `cause` is the id of the work to which this message replies."""
 
     version: Process
     kind: HeaderText
     id: HeaderText
     sender: Annotated[HeaderText, Meta(description="`node/actor`")]
-    sequence: Annotated[Whole, Meta(description="rises by one per sender, life and topic or address, from 1")] = 0
+    sequence: Annotated[Whole, Meta(description="from 1, for each sender, life, and topic or address")] = 0
     cause: HeaderText = ""
-    time: Annotated[UnixTime, Meta(description="Unix seconds at the sender; to read, never to compare")] = 0.0
+    time: Annotated[UnixTime, Meta(description="Unix seconds at the sender; informative only")] = 0.0
     life: Annotated[
-        Whole, Meta(description="of the sender's process; rises with each, so that `sequence` may begin anew")
+        Whole, Meta(description="rises with every new process of the sender, whose `sequence` starts again at 1")
     ] = 0
 
 
 class Message(msgspec.Struct, frozen=True, tag_field="kind"):
-    """What all messages are."""
+    """The base class of all messages."""
 
 
 class Fact(Message, frozen=True):
-    """Published: whoever subscribed hears it, nobody may depend on it."""
+    """Published to all subscribers. It may be lost, so no receiver may depend on it."""
 
 
 class LocalFact(Fact, frozen=True):
-    """A fact about this node that other nodes do not hear."""
+    """A fact that is published on its own node only."""
 
 
 class Work(Message, frozen=True):
@@ -75,7 +76,7 @@ class Work(Message, frozen=True):
 
 
 class Query(Work, frozen=True):
-    """Work that changes nothing, so that observers may send it too."""
+    """Work that changes nothing; observers may send it too."""
 
 
 class Reply(Message, frozen=True):
@@ -97,7 +98,7 @@ class RequestFailed(Reply, frozen=True, tag="request.failed"):
 
 
 class RequestCancel(Work, frozen=True, tag="request.cancel"):
-    """The asker gave up on the work whose id is `request`. Sent by any actor; never answered."""
+    """The sender no longer wants the work whose id is `request`. Sent by any actor; never answered."""
 
     request: Name
 
@@ -106,48 +107,48 @@ class RequestCancel(Work, frozen=True, tag="request.cancel"):
 
 
 class ActorHello(Work, frozen=True, tag="actor.hello"):
-    """An actor says that it is there, at its start and every second. Sent to its own hub; never answered."""
+    """Registers an actor, at its start and every second. Sent to its own hub; never answered."""
 
     name: Name
     pid: Process
 
 
 class ActorUp(LocalFact, frozen=True, tag="actor.up"):
-    """An actor said hello for the first time in this life of its process. Published by the hub."""
+    """A process registered as an actor for the first time. Published by the hub."""
 
     name: Name
     pid: Process
 
 
 class ActorDown(Fact, frozen=True, tag="actor.down"):
-    """A process of a node ended, and with it the work that it was doing. Published by the node's supervisor."""
+    """A process of a node ended, and the work that it was serving with it. Published by the node's supervisor."""
 
     name: Name
     reason: Sentence
-    final: Annotated[bool, Meta(description="it will not be started again")]
+    final: Annotated[bool, Meta(description="the supervisor will not start it again")]
 
 
 class ActorStart(Work, frozen=True, tag="actor.start"):
-    """Start one more engine process. Sent by the node actor to its supervisor; answered by `actor.started`."""
+    """Start another engine process. Sent by the node actor to its supervisor; answered by `actor.started`."""
 
-    threads: Annotated[Whole, Meta(description="that its matrix products may use")] = 1
+    threads: Annotated[Whole, Meta(description="of its matrix products")] = 1
 
 
 class ActorStarted(Reply, frozen=True, tag="actor.started"):
-    """The process runs and has said hello to the hub."""
+    """The process runs and is registered with the hub."""
 
     name: Name
     pid: Process
 
 
 class ActorStop(Work, frozen=True, tag="actor.stop"):
-    """End an engine process for good. Sent by the node actor to its supervisor; answered by `request.done`."""
+    """Stop an engine process for good. Sent by the node actor to its supervisor; answered by `request.done`."""
 
     name: Name
 
 
 class HubDescribe(Query, frozen=True, tag="hub.describe"):
-    """Ask a hub what it knows. Sent by anyone; answered by `hub.state`."""
+    """Ask a hub for its state. Sent by any actor; answered by `hub.state`."""
 
 
 class HubActor(msgspec.Struct, frozen=True):
@@ -162,7 +163,7 @@ class HubPeer(msgspec.Struct, frozen=True):
 
     node_id: Name
     name: Name
-    endpoint: Annotated[Endpoint, Meta(description="of its hub, with its key")]
+    endpoint: Annotated[Endpoint, Meta(description="its bus port, with its key")]
     role: Role = Role.MEMBER
     join_endpoint: Endpoint = ""
 
@@ -172,47 +173,46 @@ class HubState(Reply, frozen=True, tag="hub.state"):
 
     node_id: Name
     name: Name
-    endpoint: Annotated[
-        Endpoint, Meta(description="where other hubs dial this one, with its key; empty: it stands alone")
-    ]
+    endpoint: Annotated[Endpoint, Meta(description="the bus port, with the node's key; empty if the node stands alone")]
     actors: Annotated[tuple[HubActor, ...], Meta(max_length=MAX_NODES)] = ()
     peers: Annotated[tuple[HubPeer, ...], Meta(max_length=MAX_NODES)] = ()
     subscriptions: Topics = ()
     counters: Counters = {}
-    join_endpoint: Annotated[Endpoint, Meta(description="where other nodes knock")] = ""
+    join_endpoint: Annotated[Endpoint, Meta(description="the join port; empty if there is none")] = ""
     cluster: Name = ""
 
 
-# -- who belongs to the cluster
+# -- membership
 
 
 class JoinRequest(Work, frozen=True, tag="join.request"):
-    """A hub asks to be let in. Sent to a join port, whose key only holders of a join code know; answered by
-    `join.accept`."""
+    """Ask to join a cluster. Sent to a join port, whose key only holders of a join code know; answered by
+    `join.accept`.
+    """
 
     name: Name
     role: Role
     incarnation: Whole
-    endpoint: Annotated[Endpoint, Meta(description="where to dial its hub, with the key that it knocks with")]
-    proof: Annotated[Proof, Meta(description="HMAC-SHA256 with the role's join key over both public keys")]
+    endpoint: Annotated[Endpoint, Meta(description="the bus port of its hub, with the key of this connection")]
+    proof: Annotated[Proof, Meta(description="HMAC-SHA256 of both public keys with the role's join key")]
 
 
 class JoinAccept(Reply, frozen=True, tag="join.accept"):
-    """Who knocked is let in, and learns whom it knocked at."""
+    """The node that asked may link to this hub, which proves that it belongs to the cluster."""
 
     name: Name
     incarnation: Whole
-    endpoint: Annotated[Endpoint, Meta(description="where to dial this hub, with its key")]
-    proof: Annotated[Proof, Meta(description="HMAC-SHA256 with the role's join key over both public keys")]
-    join_endpoints: Annotated[JoinEndpoints, Meta(description="of the members that this hub is linked to")] = ()
+    endpoint: Annotated[Endpoint, Meta(description="the bus port of this hub, with its key")]
+    proof: Annotated[Proof, Meta(description="HMAC-SHA256 of both public keys with the role's join key")]
+    join_endpoints: Annotated[JoinEndpoints, Meta(description="of the members to which this hub is linked")] = ()
 
 
 class MembersGet(Query, frozen=True, tag="members.get"):
-    """Ask a hub whom it knows. Sent by anyone; answered by `members.state`."""
+    """Ask a hub for the nodes that it has on file. Sent by any actor; answered by `members.state`."""
 
 
 class MembersState(Reply, frozen=True, tag="members.state"):
-    """Every node that a hub let in or refused, and which of them are linked."""
+    """All nodes that a hub has on file, approved, pending or revoked, and the ids of those that are linked."""
 
     cluster: Name
     members: Annotated[tuple[Member, ...], Meta(max_length=MAX_NODES)]
@@ -220,111 +220,108 @@ class MembersState(Reply, frozen=True, tag="members.state"):
 
 
 class MemberRevoke(Work, frozen=True, tag="member.revoke"):
-    """Shut a node out for good. Sent to the own hub, which tells all others; answered by `request.done`."""
+    """Revoke a node's key. Sent to the node's own hub, which sends it to all others; answered by `request.done`."""
 
     node_id: Name
 
 
 class MemberApprove(Work, frozen=True, tag="member.approve"):
-    """Let in a node that waits for it, or that was revoked. Sent to the own hub; answered by `request.done`."""
+    """Approve a pending or revoked node. Sent to the node's own hub, which sends it to all others; answered by
+    `request.done`.
+    """
 
     node_id: Name
 
 
 class ClusterRotate(Work, frozen=True, tag="cluster.rotate"):
-    """Make a new join code; the old one opens no join port any more. Sent to the own hub; answered by
-    `cluster.rotated`.
-    """
+    """Make a new join code, which replaces the old one. Sent to the node's own hub; answered by `cluster.rotated`."""
 
 
 class ClusterRotated(Reply, frozen=True, tag="cluster.rotated"):
-    """The names of the nodes that have the new code, and of those that could not be reached and need it by hand."""
+    """There is a new join code. Members that are not linked now need it by hand."""
 
-    told: Names
-    missed: Names
+    updated: Annotated[Names, Meta(description="names of the nodes that received it")]
+    unreachable: Annotated[Names, Meta(description="names of the approved nodes that did not")]
 
 
 class ClusterCode(Work, frozen=True, tag="cluster.code"):
-    """The new join code for the receiver's role. Sent by a member's hub to linked hubs; never answered."""
+    """The new join code, for the receiver's role. Sent by a member's hub to linked hubs; never answered."""
 
     code: Name
 
 
 class ClusterChanged(LocalFact, frozen=True, tag="cluster.changed"):
-    """The join code's file holds another one now. Published by the hub to its own node."""
+    """The file of the join code has a new one. Published by the hub to its own node."""
 
 
 # -- links between nodes
 
 
 class PeerDial(Work, frozen=True, tag="peer.dial"):
-    """Knock at the join port at `endpoint`, and link. Sent by discovery to its hub; answered by `request.done`."""
+    """Join at the join port `endpoint`, then link. Sent by discovery to its hub; answered by `request.done` at once."""
 
     endpoint: Endpoint
 
 
 class PeerDrop(Work, frozen=True, tag="peer.drop"):
-    """End the link to the hub at `endpoint`, or behind that join port. Sent to the own hub; answered by
-    `request.done`."""
+    """End the link to the hub at the bus port or join port `endpoint`. Sent to the node's own hub; answered by
+    `request.done`.
+    """
 
     endpoint: Endpoint
 
 
 class LinkHello(Work, frozen=True, tag="link.hello"):
-    """A hub introduces itself on a fresh link, and the other dials back. Sent hub to hub; never answered."""
+    """Introduces a hub on a new connection, and the other hub connects back. Sent hub to hub; never answered."""
 
     node_id: Name
     name: Name
     incarnation: Whole
-    endpoint: Annotated[Endpoint, Meta(description="where to dial back, with the sender's key")]
+    endpoint: Annotated[Endpoint, Meta(description="the sender's bus port, with its key")]
     subscriptions: Topics = ()
-    heard: Annotated[bool, Meta(description="the sender has heard this hub's hello")] = False
-    join_endpoint: Annotated[
-        Endpoint, Meta(description="where others knock at the sender's; empty for one without a join port")
-    ] = ""
-    revoked: Annotated[Names, Meta(description="nodes that the sender shuts out")] = ()
+    hello_received: Annotated[bool, Meta(description="the sender has received the receiver's hello")] = False
+    join_endpoint: Annotated[Endpoint, Meta(description="the sender's join port; empty if it has none")] = ""
+    revoked: Annotated[Names, Meta(description="ids of the nodes that the sender revoked")] = ()
 
 
 class LinkSubscribe(Work, frozen=True, tag="link.subscribe"):
-    """The topics that actors behind a hub want now, all of them. Sent hub to hub; never answered."""
+    """All topics that actors of the sender's node subscribe to now. Sent hub to hub; never answered."""
 
     subscriptions: Topics
 
 
 class LinkBye(Work, frozen=True, tag="link.bye"):
-    """This hub leaves. Sent hub to hub; never answered."""
+    """The sender ends the link. Sent hub to hub; never answered."""
 
 
 class PeerAuthenticated(LocalFact, frozen=True, tag="peer.authenticated"):
-    """A node was let in here, or let us in. Published by the hub to its own node."""
+    """A node joined at this one, or accepted it. Published by the hub to its own node."""
 
-    endpoint: Annotated[Endpoint, Meta(description="of its join port, as it was dialled; empty where it knocked here")]
+    endpoint: Annotated[Endpoint, Meta(description="its join port, if this node joined there; else empty")]
     node_id: Name
     name: Name
-    news: Annotated[Sentence, Meta(description="a sentence for the owner, where something is odd about it")] = ""
+    warning: Annotated[Sentence, Meta(description="for the owner: its name was known with another key")] = ""
 
 
 class PeerRefused(LocalFact, frozen=True, tag="peer.refused"):
-    """A node was not let in here, or did not let us in. Published by the hub to its own node."""
+    """A node was refused at this one, or refused it. Published by the hub to its own node."""
 
-    endpoint: Annotated[
-        Endpoint, Meta(description="of the join port that we knocked at; empty where somebody knocked here")
-    ]
+    endpoint: Annotated[Endpoint, Meta(description="its join port, if this node asked to join there; else empty")]
     code: Annotated[FailureCode, Meta(description="`wrong_code`, `revoked`, `unapproved`, `duplicate`, `silent` …")]
     message: Sentence
 
 
 class PeerUp(LocalFact, frozen=True, tag="peer.up"):
-    """A link stands in both directions. Published by the hub to its own node."""
+    """A link is up in both directions. Published by the hub to its own node."""
 
     node_id: Name
     name: Name
-    endpoint: Annotated[Endpoint, Meta(description="of its hub, with its key")]
+    endpoint: Annotated[Endpoint, Meta(description="its bus port, with its key")]
     role: Role = Role.MEMBER
 
 
 class PeerDown(LocalFact, frozen=True, tag="peer.down"):
-    """A link is gone. Published by the hub to its own node."""
+    """A link is down. Published by the hub to its own node."""
 
     node_id: Name
     reason: Sentence
@@ -334,34 +331,34 @@ class PeerDown(LocalFact, frozen=True, tag="peer.down"):
 
 
 class NodeRecorded(Fact, frozen=True, tag="node.record"):
-    """A node's own record with the instances that it placed; repeated, the last value wins. Published by node."""
+    """A node's record and the instances that it placed. Repeated; the last value counts. Published by node."""
 
     record: NodeRecord
     instances: Instances = ()
 
 
 class LinkMeasured(Fact, frozen=True, tag="link.measured"):
-    """A probe of one link. Published by topology."""
+    """The result of probing one link. Published by topology."""
 
     link: Link
 
 
 class LinkProbe(Query, frozen=True, tag="link.probe"):
-    """Answer at once, so that the asker can time it. Sent between topology actors; answered by `request.done`."""
+    """Measure a round trip. Sent between topology actors; answered by `request.done` at once."""
 
 
 class TopologyChanged(LocalFact, frozen=True, tag="topology.changed"):
-    """The graph as this node sees it now. Published by topology to its own node."""
+    """The topology as this node sees it now. Published by topology to its own node."""
 
     topology: Topology
 
 
 class TopologyGet(Query, frozen=True, tag="topology.get"):
-    """Ask for the graph. Sent by anyone to topology; answered by `topology.state`."""
+    """Ask for the topology. Sent by any actor to topology; answered by `topology.state`."""
 
 
 class TopologyState(Reply, frozen=True, tag="topology.state"):
-    """The graph, and the instances that stand on it."""
+    """The topology, and the instances that are up."""
 
     topology: Topology
     instances: Instances = ()
@@ -371,25 +368,27 @@ class TopologyState(Reply, frozen=True, tag="topology.state"):
 
 
 class InstanceEnsure(Work, frozen=True, tag="instance.ensure"):
-    """Give me a standing instance of the model. Sent by a gateway to its node actor, and on to the placer's."""
+    """Get or make an instance of the model. Sent by a gateway to its node actor, and by that one to the placer;
+    answered by `instance.ready`.
+    """
 
     model_id: ModelId
 
 
 class InstanceReady(Reply, frozen=True, tag="instance.ready"):
-    """The instance stands and takes sessions."""
+    """The instance is up and accepts sessions."""
 
     instance: Instance
 
 
 class InstanceUp(Fact, frozen=True, tag="instance.up"):
-    """A new instance stands. Published by its placer."""
+    """A new instance is up. Published by its placer."""
 
     instance: Instance
 
 
 class InstanceDown(Fact, frozen=True, tag="instance.down"):
-    """An instance lost a stage or was replaced; its sessions end. Published by whoever saw it first."""
+    """An instance lost a stage or was replaced; its sessions end. Published by the node that noticed it first."""
 
     instance_id: Name
     epoch: Whole
@@ -397,7 +396,7 @@ class InstanceDown(Fact, frozen=True, tag="instance.down"):
 
 
 class InstanceFailed(Fact, frozen=True, tag="instance.failed"):
-    """A placement did not come to stand. Published by its placer."""
+    """An instance could not be made. Published by its placer."""
 
     model_id: ModelId
     code: FailureCode
@@ -417,15 +416,15 @@ class ShardLoaded(Reply, frozen=True, tag="shard.loaded"):
 
     actor: Annotated[Name, Meta(description="bus address of the engine")]
     engine: Name
-    endpoints: Annotated[Endpoints, Meta(description="data-plane addresses, best first")]
+    endpoints: Annotated[Endpoints, Meta(description="endpoints on the data plane, best first")]
     seconds: Real = 0.0
     resident_bytes: Whole = 0
-    positions: Annotated[Whole, Meta(description="that its KV memory holds, all sessions together")] = 0
-    exact_rows: Annotated[Whole, Meta(description="of a chunk, that are computed as each would be alone")] = 1
+    positions: Annotated[Whole, Meta(description="capacity of its KV memory, for all sessions together")] = 0
+    exact_rows: Annotated[Whole, Meta(description="rows of a chunk that are computed exactly as each alone")] = 1
 
 
 class ShardUnload(Work, frozen=True, tag="shard.unload"):
-    """End a stage once its sessions are over. Sent by the placer to a member's node; answered by `request.done`."""
+    """End a stage when its sessions are over. Sent by the placer to a member's node; answered by `request.done`."""
 
     instance_id: Name
     epoch: Whole
@@ -438,25 +437,29 @@ class EngineLoad(Work, frozen=True, tag="engine.load"):
     epoch: Whole
     shard: Shard
     path: Path
-    kv_bytes: Annotated[Whole, Meta(description="memory for keys and values, all sessions together")] = 0
-    precision: Annotated[Name, Meta(description="`fast` or `exact`, where the engine has a choice")] = "fast"
+    kv_bytes: Annotated[Whole, Meta(description="memory for keys and values, for all sessions together")] = 0
+    precision: Annotated[Name, Meta(description="`fast` or `exact`, if the engine has a choice")] = "fast"
 
 
 class StageJoin(Work, frozen=True, tag="stage.join"):
-    """The ring as it was placed, so that a stage can connect. Sent by the placer to every stage's engine."""
+    """The whole instance, so that a stage can connect to its neighbors. Sent by the placer to every stage's engine;
+    answered by `request.done`.
+    """
 
     instance: Instance
 
 
 class StageDrain(Work, frozen=True, tag="stage.drain"):
-    """Take no new sessions; answered by `request.done` when the last one is over. Sent by node to its engine."""
+    """Accept no more sessions. Sent by the node actor to an engine; answered by `request.done` after the last."""
 
 
 # -- downloads
 
 
 class DownloadWant(Work, frozen=True, tag="download.want"):
-    """Have a shard's files here, or with no shard what a gateway needs. Sent to the own download actor."""
+    """Fetch the files of a shard, or without a shard those that a gateway needs. Sent to the node's own download
+    actor; answered by `download.done`.
+    """
 
     model_id: ModelId
     shard: Shard | None = None
@@ -465,12 +468,12 @@ class DownloadWant(Work, frozen=True, tag="download.want"):
 class DownloadDone(Reply, frozen=True, tag="download.done"):
     """The files are here and verified."""
 
-    path: Annotated[Path, Meta(description="what an engine opens")]
-    folder: Annotated[Path, Meta(description="where tokeniser and template lie")]
+    path: Annotated[Path, Meta(description="what an engine loads")]
+    folder: Annotated[Path, Meta(description="the folder of tokenizer and chat template")]
 
 
 class DownloadProgress(Fact, frozen=True, tag="download.progress"):
-    """Bytes so far, a few times a second. Published by the download actor."""
+    """Progress of a download, a few times a second. Published by the download actor."""
 
     model_id: ModelId
     node: Name
@@ -480,7 +483,7 @@ class DownloadProgress(Fact, frozen=True, tag="download.progress"):
 
 
 class DownloadFailed(Fact, frozen=True, tag="download.failed"):
-    """A download was given up. Published by the download actor; the asker also gets `request.failed`."""
+    """A download failed. Published by the download actor; the sender of `download.want` also gets `request.failed`."""
 
     model_id: ModelId
     node: Name
@@ -491,7 +494,7 @@ class DownloadFailed(Fact, frozen=True, tag="download.failed"):
 
 
 class SessionToken(Fact, frozen=True, tag="session.token"):
-    """A token of a session, for observers only. Published by the gateway that owns the session."""
+    """One token of a session, for observers only. Published by the gateway that owns the session."""
 
     session: Name
     index: Whole
@@ -510,7 +513,7 @@ class SessionFinished(Fact, frozen=True, tag="session.finished"):
 
 
 class EngineStats(Fact, frozen=True, tag="engine.stats"):
-    """What a stage did since it was loaded, once a second while it works. Published by engines."""
+    """Totals of a stage since it was loaded, once a second while it works. Published by engines."""
 
     actor: Name
     model_id: ModelId
@@ -520,22 +523,22 @@ class EngineStats(Fact, frozen=True, tag="engine.stats"):
     rows: Whole
     busy_seconds: Real
     dropped: Counters = {}
-    waiting: Annotated[Whole, Meta(description="sessions in the queue; the first stage's")] = 0
-    reused_rows: Annotated[Whole, Meta(description="positions that came out of the prefix cache")] = 0
-    stored_positions: Annotated[Whole, Meta(description="positions that the prefix cache holds now")] = 0
-    drafted: Annotated[Whole, Meta(description="tokens guessed ahead; the last stage's")] = 0
-    accepted: Annotated[Whole, Meta(description="of those, how many came true")] = 0
+    waiting: Annotated[Whole, Meta(description="sessions in the queue; first stage only")] = 0
+    reused_rows: Annotated[Whole, Meta(description="positions taken from the prefix cache")] = 0
+    stored_positions: Annotated[Whole, Meta(description="positions in the prefix cache now")] = 0
+    drafted: Annotated[Whole, Meta(description="tokens drafted; last stage only")] = 0
+    accepted: Annotated[Whole, Meta(description="drafted tokens that were accepted")] = 0
 
 
 class Status(Fact, frozen=True, tag="status"):
-    """Where a long piece of work stands, in words. Published by anyone."""
+    """Progress of some long work, as a sentence. Published by any actor."""
 
     subject: ModelId
     text: Sentence
 
 
 class Log(Fact, frozen=True, tag="log"):
-    """A log line of level warning or worse. Published by any actor."""
+    """A log record of level WARNING or above. Published by any actor."""
 
     level: Name
     logger: Name
@@ -543,7 +546,7 @@ class Log(Fact, frozen=True, tag="log"):
 
 
 def kind_of(message: type[Message]) -> str:
-    """The dotted kind of a message class."""
+    """Return the dotted kind of a message class."""
     tag = message.__struct_config__.tag
     assert isinstance(tag, str), f"{message.__name__} has no kind"
     return tag

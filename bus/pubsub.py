@@ -1,4 +1,4 @@
-"""The fact side of a hub: the sockets of publishers and subscribers, and who wants what. Links are not known here."""
+"""The facts of one node: an XSUB for its publishers and an XPUB for its subscribers, with a filter at the source."""
 
 from __future__ import annotations
 
@@ -6,50 +6,73 @@ from collections.abc import Sequence
 
 import zmq
 
-from bus.net.sockets import open_socket
+from bus.hub_context import HubContext
+from bus.messages import LocalFact, kind_of
+from bus.net.endpoints import HubPaths
+from bus.net.sockets import bind_ipc, open_socket
+from bus.peering.peer_network import PeerNetwork
 from bus.wire import decode_header
 
-TAP = b"tap."  # work passing through is repeated under this topic, for whoever inspects the bus
+TAP = b"tap."  # work that passes through a hub is repeated under this topic, for tools that inspect the bus
 
 
 class PubSub:
-    """Facts from local publishers (XSUB) to local subscribers (XPUB). Used on the hub's thread only."""
+    """Passes facts from the node's publishers to its subscribers and to the network. Used on the hub's thread only."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        self.publishers = open_socket(context, zmq.XSUB)
-        self.subscribers = open_socket(context, zmq.XPUB)
-        self._wanted: set[bytes] = set()  # topics that our own actors subscribed to
-        self._asked_for: set[bytes] = set()  # topics that our publishers are asked for
+    def __init__(self, context: HubContext, network: PeerNetwork) -> None:
+        """Bind both sockets. Raises OSError with a sentence."""
+        self._context, self._network = context, network
+        self._publishers = open_socket(context.zmq_context, zmq.XSUB)
+        self._subscribers = open_socket(context.zmq_context, zmq.XPUB)
+        self._topics: set[bytes] = set()  # that actors of this node subscribed to
+        self._requested: set[bytes] = set()  # that the publishers of this node send
+        paths = HubPaths(context.config.run_path)
+        bind_ipc(self._publishers, paths.facts_in)
+        bind_ipc(self._subscribers, paths.facts_out)
+        context.reactor.register(self._publishers, self._forward)
+        context.reactor.register(self._subscribers, self._read_subscription)
 
-    def next_fact(self) -> list[bytes]:
-        """The frames of a fact that a publisher sent."""
-        return self.publishers.recv_multipart()
+    def publish(self, fact: LocalFact) -> None:
+        """Publish a fact of the hub itself on this node."""
+        kind = kind_of(type(fact))
+        self.send(self._context.sequencer.encode(kind, fact))
 
-    def next_subscription(self) -> None:
-        """Take note of a topic that a subscriber wants first, or that nobody here wants any more."""
-        message = self.subscribers.recv()
-        topic = message[1:]
-        self._wanted.add(topic) if message[:1] == b"\x01" else self._wanted.discard(topic)
-
-    def tell(self, frames: Sequence[bytes]) -> None:
-        """Give a fact to the local subscribers of its topic."""
-        self.subscribers.send_multipart(frames)
+    def send(self, frames: Sequence[bytes]) -> None:
+        """Send a fact to the node's subscribers of its topic."""
+        self._subscribers.send_multipart(frames)
 
     def tap(self, frames: Sequence[bytes]) -> None:
-        """Show work that passes through to those who watch; without its buffers, and free where nobody does."""
-        if any(TAP.startswith(topic) or topic.startswith(TAP) for topic in self._wanted):
+        """Repeat work that passes through under the `tap.` topic of its kind, if anyone subscribed to that."""
+        if any(TAP.startswith(topic) or topic.startswith(TAP) for topic in self._topics):
             kind = decode_header(frames).kind.encode()
-            self.tell([TAP + kind, *frames[1:3]])
+            self.send([TAP + kind, *frames[1:3]])
 
-    def filter_at_source(self, wanted_elsewhere: set[bytes]) -> None:
-        """Have our publishers send what anyone wants, here or behind a link, and nothing else."""
-        wanted = self._wanted | wanted_elsewhere
-        for topic in wanted - self._asked_for:
-            self.publishers.send(b"\x01" + topic)
-        for topic in self._asked_for - wanted:
-            self.publishers.send(b"\x00" + topic)
-        self._asked_for = wanted
+    def update_filter(self) -> None:
+        """Subscribe at the node's publishers to what is wanted now, on this node or on a linked one."""
+        wanted = self._topics | self._network.wanted_topics()
+        for topic in wanted - self._requested:
+            self._publishers.send(b"\x01" + topic)
+        for topic in self._requested - wanted:
+            self._publishers.send(b"\x00" + topic)
+        self._requested = wanted
 
     def topics(self) -> tuple[str, ...]:
-        """What local actors subscribed to."""
-        return tuple(sorted(topic.decode(errors="replace") for topic in self._wanted))
+        """Return the topics that actors of this node subscribed to, sorted."""
+        return tuple(sorted(topic.decode(errors="replace") for topic in self._topics))
+
+    def close(self) -> None:
+        """Close both sockets."""
+        self._publishers.close(0)
+        self._subscribers.close(0)
+
+    def _forward(self) -> None:
+        frames = self._publishers.recv_multipart()
+        self.send(frames)
+        self._network.publish(frames)
+
+    def _read_subscription(self) -> None:
+        message = self._subscribers.recv()  # 1 or 0, and a topic that gets its first or loses its last subscriber
+        topic = message[1:]
+        self._topics.add(topic) if message[:1] == b"\x01" else self._topics.discard(topic)
+        self._network.announce_topics(self.topics())
+        self.update_filter()

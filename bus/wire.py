@@ -1,8 +1,8 @@
-"""Messages to frames and back: a pure pair of functions. No sockets here.
+"""Messages to frames and back.
 
-Frames: `[address or topic, header, body]`. An address holds a slash, a topic never does. Sizes are looked at before
-anything is decoded, and a body of a known kind is decoded within the bounds of `common.limits`; one of an unknown kind
-is not decoded at all.
+Frames: `[address or topic, header, body]`. An address holds a slash, a topic never does. Sizes are checked before
+anything is decoded. The body of a known kind is decoded within the bounds of `common.limits`; the body of an unknown
+kind is not decoded at all.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import inspect
 
+from bus.address import Address
 from bus.messages import MESSAGES, VERSION, Header, Message, kind_of
 from common.limits import MAX_SENTENCE, UNREADABLE, cut
 
@@ -30,7 +31,7 @@ _decoders = {kind: msgspec.msgpack.Decoder(cls) for kind, cls in MESSAGES.items(
 
 
 class WireError(Exception):
-    """Frames that are not a message of ours; `reason` is a short stable word for counting."""
+    """Frames that are not a valid message. `reason` is a short stable text for counters."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -39,32 +40,43 @@ class WireError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A message as it came. `message` is None for a kind that we do not know; `body` then holds its bytes."""
+    """A received message, and where it was sent.
 
-    to: str
+    `to` is the address of work or the topic of a fact. `message` is None for an unknown kind; `body` then holds its
+    bytes.
+    """
+
+    to: Address | str
     header: Header
     message: Message | None
     body: bytes = b""
 
     @property
+    def is_fact(self) -> bool:
+        """Whether it was published under a topic, not sent to an address."""
+        return isinstance(self.to, str)
+
+    @property
     def node(self) -> str:
-        """The node that sent it."""
-        return self.header.sender.partition("/")[0]
+        """The id of the node that sent it."""
+        return Address.parse(self.header.sender).node
 
 
 def new_header(message: Message, sender: str, *, sequence: int = 0, cause: str = "", life: int = 0) -> Header:
-    """A header for a message that goes out now; `bus.sequencing` numbers them."""
+    """Return a header with a new id and the present time; `bus.sequencing` assigns sequence numbers."""
     return Header(VERSION, kind_of(type(message)), os.urandom(8).hex(), sender, sequence, cause, time.time(), life)
 
 
-def encode(to: str, header: Header, message: Message) -> list[bytes]:
-    """The frames of a message. `to` is an address (`node/actor`) for work, the kind for a fact.
+def encode(to: Address | str, header: Header, message: Message) -> list[bytes]:
+    """Return the frames of a message to an address, or of a fact under its topic.
 
-    A sentence that is too long is cut. Raises WireError for whatever else no receiver would take.
+    A sentence that is too long is cut. Raises WireError if a receiver would not accept the message otherwise.
     """
     try:
-        frames = [to.encode(), _encoder.encode(header), _encoder.encode(_with_short_sentences(message))]
+        frames = [str(to).encode(), _encoder.encode(header), _encoder.encode(_with_short_sentences(message))]
         _check_sizes(frames)
+        # msgspec checks bounds only when it decodes, and its own check is the only one that cannot differ from the
+        # receiver's. It takes 1 of the 4 µs for a token, and 50 µs for the record of a node with two instances.
         _decoders[kind_of(type(message))].decode(frames[2])
     except (UnicodeEncodeError, *UNREADABLE) as error:
         raise WireError("body", f"{header.kind} cannot be sent: {error}") from None
@@ -72,7 +84,7 @@ def encode(to: str, header: Header, message: Message) -> list[bytes]:
 
 
 def decode_header(frames: Sequence[bytes]) -> Header:
-    """Only the header, for those who pass frames on. Raises WireError."""
+    """Decode the header only, to pass frames on. Raises WireError."""
     if len(frames) != FRAMES:
         raise WireError("frames", f"{len(frames)} of them")
     _check_sizes(frames)
@@ -80,27 +92,35 @@ def decode_header(frames: Sequence[bytes]) -> Header:
         header = _headers.decode(frames[1])
     except UNREADABLE as error:
         raise WireError("header", str(error)) from None
+    # Replies are addressed by these texts, and logs and terminals show them.
     texts = header.sender + header.kind + header.id + header.cause
-    if not (texts.isascii() and texts.isprintable()):  # answers are addressed by them, logs and terminals show them
+    if not (texts.isascii() and texts.isprintable()):
         raise WireError("header", "it has other characters than printable ASCII")
     if header.version != VERSION:
         raise WireError("version", f"we speak {VERSION}, {header.sender} speaks {header.version}")
     return header
 
 
-def decode(frames: Sequence[bytes]) -> Envelope:
-    """Frames to an envelope. An unknown kind is tolerated, extra fields too. Raises WireError."""
-    header = decode_header(frames)
-    decoder = _decoders.get(header.kind)
+def decode_to(frames: Sequence[bytes]) -> Address | str:
+    """Decode the first frame: the address of work, or the topic of a fact. Raises WireError."""
     try:
         to = frames[0].decode()
     except UnicodeDecodeError as error:
         raise WireError("address", str(error)) from None
+    return Address.parse(to) if "/" in to else to
+
+
+def decode(frames: Sequence[bytes]) -> Envelope:
+    """Decode frames. An unknown kind is tolerated, and so are additional fields. Raises WireError."""
+    header = decode_header(frames)
+    to = decode_to(frames)
+    decoder = _decoders.get(header.kind)
+    if decoder is None:
+        return Envelope(to, header, None, frames[2])
     try:
-        message = decoder.decode(frames[2]) if decoder else None
+        return Envelope(to, header, decoder.decode(frames[2]))
     except UNREADABLE as error:
         raise WireError("body", str(error)) from None
-    return Envelope(to, header, message, b"" if decoder else frames[2])
 
 
 def _check_sizes(frames: Sequence[bytes]) -> None:

@@ -29,7 +29,7 @@ async def run(bus: BusClient, pattern: str, count: int, *, as_json: bool) -> Non
     bus.subscribe(literal_prefix(pattern))
     seen = 0
     async for envelope in bus.deliveries():
-        if "/" in envelope.to or not matches(pattern, envelope.to):
+        if not envelope.is_fact or not matches(pattern, str(envelope.to)):
             continue
         typer.echo(json.dumps(as_object(envelope)) if as_json else as_line(envelope))
         seen += 1
@@ -57,7 +57,7 @@ def _unknown(body: bytes) -> Any:
 
 def as_object(envelope: Envelope) -> dict[str, Any]:
     """For programs: the topic, the header and the fields."""
-    return {"topic": envelope.to, "header": msgspec.to_builtins(envelope.header), "body": fields_of(envelope)}
+    return {"topic": str(envelope.to), "header": msgspec.to_builtins(envelope.header), "body": fields_of(envelope)}
 
 
 def as_line(envelope: Envelope) -> str:
@@ -67,7 +67,7 @@ def as_line(envelope: Envelope) -> str:
     fields = fields_of(envelope)
     pairs = fields.items() if isinstance(fields, dict) else [("body", fields)]
     brief = "  ".join(f"{name}={_brief(value)}" for name, value in pairs)
-    return one_line(f"{moment}  {header.sender:<26}  {envelope.to:<18}  {brief}".rstrip())
+    return one_line(f"{moment}  {header.sender:<26}  {envelope.to!s:<18}  {brief}".rstrip())
 
 
 def _brief(value: Any) -> str:

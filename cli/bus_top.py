@@ -29,7 +29,7 @@ class Traffic:
 
     def count(self, envelope: Envelope, size: int) -> None:
         """One message of `size` bytes. Work is numbered by its address, so no gaps show when it passes here."""
-        topic, header = envelope.to, envelope.header
+        topic, header = str(envelope.to), envelope.header
         self.messages[topic] += 1
         self.sizes[topic] += size
         if topic == header.kind:
@@ -69,7 +69,7 @@ async def _listen(bus: BusClient, traffic: Traffic, seconds: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             async for envelope in bus.deliveries():
-                if "/" not in envelope.to:
+                if envelope.is_fact:
                     traffic.count(envelope, _size(envelope))
 
 

@@ -90,10 +90,10 @@ def _sure(node: str | None) -> str | None:
 
 async def _rotate(bus: BusClient) -> None:
     done = await bus.request("hub", ClusterRotate(), ClusterRotated, ASK_WITHIN_S)
-    typer.echo(f"there is a new join code; nodes that have it: {', '.join(('this one', *done.told))}")
-    if done.missed:
+    typer.echo(f"there is a new join code; nodes that have it: {', '.join(('this one', *done.updated))}")
+    if done.unreachable:
         typer.echo(
-            f"not linked now: {', '.join(done.missed)}; there type `exobus node --join CODE` once, with the code "
+            f"not linked now: {', '.join(done.unreachable)}; there type `exobus node --join CODE` once, with the code "
             "that `exobus cluster invite` prints here",
             err=True,
         )

@@ -1,1 +1,1 @@
-"""The only sockets: factory, endpoints, CURVE keys, ZAP."""
+"""Sockets: the factory that makes all of them, endpoints, CURVE keys and their authentication."""

@@ -1,37 +1,53 @@
-"""End points as exobus writes them: ZeroMQ's own, and behind a tcp one the public key of whoever listens there.
+"""Endpoints as exobus writes them: ZeroMQ's own and, for tcp, the public key of the listener behind it.
 
     tcp://192.168.1.10:41234#5f0c…      64 hex digits
 
-So an end point names its node, and nothing can be dialled without knowing whom. No sockets here.
+So an endpoint identifies its node, and no tcp connection is made without knowing with which node.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from bus.net.keys import KEY_BYTES, node_id_of
 
 
+class HubPaths:
+    """The ipc endpoints of a hub, in the run folder of its node (mode 0700)."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.facts_in = f"ipc://{run_dir}/facts-in"
+        self.facts_out = f"ipc://{run_dir}/facts-out"
+        self.work = f"ipc://{run_dir}/work"
+
+
 def with_key(address: str, public: bytes) -> str:
-    """The end point of a tcp address whose listener has the public key."""
+    """Return the endpoint of a tcp address whose listener has the public key."""
     return f"{address}#{public.hex()}"
 
 
 def address_of(endpoint: str) -> str:
-    """What ZeroMQ dials."""
+    """Return the address that ZeroMQ connects to, without the key."""
     return endpoint.partition("#")[0]
 
 
+def port_of(endpoint: str) -> int:
+    """Return the port number of a tcp endpoint."""
+    return int(address_of(endpoint).rpartition(":")[2])
+
+
 def key_of(endpoint: str) -> bytes:
-    """The public key that an end point names. Raises ValueError where it names none."""
+    """Return the public key in an endpoint. Raises ValueError if it has none."""
     _, _, digits = endpoint.partition("#")
     try:
         key = bytes.fromhex(digits)
     except ValueError:
         key = b""
     if len(key) != KEY_BYTES or digits != key.hex():
-        raise ValueError(f"{endpoint!r} is no end point: it does not name its node's key")
+        raise ValueError(f"{endpoint!r} is no endpoint: it does not name its node's key")
     return key
 
 
 def node_of(endpoint: str) -> str:
-    """The id of the node that listens at a tcp end point. Raises ValueError where it names no key."""
+    """Return the id of the node that listens at a tcp endpoint. Raises ValueError if the endpoint has no key."""
     return node_id_of(key_of(endpoint))

@@ -1,4 +1,4 @@
-"""Who this node is and what it may do, from the files that its settings name. No sockets here."""
+"""A node's key, join code and role, from the files that its settings name."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from common.private_files import PrivateFileError, read_private
 
 
 def own_key(config: NodeConfig) -> KeyPair:
-    """The node's key pair. Raises PrivateFileError."""
+    """Read the node's key pair. Raises PrivateFileError."""
     return read_key_pair(config.key_path)
 
 
 def own_code(config: NodeConfig) -> JoinCode | None:
-    """The join code that the node has; None where it stands alone. Raises PrivateFileError."""
+    """Read the node's join code. Returns None if the node stands alone. Raises PrivateFileError."""
     if not config.cluster:
         return None
     try:
@@ -25,12 +25,12 @@ def own_code(config: NodeConfig) -> JoinCode | None:
 
 
 def cluster_keys(config: NodeConfig) -> ClusterKeys | None:
-    """The keys that the join code gives; None where the node stands alone. Raises PrivateFileError."""
+    """Derive the keys of the node's join code. Returns None if the node stands alone. Raises PrivateFileError."""
     code = own_code(config)
     return code.keys() if code else None
 
 
 def own_role(config: NodeConfig) -> Role:
-    """What the node may do; one that stands alone is a member of itself. Raises PrivateFileError."""
+    """Return the node's role; a node that stands alone is a member. Raises PrivateFileError."""
     code = own_code(config)
     return code.role if code else Role.MEMBER

@@ -1,6 +1,6 @@
-"""CURVE key pairs: a node's own, kept in a file that only its user can read, and a cluster's join port.
+"""CURVE key pairs, node ids, and the proofs that nodes exchange when they join.
 
-A node's id follows from its public key, so nobody can claim another's. No sockets here.
+A node's id follows from its public key, so no node can claim the id of another.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from cluster.roles import Role
 from common.private_files import PrivateFileError, read_private, write_private
 
 KEY_BYTES = 32
+REQUEST_LABEL = b"join.request"
+ACCEPT_LABEL = b"join.accept"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class KeyPair:
-    """A CURVE key pair, 32 raw bytes each. Its `repr` shows the public half only."""
+    """A CURVE key pair, 32 raw bytes each. Its `repr` shows the public key only."""
 
     public: bytes
     secret: bytes
@@ -37,33 +39,36 @@ class KeyPair:
 
 
 def new_key_pair() -> KeyPair:
-    """A random pair."""
+    """Make a random pair."""
     public, secret = zmq.curve_keypair()
     return KeyPair(z85.decode(public), z85.decode(secret))
 
 
 def key_pair_of(secret: bytes) -> KeyPair:
-    """The pair of a 32-byte secret."""
+    """Return the pair of a secret key of 32 bytes."""
     return KeyPair(z85.decode(zmq.curve_public(z85.encode(secret))), secret)
 
 
 def node_id_of(public: bytes) -> str:
-    """The node id of a public key, 16 hex digits."""
+    """Return the node id of a public key, 16 hex digits."""
     return hashlib.sha256(b"exobus node" + public).hexdigest()[:16]
 
 
-def join_proof(join: Mapping[Role, bytes], role: Role, public: bytes, join_endpoint: bytes) -> bytes:
-    """What shows a join port that the owner of `public` holds a join code of `role`. Raises KeyError."""
-    return hmac.digest(join[role], b"knock" + public + join_endpoint, "sha256")
+def join_proof(join_keys: Mapping[Role, bytes], role: Role, public: bytes, join_port_public: bytes) -> bytes:
+    """Prove to a join port that the owner of `public` has a join code for `role`. Raises KeyError without its key."""
+    return hmac.digest(join_keys[role], REQUEST_LABEL + public + join_port_public, "sha256")
 
 
-def accept_proof(join: Mapping[Role, bytes], role: Role, member: bytes, public: bytes) -> bytes:
-    """What shows who knocked that the owner of `member` belongs to the cluster. Raises KeyError."""
-    return hmac.digest(join[role], b"welcome" + member + public, "sha256")
+def accept_proof(join_keys: Mapping[Role, bytes], role: Role, member: bytes, public: bytes) -> bytes:
+    """Prove to the owner of `public`, which asked to join, that the owner of `member` belongs to the cluster.
+
+    Raises KeyError without the role's key.
+    """
+    return hmac.digest(join_keys[role], ACCEPT_LABEL + member + public, "sha256")
 
 
 def read_key_pair(path: Path) -> KeyPair:
-    """The pair kept in a file. Raises PrivateFileError."""
+    """Read the pair in a file. Raises PrivateFileError."""
     try:
         return key_pair_of(bytes.fromhex(read_private(path)))
     except ValueError:
@@ -71,7 +76,7 @@ def read_key_pair(path: Path) -> KeyPair:
 
 
 def own_key_pair(path: Path) -> KeyPair:
-    """The pair kept in a file; a new one is put there where there is none. Raises PrivateFileError."""
+    """Read the pair in a file, or create the file with a new pair. Raises PrivateFileError."""
     if not path.exists():
         write_private(path, new_key_pair().secret.hex())
     return read_key_pair(path)

@@ -1,8 +1,8 @@
-"""The one place that makes ZeroMQ sockets, so that limits and keys cannot be forgotten.
+"""The only place that makes ZeroMQ sockets, so that no limit and no key can be forgotten.
 
-Whatever listens or connects over tcp does so with CURVE: there is no call without keys. ipc end points lie in folders
-of mode 0700 and need none. Knows options and end points, nothing of messages; who is let in is `bus.net.zap`'s to
-answer.
+All tcp listeners and connections use CURVE: no function here makes one without keys. ipc endpoints lie in folders of
+mode 0700 and need none. This module knows options and endpoints, but no messages; `bus.net.zap` decides which keys are
+accepted.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import zmq
 import zmq.asyncio
@@ -31,8 +32,9 @@ _COMMON: Mapping[zmq.SocketOption, int] = {
     zmq.BACKLOG: 1024,
 }
 
-# Who dials and only sends has them, and who listens goes by the time to live that each one names. Who hears much must
-# send none: libzmq 4.3.5 ends the process where one is due on a connection that broke while its incoming pipe was full.
+# Only the side that connects and sends has heartbeats; the listener goes by the time to live in them. A socket that
+# receives much must not send any: libzmq 4.3.5 aborts the process if one is due on a connection that broke while its
+# incoming pipe was full.
 _HEARTBEATS: Mapping[zmq.SocketOption, int] = {
     zmq.HEARTBEAT_IVL: 500,
     zmq.HEARTBEAT_TIMEOUT: 1500,
@@ -44,10 +46,9 @@ Socket = zmq.Socket[bytes] | zmq.asyncio.Socket
 
 @dataclass(frozen=True, slots=True)
 class CurveServer:
-    """How a tcp port is kept: the key pair of whoever listens, and the domain that its ZAP handler is asked for.
+    """The key pair of a tcp listener, and the domain for which its ZAP handler is asked.
 
-
-    Without a `bus.net.zap.ZapHandler` on its context the port accepts nobody: CURVE alone would accept everybody.
+    Without a `bus.net.zap.ZapHandler` on its context the port accepts no client. CURVE alone would accept all.
     """
 
     pair: KeyPair
@@ -55,20 +56,24 @@ class CurveServer:
 
 
 def open_socket(
-    context: zmq.Context[zmq.Socket[bytes]],
+    context: zmq.Context[Any],
     kind: int,
     *,
     high_water_mark: int = CONTROL_MARK,
     largest_frame: int = CONTROL_BYTES,
 ) -> zmq.Socket[bytes]:
-    """A blocking socket with our limits. A ROUTER reports who cannot be reached; a DEALER queues only to the living."""
-    socket = context.socket(kind)
+    """Make a blocking socket with our limits, also from an asyncio context.
+
+    A ROUTER raises ZMQError (EHOSTUNREACH) for a routing id without a connection; a DEALER queues only for connections
+    that are established.
+    """
+    socket: zmq.Socket[bytes] = context.socket(kind, socket_class=zmq.Socket)
     _limit(socket, kind, high_water_mark, largest_frame)
     return socket
 
 
 def open_async_socket(context: zmq.asyncio.Context, kind: int) -> zmq.asyncio.Socket:
-    """The same for an asyncio loop, on the control bus."""
+    """Make a socket for an asyncio loop, with the limits of the control bus."""
     socket = context.socket(kind)
     _limit(socket, kind, CONTROL_MARK, CONTROL_BYTES)
     return socket
@@ -91,7 +96,7 @@ def _set(socket: Socket, options: Mapping[zmq.SocketOption, int]) -> None:
 
 
 def bind_ipc(socket: Socket, endpoint: str) -> None:
-    """Listen at `ipc://…`. To be called before `bind_tcp`. Raises OSError with a sentence."""
+    """Listen at `ipc://…`. Must be called before `bind_tcp`. Raises OSError with a sentence."""
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
@@ -99,63 +104,54 @@ def bind_ipc(socket: Socket, endpoint: str) -> None:
         raise OSError(f"cannot listen on {endpoint}: {reason}; check the temporary folder") from None
 
 
-def bind_tcp(socket: Socket, host: str, port: int, guard: CurveServer) -> str:
-    """Bind to `host:port` (0: any free port) and return the end point, key included. Raises OSError with a sentence."""
-    place = f"[{host}]" if ":" in host else host
-    _guard(socket, guard)
+def bind_tcp(socket: Socket, host: str, port: int, curve: CurveServer) -> str:
+    """Bind to `host:port` (0: any free port) and return the endpoint with the key. Raises OSError with a sentence."""
+    # CURVE options hold for the binds that come after them, so ipc endpoints of the same socket are bound before.
+    _use_keys(socket, curve.pair)
+    socket.setsockopt(zmq.CURVE_SERVER, 1)
+    socket.setsockopt(zmq.ZAP_DOMAIN, curve.domain.encode())
+    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without it every client is accepted if there is no handler
     socket.setsockopt(zmq.IPV6, int(":" in host))
     try:
-        socket.bind(f"tcp://{place}:{port or '*'}")
+        socket.bind(f"tcp://{f'[{host}]' if ':' in host else host}:{port or '*'}")
     except zmq.ZMQError as error:
         raise OSError(
             f"cannot listen on {host}:{port}: {zmq.strerror(error.errno or 0)}; choose another port or host"
         ) from None
-    return with_key(socket.getsockopt_string(zmq.LAST_ENDPOINT), guard.pair.public)
+    return with_key(socket.getsockopt_string(zmq.LAST_ENDPOINT), curve.pair.public)
 
 
-def bind_first(socket: Socket, host: str, ports: Sequence[int], guard: CurveServer) -> str:
-    """Bind to the first of `ports` that can be had. Raises OSError with the last one's sentence."""
+def bind_first(socket: Socket, host: str, ports: Sequence[int], curve: CurveServer) -> str:
+    """Bind to the first of `ports` that is free. Raises OSError with the last one's sentence."""
     for port in ports[:-1]:
         with suppress(OSError):
-            return bind_tcp(socket, host, port, guard)
-    return bind_tcp(socket, host, ports[-1], guard)
+            return bind_tcp(socket, host, port, curve)
+    return bind_tcp(socket, host, ports[-1], curve)
 
 
 def connect_ipc(socket: Socket, endpoint: str, *, only_sends: bool = False) -> None:
-    """Begin to connect to `ipc://…`, a process of this user. A socket that only sends notices one that is frozen."""
+    """Start to connect to `ipc://…`, a process of this user. A socket that only sends notices if that one freezes."""
     if only_sends:
         _set(socket, _HEARTBEATS)
     socket.connect(endpoint)
 
 
 def connect(socket: Socket, endpoint: str, own: KeyPair) -> None:
-    """Begin to connect: over tcp as the owner of a pair to the owner of the end point's key, over ipc without keys.
+    """Start to connect: over tcp as the owner of a pair to the owner of the endpoint's key, over ipc without keys.
 
-    Raises ValueError for an end point that ZeroMQ cannot parse, or a tcp one without a key.
+    Raises ValueError for an endpoint that ZeroMQ cannot parse, or a tcp one without a key.
     """
     try:
         if not endpoint.startswith("ipc://"):
-            _identify(socket, endpoint, own)
+            _use_keys(socket, own)
+            _set(socket, _HEARTBEATS)
+            socket.setsockopt(zmq.CURVE_SERVERKEY, key_of(endpoint))
+            socket.setsockopt(zmq.IPV6, int("[" in endpoint))
         socket.connect(address_of(endpoint))
     except zmq.ZMQError as error:
-        raise ValueError(f"{endpoint!r} is no end point: {error}; write tcp://host:port") from None
+        raise ValueError(f"{endpoint!r} is no endpoint: {error}; write tcp://host:port") from None
 
 
-def _guard(socket: Socket, guard: CurveServer) -> None:
-    """Options hold for the binds that come after them, so ipc ones come before."""
-    _use(socket, guard.pair)
-    socket.setsockopt(zmq.CURVE_SERVER, 1)
-    socket.setsockopt(zmq.ZAP_DOMAIN, guard.domain.encode())
-    socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without it a missing handler lets everybody in
-
-
-def _identify(socket: Socket, endpoint: str, own: KeyPair) -> None:
-    _use(socket, own)
-    _set(socket, _HEARTBEATS)
-    socket.setsockopt(zmq.CURVE_SERVERKEY, key_of(endpoint))
-    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
-
-
-def _use(socket: Socket, pair: KeyPair) -> None:
+def _use_keys(socket: Socket, pair: KeyPair) -> None:
     socket.setsockopt(zmq.CURVE_PUBLICKEY, pair.public)
     socket.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)

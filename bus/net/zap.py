@@ -1,14 +1,13 @@
-"""The answer to "may this key in?", asked by ZeroMQ at every CURVE handshake of a context (ZAP, ZeroMQ RFC 27).
+"""ZAP (ZeroMQ RFC 27): decides at each CURVE handshake of a context whether a client's key is accepted.
 
-Who may is the owner's callback to say; it is asked on this thread, so it must be quick. One handler a context. A
-callback that raises refuses that one key and is counted; without a handler every key is refused.
+The decision is a callback's, which runs on this thread and must be quick. If it raises, that one key is refused. A
+context has one handler; without it every key is refused.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
 from collections.abc import Callable
 
 import zmq
@@ -21,23 +20,22 @@ ENDPOINT = "inproc://zeromq.zap.01"  # the name that ZAP prescribes
 _STOP = b"stop"
 
 Allow = Callable[[str, bytes], str]
-"""(domain, public key of 32 bytes) -> the user id that messages of this connection carry; empty: not let in."""
+"""(domain, public key of 32 bytes) -> the user id of this connection's messages; empty to refuse the key."""
 
 
 class ZapHandler:
-    """Serves from its making until `close`. `counters` tells what was refused, by domain."""
+    """Decides on a thread of its own, from its construction until `close`."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allow: Allow) -> None:
-        self.counters: Counter[str] = Counter()
         self._context = context
         self._allow = allow
         self._socket = open_socket(context, zmq.ROUTER)
-        self._socket.bind(ENDPOINT)  # here, so that no handshake can come before it
+        self._socket.bind(ENDPOINT)  # not on the thread, so that no handshake can come before it
         self._thread = threading.Thread(target=self._serve, name="zap", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread. Handshakes that come later are refused."""
+        """End the thread. Later handshakes are refused. Closing it again does nothing."""
         if self._thread.is_alive():
             stop = open_socket(self._context, zmq.DEALER)
             stop.connect(ENDPOINT)
@@ -48,31 +46,26 @@ class ZapHandler:
     def _serve(self) -> None:
         try:
             while len(frames := self._socket.recv_multipart()) > 2:
-                self._answer(frames)
+                self._reply(frames)
         except zmq.ContextTerminated:
             pass
         finally:
             self._socket.close(0)
 
-    def _answer(self, frames: list[bytes]) -> None:
-        """Frames: return route, empty, version, request id, domain, address, routing id, mechanism, credentials."""
-        route, _, version, request, domain, address, _, mechanism, *credentials = frames
-        user = self._judge(domain.decode(errors="replace"), mechanism, credentials, address)
-        status = (b"200", b"") if user else (b"400", b"no such key here")
+    def _reply(self, frames: list[bytes]) -> None:
+        route, _, version, request, domain, _address, _routing_id, mechanism, *credentials = frames
+        user = self._user(domain.decode(errors="replace"), mechanism, credentials)
+        status = (b"200", b"") if user else (b"400", b"this key is not accepted")
         try:
             self._socket.send_multipart([route, b"", version, request, *status, user.encode(), b""], zmq.DONTWAIT)
         except zmq.ContextTerminated:
             raise
-        except zmq.ZMQError:  # whoever knocked has left already
-            self.counters["left before the answer"] += 1
+        except zmq.ZMQError:
+            logger.debug("a client left before its key was decided on")
 
-    def _judge(self, domain: str, mechanism: bytes, credentials: list[bytes], address: bytes) -> str:
-        """The user id, or nothing. Whatever goes wrong refuses this one handshake and no other."""
+    def _user(self, domain: str, mechanism: bytes, credentials: list[bytes]) -> str:
         try:
-            user = self._allow(domain, credentials[0]) if mechanism == b"CURVE" else ""
-        except Exception:  # a handler that ended here would shut everybody out
-            logger.exception("judging a key for %s", domain)
-            user = ""
-        if not user:
-            self.counters[f"refused: key for {domain}"] += 1
-        return user
+            return self._allow(domain, credentials[0]) if mechanism == b"CURVE" else ""
+        except Exception:  # if this thread ended, every later key would be refused
+            logger.exception("cannot decide on a key for %s", domain)
+            return ""

@@ -1,1 +1,1 @@
-"""Between hubs: links, joining, authentication, permissions."""
+"""How hubs are linked: joining, authentication, permissions, links and the members of a cluster."""

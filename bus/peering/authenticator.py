@@ -1,6 +1,6 @@
-"""Whom a node lets in, and what it shows at others' join ports: the join code, the own key, and the members on file.
+"""Which keys a node accepts and what it proves to others: the join code, the node's key, and the members on file.
 
-Decides by `cluster.membership` and keeps the outcome. No sockets here; `allow` is asked on the ZAP handler's thread.
+`cluster.membership` decides; this module checks proofs and stores the outcome. It opens no socket.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from cluster.roles import Role
 from common.config import NodeConfig
 from common.private_files import write_private
 
-BUS, JOIN = "bus", "join"  # domains of the two ports
+BUS, JOIN = "bus", "join"  # ZAP domains of the two ports
 
 
 class Authenticator:
-    """Of one hub. `members` is replaced as a whole, so that another thread may read it."""
+    """The keys of one hub. `members` is replaced as a whole, so that the ZAP thread may read it."""
 
     def __init__(self, config: NodeConfig, code: JoinCode) -> None:
-        """Read what is on file. Raises PrivateFileError."""
+        """Read the node's key and its members. Raises PrivateFileError."""
         self.pair = own_key(config)
         self.code = code
         self.keys = code.keys()
-        self.join_endpoint = key_pair_of(self.keys.join_secret)
+        self.join_pair = key_pair_of(self.keys.join_secret)
         self.members = read_members(Path(config.data_dir), code.name, strict=config.strict)
         self._config = config
 
     @classmethod
     def of(cls, config: NodeConfig) -> Authenticator | None:
-        """The node's; None where it stands alone. Raises PrivateFileError."""
+        """Return the node's authenticator, or None if the node stands alone. Raises PrivateFileError."""
         code = own_code(config)
         return cls(config, code) if code else None
 
     @property
     def role(self) -> Role:
-        """What the own join code gives."""
+        """The role of the node, which its join code gives."""
         return self.code.role
 
-    # -- at the doors
-
     def allow(self, domain: str, key: bytes) -> str:
-        """For `bus.net.zap`: on the bus a member's id, at the join port the key of whoever is not revoked; else
-        nothing.
+        """Decide on a key for `bus.net.zap`, on its thread.
+
+        On the bus it is accepted if it is an approved member's, whose id becomes the user id. At the join port it is
+        accepted unless it was revoked, and becomes the user id itself.
         """
         node_id = node_id_of(key)
         if domain == JOIN:
@@ -59,52 +59,60 @@ class Authenticator:
         return node_id if domain == BUS and member and hmac.compare_digest(member.key, key.hex()) else ""
 
     def member(self, node_id: str) -> Member | None:
-        """The node, if it is let in at this moment."""
+        """Return the member of that id if it is approved now."""
         return self.members.member(node_id)
 
-    def knock(self, endpoint: str) -> JoinRequest:
-        """What to say at another node's join port; `endpoint` is that of the own hub."""
-        config, role = self._config, self.code.role
-        proof = join_proof(self.keys.join, role, self.pair.public, self.join_endpoint.public)
-        return JoinRequest(config.name, role, config.incarnation, endpoint, proof)
+    # -- the exchange at a join port
 
-    def knocked(self, key: bytes, knock: JoinRequest, endpoint: str) -> JoinAccept:
-        """Somebody knocked with `key`: let it in. Raises JoinRefused with a sentence for both sides."""
-        self._check_self(key, knock.incarnation)
-        if _key(knock.endpoint) != key or not self._proved(knock, key):
+    def join_request(self, endpoint: str) -> JoinRequest:
+        """Make the request to another node's join port; `endpoint` is this node's bus port."""
+        role = self.role
+        proof = join_proof(self.keys.join, role, self.pair.public, self.join_pair.public)
+        return JoinRequest(self._config.name, role, self._config.incarnation, endpoint, proof)
+
+    def check_request(self, key: bytes, request: JoinRequest, endpoint: str) -> JoinAccept:
+        """Admit the owner of `key` if its request proves its role; `endpoint` is this node's bus port.
+
+        Raises JoinRefused with a sentence for both sides.
+        """
+        self._refuse_own_key(key, request.incarnation)
+        if _key(request.endpoint) != key or not self._is_proved(request, key):
             raise JoinRefused(FailureCode.WRONG_CODE, f"wrong join code for cluster {self.code.name}")
-        self._let_in(key, knock.name, knock.role)
-        proof = accept_proof(self.keys.join, knock.role, self.pair.public, key)
+        self._admit(key, request.name, request.role)
+        proof = accept_proof(self.keys.join, request.role, self.pair.public, key)
         return JoinAccept(self._config.name, self._config.incarnation, endpoint, proof)
 
-    def welcomed(self, welcome: JoinAccept) -> Member:
-        """Remember the node that accepted us. Raises JoinRefused if its proof is wrong or it has to wait here."""
-        key = _key(welcome.endpoint)
-        self._check_self(key, welcome.incarnation)
-        proof = accept_proof(self.keys.join, self.code.role, key, self.pair.public)
-        if not hmac.compare_digest(proof, welcome.proof):
-            raise JoinRefused(FailureCode.WRONG_CODE, f"who answers there does not belong to cluster {self.code.name}")
-        return self._let_in(key, welcome.name, Role.MEMBER)
+    def check_accept(self, accept: JoinAccept) -> Member:
+        """Admit the node that accepted this one. Raises JoinRefused if its proof is wrong or it is not approved."""
+        key = _key(accept.endpoint)
+        self._refuse_own_key(key, accept.incarnation)
+        proof = accept_proof(self.keys.join, self.role, key, self.pair.public)
+        if not hmac.compare_digest(proof, accept.proof):
+            raise JoinRefused(
+                FailureCode.WRONG_CODE, f"the node that answers there does not belong to cluster {self.code.name}"
+            )
+        return self._admit(key, accept.name, Role.MEMBER)
 
-    def _proved(self, knock: JoinRequest, key: bytes) -> bool:
-        if knock.role not in self.keys.join:
+    def _is_proved(self, request: JoinRequest, key: bytes) -> bool:
+        if request.role not in self.keys.join:
             return False
-        return hmac.compare_digest(join_proof(self.keys.join, knock.role, key, self.join_endpoint.public), knock.proof)
+        proof = join_proof(self.keys.join, request.role, key, self.join_pair.public)
+        return hmac.compare_digest(proof, request.proof)
 
-    def _check_self(self, key: bytes, incarnation: int) -> None:
+    def _refuse_own_key(self, key: bytes, incarnation: int) -> None:
         if not hmac.compare_digest(key, self.pair.public):
             return
         if incarnation == self._config.incarnation:
             raise JoinRefused(FailureCode.SELF, "this is the node itself")
-        raise JoinRefused(FailureCode.DUPLICATE, duplicate(self._config.name))
+        raise JoinRefused(FailureCode.DUPLICATE, duplicate_key(self._config.name))
 
-    def _let_in(self, key: bytes, name: str, role: Role) -> Member:
+    def _admit(self, key: bytes, name: str, role: Role) -> Member:
         node_id = node_id_of(key)
-        self._keep(self.members.admit(node_id, name, key.hex(), role))
+        self._store(self.members.admit(node_id, name, key.hex(), role))
         return self.members.require(node_id)
 
-    def news(self, member: Member, known_before: Membership) -> str:
-        """A sentence for the owner where a known name came with a new key; else nothing."""
+    def warning_of(self, member: Member, known_before: Membership) -> str:
+        """Return a sentence for the owner if a known name came with a new key, else an empty text."""
         others = self.members.with_same_name(member)
         if not others or member.node_id in known_before.by_id:
             return ""
@@ -114,50 +122,50 @@ class Authenticator:
             f"if that was not you: exobus cluster revoke {member.node_id}"
         )
 
-    # -- what the owner of the cluster decides
+    # -- decisions of the cluster's owner
 
     def revoke(self, *node_ids: str) -> tuple[str, ...]:
-        """Shut nodes out; the ids of those that were not shut out already. Never this node."""
-        fresh = tuple(n for n in node_ids if n not in self.members.revoked and n != self.pair.node_id)
-        if fresh:
-            self._keep(self.members.revoke(fresh))
-        return fresh
+        """Revoke nodes, but never this one. Returns the ids of those that were not revoked before."""
+        new = tuple(n for n in node_ids if n not in self.members.revoked and n != self.pair.node_id)
+        if new:
+            self._store(self.members.revoke(new))
+        return new
 
     def approve(self, node_id: str) -> None:
-        """Let in a node that waits or was revoked. Raises KeyError for one that never knocked."""
-        self._keep(self.members.approve(node_id))
+        """Approve a pending or revoked node. Raises KeyError for one that is not on file."""
+        self._store(self.members.approve(node_id))
 
     def rotate(self) -> None:
         """Make a new join code. Raises PrivateFileError or JoinCodeError, and changes nothing then."""
-        if self.code.role is not Role.MEMBER:
+        if self.role is not Role.MEMBER:
             raise JoinCodeError(f"only a member can rotate the join code of {self.code.name}; do it on one")
-        self._adopt(new_join_code(self.code.name))
+        self._use_code(new_join_code(self.code.name))
 
-    def told(self, text: str) -> bool:
-        """A member rotated and sent the new code: adopt it. False for one that is not for this node."""
+    def adopt(self, text: str) -> bool:
+        """Adopt a new join code that a member sent. Returns False if it is not for this node's cluster and role."""
         try:
             code = parse_join_code(text)
         except JoinCodeError:
             return False
-        if (code.name, code.role) != (self.code.name, self.code.role) or code == self.code:
+        if (code.name, code.role) != (self.code.name, self.role) or code == self.code:
             return False
-        self._adopt(code)
+        self._use_code(code)
         return True
 
-    def _adopt(self, code: JoinCode) -> None:
+    def _use_code(self, code: JoinCode) -> None:
         write_private(self._config.code_path, code.text())
         self.code, self.keys = code, code.keys()
-        self.join_endpoint = key_pair_of(self.keys.join_secret)
+        self.join_pair = key_pair_of(self.keys.join_secret)
 
-    def _keep(self, members: Membership) -> None:
+    def _store(self, members: Membership) -> None:
         if members == self.members:
             return
         write_members(Path(self._config.data_dir), members)
         self.members = members
 
 
-def duplicate(name: str) -> str:
-    """The sentence for a second node with one key."""
+def duplicate_key(name: str) -> str:
+    """Return the sentence for the owner of a second node with the same key."""
     return (
         f"node {name} runs somewhere else with the same key; if its data folder was copied, delete the file `key` in "
         "one of the two, so that it becomes a node of its own"
@@ -168,4 +176,4 @@ def _key(endpoint: str) -> bytes:
     try:
         return key_of(endpoint)
     except ValueError:
-        raise JoinRefused(FailureCode.NO_KEY, "the end point names no key; update exobus there") from None
+        raise JoinRefused(FailureCode.NO_KEY, "the endpoint names no key; update exobus there") from None

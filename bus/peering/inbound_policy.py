@@ -1,18 +1,19 @@
-"""What comes over a link, looked at before anything is done with it: by key, sender, role and number. No sockets."""
+"""Which messages of another node a hub takes: checked by key, sender, role and sequence number."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bus.address import Address
 from bus.messages import Header
 from bus.peering.authenticator import Authenticator
 from bus.peering.permissions import may_send
 from bus.sequencing import ReplayFilter
-from bus.wire import WireError, decode_header
+from bus.wire import WireError, decode_header, decode_to
 
 
 class Forbidden(WireError):
-    """A member's message that its role may not send."""
+    """A message that its sender's role may not send. `sentence` is for the sender."""
 
     def __init__(self, header: Header, role: str) -> None:
         super().__init__("not allowed", f"{header.kind} by a node of the role {role}")
@@ -21,29 +22,30 @@ class Forbidden(WireError):
 
 
 class InboundPolicy:
-    """Of one hub. It remembers what was heard of each linked node."""
+    """The policy of one hub for all its links. It remembers the last sequence numbers of each linked node."""
 
-    def __init__(self, door: Authenticator) -> None:
-        self._door = door
-        self._sequences = ReplayFilter()
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+        self._replays = ReplayFilter()
 
     def check(self, node_id: str, frames: Sequence[bytes]) -> Header:
-        """The header of a message that came over the connection of `node_id`. Raises WireError, Forbidden among them.
+        """Return the header of a message that came over a connection of `node_id`.
 
-        A node is believed while it is let in, for its own actors, in what its role may say, and once.
+        Raises WireError if the node is no approved member now, or names a sender of another node, or sends what it
+        sent before; and Forbidden if its role may not send this kind.
         """
-        member = self._door.member(node_id)
+        member = self._authenticator.member(node_id)
         if member is None:
             raise WireError("foreign")
         header = decode_header(frames)
-        if header.sender.partition("/")[0] != node_id:
+        if Address.parse(header.sender).node != node_id:
             raise WireError("sender")
         if not may_send(member.role, header.kind):
             raise Forbidden(header, member.role)
-        if not self._sequences.fresh(header, frames[0].decode()):
+        if not self._replays.accept(header, str(decode_to(frames))):
             raise WireError("replayed")
         return header
 
     def forget(self, node_id: str) -> None:
-        """The link to a node ended."""
-        self._sequences.forget(node_id)
+        """Forget the sequence numbers of a node whose link went down."""
+        self._replays.forget(node_id)

@@ -1,7 +1,6 @@
-"""Knocking at other nodes' join ports: a DEALER each, for three seconds at most. What is said there is the
-doorkeeper's.
+"""The client side of joining: a DEALER for each join port that is asked, for three seconds at most.
 
-Each ends in one call: `let_in` with the welcome, or `refused` with a code and a sentence.
+It does not know what requests and replies prove; `bus.peering.authenticator` does.
 """
 
 from __future__ import annotations
@@ -9,24 +8,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from bus.messages import JoinAccept, RequestFailed
+from bus.address import HUB, Address
+from bus.hub_context import HubContext
+from bus.messages import JoinAccept, Message, RequestFailed
 from bus.net.endpoints import with_key
 from bus.net.sockets import connect, open_socket
 from bus.peering.authenticator import Authenticator
-from bus.sequencing import Sequencer
-from bus.wire import WireError, decode, encode
+from bus.wire import WireError, decode
 from cluster.failures import FailureCode
 
-KNOCK_WITHIN_S = 3.0
-MOST = 64  # join ports knocked at at one time
-JOIN_BYTES = 4096  # one frame at a join port
-
-LetIn = Callable[[str, JoinAccept], None]
-Refused = Callable[[str, FailureCode, str], None]
+TIMEOUT_S = 3.0
+MAX_ATTEMPTS = 64  # at one time
+JOIN_BYTES = 4096  # the largest frame at a join port
 
 _WATCHED = (
     zmq.Event.HANDSHAKE_SUCCEEDED
@@ -38,112 +36,100 @@ _WATCHED = (
 )
 
 
-@dataclass(eq=False, slots=True)
-class _JoinAttempt:
+@dataclass(frozen=True, eq=False, slots=True)
+class _Attempt:
     endpoint: str
     dealer: zmq.Socket[bytes]
     monitor: zmq.Socket[bytes]
-    until: float
+    deadline: float
 
 
 class JoinClient:
-    """Used on the hub's thread only; its sockets are in the hub's poller while they are open."""
+    """Used on the hub's thread only. Each attempt ends with one call: `accepted`, or `refused` with code and sentence.
+
+    `endpoint` is the node's own bus port, which it names in its requests.
+    """
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        poller: zmq.Poller,
-        door: Authenticator,
-        numbers: Sequencer,
-        let_in: LetIn,
-        refused: Refused,
+        context: HubContext,
+        authenticator: Authenticator,
+        endpoint: str,
+        accepted: Callable[[str, JoinAccept], None],
+        refused: Callable[[str, FailureCode, str], None],
     ) -> None:
-        self._context, self._poller, self._door = context, poller, door
-        self._let_in, self._refused, self._numbers = let_in, refused, numbers
-        self._knocks: dict[str, _JoinAttempt] = {}
-        self._by_socket: dict[zmq.Socket[bytes], _JoinAttempt] = {}
+        self._context, self._authenticator, self._endpoint = context, authenticator, endpoint
+        self._accepted, self._refused = accepted, refused
+        self._attempts: dict[str, _Attempt] = {}
 
-    def knock(self, endpoint: str) -> None:
-        """Begin to join at `tcp://host:port`, unless we do already. Raises ValueError for an invalid endpoint."""
-        if endpoint in self._knocks or len(self._knocks) >= MOST:
+    def join(self, endpoint: str) -> None:
+        """Ask to join at `tcp://host:port`, unless that is under way. Raises ValueError if it is no endpoint."""
+        if endpoint in self._attempts or len(self._attempts) >= MAX_ATTEMPTS:
             return
-        dealer = open_socket(self._context, zmq.DEALER, largest_frame=JOIN_BYTES)
+        dealer = open_socket(self._context.zmq_context, zmq.DEALER, largest_frame=JOIN_BYTES)
         dealer.setsockopt(zmq.RECONNECT_IVL, -1)
-        monitor = dealer.get_monitor_socket(_WATCHED)
-        knock = _JoinAttempt(endpoint, dealer, monitor, time.monotonic() + KNOCK_WITHIN_S)
-        self._knocks[endpoint] = knock
-        for socket in (dealer, monitor):
-            self._by_socket[socket] = knock
-            self._poller.register(socket, zmq.POLLIN)
+        attempt = _Attempt(endpoint, dealer, dealer.get_monitor_socket(_WATCHED), time.monotonic() + TIMEOUT_S)
+        self._attempts[endpoint] = attempt
+        self._context.reactor.register(dealer, partial(self._read_reply, attempt))
+        self._context.reactor.register(attempt.monitor, partial(self._read_event, attempt))
         try:
-            connect(dealer, with_key(endpoint, self._door.join_endpoint.public), self._door.pair)
+            connect(dealer, with_key(endpoint, self._authenticator.join_pair.public), self._authenticator.pair)
         except ValueError:
-            self._end(knock)
+            self._end(attempt)
             raise
 
-    def serve(self, socket: zmq.Socket[bytes], own_endpoint: str) -> bool:
-        """Something came on a socket; false where it is none of ours."""
-        knock = self._by_socket.get(socket)
-        if knock is None:
-            return False
-        if socket is knock.dealer:
-            self._answered(knock)
-        else:
-            self._happened(knock, recv_monitor_message(socket)["event"], own_endpoint)
-        return True
-
     def expire(self, now: float) -> None:
-        """End what nobody answered in time."""
-        for knock in [knock for knock in self._knocks.values() if knock.until < now]:
-            self._fail(knock, FailureCode.SILENT, f"nobody answers at {knock.endpoint}; does a node run there?")
+        """End the attempts that got no reply in time."""
+        for attempt in [attempt for attempt in self._attempts.values() if attempt.deadline < now]:
+            self._fail(attempt, FailureCode.SILENT, _silent(attempt.endpoint))
 
     def close(self) -> None:
-        """End all."""
-        for knock in list(self._knocks.values()):
-            self._end(knock)
+        """End all attempts without a call."""
+        for attempt in list(self._attempts.values()):
+            self._end(attempt)
 
-    def _happened(self, knock: _JoinAttempt, event: int, own_endpoint: str) -> None:
-        name, where = self._door.code.name, knock.endpoint
+    def _read_event(self, attempt: _Attempt) -> None:
+        event = recv_monitor_message(attempt.monitor)["event"]
+        cluster, endpoint = self._authenticator.code.name, attempt.endpoint
         if event == zmq.Event.HANDSHAKE_SUCCEEDED:
-            message = self._door.knock(own_endpoint)
-            frames = encode("/hub", self._numbers.header(message, "/hub"), message)
-            knock.dealer.send_multipart(frames, zmq.DONTWAIT)
+            request = self._authenticator.join_request(self._endpoint)
+            attempt.dealer.send_multipart(self._context.sequencer.encode(Address("", HUB), request), zmq.DONTWAIT)
         elif event == zmq.Event.HANDSHAKE_FAILED_AUTH:
-            self._fail(
-                knock,
-                FailureCode.REVOKED,
-                f"the node at {where} refuses this node's key: it was revoked in cluster {name}",
-            )
+            why = f"the node at {endpoint} refuses this node's key: it was revoked in cluster {cluster}"
+            self._fail(attempt, FailureCode.REVOKED, why)
         elif event in (zmq.Event.HANDSHAKE_FAILED_NO_DETAIL, zmq.Event.HANDSHAKE_FAILED_PROTOCOL):
-            sentence = (
-                f"wrong join code for cluster {name}: the join port at {where} does not open; "
+            why = (
+                f"wrong join code for cluster {cluster}: the join port at {endpoint} has another one; "
                 "get the present code there with `exobus cluster invite`"
             )
-            self._fail(knock, FailureCode.WRONG_CODE, sentence)
+            self._fail(attempt, FailureCode.WRONG_CODE, why)
         else:
-            self._fail(knock, FailureCode.SILENT, f"nobody answers at {where}; does a node run there?")
+            self._fail(attempt, FailureCode.SILENT, _silent(endpoint))
 
-    def _answered(self, knock: _JoinAttempt) -> None:
+    def _read_reply(self, attempt: _Attempt) -> None:
+        message: Message | None
         try:
-            message = decode(knock.dealer.recv_multipart()).message
+            message = decode(attempt.dealer.recv_multipart()).message
         except WireError as error:
-            message = RequestFailed(
-                FailureCode.VERSION, f"the join port at {knock.endpoint} speaks another protocol ({error})"
-            )
-        self._end(knock)
+            why = f"the join port at {attempt.endpoint} speaks another protocol ({error}); update exobus there or here"
+            message = RequestFailed(FailureCode.VERSION, why)
+        self._end(attempt)
         if isinstance(message, JoinAccept):
-            self._let_in(knock.endpoint, message)
+            self._accepted(attempt.endpoint, message)
         elif isinstance(message, RequestFailed):
-            self._refused(knock.endpoint, message.code, message.message)
+            self._refused(attempt.endpoint, message.code, message.message)
 
-    def _fail(self, knock: _JoinAttempt, code: FailureCode, sentence: str) -> None:
-        self._end(knock)
-        self._refused(knock.endpoint, code, sentence)
+    def _fail(self, attempt: _Attempt, code: FailureCode, why: str) -> None:
+        self._end(attempt)
+        self._refused(attempt.endpoint, code, why)
 
-    def _end(self, knock: _JoinAttempt) -> None:
-        del self._knocks[knock.endpoint]
-        knock.dealer.disable_monitor()
-        for socket in (knock.dealer, knock.monitor):
-            del self._by_socket[socket]
-            self._poller.unregister(socket)
+    def _end(self, attempt: _Attempt) -> None:
+        del self._attempts[attempt.endpoint]
+        attempt.dealer.disable_monitor()
+        for socket in (attempt.dealer, attempt.monitor):
+            self._context.reactor.unregister(socket)
             socket.close(0)
+
+
+def _silent(endpoint: str) -> str:
+    return f"no node answers at {endpoint}; does one run there?"

@@ -1,8 +1,8 @@
-"""Which hubs this hub is linked to, as a pure state machine: link events in, actions out. No sockets here.
+"""To which hubs a hub is linked: a pure state machine that turns events into actions.
 
-A link stands when our dial is connected and the other hub has said hello on its own dial. A hub that restarts
-says hello with a new incarnation: the old link is then down before the new one is up. End points name their node's
-key, and each life of a node has one.
+A link is up when our own connection is established and the other hub has sent its hello over a connection of its own.
+A hub that restarts sends a hello with a new incarnation: the old link goes down before the new one is up. An endpoint
+contains its node's key and port, so it names one node.
 """
 
 from __future__ import annotations
@@ -15,135 +15,132 @@ from cluster.roles import Role
 
 @dataclass(frozen=True, slots=True)
 class Dial:
-    """Open a DEALER to this end point."""
+    """Open a DEALER to this endpoint."""
 
     endpoint: str
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Close the DEALER to this end point."""
+    """Close the DEALER to this endpoint."""
 
     endpoint: str
 
 
 @dataclass(frozen=True, slots=True)
-class SayHello:
-    """Introduce ourselves on the DEALER to this end point; `heard` tells that its hello came."""
+class SendHello:
+    """Send a hello on the DEALER to this endpoint; `received` says that the other hub's hello came."""
 
     endpoint: str
-    heard: bool = False
+    received: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """Tell the own node."""
+    """Publish a fact on this node."""
 
     fact: PeerUp | PeerDown
 
 
-Action = Dial | Close | SayHello | Publish
+Action = Dial | Close | SendHello | Publish
 
 
 @dataclass(slots=True)
-class _Dialled:
+class _Link:
     connected: bool = False
-    peer: LinkHello | None = None
+    hello: LinkHello | None = None
     role: Role = Role.MEMBER
 
     @property
-    def stands(self) -> bool:
-        return self.connected and self.peer is not None
+    def is_up(self) -> bool:
+        return self.connected and self.hello is not None
 
 
 @dataclass(slots=True)
 class LinkState:
-    """Dials by end point. `node_id` is our own."""
+    """The links of one hub, by endpoint. Methods that take an event return the actions that follow from it."""
 
-    node_id: str
-    _dials: dict[str, _Dialled] = field(default_factory=dict)
+    _links: dict[str, _Link] = field(default_factory=dict)
 
     def dial(self, endpoint: str) -> list[Action]:
-        """Someone wants a link to `endpoint`. A dial that nobody answered yet says hello again."""
-        dial = self._dials.get(endpoint)
-        if dial is None:
-            self._dials[endpoint] = _Dialled()
+        """Start a link, or send the hello again if the other hub has not answered it."""
+        link = self._links.get(endpoint)
+        if link is None:
+            self._links[endpoint] = _Link()
             return [Dial(endpoint)]
-        return [SayHello(endpoint)] if dial.connected and not dial.stands else []
+        return [SendHello(endpoint)] if link.connected and not link.is_up else []
 
     def connected(self, endpoint: str) -> list[Action]:
-        """Our dial got through."""
-        dial = self._dials.get(endpoint)
-        if dial is None or dial.connected:
+        """Note that our connection is established."""
+        link = self._links.get(endpoint)
+        if link is None or link.connected:
             return []
-        dial.connected = True
-        return [SayHello(endpoint, dial.peer is not None), *_up(endpoint, dial)]
+        link.connected = True
+        return [SendHello(endpoint, link.hello is not None), *_up(endpoint, link)]
 
     def hello(self, hello: LinkHello, role: Role) -> list[Action]:
-        """The other hub introduced itself, on its dial to us."""
-        if any(self._life(endpoint) > hello.incarnation for endpoint in self._of(hello.node_id)):
-            return []  # a late word from before its restart
-        actions = self._retire(hello)
-        dial = self._dials.setdefault(hello.endpoint, new := _Dialled())
-        stood, dial.peer, dial.role = dial.stands, hello, role
-        if dial is new:
+        """Take the hello that the hub of a node with this role sent over its connection to us."""
+        known = self._endpoints_of(hello.node_id)
+        if any(self._incarnation(endpoint) > hello.incarnation for endpoint in known):
+            return []  # it was sent before the node restarted
+        stale = [endpoint for endpoint in known if self._incarnation(endpoint) != hello.incarnation]
+        actions = [action for endpoint in stale for action in self._close(endpoint, "it restarted")]
+        link = self._links.setdefault(hello.endpoint, new := _Link())
+        was_up, link.hello, link.role = link.is_up, hello, role
+        if link is new:
             return [*actions, Dial(hello.endpoint)]
-        answer: list[Action] = [SayHello(hello.endpoint, heard=True)] if dial.connected and not hello.heard else []
-        return [*actions, *answer, *([] if stood else _up(hello.endpoint, dial))]
+        if link.connected and not hello.hello_received:
+            actions.append(SendHello(hello.endpoint, received=True))
+        return actions if was_up else [*actions, *_up(hello.endpoint, link)]
 
     def disconnected(self, endpoint: str, reason: str) -> list[Action]:
-        """Our dial broke, could not be made, or was refused. One that stood is tried once more.
+        """Note that our connection broke, was refused, or could not be made. A link that was up is tried once more.
 
-        The other hub may not have noticed anything, and then nobody else would ever dial.
+        The other hub may not have noticed anything, and then neither of the two would ever connect again.
         """
-        dial = self._dials.get(endpoint)
-        again = dial is not None and dial.stands
+        link = self._links.get(endpoint)
+        again = link is not None and link.is_up
         actions = self._close(endpoint, reason)
         return [*actions, *self.dial(endpoint)] if again else actions
 
     def left(self, node_id: str, reason: str = "it left") -> list[Action]:
-        """The other hub said good-bye, or is not let in any more."""
-        return [action for endpoint in self._of(node_id) for action in self._close(endpoint, reason)]
+        """End the links to a node that sent `link.bye` or may not be linked any more."""
+        return [action for endpoint in self._endpoints_of(node_id) for action in self._close(endpoint, reason)]
 
     def endpoint_of(self, node_id: str) -> str | None:
-        """The end point of a standing link to a node."""
-        return next((endpoint for endpoint in self._of(node_id) if self._dials[endpoint].stands), None)
+        """Return the endpoint of a node to which a link is up, else None."""
+        return next((endpoint for endpoint in self._endpoints_of(node_id) if self._links[endpoint].is_up), None)
 
-    def life_of(self, node_id: str) -> int | None:
-        """The incarnation of a node to which a link stands."""
+    def incarnation_of(self, node_id: str) -> int | None:
+        """Return the incarnation of a node to which a link is up, else None."""
         endpoint = self.endpoint_of(node_id)
-        return None if endpoint is None else self._life(endpoint)
+        return None if endpoint is None else self._incarnation(endpoint)
 
-    def standing(self) -> tuple[HubPeer, ...]:
-        """All links that stand."""
+    def peers(self) -> tuple[HubPeer, ...]:
+        """Return the hubs to which a link is up."""
         return tuple(
-            HubPeer(dial.peer.node_id, dial.peer.name, endpoint, dial.role, dial.peer.join_endpoint)
-            for endpoint, dial in self._dials.items()
-            if dial.peer is not None and dial.connected
+            HubPeer(link.hello.node_id, link.hello.name, endpoint, link.role, link.hello.join_endpoint)
+            for endpoint, link in self._links.items()
+            if link.hello is not None and link.connected
         )
 
-    def _of(self, node_id: str) -> list[str]:
-        return [e for e, dial in self._dials.items() if dial.peer is not None and dial.peer.node_id == node_id]
+    def _endpoints_of(self, node_id: str) -> list[str]:
+        return [e for e, link in self._links.items() if link.hello is not None and link.hello.node_id == node_id]
 
-    def _retire(self, hello: LinkHello) -> list[Action]:
-        """Close what belongs to an earlier life of the same node."""
-        stale = [e for e in self._of(hello.node_id) if self._life(e) != hello.incarnation]
-        return [action for e in stale for action in self._close(e, "it restarted")]
-
-    def _life(self, endpoint: str) -> int:
-        peer = self._dials[endpoint].peer
-        return peer.incarnation if peer else 0
+    def _incarnation(self, endpoint: str) -> int:
+        hello = self._links[endpoint].hello
+        return hello.incarnation if hello else 0
 
     def _close(self, endpoint: str, reason: str) -> list[Action]:
-        dial = self._dials.pop(endpoint, None)
-        if dial is None:
+        link = self._links.pop(endpoint, None)
+        if link is None:
             return []
-        if not dial.stands or dial.peer is None:
+        if link.hello is None or not link.connected:
             return [Close(endpoint)]
-        return [Close(endpoint), Publish(PeerDown(dial.peer.node_id, reason))]
+        return [Close(endpoint), Publish(PeerDown(link.hello.node_id, reason))]
 
 
-def _up(endpoint: str, dial: _Dialled) -> list[Action]:
-    if not dial.stands or dial.peer is None:
+def _up(endpoint: str, link: _Link) -> list[Action]:
+    if link.hello is None or not link.connected:
         return []
-    return [Publish(PeerUp(dial.peer.node_id, dial.peer.name, endpoint, dial.role))]
+    return [Publish(PeerUp(link.hello.node_id, link.hello.name, endpoint, link.role))]

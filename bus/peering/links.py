@@ -1,30 +1,34 @@
-"""A hub's links to other hubs: a DEALER and its monitor for each dial.
+"""A hub's links to other hubs: a DEALER and its monitor for each, and the topics that the other side wants.
 
-Carries out what `bus.peering.link_state` decides; which messages travel over the links is the hub's business.
+`bus.peering.link_state` decides what to open, close and publish; this module does it. Messages from other hubs come in
+over the bus port (`bus.peering.peering`).
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import msgspec
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from bus.messages import HubPeer, LinkHello, LinkSubscribe, Message, PeerDown, PeerUp
+from bus.address import HUB, Address
+from bus.hub_context import HubContext
+from bus.messages import HubPeer, LinkBye, LinkHello, Message, PeerDown, PeerUp
 from bus.net.endpoints import node_of
 from bus.net.keys import KeyPair
 from bus.net.sockets import connect, open_socket
-from bus.peering.link_state import Action, Close, Dial, LinkState, Publish, SayHello
-from bus.sequencing import Sequencer
-from bus.wire import encode
+from bus.peering.inbound_policy import InboundPolicy
+from bus.peering.link_state import Action, Close, Dial, LinkState, Publish, SendHello
 from cluster.roles import Role
 from common.rate_limit import RateLimitedLogger
 
 limited = RateLimitedLogger(logging.getLogger(__name__))
 
+BYE_LINGER_MS = 300  # for a `link.bye` to get out
 _LOST = (
     zmq.Event.DISCONNECTED
     | zmq.Event.CLOSED
@@ -35,165 +39,150 @@ _LOST = (
 )
 
 
+class _Connection(NamedTuple):
+    dealer: zmq.Socket[bytes]
+    monitor: zmq.Socket[bytes]
+
+
 class Links:
-    """`introduction` makes our hello, `announce` tells our own actors. Used on the hub's thread only."""
+    """Used on the hub's thread only. `own` is the node's key pair, and `make_hello` makes the hello that it sends."""
 
     def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        poller: zmq.Poller,
-        mesh: LinkState,
-        own: KeyPair | None,
-        numbers: Sequencer,
-        introduction: Callable[[], LinkHello],
-        announce: Callable[[PeerUp | PeerDown], None],
-        counters: Counter[str],
+        self, context: HubContext, policy: InboundPolicy, own: KeyPair, make_hello: Callable[[], LinkHello]
     ) -> None:
-        self._context, self._poller, self._mesh, self._own = context, poller, mesh, own
-        self._numbers = numbers
-        self._introduction, self._announce, self._counters = introduction, announce, counters
-        self._dealers: dict[str, zmq.Socket[bytes]] = {}
-        self._monitors: dict[zmq.Socket[bytes], str] = {}
-        self._wanted: dict[str, tuple[bytes, ...]] = {}  # node id -> topics its actors subscribed to
+        self._context, self._policy, self._own, self._make_hello = context, policy, own, make_hello
+        self._state = LinkState()
+        self._connections: dict[str, _Connection] = {}  # by endpoint
+        self._topics: dict[str, tuple[bytes, ...]] = {}  # by the id of the node whose actors subscribed to them
 
-    # -- what comes in
+    # -- events
 
     def dial(self, endpoint: str) -> None:
-        """Begin a link to the hub at `endpoint`."""
-        self._act(self._mesh.dial(endpoint))
+        """Link to the hub at a bus port, unless that is done or under way."""
+        self._do(self._state.dial(endpoint))
 
     def drop(self, endpoint: str) -> None:
-        """End the link to the hub at `endpoint`."""
-        self._act(self._mesh.disconnected(endpoint, "it was dropped"))
+        """End the link to the hub at a bus port."""
+        self._do(self._state.disconnected(endpoint, "it was dropped"))
 
-    def greeted(self, hello: LinkHello, role: Role) -> None:
-        """A member's hub said hello over its dial to us."""
-        self._wanted[hello.node_id] = _topics(hello.subscriptions)
-        self._act(self._mesh.hello(hello, role))
+    def hello(self, hello: LinkHello, role: Role) -> None:
+        """Take the hello of a member's hub."""
+        self.subscribe(hello.node_id, hello.subscriptions)
+        self._do(self._state.hello(hello, role))
 
-    def wants(self, node_id: str, message: LinkSubscribe) -> None:
-        """From now on a node hears these topics."""
-        self._wanted[node_id] = _topics(message.subscriptions)
-
-    def wanted(self) -> set[bytes]:
-        """Every topic that some linked node wants."""
-        return {topic for topics in self._wanted.values() for topic in topics}
+    def subscribe(self, node_id: str, topics: Sequence[str]) -> None:
+        """Send a node the facts of these topics from now on, and no others."""
+        self._topics[node_id] = tuple(topic.encode() for topic in topics)
 
     def left(self, node_id: str) -> None:
-        """A node said good-bye."""
-        self._act(self._mesh.left(node_id))
+        """End the link to a node that sent `link.bye`."""
+        self._do(self._state.left(node_id))
 
-    def cut(self, node_id: str, farewell: Message, reason: str) -> None:
-        """End the link to a node and tell it so, or it would take its own dial for a link."""
-        if endpoint := self._mesh.endpoint_of(node_id):
-            self._dealers[endpoint].setsockopt(zmq.LINGER, 300)
-            self._tell(endpoint, farewell)
-        self._act(self._mesh.left(node_id, reason))
+    def cut(self, node_id: str, reason: str) -> None:
+        """End the link to a node and tell it, or it would take its own connection for a link."""
+        if endpoint := self._state.endpoint_of(node_id):
+            self._connections[endpoint].dealer.setsockopt(zmq.LINGER, BYE_LINGER_MS)
+            self._send(endpoint, LinkBye())
+        self._do(self._state.left(node_id, reason))
 
-    def from_monitor(self, monitor: zmq.Socket[bytes]) -> None:
-        """A dial got through, or broke."""
-        endpoint = self._monitors.get(monitor)
-        if endpoint is None:
-            return
-        event = recv_monitor_message(monitor)["event"]
-        if event == zmq.Event.HANDSHAKE_SUCCEEDED:
-            self._act(self._mesh.connected(endpoint))
-        elif event & _LOST:
-            self._act(self._mesh.disconnected(endpoint, "the connection broke"))
+    # -- what is linked
 
-    # -- what goes out
+    def peers(self) -> tuple[HubPeer, ...]:
+        """Return the hubs to which a link is up."""
+        return self._state.peers()
 
-    def standing(self) -> tuple[HubPeer, ...]:
-        """All links that stand."""
-        return self._mesh.standing()
+    def incarnation_of(self, node_id: str) -> int | None:
+        """Return the incarnation of a node to which a link is up, else None."""
+        return self._state.incarnation_of(node_id)
 
-    def life_of(self, node_id: str) -> int | None:
-        """The incarnation of a node to which a link stands."""
-        return self._mesh.life_of(node_id)
+    def wanted_topics(self) -> set[bytes]:
+        """Return all topics to which a node subscribed."""
+        return {topic for topics in self._topics.values() for topic in topics}
 
-    def tell(self, node_id: str, message: Message) -> bool:
-        """Send a message to a node's hub itself; False where no link stands or the link is full."""
-        endpoint = self._mesh.endpoint_of(node_id)
-        return endpoint is not None and self._tell(endpoint, message)
+    # -- outgoing messages
+
+    def send(self, node_id: str, message: Message) -> bool:
+        """Send a message to a node's hub itself. Returns False if no link to it is up, or its queue is full."""
+        endpoint = self._state.endpoint_of(node_id)
+        return endpoint is not None and self._send(endpoint, message)
+
+    def send_all(self, message: Message) -> None:
+        """Send a message to every linked hub itself."""
+        for peer in self.peers():
+            self._send(peer.endpoint, message)
 
     def forward(self, node_id: str, frames: Sequence[bytes]) -> bool:
-        """Send work to a node; False where no link to it stands or the link is full."""
-        endpoint = self._mesh.endpoint_of(node_id)
+        """Send work to a node. Returns False if no link to it is up, or its queue is full."""
+        endpoint = self._state.endpoint_of(node_id)
         return endpoint is not None and self._push(endpoint, frames, "work dropped")
 
     def publish(self, frames: Sequence[bytes]) -> None:
-        """Send a fact to every linked hub that wants its topic."""
-        for peer in self._mesh.standing():
-            if frames[0].startswith(self._wanted.get(peer.node_id, ())):
+        """Send a fact to every linked hub that subscribed to its topic."""
+        for peer in self.peers():
+            if frames[0].startswith(self._topics.get(peer.node_id, ())):
                 self._push(peer.endpoint, frames, "fact dropped")
 
-    def tell_all(self, message: Message) -> None:
-        """Send a message to every linked hub itself."""
-        for peer in self._mesh.standing():
-            self._tell(peer.endpoint, message)
+    def close(self) -> None:
+        """Send `link.bye` to all linked hubs and close all sockets."""
+        for peer in self.peers():
+            self._connections[peer.endpoint].dealer.setsockopt(zmq.LINGER, BYE_LINGER_MS)
+        self.send_all(LinkBye())
+        for endpoint in list(self._connections):
+            self._close(endpoint)
 
-    def close(self, farewell: Message) -> None:
-        """Say good-bye and close every dial; the good-byes have 300 ms to get out."""
-        for peer in self._mesh.standing():
-            self._dealers[peer.endpoint].setsockopt(zmq.LINGER, 300)
-        self.tell_all(farewell)
-        for endpoint in list(self._dealers):
-            self._hang_up(endpoint)
+    def _send(self, endpoint: str, message: Message) -> bool:
+        to = Address(node_of(endpoint), HUB)
+        return self._push(endpoint, self._context.sequencer.encode(to, message), "work dropped")
 
-    def _push(self, endpoint: str, frames: Sequence[bytes], count_as: str) -> bool:
+    def _push(self, endpoint: str, frames: Sequence[bytes], counter: str) -> bool:
         try:
-            self._dealers[endpoint].send_multipart(frames, zmq.DONTWAIT)
+            self._connections[endpoint].dealer.send_multipart(frames, zmq.DONTWAIT)
         except zmq.Again:
-            self._counters[count_as] += 1
+            self._context.counters[counter] += 1
             return False
         return True
 
-    def _tell(self, endpoint: str, message: Message) -> bool:
-        to = f"{node_of(endpoint)}/hub"
-        return self._push(endpoint, encode(to, self._numbers.header(message, to), message), "work dropped")
+    # -- connections
 
-    # -- dials
-
-    def _act(self, actions: Sequence[Action]) -> None:
+    def _do(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
                 case Dial(endpoint):
                     self._open(endpoint)
                 case Close(endpoint):
-                    self._hang_up(endpoint)
-                case SayHello(endpoint, heard):
-                    self._tell(endpoint, msgspec.structs.replace(self._introduction(), heard=heard))
+                    self._close(endpoint)
+                case SendHello(endpoint, received):
+                    self._send(endpoint, msgspec.structs.replace(self._make_hello(), hello_received=received))
                 case Publish(fact):
-                    self._tell_own_node(fact)
+                    self._publish(fact)
+
+    def _publish(self, fact: PeerUp | PeerDown) -> None:
+        if isinstance(fact, PeerDown):
+            self._topics.pop(fact.node_id, None)
+            self._policy.forget(fact.node_id)
+        self._context.publish(fact)
 
     def _open(self, endpoint: str) -> None:
-        dealer = open_socket(self._context, zmq.DEALER)
+        dealer = open_socket(self._context.zmq_context, zmq.DEALER)
         monitor = dealer.get_monitor_socket(zmq.Event.HANDSHAKE_SUCCEEDED | _LOST)
-        self._dealers[endpoint], self._monitors[monitor] = dealer, endpoint
-        self._poller.register(monitor, zmq.POLLIN)
-        assert self._own is not None, "a node that stands alone dials nobody"
+        self._connections[endpoint] = _Connection(dealer, monitor)
+        self._context.reactor.register(monitor, partial(self._read_event, endpoint, monitor))
         try:
             connect(dealer, endpoint, self._own)
         except ValueError as error:
-            limited.warning("no end point", "%s", error)
-            self._act(self._mesh.disconnected(endpoint, "it is no end point"))
+            limited.warning("no endpoint", "%s", error)
+            self._do(self._state.disconnected(endpoint, "it is no endpoint"))
 
-    def _hang_up(self, endpoint: str) -> None:
-        dealer = self._dealers.pop(endpoint, None)
-        if dealer is None:
-            return
-        dealer.disable_monitor()
-        for monitor in [m for m, e in self._monitors.items() if e == endpoint]:
-            del self._monitors[monitor]
-            self._poller.unregister(monitor)
-            monitor.close(0)
-        dealer.close()
+    def _read_event(self, endpoint: str, monitor: zmq.Socket[bytes]) -> None:
+        event = recv_monitor_message(monitor)["event"]
+        if event == zmq.Event.HANDSHAKE_SUCCEEDED:
+            self._do(self._state.connected(endpoint))
+        elif event & _LOST:
+            self._do(self._state.disconnected(endpoint, "the connection broke"))
 
-    def _tell_own_node(self, fact: PeerUp | PeerDown) -> None:
-        if isinstance(fact, PeerDown):
-            self._wanted.pop(fact.node_id, None)
-        self._announce(fact)
-
-
-def _topics(subscriptions: Sequence[str]) -> tuple[bytes, ...]:
-    return tuple(topic.encode() for topic in subscriptions)
+    def _close(self, endpoint: str) -> None:
+        if connection := self._connections.pop(endpoint, None):
+            connection.dealer.disable_monitor()
+            self._context.reactor.unregister(connection.monitor)
+            connection.monitor.close(0)
+            connection.dealer.close()

@@ -1,4 +1,4 @@
-"""The file of the nodes that this node let in or shut out, so that a restart forgets neither. No sockets here."""
+"""The file in which a node keeps the members of its cluster, so that a restart forgets neither approved nor revoked."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from cluster.membership import Member, Membership
 from common.private_files import PrivateFileError, read_private, write_private
 
 MEMBERS_FILE = "members.json"
-LARGEST = 1 << 20
+MAX_BYTES = 1 << 20
 
 
-class _Kept(msgspec.Struct, frozen=True):
-    """Members of one cluster; those of another are nobody here."""
+class _Stored(msgspec.Struct, frozen=True):
+    """Members of one cluster. In another cluster they mean nothing."""
 
     cluster: str
     members: tuple[Member, ...]
@@ -26,16 +26,16 @@ def read_members(data_dir: Path, cluster: str, *, strict: bool) -> Membership:
     if not path.exists():
         return Membership(cluster, strict)
     try:
-        kept = msgspec.json.decode(read_private(path, LARGEST), type=_Kept)
+        stored = msgspec.json.decode(read_private(path, MAX_BYTES), type=_Stored)
     except msgspec.DecodeError as error:
         raise PrivateFileError(
             f"{path} is damaged ({error}); restore it, or delete it to let members join anew"
         ) from None
-    known = kept.members if kept.cluster == cluster else ()
-    return Membership(cluster, strict, {member.node_id: member for member in known})
+    members = stored.members if stored.cluster == cluster else ()
+    return Membership(cluster, strict, {member.node_id: member for member in members})
 
 
 def write_members(data_dir: Path, members: Membership) -> None:
-    """Keep the members, whole or not at all. Raises PrivateFileError."""
-    kept = _Kept(members.cluster, tuple(members.by_id.values()))
-    write_private(data_dir / MEMBERS_FILE, msgspec.json.encode(kept).decode())
+    """Replace the file, in one step. Raises PrivateFileError."""
+    stored = _Stored(members.cluster, tuple(members.by_id.values()))
+    write_private(data_dir / MEMBERS_FILE, msgspec.json.encode(stored).decode())

@@ -1,4 +1,7 @@
-"""What a node holds of another node. The abstract handle knows no transport; `BusPeerHandle` is the ZeroMQ one."""
+"""What a node holds of another node. The abstract handle knows no transport; `BusPeerHandle` is the ZeroMQ one.
+
+An actor makes one handle for each peer and keeps it as long as it knows the peer.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,22 @@ import time
 from abc import ABC, abstractmethod
 from typing import TypeVar
 
+from bus.address import Address
 from bus.client import BusClient
 from bus.messages import LinkProbe, Message, PeerDial, PeerDrop, RequestDone, Work
 from cluster.capabilities import DeviceCapabilities
 
 R = TypeVar("R", bound=Message)
 
-ANSWER_WITHIN_S = 2.0
+REPLY_WITHIN_S = 2.0
 
 
 class PeerHandle(ABC):
-    """Another node: who it is, where it is, and the way to it.
+    """Another node: its address, what it is, and how to reach it.
 
-    `id` is empty until the node has introduced itself, `description` is its name, `capabilities` is what its
-    last record said.
+    `id` is its node id, empty until a link to it was up. `description` is its name, `capabilities` those of its last
+    record. `is_connected`, `description` and `disconnect` belong to the interface of the original design; exobus itself
+    needs only the others.
     """
 
     def __init__(self, address: str) -> None:
@@ -31,31 +36,30 @@ class PeerHandle(ABC):
     @property
     @abstractmethod
     def is_connected(self) -> bool:
-        """Whether a link to it stands."""
+        """Whether a link to it is up."""
 
     @abstractmethod
     async def connect(self) -> None:
-        """Begin to link; that the link stands is told by a fact. Raises RequestError where it cannot begin."""
+        """Start to link; the fact `peer.up` follows when the link is up. Raises RequestError if it cannot start."""
 
     @abstractmethod
     async def disconnect(self) -> None:
-        """End the link. One that does not stand is no error."""
+        """End the link, if there is one. Raises RequestError if the hub does not reply."""
 
     @abstractmethod
     async def health_check(self) -> float:
-        """Milliseconds of a round trip to it and back. Raises RequestError where it does not answer."""
+        """Return the milliseconds of a round trip. Raises RequestError if the node does not reply."""
 
     @abstractmethod
     async def send(self, actor: str, work: Work, expects: type[R], deadline_s: float) -> R:
-        """Send work to one of its actors and await the reply. Raises RequestError."""
+        """Send work to one of its actors and return the reply. Raises RequestError."""
 
 
 class BusPeerHandle(PeerHandle):
-    """A node behind this node's hub.
+    """A node to which this node's hub links.
 
-    `address` is that of its join port, which the hub knocks at. For a node that is linked already it may be the end
-    point of
-    its hub, which is enough to end the link but not to make it anew.
+    `address` is the endpoint of its join port. For a node that is linked already it may be its bus port, which is
+    enough to disconnect but not to connect again.
     """
 
     def __init__(self, bus: BusClient, address: str) -> None:
@@ -64,28 +68,27 @@ class BusPeerHandle(PeerHandle):
 
     @property
     def is_connected(self) -> bool:
-        """See the base class: a node that has introduced itself is linked until the hub says otherwise."""
         return bool(self.id)
 
     def linked(self, node_id: str, name: str) -> None:
-        """The hub says that the link stands."""
+        """Note that the hub published `peer.up` for this node."""
         self.id, self.description = node_id, name
 
     async def connect(self) -> None:
-        """See the base class."""
-        await self._bus.request("hub", PeerDial(self.address), RequestDone, ANSWER_WITHIN_S)
+        await self._bus.request("hub", PeerDial(self.address), RequestDone, REPLY_WITHIN_S)
 
     async def disconnect(self) -> None:
-        """See the base class."""
-        await self._bus.request("hub", PeerDrop(self.address), RequestDone, ANSWER_WITHIN_S)
+        await self._bus.request("hub", PeerDrop(self.address), RequestDone, REPLY_WITHIN_S)
         self.id = ""
 
     async def health_check(self) -> float:
-        """See the base class. Its topology actor answers, so hubs and an actor's loop are both on the way."""
-        begun = time.perf_counter()
-        await self.send("topology", LinkProbe(), RequestDone, ANSWER_WITHIN_S)
-        return (time.perf_counter() - begun) * 1000
+        """Return the milliseconds of a round trip to its topology actor, through both hubs and an actor's loop.
+
+        Raises RequestError if it does not reply.
+        """
+        start = time.perf_counter()
+        await self.send("topology", LinkProbe(), RequestDone, REPLY_WITHIN_S)
+        return (time.perf_counter() - start) * 1000
 
     async def send(self, actor: str, work: Work, expects: type[R], deadline_s: float) -> R:
-        """See the base class."""
-        return await self._bus.request(f"{self.id}/{actor}", work, expects, deadline_s)
+        return await self._bus.request(str(Address(self.id, actor)), work, expects, deadline_s)

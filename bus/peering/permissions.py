@@ -1,7 +1,7 @@
-"""Which kinds of message a node may send over a link, by its role. Pure; a hub asks for every message that comes in.
+"""Which kinds of message a node may send over a link, by its role. A hub checks every incoming message.
 
-Work within a node crosses no link, whoever sends it: else a member could have another's engine open any file. What is
-not decided here is a member's alone.
+Work that belongs inside a node crosses no link, not even from a member: it could else make the engine of another node
+open any file. A kind that is in none of the tables is for members only.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _ALLOWED: dict[Role, tuple[type[Message], ...]] = {
 
 
 def may_send(role: Role, kind: str) -> bool:
-    """Whether a node of this role may send this kind over a link. Kinds that are not known here are newer members'."""
+    """Return whether a node of this role may send this kind over a link. Unknown kinds are those of newer members."""
     message = MESSAGES.get(kind)
     if message is None:
         return role is Role.MEMBER

@@ -16,10 +16,10 @@ from tests.support.bus import client, described, running_hub
 from tests.support.crowd import (
     GUEST,
     HOST,
+    connect_at_once,
     half_frames,
     hub_with,
     idle,
-    knock_together,
     ports,
     seconds_to_join,
     seconds_until_closed,
@@ -36,7 +36,7 @@ def measure() -> list[Figure]:
     _allow_files(IDLE + 500)
     with hub_with() as (process, folder):
         bus, join_endpoint = ports(_state(folder))
-        let_in = sum(knock_together(_state(folder).endpoint, 100) for _ in range(UNKNOWN_KEYS // 100))
+        let_in = sum(connect_at_once(_state(folder).endpoint, 100) for _ in range(UNKNOWN_KEYS // 100))
         halves = [_half_open_kib(process.process.pid, port) for port in (bus, join_endpoint)]
     with hub_with() as (_, folder):
         alone = [_join(ports(_state(folder))[1]) for _ in range(JOINS)]

@@ -1,4 +1,4 @@
-"""The actor loop against a real hub: dispatch, timers, and the failure policy."""
+"""The actor loop with a hub: dispatch, timers, and the failure policy."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ from bus.messages import (
     Log,
     RequestCancel,
     RequestDone,
+    RequestFailed,
     ShardUnload,
     StageDrain,
     Status,
     TopologyGet,
     TopologyState,
 )
-from bus.wire import encode, new_header
+from bus.net.sockets import connect_ipc, open_socket
+from bus.wire import decode, encode, new_header
 from cluster.failures import FailureCode
 from cluster.topology import NodeRecord, Topology
 from tests.support.bus import WITHIN_S, client, heard, running_hub, subscribed
@@ -37,7 +39,7 @@ A = "a" * 16
 
 
 class Worker(Actor):
-    """Does one of everything."""
+    """Has one handler for each case."""
 
     name = "worker"
 
@@ -77,7 +79,7 @@ class Worker(Actor):
     @on(Status)
     async def note(self, message: Status, envelope: object) -> None:
         if message.text == "die":
-            raise LookupError("a fact was too much")
+            raise LookupError("broken fact handler")
         self.facts.put_nowait(message.text)
 
     @every(0.01)
@@ -87,7 +89,7 @@ class Worker(Actor):
 
 @asynccontextmanager
 async def running(actor: type[Worker] = Worker) -> AsyncIterator[tuple[BusClient, Worker, asyncio.Task[None]]]:
-    """An asker, a worker that the hub knows, and the worker's `run`."""
+    """Start an asker, and a worker that serves. Yields both and the task of the worker's `run`."""
     with running_hub(A) as hub:
         async with client(hub.run_dir, A, "asker", Log) as asker:
             worker = actor(BusClient(hub.run_dir, A, actor.name))
@@ -119,14 +121,14 @@ def with_worker(
     asyncio.run(main())
 
 
-def test_what_a_handler_returns_is_the_answer() -> None:
+def test_result_of_a_handler_is_the_reply() -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         assert await asker.request("worker", LinkProbe(), RequestDone, WITHIN_S) == RequestDone()
 
     with_worker(test)
 
 
-def test_a_refusal_keeps_its_code_and_sentence() -> None:
+def test_request_error_keeps_code_and_sentence() -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         with pytest.raises(RequestError, match="no model m") as refused:
             await asker.request("worker", InstanceEnsure("m"), RequestDone, WITHIN_S)
@@ -135,7 +137,7 @@ def test_a_refusal_keeps_its_code_and_sentence() -> None:
     with_worker(test)
 
 
-def test_an_exception_while_serving_is_the_askers_and_the_actor_lives() -> None:
+def test_exception_while_serving_goes_to_the_requester() -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         with pytest.raises(RequestError, match=r"worker failed at shard\.unload: ZeroDivisionError\('oh'\)") as refused:
             await asker.request("worker", ShardUnload("i", 1), RequestDone, WITHIN_S)
@@ -145,33 +147,45 @@ def test_an_exception_while_serving_is_the_askers_and_the_actor_lives() -> None:
     with_worker(test)
 
 
-def test_an_exception_at_a_fact_ends_the_process() -> None:
+def test_exception_in_fact_handler_ends_the_process() -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         await subscribed(asker, "hub", "status")
         await asker.publish(Status("m", "die"))
-        with pytest.raises(LookupError, match="a fact was too much"):
+        with pytest.raises(LookupError, match="broken fact handler"):
             await asyncio.wait_for(task, WITHIN_S)
         assert worker.stopped_cleanly
 
     with_worker(test)
 
 
-def test_an_exception_in_a_timer_ends_the_process() -> None:
+def test_exception_in_timer_ends_the_process() -> None:
     class Broken(Worker):
         @every(0.01)
         async def fail(self) -> None:
             if self.facts.qsize():
-                raise LookupError("a timer was too much")
+                raise LookupError("broken timer")
 
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         worker.facts.put_nowait("now")
-        with pytest.raises(LookupError, match="a timer was too much"):
+        with pytest.raises(LookupError, match="broken timer"):
             await asyncio.wait_for(task, WITHIN_S)
 
     with_worker(test, Broken)
 
 
-def test_an_exception_at_the_start_ends_the_process_and_closes_everything() -> None:
+def test_exception_in_the_client_ends_the_process() -> None:
+    async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
+        del worker.bus._inbox
+        await subscribed(asker, "hub", "status")
+        await asker.publish(Status("m", "breaks the reader"))
+        with pytest.raises(AttributeError, match="_inbox"):
+            await asyncio.wait_for(task, WITHIN_S)
+        assert worker.stopped_cleanly
+
+    with_worker(test)
+
+
+def test_exception_at_start_closes_everything() -> None:
     class Unable(Worker):
         async def started(self) -> None:
             raise LookupError("no start")
@@ -188,7 +202,7 @@ def test_an_exception_at_the_start_ends_the_process_and_closes_everything() -> N
     asyncio.run(main())
 
 
-def test_work_that_nobody_serves_is_refused_at_once() -> None:
+def test_work_without_handler_is_refused() -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         with pytest.raises(RequestError, match=r"worker does not serve topology\.get") as refused:
             await asker.request("worker", TopologyGet(), TopologyState, 60.0)
@@ -197,18 +211,20 @@ def test_work_that_nobody_serves_is_refused_at_once() -> None:
     with_worker(test)
 
 
-def test_work_of_a_later_version_is_refused_at_once() -> None:
+def test_work_of_unknown_kind_is_refused() -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
-        header = msgspec.structs.replace(new_header(LinkProbe(), asker.address), kind="from.the.future")
-        future: asyncio.Future[object] = asyncio.get_running_loop().create_future()
-        asker._waiting[header.id] = (worker.bus.address, future)  # type: ignore[assignment]
-        await asker._send(encode(worker.bus.address, header, LinkProbe()), 1.0)
-        assert "does not serve from.the.future" in str(await asyncio.wait_for(future, WITHIN_S))
+        with zmq.Context() as context, open_socket(context, zmq.DEALER) as dealer:
+            connect_ipc(dealer, asker._paths.work)
+            header = msgspec.structs.replace(new_header(LinkProbe(), f"{A}/raw"), kind="from.the.future")
+            dealer.send_multipart(encode(worker.bus.address, header, LinkProbe()))
+            assert await asyncio.to_thread(dealer.poll, 5000)
+            reply = decode(dealer.recv_multipart()).message
+        assert reply == RequestFailed(FailureCode.UNSUPPORTED, f"{A}/worker does not serve from.the.future")
 
     with_worker(test)
 
 
-def test_a_request_that_times_out_cancels_its_handler() -> None:
+def test_timeout_cancels_the_handler() -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         with pytest.raises(RequestError, match="did not answer"):
             await asker.request("worker", StageDrain(), RequestDone, 0.05)
@@ -218,14 +234,14 @@ def test_a_request_that_times_out_cancels_its_handler() -> None:
     with_worker(test)
 
 
-def test_only_the_asker_can_cancel() -> None:
+def test_cancel_of_another_sender_is_ignored() -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         request = asyncio.create_task(asker.request("worker", StageDrain(), RequestDone, WITHIN_S))
         await asyncio.wait_for(worker.hanging.get(), WITHIN_S)
         ((_, work),) = worker._serving
-        for stranger in (f"{'c' * 16}/asker", f"{A}/another", f"{'c' * 16}/hub"):
-            header = new_header(RequestCancel(work), stranger)
-            await asker._send(encode(worker.bus.address, header, RequestCancel(work)), WITHIN_S)
+        for impostor in (f"{'c' * 16}/asker", f"{A}/another", f"{'c' * 16}/hub"):
+            header = new_header(RequestCancel(work), impostor)
+            await asker._push(encode(worker.bus.address, header, RequestCancel(work)), WITHIN_S)
         await asker.request("worker", LinkProbe(), RequestDone, WITHIN_S)  # behind the cancels
         assert not worker.cancelled.is_set()
         request.cancel()
@@ -234,11 +250,11 @@ def test_only_the_asker_can_cancel() -> None:
     with_worker(test)
 
 
-def test_work_that_comes_twice_is_served_once() -> None:
+def test_repeated_work_is_served_once() -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         header = new_header(StageDrain(), asker.address)
         for _ in range(3):
-            await asker._send(encode(worker.bus.address, header, StageDrain()), WITHIN_S)
+            await asker._push(encode(worker.bus.address, header, StageDrain()), WITHIN_S)
         await asyncio.wait_for(worker.hanging.get(), WITHIN_S)
         await asker.request("worker", LinkProbe(), RequestDone, WITHIN_S)
         assert worker.hanging.empty()
@@ -247,12 +263,13 @@ def test_work_that_comes_twice_is_served_once() -> None:
     with_worker(test)
 
 
-def test_work_that_is_published_is_not_served() -> None:
+def test_published_work_is_not_served() -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         worker.bus.subscribe("stage.drain")
         await subscribed(asker, "hub", "stage.drain", "status")
         frames = encode("stage.drain", new_header(StageDrain(), asker.address), StageDrain())
-        await asker._publisher.send_multipart(frames)
+        assert asker.has_subscribers(Status)
+        asker._publisher.send_multipart(frames)
         await asker.publish(Status("m", "behind it"))
         assert await asyncio.wait_for(worker.facts.get(), WITHIN_S) == "behind it"
         assert worker.hanging.empty()
@@ -260,8 +277,8 @@ def test_work_that_is_published_is_not_served() -> None:
     with_worker(test)
 
 
-def test_an_answer_that_cannot_be_sent_is_a_failure_that_says_so() -> None:
-    class Talkative(Worker):
+def test_unsendable_reply_becomes_a_failure() -> None:
+    class Verbose(Worker):
         @on(TopologyGet)
         async def get(self, message: TopologyGet, envelope: object) -> TopologyState:
             return TopologyState(Topology(nodes=(NodeRecord("n" * 1000, "", 1, 1),)))
@@ -271,10 +288,10 @@ def test_an_answer_that_cannot_be_sent_is_a_failure_that_says_so() -> None:
             await asker.request("worker", TopologyGet(), TopologyState, WITHIN_S)
         assert refused.value.code == "unsendable"
 
-    with_worker(test, Talkative)
+    with_worker(test, Verbose)
 
 
-def test_a_fault_that_others_can_cause_is_logged_a_few_times_only(caplog: pytest.LogCaptureFixture) -> None:
+def test_repeated_exceptions_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         for _ in range(20):
             with pytest.raises(RequestError, match="ZeroDivisionError"):
@@ -284,7 +301,7 @@ def test_a_fault_that_others_can_cause_is_logged_a_few_times_only(caplog: pytest
     assert len([record for record in caplog.records if "serving shard.unload" in record.getMessage()]) == 1
 
 
-def test_work_is_served_while_other_work_hangs_and_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "MAX_WORK", 2)
 
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
@@ -292,7 +309,7 @@ def test_work_is_served_while_other_work_hangs_and_too_much_is_refused(monkeypat
         await asyncio.wait_for(worker.hanging.get(), WITHIN_S)
         await asker.request("worker", LinkProbe(), RequestDone, WITHIN_S)
         async with asyncio.timeout(WITHIN_S):
-            while len(hanging) < 2:  # the probe's place is free a moment after its answer
+            while len(hanging) < 2:  # the probe's place is free a moment after its reply
                 request = asyncio.create_task(asker.request("worker", StageDrain(), RequestDone, 60.0))
                 begun = asyncio.create_task(worker.hanging.get())
                 await asyncio.wait({request, begun}, return_when=asyncio.FIRST_COMPLETED)
@@ -309,7 +326,7 @@ def test_work_is_served_while_other_work_hangs_and_too_much_is_refused(monkeypat
     with_worker(test)
 
 
-def test_facts_are_served_in_order() -> None:
+def test_facts_are_handled_in_order() -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         await subscribed(asker, "hub", "status")
         for number in range(50):
@@ -320,7 +337,7 @@ def test_facts_are_served_in_order() -> None:
     with_worker(test)
 
 
-def test_timers_go_on_and_on() -> None:
+def test_timer_repeats() -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         for _ in range(5):
             await asyncio.wait_for(worker.ticks.get(), WITHIN_S)
@@ -329,7 +346,7 @@ def test_timers_go_on_and_on() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_loop_cleanly(number: signal.Signals) -> None:
+def test_signal_ends_the_loop_cleanly(number: signal.Signals) -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         os.kill(os.getpid(), number)
         await asyncio.wait_for(task, WITHIN_S)
@@ -338,10 +355,10 @@ def test_a_signal_ends_the_loop_cleanly(number: signal.Signals) -> None:
     with_worker(test)
 
 
-def test_an_answer_to_a_node_that_went_away_is_no_failure() -> None:
+def test_reply_to_a_lost_node_is_no_failure() -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         header = new_header(LinkProbe(), f"{'c' * 16}/gone")
-        await asker._send(encode(worker.bus.address, header, LinkProbe()), 1.0)
+        await asker._push(encode(worker.bus.address, header, LinkProbe()), 1.0)
         await asker.request("worker", LinkProbe(), RequestDone, WITHIN_S)
 
     with_worker(test)
@@ -350,13 +367,13 @@ def test_an_answer_to_a_node_that_went_away_is_no_failure() -> None:
 def test_warnings_are_published() -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         await subscribed(asker, "hub", "log")
-        logging.getLogger("here").warning("the %s burns", "roof")
-        assert (await heard(asker, Log))[0] == Log("WARNING", "here", "the roof burns")
+        logging.getLogger("here").warning("the %s is broken", "roof")
+        assert (await heard(asker, Log))[0] == Log("WARNING", "here", "the roof is broken")
 
     with_worker(test)
 
 
-def test_an_actor_subscribes_to_the_facts_that_it_serves() -> None:
+def test_subclass_inherits_handlers() -> None:
     class Topologist(Worker):
         @on(TopologyGet)
         async def get(self, message: TopologyGet, envelope: object) -> TopologyState:

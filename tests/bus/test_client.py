@@ -1,4 +1,4 @@
-"""An actor's line to its hub: requests, replies, deadlines and losses."""
+"""An actor's connection to its hub: requests, replies, facts, deadlines and losses."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from collections.abc import Awaitable, Callable
 import pytest
 import zmq
 
-from bus.client import FACTS_WAITING, BusClient, HubPaths, RequestError
+from bus.address import Address
+from bus.client import FACTS_WAITING, BusClient, RequestError
 from bus.messages import (
     ActorDown,
     HubDescribe,
     HubState,
     InstanceEnsure,
     LinkProbe,
+    Log,
     RequestCancel,
     RequestDone,
     RequestFailed,
@@ -23,7 +25,7 @@ from bus.messages import (
 )
 from bus.wire import encode, new_header
 from cluster.failures import FailureCode
-from tests.support.bus import WITHIN_S, client, heard, run_folder, running_hub, subscribed
+from tests.support.bus import WITHIN_S, client, heard, in_time, run_folder, running_hub, subscribed
 
 A, B = "a" * 16, "b" * 16
 Test = Callable[[BusClient, BusClient], Awaitable[None]]
@@ -40,17 +42,17 @@ def with_two(test: Test) -> None:
     asyncio.run(main())
 
 
-def test_an_address_without_a_node_means_this_node() -> None:
+def test_address_without_node_means_this_node() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         assert asker.address == f"{A}/asker"
         for address in ("worker", f"{A}/worker"):
             await asker.send(address, LinkProbe())
-            assert (await heard(worker, LinkProbe))[1].to == f"{A}/worker"
+            assert (await heard(worker, LinkProbe))[1].to == Address(A, "worker")
 
     with_two(test)
 
 
-def test_an_answer_finds_its_request_among_several() -> None:
+def test_reply_finds_its_request() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         requests = [asyncio.create_task(asker.request("worker", LinkProbe(), HubState, WITHIN_S)) for _ in range(5)]
         probes = [(await heard(worker, LinkProbe))[1].header for _ in requests]
@@ -61,7 +63,7 @@ def test_an_answer_finds_its_request_among_several() -> None:
     with_two(test)
 
 
-def test_a_failure_comes_with_its_code_and_sentence() -> None:
+def test_failure_keeps_code_and_sentence() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, WITHIN_S))
         header = (await heard(worker, LinkProbe))[1].header
@@ -73,7 +75,7 @@ def test_a_failure_comes_with_its_code_and_sentence() -> None:
     with_two(test)
 
 
-def test_an_answer_that_does_not_fit_is_an_error() -> None:
+def test_reply_of_another_kind_is_an_error() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         with pytest.raises(RequestError, match=r"answered hub\.state, which does not fit") as refused:
             await asker.request("hub", HubDescribe(), TopologyState, WITHIN_S)
@@ -82,7 +84,7 @@ def test_an_answer_that_does_not_fit_is_an_error() -> None:
     with_two(test)
 
 
-def test_a_request_without_an_answer_ends_at_its_deadline_and_is_cancelled_there() -> None:
+def test_request_ends_at_its_deadline() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         with pytest.raises(RequestError, match=r"worker did not answer link\.probe within 0\.05 s") as refused:
             await asker.request("worker", LinkProbe(), RequestDone, 0.05)
@@ -93,7 +95,7 @@ def test_a_request_without_an_answer_ends_at_its_deadline_and_is_cancelled_there
     with_two(test)
 
 
-def test_a_request_that_is_cancelled_here_is_cancelled_there() -> None:
+def test_cancel_reaches_the_other_side() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, WITHIN_S))
         asked = (await heard(worker, LinkProbe))[1].header.id
@@ -105,7 +107,7 @@ def test_a_request_that_is_cancelled_here_is_cancelled_there() -> None:
     with_two(test)
 
 
-def test_an_answer_that_comes_too_late_is_dropped() -> None:
+def test_late_reply_is_dropped() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         with pytest.raises(RequestError, match="did not answer"):
             await asker.request("worker", LinkProbe(), RequestDone, 0.01)
@@ -117,14 +119,14 @@ def test_an_answer_that_comes_too_late_is_dropped() -> None:
     with_two(test)
 
 
-def test_only_the_node_that_was_asked_and_the_own_hub_can_answer() -> None:
+def test_reply_of_another_node_is_dropped() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, WITHIN_S))
         cause = (await heard(worker, LinkProbe))[1].header.id
-        false = RequestFailed(FailureCode.UNDELIVERABLE, "so says somebody who was not asked")
-        for liar in (f"{B}/worker", f"{B}/hub", "/hub", "hub"):
-            header = new_header(false, liar, cause=cause)
-            await worker._send(encode(asker.address, header, false), WITHIN_S)
+        false = RequestFailed(FailureCode.UNDELIVERABLE, "from a node that was not asked")
+        for impostor in (f"{B}/worker", f"{B}/hub", "/hub", "hub"):
+            header = new_header(false, impostor, cause=cause)
+            await worker._push(encode(asker.address, header, false), WITHIN_S)
         await worker.send(asker.address, RequestDone(), cause=cause)
         assert await request == RequestDone()
         assert asker.dropped == {"foreign reply": 4}
@@ -132,7 +134,7 @@ def test_only_the_node_that_was_asked_and_the_own_hub_can_answer() -> None:
     with_two(test)
 
 
-def test_the_own_hub_may_say_that_another_node_is_not_there() -> None:
+def test_own_hub_reports_unlinked_node() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         with pytest.raises(RequestError, match=f"node {B} is not linked") as refused:
             await asker.request(f"{B}/worker", LinkProbe(), RequestDone, WITHIN_S)
@@ -142,7 +144,7 @@ def test_the_own_hub_may_say_that_another_node_is_not_there() -> None:
     with_two(test)
 
 
-def test_work_and_replies_are_numbered_by_where_they_go() -> None:
+def test_work_is_numbered_by_address() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         for _ in range(3):
             await asker.send("worker", LinkProbe())
@@ -155,7 +157,7 @@ def test_work_and_replies_are_numbered_by_where_they_go() -> None:
     with_two(test)
 
 
-def test_a_message_that_nobody_could_read_is_an_error_of_its_sender() -> None:
+def test_oversized_field_is_an_error_of_the_sender() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         with pytest.raises(RequestError, match=r"instance\.ensure cannot be sent to worker: body") as refused:
             await asker.request("worker", InstanceEnsure("m" * 1000), RequestDone, WITHIN_S)
@@ -166,7 +168,7 @@ def test_a_message_that_nobody_could_read_is_an_error_of_its_sender() -> None:
     with_two(test)
 
 
-def test_a_fact_that_nobody_could_read_is_told_and_dropped(caplog: pytest.LogCaptureFixture) -> None:
+def test_unsendable_fact_is_logged_and_dropped(caplog: pytest.LogCaptureFixture) -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         await subscribed(worker, "hub", "status")
         for _ in range(3):
@@ -179,7 +181,7 @@ def test_a_fact_that_nobody_could_read_is_told_and_dropped(caplog: pytest.LogCap
     assert [r.getMessage().partition(":")[0] for r in caplog.records] == ["status is not published"]
 
 
-def test_a_request_ends_when_the_actor_that_serves_it_dies() -> None:
+def test_request_fails_when_its_actor_dies() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, 60.0))
         await heard(worker, LinkProbe)
@@ -193,7 +195,7 @@ def test_a_request_ends_when_the_actor_that_serves_it_dies() -> None:
     with_two(test)
 
 
-def test_facts_are_numbered_by_sender_and_kind() -> None:
+def test_facts_are_numbered_by_kind() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         await subscribed(worker, "hub", "status")
         for number in range(3):
@@ -204,7 +206,44 @@ def test_facts_are_numbered_by_sender_and_kind() -> None:
     with_two(test)
 
 
-def test_an_actor_that_reads_no_facts_still_gets_its_answers() -> None:
+def test_facts_without_subscribers_are_not_encoded() -> None:
+    async def test(asker: BusClient, worker: BusClient) -> None:
+        await subscribed(worker, "hub", "status")
+        await worker.publish(Log("L" * 1000, "x", "no receiver would accept it"))
+        assert not worker.dropped
+        await worker.publish(Status("m", "text"))
+        assert (await heard(asker, Status))[0] == Status("m", "text")
+
+    with_two(test)
+
+
+def test_client_knows_which_facts_have_subscribers() -> None:
+    async def main() -> None:
+        with running_hub(A) as hub:
+            async with client(hub.run_dir, A, "worker") as worker:
+                assert not worker.has_subscribers(Status)
+                async with client(hub.run_dir, A, "observer", Status):
+                    assert in_time(lambda: worker.has_subscribers(Status))
+                    assert not worker.has_subscribers(Log)
+                assert in_time(lambda: not worker.has_subscribers(Status))
+                async with client(hub.run_dir, A, "observer", ""):
+                    assert in_time(lambda: worker.has_subscribers(Log))
+
+    asyncio.run(main())
+
+
+def test_client_without_hub_has_no_subscribers() -> None:
+    async def main() -> None:
+        with run_folder() as folder:
+            bus = BusClient(folder, A, "alone")
+            await bus.start()
+            assert not bus.has_subscribers(Status)
+            await bus.close()
+
+    asyncio.run(main())
+
+
+def test_unread_facts_do_not_block_replies() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         await subscribed(worker, "hub", "status")
         for batch in range(10):  # beyond what sockets may hold, a fact is dropped: the hub is asked in between
@@ -218,7 +257,7 @@ def test_an_actor_that_reads_no_facts_still_gets_its_answers() -> None:
     with_two(test)
 
 
-def test_frames_that_are_no_message_are_counted() -> None:
+def test_invalid_frames_are_counted() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         with zmq.Context() as context, context.socket(zmq.DEALER) as raw:
             raw.connect(worker._paths.work)
@@ -232,7 +271,7 @@ def test_frames_that_are_no_message_are_counted() -> None:
     with_two(test)
 
 
-def test_without_a_hub_a_request_ends_at_its_deadline() -> None:
+def test_request_without_hub_ends_at_its_deadline() -> None:
     async def main() -> None:
         with run_folder() as folder:
             bus = BusClient(folder, A, "asker")
@@ -240,21 +279,13 @@ def test_without_a_hub_a_request_ends_at_its_deadline() -> None:
             with pytest.raises(RequestError) as refused:
                 await bus.request("hub", HubDescribe(), HubState, 0.1)
             assert refused.value.code == "timeout"
-            await bus.publish(Status("m", "nobody hears it"))
+            await bus.publish(Status("m", "without a hub"))
             await bus.close()
 
     asyncio.run(main())
 
 
-def test_end_points_lie_in_the_run_folder() -> None:
-    with run_folder() as folder:
-        paths = HubPaths(folder)
-        assert {paths.facts_in, paths.facts_out, paths.work} == {
-            f"ipc://{folder}/{name}" for name in ("facts-in", "facts-out", "work")
-        }
-
-
-def test_a_hello_goes_out_before_anything_else() -> None:
+def test_hello_is_sent_first() -> None:
     async def main() -> None:
         with running_hub(A) as hub:
             bus = BusClient(hub.run_dir, A, "early")
@@ -266,7 +297,7 @@ def test_a_hello_goes_out_before_anything_else() -> None:
     asyncio.run(main())
 
 
-def test_sockets_are_closed_with_their_client() -> None:
+def test_closed_client_cannot_send() -> None:
     async def main() -> None:
         with running_hub(A) as hub:
             async with client(hub.run_dir, A, "asker") as bus:

@@ -1,4 +1,4 @@
-"""Frames to messages and back, and frames that are no message of ours."""
+"""Frames to messages and back, and frames that are not valid messages."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import inspect
 
+from bus.address import Address
 from bus.messages import (
     MESSAGES,
     VERSION,
@@ -28,6 +29,7 @@ from bus.wire import (
     MAX_ADDRESS_BYTES,
     MAX_BODY_BYTES,
     MAX_HEADER_BYTES,
+    Envelope,
     WireError,
     decode,
     decode_header,
@@ -48,6 +50,10 @@ def frames(**changes: object) -> list[bytes]:
     return encode("log", msgspec.structs.replace(new_header(LOG, "node/actor", sequence=3), **changes), LOG)
 
 
+def frames_of(envelope: Envelope) -> list[bytes]:
+    return encode("log", envelope.header, LOG)[1:]
+
+
 def with_body(kind: str, body: bytes) -> list[bytes]:
     return [b"node/actor", frames(kind=kind)[1], body]
 
@@ -58,42 +64,49 @@ def reason_of(parts: list[bytes]) -> str:
     return refused.value.reason
 
 
-def test_a_header_names_version_kind_sender_and_a_fresh_id() -> None:
+def test_new_header_has_a_new_id() -> None:
     one, other = new_header(LOG, "node/actor", cause="c"), new_header(LOG, "node/actor")
     assert (one.version, one.kind, one.sender, one.cause) == (VERSION, "log", "node/actor", "c")
     assert one.id != other.id
     assert len(one.id) == 16
 
 
-def test_an_envelope_knows_the_node_that_sent_it() -> None:
+def test_envelope_names_the_sending_node() -> None:
     assert decode(frames()).node == "node"
 
 
-def test_an_unknown_kind_is_tolerated_and_its_body_is_left_as_it_came() -> None:
+def test_address_makes_work_and_topic_makes_a_fact() -> None:
+    work, fact = decode([b"node/actor", *frames()[1:]]), decode(frames())
+    assert (work.to, work.is_fact) == (Address("node", "actor"), False)
+    assert (fact.to, fact.is_fact) == ("log", True)
+    assert encode(Address("node", "actor"), work.header, LOG) == [b"node/actor", *frames_of(work)]
+
+
+def test_body_of_unknown_kind_is_kept() -> None:
     for body in (msgspec.msgpack.encode({"kind": "x", "new": [1]}), b"", b"\xc1", b"\x91" * 100_000):
         envelope = decode(with_body("from.the.future", body))
         assert (envelope.message, envelope.header.kind, envelope.body) == (None, "from.the.future", body)
 
 
-def test_a_header_with_further_fields_is_tolerated() -> None:
+def test_additional_header_fields_are_tolerated() -> None:
     parts = frames()
     parts[1] = msgspec.msgpack.encode(msgspec.msgpack.decode(parts[1]) | {"later": 1})
     assert decode(parts).message == LOG
 
 
 @pytest.mark.parametrize("version", [0, 1, 2, 255])
-def test_another_major_version_is_refused_by_name(version: int) -> None:
+def test_another_version_is_refused(version: int) -> None:
     assert reason_of(frames(version=version)) == "version"
     with pytest.raises(WireError, match=f"node/actor speaks {version}"):
         decode_header(frames(version=version))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 4, 1000])
-def test_a_message_has_three_frames(count: int) -> None:
+def test_wrong_number_of_frames_is_refused(count: int) -> None:
     assert reason_of((frames() + [b""] * 1000)[:count]) == "frames"
 
 
-def test_sizes_are_checked_before_anything_is_decoded() -> None:
+def test_sizes_are_checked_first() -> None:
     topic, head, body = frames()
     assert reason_of([topic, head + b"\0" * MAX_HEADER_BYTES, body]) == "size"
     assert reason_of([topic, head, b"\xc0" * (MAX_BODY_BYTES + 1)]) == "size"
@@ -116,7 +129,7 @@ def test_sizes_are_checked_before_anything_is_decoded() -> None:
         (2, msgspec.msgpack.encode({"level": "", "logger": "", "text": "", "x": 0})[:-2] + b"\x91" * 200_000, "body"),
     ],
 )
-def test_what_does_not_parse_is_refused(position: int, content: bytes, reason: str) -> None:
+def test_undecodable_frame_is_refused(position: int, content: bytes, reason: str) -> None:
     parts = frames()
     parts[position] = content
     assert reason_of(parts) == reason
@@ -141,12 +154,12 @@ def test_what_does_not_parse_is_refused(position: int, content: bytes, reason: s
         {"version": 2, "sender": "node/\x1b[2J"},
     ],
 )
-def test_a_header_out_of_bounds_is_refused(changes: dict[str, object]) -> None:
+def test_header_out_of_bounds_is_refused(changes: dict[str, object]) -> None:
     assert reason_of(frames(**changes)) == "header"
 
 
 @pytest.mark.parametrize("end", [b"\0", b"\xc0", b"\x80", b"x" * 1000])
-def test_bytes_behind_a_message_are_refused(end: bytes) -> None:
+def test_trailing_bytes_are_refused(end: bytes) -> None:
     topic, head, body = frames()
     assert reason_of([topic, head, body + end]) == "body"
     assert reason_of([topic, head + end, body]) in ("header", "size")
@@ -156,20 +169,20 @@ def test_bytes_behind_a_message_are_refused(end: bytes) -> None:
     "shard",
     [(3, 2, 4), (0, 0, 4), (0, 5, 4), (-1, 2, 4), (0, 1, 1 << 63)],
 )
-def test_a_shard_that_is_no_range_is_refused(shard: tuple[int, int, int]) -> None:
+def test_invalid_layer_range_is_refused(shard: tuple[int, int, int]) -> None:
     fields = dict(zip(("start_layer", "end_layer", "n_layers"), shard, strict=True))
     body = {"kind": "shard.load", "instance_id": "i", "epoch": 1, "shard": {"model_id": "m", **fields}}
     assert reason_of(with_body("shard.load", msgspec.msgpack.encode(body))) == "body"
 
 
 @pytest.mark.parametrize("epoch", [-1, 1 << 63, (1 << 64) - 1, 1.5, float("nan")])
-def test_an_epoch_is_a_number_that_a_frame_can_carry(epoch: float) -> None:
+def test_epoch_out_of_bounds_is_refused(epoch: float) -> None:
     body = msgspec.to_builtins(ShardLoad("i", 1, Shard("m", 0, 1, 1))) | {"epoch": epoch}
     assert reason_of(with_body("shard.load", msgspec.msgpack.encode(body))) == "body"
 
 
 @pytest.mark.parametrize("name", ["a\n", "\na", "a\x1b[2J", "\x9b2J", "a\u2028b", "\u202eab", "\0"])
-def test_a_name_is_one_line_that_steers_no_terminal(name: str) -> None:
+def test_control_characters_in_names_are_refused(name: str) -> None:
     body = msgspec.to_builtins(example(PeerDown)) | {"node_id": name}
     assert reason_of(with_body("peer.down", msgspec.msgpack.encode(body))) == "body"
 
@@ -183,7 +196,7 @@ LENGTHS = [
 
 
 @pytest.mark.parametrize("claimed", [1 << 20, (1 << 32) - 1])
-def test_a_claimed_length_takes_no_memory(claimed: int) -> None:
+def test_claimed_length_takes_no_memory(claimed: int) -> None:
     assert {type(shape) for _, _, shape in LENGTHS} == set(MESSAGE_PACK_LENGTHS)
     for kind, (name,), shape in LENGTHS:
         claim = MESSAGE_PACK_LENGTHS[type(shape)] + struct.pack(">I", claimed)
@@ -195,7 +208,7 @@ def test_a_claimed_length_takes_no_memory(claimed: int) -> None:
         assert peak < 64 << 10, f"{kind} {name}"
 
 
-def test_a_body_full_of_the_smallest_items_costs_a_few_times_its_size() -> None:
+def test_many_small_items_take_little_memory() -> None:
     floods = {
         "topology.state": {"nodes": [{}] * 80_000, "version": 0},
         "hub.state": {"subscriptions": [""] * 250_000},
@@ -212,7 +225,7 @@ def test_a_body_full_of_the_smallest_items_costs_a_few_times_its_size() -> None:
         assert peak < len(parts[2]), kind
 
 
-def test_what_is_too_large_is_not_sent_at_all() -> None:
+def test_oversized_message_is_not_sent() -> None:
     nodes = tuple(NodeRecord(f"{n:016x}", "x" * 100, 1, 1) for n in range(1024))
     state = TopologyState(Topology(1, nodes))
     with pytest.raises(WireError, match="size: address, header and body have") as refused:
@@ -229,13 +242,13 @@ def test_what_is_too_large_is_not_sent_at_all() -> None:
         HubState("n", "", "", counters={"lost": 1 << 70}),
     ],
 )
-def test_what_no_receiver_would_take_is_not_sent(message: HubState) -> None:
+def test_value_out_of_bounds_is_not_sent(message: HubState) -> None:
     with pytest.raises(WireError, match=r"hub\.state cannot be sent") as refused:
         encode("node/actor", new_header(message, "node/actor"), message)
     assert refused.value.reason == "body"
 
 
-def test_a_sentence_that_is_too_long_is_cut() -> None:
+def test_long_sentence_is_cut() -> None:
     failed = RequestFailed(FailureCode.BUSY, "é" * (MAX_SENTENCE + 1))
     came = decode(encode("node/actor", new_header(failed, "node/actor"), failed)).message
     assert came == RequestFailed(FailureCode.BUSY, "é" * (MAX_SENTENCE - 1) + "…")
@@ -243,7 +256,7 @@ def test_a_sentence_that_is_too_long_is_cut() -> None:
     assert decode(encode("node/actor", new_header(whole, "node/actor"), whole)).message == whole
 
 
-def test_the_graph_of_a_large_home_fits_into_a_message() -> None:
+def test_topology_of_100_nodes_fits() -> None:
     nodes = [f"{n:016x}" for n in range(100)]
     topology = Topology()
     for node in nodes:
@@ -259,14 +272,14 @@ def test_the_graph_of_a_large_home_fits_into_a_message() -> None:
 
 @settings(max_examples=1000, deadline=None)
 @given(st.lists(st.binary(max_size=64), max_size=5))
-def test_random_frames_are_refused_and_nothing_worse(parts: list[bytes]) -> None:
+def test_random_frames_are_refused(parts: list[bytes]) -> None:
     with pytest.raises(WireError):
         decode(parts)
 
 
 @settings(max_examples=1000, deadline=None)
 @given(st.data(), st.sampled_from(sorted(MESSAGES)))
-def test_damaged_messages_decode_or_are_refused_and_nothing_worse(data: st.DataObject, kind: str) -> None:
+def test_damaged_messages_decode_or_are_refused(data: st.DataObject, kind: str) -> None:
     message = example(MESSAGES[kind])
     parts = encode("node/actor", new_header(message, "node/actor"), message)
     which = data.draw(st.integers(0, 2))
@@ -281,6 +294,6 @@ def test_damaged_messages_decode_or_are_refused_and_nothing_worse(data: st.DataO
     assert isinstance(envelope.header, Header)
 
 
-def test_kinds_come_from_the_classes() -> None:
+def test_kind_is_the_tag_of_the_class() -> None:
     assert kind_of(PeerDown) == "peer.down"
     assert kind_of(RequestDone) == "request.done"

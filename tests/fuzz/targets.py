@@ -1,7 +1,7 @@
-"""What is fuzzed: functions of bytes that come back, whatever the bytes, and the inputs to begin with.
+"""The functions to fuzz, which return for any bytes, and inputs to start with.
 
-Each lets out nothing but the one exception that its decoder promises, and checks what was taken: it can be written and
-read again. A target tells how its input ended: `taken`, or a word for the reason.
+Each catches only the one exception that its decoder documents, and checks that an accepted value can be encoded and
+decoded again. It returns `taken`, or a short text for the reason of the refusal.
 """
 
 from __future__ import annotations
@@ -35,43 +35,43 @@ ADDRESS = b"node/actor"
 
 @dataclass(frozen=True)
 class Target:
-    """A function to fuzz, and inputs that it takes."""
+    """A function to fuzz, and inputs that it accepts."""
 
     run: Callable[[bytes], str]
     seeds: tuple[bytes, ...]
 
 
 def message(frames: list[bytes]) -> str:
-    """Three frames, or not three."""
+    """Decode frames, of any number."""
     try:
         envelope = decode(frames)
     except WireError as error:
         return error.reason
     if envelope.message is not None:
         again = decode(encode(envelope.to, envelope.header, envelope.message))
-        assert again == envelope, "it reads otherwise once it is written"
+        assert again == envelope, "decoding does not reverse encoding"
     return TAKEN
 
 
 def _wire(data: bytes) -> str:
-    """Header and body, with the header's length before them."""
+    """Decode a message from the length of its header, the header, and the body."""
     length = int.from_bytes(data[:2], "big")
     return message([ADDRESS, data[2 : 2 + length], data[2 + length :]])
 
 
 def _body(data: bytes) -> str:
-    """A number of a kind, then a body of that kind."""
+    """Decode a message from the number of a kind and a body of that kind."""
     kind = KINDS[data[0] % len(KINDS)] if data else KINDS[0]
     return message([ADDRESS, msgspec.msgpack.encode(Header(VERSION, kind, "id", "node/actor", 1)), data[1:]])
 
 
 def _frame(data: bytes) -> str:
-    """A frame of the data plane."""
+    """Decode a frame of the data plane."""
     try:
         frame, payload = unpack(data)
     except FrameError as error:
         return error.reason
-    assert frame.pack(data[HEADER_BYTES:])[4:] == data[4:], "it reads otherwise once it is written"
+    assert frame.pack(data[HEADER_BYTES:])[4:] == data[4:], "decoding does not reverse encoding"
     assert payload.nbytes == len(data) - HEADER_BYTES
     return TAKEN
 
@@ -84,14 +84,14 @@ def _payload(cls: type[Any]) -> Callable[[bytes], str]:
             value = decoder.decode(data)
         except UNREADABLE as error:
             return type(error).__name__
-        assert decoder.decode(msgspec.msgpack.encode(value)) == value, "it reads otherwise once it is written"
+        assert decoder.decode(msgspec.msgpack.encode(value)) == value, "decoding does not reverse encoding"
         return TAKEN
 
     return run
 
 
 def _unknown(data: bytes) -> str:
-    """A message of a kind that is not known, on a terminal."""
+    """Show a message of an unknown kind on a terminal."""
     envelope = Envelope("new.kind", Header(VERSION, "new.kind", "id", "node/actor", 1), None, data)
     assert as_line(envelope).isprintable()
     return "unreadable" if "cannot be read" in json.dumps(as_object(envelope)) else TAKEN
@@ -110,13 +110,13 @@ def _endpoint(data: bytes) -> str:
     try:
         key = key_of(data.decode(errors="surrogateescape"))
     except ValueError:
-        return "no end point"
+        return "no endpoint"
     assert key_of(with_key("tcp://host:1", key)) == key
     return TAKEN
 
 
 def _beacon(data: bytes) -> str:
-    """A whole datagram."""
+    """Decode a beacon."""
     try:
         beacon = unseal(data, _KEYS)
     except BeaconError as error:
@@ -126,7 +126,7 @@ def _beacon(data: bytes) -> str:
 
 
 def _beacon_body(data: bytes) -> str:
-    """The body under a true seal: what a member could send."""
+    """Decode a beacon with this body and a valid seal, which a member could send."""
     signed = _BEACON[:_BODY_AT] + data
     return _beacon(signed + _mac(signed, _KEYS))
 
@@ -158,5 +158,5 @@ TARGETS: dict[str, Target] = {
     "beacon": Target(_beacon, (_BEACON,)),
     "beacon-body": Target(_beacon_body, (_BEACON[_BODY_AT:-SEAL_BYTES],)),
     "join-code": Target(_join_code, tuple(_CODE.invite(role).text().encode() for role in Role)),
-    "end-point": Target(_endpoint, (b"tcp://127.0.0.1:52416#" + b"0a" * 32,)),
+    "endpoint": Target(_endpoint, (b"tcp://127.0.0.1:52416#" + b"0a" * 32,)),
 }

@@ -31,7 +31,7 @@ SHARES = {
     "beacon": 50_000,
     "beacon-body": 50_000,
     "join-code": 50_000,
-    "end-point": 50_000,
+    "endpoint": 50_000,
 }
 MILLION = 1_000_000
 

@@ -1,4 +1,4 @@
-"""Whole nodes and the join code: who gets in, who is told why not, what a decision of the owner changes."""
+"""Whole nodes and the join code: which nodes are admitted, why others are not, and what the owner can change."""
 
 from __future__ import annotations
 
@@ -47,23 +47,23 @@ T = TypeVar("T")
 
 MODEL = "tiny"
 CODE, OTHER = new_join_code("home"), new_join_code("home")
-PROMISED_S = 3.0  # within which a node that stays outside is told why
+REPORT_WITHIN_S = 3.0  # a refused node is told the reason
 WRONG_HERE = "wrong join code for cluster home: the join port at"
-WRONG_THERE = "somebody knocked with a wrong join code for cluster home"
+WRONG_THERE = "a node tried to join cluster home with a wrong join code"
 REVOKED = "refuses this node's key: it was revoked in cluster home"
 COPIED = "runs somewhere else with the same key; if its data folder was copied, delete the file `key`"
 
 
 @dataclass(frozen=True)
-class House:
-    """Starts nodes that know a tiny model and no beacon; they all end with the test."""
+class Home:
+    """Starts nodes that have a tiny model and no beacons; all of them stop at the end of the test."""
 
     folder: Path
     cards: Path
     running: ExitStack
 
     def node(self, name: str, code: JoinCode | None, *arguments: str, folder: str = "") -> NodeProcess:
-        """A node that is ready."""
+        """Start a node, and wait until it is ready."""
         ports = ["--discovery-port", "0", "--api-port", "0", "--bus-port", "0", "--join-port", "0"]
         own = ["--name", name, "--engine", "numpy", "--cards", str(self.cards), *ports, *arguments]
         joining = {"EXOBUS_JOIN": code.text()} if code else {}
@@ -74,7 +74,7 @@ class House:
         return node
 
     def pair(self) -> tuple[NodeProcess, NodeProcess]:
-        """Two members that are linked."""
+        """Start two members, and wait until they are linked."""
         ada = self.node("ada", CODE)
         bob = self.node("bob", CODE, "--peer", ada.join_endpoint)
         joined(ada, bob)
@@ -90,13 +90,13 @@ def cards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def house(tmp_path: Path, cards: Path) -> Iterator[House]:
+def home(tmp_path: Path, cards: Path) -> Iterator[Home]:
     with ExitStack() as running:
-        yield House(tmp_path, cards, running)
+        yield Home(tmp_path, cards, running)
 
 
 def joined(one: NodeProcess, two: NodeProcess) -> None:
-    """Wait until each says that the other joined, and each gateway knows both."""
+    """Wait until each reports that the other joined, and each gateway knows both."""
     for node, other in ((one, two), (two, one)):
         node.says(f"node {other.config.name} joined")
         wait_for_nodes(node, {one.config.name, two.config.name})
@@ -120,18 +120,18 @@ def chat(node: NodeProcess) -> httpx.Response:
 
 
 def answer(node: NodeProcess) -> str:
-    said = chat(node)
-    assert said.status_code == 200, said.text
-    return str(said.json()["choices"][0]["message"]["content"])
+    response = chat(node)
+    assert response.status_code == 200, response.text
+    return str(response.json()["choices"][0]["message"]["content"])
 
 
 def holders(node: NodeProcess) -> set[str]:
-    """The names of the nodes that hold layers."""
+    """Return the names of the nodes that have layers."""
     return {stage["node"] for placed in node.get("/v1/topology")["instances"] for stage in placed["stages"]}
 
 
 def exobus(node: NodeProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command of the node's owner."""
+    """Run a command as the node's owner."""
     return subprocess.run(
         [sys.executable, "-m", "cli", *arguments],
         cwd=ROOT,
@@ -144,14 +144,14 @@ def exobus(node: NodeProcess, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 def done(node: NodeProcess, *arguments: str) -> str:
-    """What a command that ends well prints."""
+    """Run a command that must succeed, and return what it prints."""
     command = exobus(node, *arguments)
     assert command.returncode == 0, command.stderr
     return command.stdout
 
 
 def on_bus(node: NodeProcess, look: Callable[[BusClient], Coroutine[Any, Any, T]], *topics: type[Message]) -> T:
-    """What `look` finds as an actor of the node."""
+    """Run `look` as an actor of the node, and return its result."""
 
     async def main() -> T:
         config = node.config
@@ -161,29 +161,29 @@ def on_bus(node: NodeProcess, look: Callable[[BusClient], Coroutine[Any, Any, T]
     return asyncio.run(main())
 
 
-def refusals_at_the_gate(node: NodeProcess) -> int:
-    """How many handshakes its join port refused so far."""
+def refusals_at_join_port(node: NodeProcess) -> int:
+    """Return how many handshakes the join port has refused."""
 
     async def look(bus: BusClient) -> int:
-        state = await bus.request("hub", HubDescribe(), HubState, PROMISED_S)
+        state = await bus.request("hub", HubDescribe(), HubState, REPORT_WITHIN_S)
         return state.counters.get("refused at join", 0)
 
     return on_bus(node, look)
 
 
 def refusal_of(node: NodeProcess, join_endpoint: str) -> PeerRefused:
-    """What a knock at a join port comes to, within the promised time."""
+    """Ask to join at a join port, and return the refusal."""
 
     async def look(bus: BusClient) -> PeerRefused:
-        async with asyncio.timeout(PROMISED_S):
-            await bus.request("hub", PeerDial(f"tcp://{join_endpoint}"), RequestDone, PROMISED_S)
+        async with asyncio.timeout(REPORT_WITHIN_S):
+            await bus.request("hub", PeerDial(f"tcp://{join_endpoint}"), RequestDone, REPORT_WITHIN_S)
             return (await heard(bus, PeerRefused))[0]
 
     return on_bus(node, look, PeerRefused)
 
 
 def stays_quiet(node: NodeProcess) -> None:
-    """For four seconds it is refused nowhere; a node that only backs off would knock twice in them."""
+    """Check that it is refused nowhere for four seconds, in which a node that backs off would ask to join twice."""
 
     async def look(bus: BusClient) -> None:
         with pytest.raises(TimeoutError):
@@ -197,7 +197,7 @@ def processes(node: NodeProcess) -> list[psutil.Process]:
 
 
 def listening(node: NodeProcess) -> tuple[set[int], set[int]]:
-    """The tcp ports that a node listens on, and the udp ports that it has."""
+    """Return the tcp ports on which a node listens, and its udp ports."""
     found = [connection for process in processes(node) for connection in process.net_connections("inet")]
     tcp = {c.laddr.port for c in found if c.status == psutil.CONN_LISTEN}
     return tcp, {c.laddr.port for c in found if c.status == psutil.CONN_NONE}
@@ -207,87 +207,87 @@ def api_port(node: NodeProcess) -> int:
     return int(node.api.rpartition(":")[2])
 
 
-def test_two_nodes_with_one_code_are_linked_and_answer_as_one(house: House) -> None:
-    alone = answer(house.node("alone", None))
-    ada, bob = house.pair()
+def test_two_nodes_with_one_code_answer_as_one(home: Home) -> None:
+    alone = answer(home.node("alone", None))
+    ada, bob = home.pair()
     assert answer(ada) == alone
     assert holders(ada) == {"ada", "bob"}
     assert answer(bob) == alone
 
 
-def test_a_code_may_come_as_a_file_and_the_next_start_needs_none(house: House) -> None:
-    ada = house.node("ada", CODE)
-    given = house.folder / "given"
+def test_code_from_a_file_is_needed_once(home: Home) -> None:
+    ada = home.node("ada", CODE)
+    given = home.folder / "given"
     given.write_text(CODE.text() + "\n")
     given.chmod(0o600)
-    bob = house.node("bob", None, "--join", str(given), "--peer", ada.join_endpoint)
+    bob = home.node("bob", None, "--join", str(given), "--peer", ada.join_endpoint)
     joined(ada, bob)
     bob.stop()
     given.unlink()
-    joined(ada, house.node("bob", None, "--peer", ada.join_endpoint))
+    joined(ada, home.node("bob", None, "--peer", ada.join_endpoint))
 
 
-def test_a_wrong_code_is_refused_in_time_with_a_sentence_on_both_sides(house: House) -> None:
-    ada, bob = house.node("ada", CODE), house.node("bob", OTHER)
+def test_wrong_code_is_reported_on_both_sides(home: Home) -> None:
+    ada, bob = home.node("ada", CODE), home.node("bob", OTHER)
     refused = refusal_of(bob, ada.join_endpoint)
     assert refused.code == "wrong_code"
     assert refused.message.startswith(WRONG_HERE)
     assert "exobus cluster invite" in refused.message
-    ada.says(WRONG_THERE, PROMISED_S)
-    bob.says(WRONG_HERE, PROMISED_S)
+    ada.says(WRONG_THERE, REPORT_WITHIN_S)
+    bob.says(WRONG_HERE, REPORT_WITHIN_S)
     wait_for_nodes(ada, {"ada"})
 
 
-def test_a_node_with_a_wrong_code_does_not_hammer(house: House) -> None:
-    ada = house.node("ada", CODE)
-    bob = house.node("bob", OTHER, "--peer", ada.join_endpoint)
+def test_node_with_wrong_code_asks_once(home: Home) -> None:
+    ada = home.node("ada", CODE)
+    bob = home.node("bob", OTHER, "--peer", ada.join_endpoint)
     bob.says(WRONG_HERE)
-    knocks = refusals_at_the_gate(ada)
+    requests = refusals_at_join_port(ada)
     stays_quiet(bob)
-    assert refusals_at_the_gate(ada) == knocks == 1
+    assert refusals_at_join_port(ada) == requests == 1
 
 
-def test_a_revoked_node_loses_its_link_at_once_and_is_refused_from_then_on(house: House) -> None:
-    ada, bob = house.pair()
+def test_revoked_node_is_unlinked_and_refused(home: Home) -> None:
+    ada, bob = home.pair()
     assert answer(bob) == answer(ada)
     bob_id = bob.config.node_id
 
     async def revoke(bus: BusClient) -> PeerDown:
-        async with asyncio.timeout(PROMISED_S):
-            await bus.request("hub", MemberRevoke(bob_id), RequestDone, PROMISED_S)
+        async with asyncio.timeout(REPORT_WITHIN_S):
+            await bus.request("hub", MemberRevoke(bob_id), RequestDone, REPORT_WITHIN_S)
             return (await heard(bus, PeerDown))[0]
 
     assert on_bus(ada, revoke, PeerDown) == PeerDown(bob_id, "its key was revoked")
-    bob.says("node ada is gone", PROMISED_S)
-    bob.says(REVOKED, PROMISED_S)
+    bob.says("node ada is gone", REPORT_WITHIN_S)
+    bob.says(REVOKED, REPORT_WITHIN_S)
     stays_quiet(bob)
     wait_for_nodes(ada, {"ada"})
     answer(ada)
     assert holders(ada) == {"ada"}
     bob.stop()
-    again = house.node("bob", None, "--peer", ada.join_endpoint)
-    again.says(REVOKED, PROMISED_S)
+    again = home.node("bob", None, "--peer", ada.join_endpoint)
+    again.says(REVOKED, REPORT_WITHIN_S)
     wait_for_nodes(ada, {"ada"})
 
 
-def test_the_owner_revokes_by_name_and_lets_in_again(house: House) -> None:
-    ada, bob = house.pair()
+def test_owner_revokes_and_approves_by_name(home: Home) -> None:
+    ada, bob = home.pair()
     assert "is shut out of home" in done(ada, "cluster", "revoke", "bob")
-    ada.says("is gone: its key was revoked", PROMISED_S)
+    ada.says("is gone: its key was revoked", REPORT_WITHIN_S)
     assert "revoked" in done(ada, "cluster", "ls")
     done(ada, "cluster", "approve", "bob")
     bob.stop()
-    joined(ada, house.node("bob", None, "--peer", ada.join_endpoint))
+    joined(ada, home.node("bob", None, "--peer", ada.join_endpoint))
 
 
-def test_a_copied_data_folder_is_refused_and_the_first_node_serves_on(house: House) -> None:
-    ada, bob = house.pair()
+def test_copied_data_folder_is_refused(home: Home) -> None:
+    ada, bob = home.pair()
     before = answer(ada)
-    shutil.copytree(bob.data_dir, house.folder / "copy", ignore=shutil.ignore_patterns("run", "lock", "logs"))
-    copy = house.node("bob", None, "--peer", ada.join_endpoint, folder="copy")
+    shutil.copytree(bob.data_dir, home.folder / "copy", ignore=shutil.ignore_patterns("run", "lock", "logs"))
+    copy = home.node("bob", None, "--peer", ada.join_endpoint, folder="copy")
     assert copy.config.node_id == bob.config.node_id
-    copy.says(COPIED, PROMISED_S)
-    ada.says("bob was not let in", PROMISED_S)
+    copy.says(COPIED, REPORT_WITHIN_S)
+    ada.says("bob was refused", REPORT_WITHIN_S)
     stays_quiet(copy)
     for node in (ada, bob):
         assert answer(node) == before
@@ -295,41 +295,41 @@ def test_a_copied_data_folder_is_refused_and_the_first_node_serves_on(house: Hou
         assert not [line for line in node.so_far() if "is gone" in line]
 
 
-def test_a_copy_without_the_key_is_a_node_of_its_own(house: House) -> None:
-    ada, bob = house.pair()
-    shutil.copytree(bob.data_dir, house.folder / "copy", ignore=shutil.ignore_patterns("run", "lock", "logs", KEY_FILE))
-    copy = house.node("bob", None, "--peer", ada.join_endpoint, folder="copy")
+def test_copy_without_key_is_another_node(home: Home) -> None:
+    ada, bob = home.pair()
+    shutil.copytree(bob.data_dir, home.folder / "copy", ignore=shutil.ignore_patterns("run", "lock", "logs", KEY_FILE))
+    copy = home.node("bob", None, "--peer", ada.join_endpoint, folder="copy")
     assert copy.config.node_id != bob.config.node_id
-    ada.says("bob joined with a new key", PROMISED_S)
+    ada.says("bob joined with a new key", REPORT_WITHIN_S)
     assert copy.config.node_id in {known["node_id"] for known in ada.get("/v1/topology")["nodes"]}
 
 
-def test_a_new_code_reaches_linked_nodes_and_shuts_out_the_old_one(house: House) -> None:
-    ada, bob = house.pair()
+def test_rotated_code_replaces_the_old_one(home: Home) -> None:
+    ada, bob = home.pair()
     assert "bob" in done(ada, "cluster", "rotate")
-    bob.says("the join code of cluster home was changed", PROMISED_S)
+    bob.says("the join code of cluster home was changed", REPORT_WITHIN_S)
     fresh = read_code(ada.data_dir / CODE_FILE)
     assert fresh is not None
     assert fresh != CODE
     assert read_code(bob.data_dir / CODE_FILE) == fresh
-    late = house.node("late", CODE)
+    late = home.node("late", CODE)
     for node in (ada, bob):
         assert refusal_of(late, node.join_endpoint).code == "wrong_code"
     late.stop()
-    joined_late = house.node("late", fresh, "--peer", bob.join_endpoint)
+    joined_late = home.node("late", fresh, "--peer", bob.join_endpoint)
     wait_for_nodes(joined_late, {"ada", "bob", "late"})
     assert not [line for line in (*ada.so_far(), *bob.so_far()) if "is gone" in line]
 
 
-def test_an_observer_looks_and_can_have_nothing_done(house: House) -> None:
-    ada = house.node("ada", CODE)
-    eve = house.node("eve", CODE.invite(Role.OBSERVER), "--peer", ada.join_endpoint)
+def test_observer_reads_but_may_not_act(home: Home) -> None:
+    ada = home.node("ada", CODE)
+    eve = home.node("eve", CODE.invite(Role.OBSERVER), "--peer", ada.join_endpoint)
     ada.says("node eve joined as observer")
     wait_for_nodes(eve, {"ada"})
     wait_for_nodes(ada, {"ada"})
     assert "ada" in done(eve, "topology", "--api", eve.api)
     assert "node.record" in done(eve, "bus", "sub", "node.record", "--count", "1")
-    hears_record_of(eve, ada)
+    wait_for_record(eve, ada)
     refused = chat(eve)
     assert refused.status_code >= 400
     assert "this node only observes" in refused.json()["error"]["message"]
@@ -338,8 +338,8 @@ def test_an_observer_looks_and_can_have_nothing_done(house: House) -> None:
     assert holders(ada) == set()
 
 
-def hears_record_of(node: NodeProcess, other: NodeProcess) -> None:
-    """Wait until another node's record comes over a node's bus."""
+def wait_for_record(node: NodeProcess, other: NodeProcess) -> None:
+    """Wait until another node's record arrives on a node's bus."""
 
     async def look(bus: BusClient) -> None:
         while (await heard(bus, NodeRecorded))[1].node != other.config.node_id:
@@ -349,19 +349,19 @@ def hears_record_of(node: NodeProcess, other: NodeProcess) -> None:
 
 
 def forbidden(node: NodeProcess, other: NodeProcess, work: Any, expects: type[Message]) -> str:
-    """The code with which another node's hub refuses work that is sent past the own node's rules."""
+    """Send work that the sender's role may not send, and return the code of the refusal."""
 
     async def look(bus: BusClient) -> str:
         with pytest.raises(RequestError) as refused:
-            await bus.request(f"{other.config.node_id}/node", work, expects, PROMISED_S)
+            await bus.request(f"{other.config.node_id}/node", work, expects, REPORT_WITHIN_S)
         return refused.value.code
 
     return on_bus(node, look)
 
 
-def test_a_gateway_chats_and_holds_no_layers(house: House) -> None:
-    ada = house.node("ada", CODE)
-    gus = house.node("gus", CODE.invite(Role.GATEWAY), "--peer", ada.join_endpoint)
+def test_gateway_chats_without_layers(home: Home) -> None:
+    ada = home.node("ada", CODE)
+    gus = home.node("gus", CODE.invite(Role.GATEWAY), "--peer", ada.join_endpoint)
     ada.says("node gus joined as gateway")
     wait_for_nodes(gus, {"ada"})
     assert answer(gus) == answer(ada)
@@ -369,10 +369,10 @@ def test_a_gateway_chats_and_holds_no_layers(house: House) -> None:
     assert forbidden(ada, gus, ShardLoad("i", 1, Shard(MODEL, 0, 4, 4)), ShardLoaded) == "forbidden"
 
 
-def test_a_node_that_stands_alone_listens_on_no_port_but_its_api(house: House) -> None:
+def test_standalone_node_listens_on_its_api_only(home: Home) -> None:
     beacons = free_udp_port()
-    alone = house.node("alone", None, "--discovery-port", str(beacons))
-    member = house.node("member", CODE, "--discovery-port", str(beacons))
+    alone = home.node("alone", None, "--discovery-port", str(beacons))
+    member = home.node("member", CODE, "--discovery-port", str(beacons))
     for node in (alone, member):
         answer(node)
     assert listening(alone) == ({api_port(alone)}, set())

@@ -1,4 +1,4 @@
-"""Hubs on threads and in child processes, and clients at them: shared by the bus's tests."""
+"""Hubs on threads and in child processes, and clients of them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from typing import TypeVar
 
 import zmq
 
-from bus.client import BusClient, HubPaths, RequestError
+from bus.client import BusClient, RequestError
 from bus.hub import Hub
 from bus.messages import HubDescribe, HubState, Message, PeerDial, RequestDone, kind_of
+from bus.net.endpoints import HubPaths
 from bus.net.keys import KeyPair, new_key_pair
 from bus.net.sockets import connect, open_socket
 from bus.peering.member_store import write_members
@@ -39,7 +40,7 @@ M = TypeVar("M", bound=Message)
 
 @dataclass
 class RunningHub:
-    """A hub that serves on a thread; read its `hub` only after `stop`, or only what never changes."""
+    """A hub that runs on a thread. Read only what never changes of its `hub`, or wait for `stop`."""
 
     hub: Hub
     run_dir: Path
@@ -52,22 +53,22 @@ class RunningHub:
 
     @property
     def endpoint(self) -> str:
-        """Of its bus, with its key."""
+        """Its bus port, with its key."""
         return self.hub.endpoint
 
     @property
     def join_endpoint(self) -> str:
-        """Where to knock."""
+        """Its join port."""
         return self.hub.join_endpoint
 
     def stop(self) -> None:
-        """End it with a good-bye. Twice is no error."""
+        """Stop it as a signal does. Stopping it twice is no error."""
         self.stopped.set()
         if self.thread.is_alive():
-            with zmq.Context() as context, context.socket(zmq.DEALER) as knock:  # or it waits for its poll to end
-                knock.setsockopt(zmq.LINGER, 0)
-                knock.connect(HubPaths(self.run_dir).work)
-                knock.send(b"")
+            with zmq.Context() as context, context.socket(zmq.DEALER) as waker:  # or it waits for its poll to end
+                waker.setsockopt(zmq.LINGER, 0)
+                waker.connect(HubPaths(self.run_dir).work)
+                waker.send(b"")
                 self.thread.join(WITHIN_S)
         self.thread.join(WITHIN_S)
         assert not self.thread.is_alive(), "the hub does not stop"
@@ -75,7 +76,7 @@ class RunningHub:
 
 @contextmanager
 def run_folder() -> Iterator[Path]:
-    """A short path for ipc end points."""
+    """Make a folder with a path short enough for ipc endpoints."""
     folder = Path(tempfile.mkdtemp(prefix="xb-"))
     try:
         yield folder
@@ -88,14 +89,14 @@ CODES: dict[str, JoinCode] = {}
 
 
 def new_node() -> str:
-    """The id of a node that has a key; hubs of other ids stand alone."""
+    """Return the id of a new node that has a key; hubs with other ids stand alone."""
     pair = new_key_pair()
     KEYS[pair.node_id] = pair
     return pair.node_id
 
 
 def code_of(cluster: str) -> JoinCode:
-    """The join code of a cluster that this test run has made up."""
+    """Return the join code of a cluster of this test run."""
     if cluster not in CODES:
         CODES[cluster] = new_join_code(cluster)
     return CODES[cluster]
@@ -112,7 +113,7 @@ def hub_config(
     code: JoinCode | None = None,
     strict: bool = False,
 ) -> NodeConfig:
-    """The settings of a node that is nothing but a hub on loopback. Its key and its join code lie in `run_dir`."""
+    """Return the settings of a node that is only a hub on loopback. Its key and its join code lie in `run_dir`."""
     key = KEYS.get(node_id)
     config = NodeConfig(
         node_id=node_id,
@@ -145,7 +146,7 @@ def running_hub(
     strict: bool = False,
     knows: Sequence[str] = (),
 ) -> Iterator[RunningHub]:
-    """A real hub on loopback. Its name is `name of NODE_ID`. It has let in the nodes that it `knows` before."""
+    """Run a hub on loopback, named `name of NODE_ID`. The nodes that it `knows` are approved members."""
     with run_folder() as run_dir:
         if knows:
             known = {
@@ -162,7 +163,7 @@ def running_hub(
 
 @contextmanager
 def serving(hub: Hub, run_dir: Path) -> Iterator[RunningHub]:
-    """A hub on a thread of its own, to the end of the block."""
+    """Run a hub on a thread of its own."""
     stopped = threading.Event()
 
     def serve() -> None:
@@ -179,7 +180,7 @@ def serving(hub: Hub, run_dir: Path) -> Iterator[RunningHub]:
 
 @dataclass
 class HubProcess:
-    """A hub in a process of its own, which a test may kill."""
+    """A hub in a process of its own, which a test may signal."""
 
     process: subprocess.Popen[bytes]
     config: NodeConfig
@@ -190,7 +191,7 @@ class HubProcess:
 
 @contextmanager
 def hub_process(config: NodeConfig, limit: Callable[[], None] | None = None) -> Iterator[HubProcess]:
-    """`python -m bus.hub` as a supervisor would start it; `limit` is called in the new process."""
+    """Run `python -m bus.hub` as a supervisor would start it; `limit` is called in the new process."""
     write_config(config)
     process = subprocess.Popen(
         [sys.executable, "-m", "bus.hub"],
@@ -209,7 +210,7 @@ def hub_process(config: NodeConfig, limit: Callable[[], None] | None = None) -> 
 
 @asynccontextmanager
 async def client(run_dir: Path, node_id: str, name: str, *topics: type[Message] | str) -> AsyncIterator[BusClient]:
-    """A client that its hub has met."""
+    """Start a client, and wait until the hub has registered it."""
     bus = BusClient(run_dir, node_id, name)
     await bus.start([topic if isinstance(topic, str) else kind_of(topic) for topic in topics])
     try:
@@ -220,7 +221,7 @@ async def client(run_dir: Path, node_id: str, name: str, *topics: type[Message] 
 
 
 async def described(bus: BusClient, wanted: Callable[[HubState], bool], hub: str = "hub") -> HubState:
-    """The first state of a hub that is as wanted. Asks until then; TimeoutError at the deadline."""
+    """Ask a hub for its state until it is as wanted, and return it. Raises TimeoutError."""
     async with asyncio.timeout(WITHIN_S):
         while True:
             try:
@@ -232,7 +233,7 @@ async def described(bus: BusClient, wanted: Callable[[HubState], bool], hub: str
 
 
 async def heard(bus: BusClient, cls: type[M] | tuple[type[M], ...], within_s: float = WITHIN_S) -> tuple[M, Envelope]:
-    """The next delivery of this class; others are passed over."""
+    """Return the next delivery of this class, and skip others. Raises TimeoutError."""
     async with asyncio.timeout(within_s):
         async for envelope in bus.deliveries():
             if isinstance(envelope.message, cls):
@@ -241,20 +242,20 @@ async def heard(bus: BusClient, cls: type[M] | tuple[type[M], ...], within_s: fl
 
 
 async def link(bus: BusClient, *join_endpoints: str) -> HubState:
-    """Have the client's hub knock at others' join ports, and wait until as many links stand."""
+    """Have the client's hub join at these join ports, and wait until as many links are up."""
     for join_endpoint in join_endpoints:
         await bus.request("hub", PeerDial(join_endpoint), RequestDone, WITHIN_S)
     return await described(bus, lambda state: len(state.peers) >= len(join_endpoints))
 
 
 async def subscribed(bus: BusClient, hub: str, *topics: str) -> None:
-    """Wait until the hub at this address knows that somebody behind it wants these topics."""
+    """Wait until the hub at this address has subscribers of these topics on its node."""
     await described(bus, lambda state: set(topics) <= set(state.subscriptions), hub)
 
 
 @contextmanager
 def dealer_of(node_id: str, endpoint: str) -> Iterator[zmq.Socket[bytes]]:
-    """A bare DEALER at an end point, with a node's key where that is tcp."""
+    """Connect a bare DEALER to an endpoint, with the node's key if that is tcp."""
     with zmq.Context() as context, open_socket(context, zmq.DEALER) as dealer:
         dealer.setsockopt(zmq.LINGER, 2000)
         dealer.setsockopt(zmq.SNDTIMEO, 2000)
@@ -263,7 +264,7 @@ def dealer_of(node_id: str, endpoint: str) -> Iterator[zmq.Socket[bytes]]:
 
 
 def in_time(what: Callable[[], bool], within_s: float = WITHIN_S) -> bool:
-    """Whether `what` comes true in time."""
+    """Return whether `what` becomes true in time."""
     pause, tries = threading.Event(), round(within_s / 0.005)
     return any(what() or pause.wait(0.005) for _ in range(tries))
 

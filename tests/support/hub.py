@@ -1,6 +1,6 @@
-"""A Hugging Face hub and a package index on loopback, real HTTP servers with faults that a test orders.
+"""A Hugging Face hub and a package index on loopback: HTTP servers with faults that a test sets.
 
-They serve what is in a folder, or bytes given to them, well enough for `huggingface_hub` and pip themselves.
+They serve the files of a folder, or given bytes, well enough for `huggingface_hub` and pip themselves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LARGE_BYTES = 4096  # files above this are "LFS" files: listed with their sha256
 
 @dataclass
 class Faults:
-    """Orders by file name: a status to answer with, lengths that its next bodies are cut to, or other bytes."""
+    """Faults by file name: a status to reply with, lengths to which the next bodies are cut, or other bytes."""
 
     status: dict[str, int] = field(default_factory=dict)
     cut: dict[str, list[int]] = field(default_factory=dict)
@@ -35,19 +35,19 @@ class Faults:
 
 @dataclass
 class FakeServer:
-    """A running server: where it is, what it was asked for, and the faults in force."""
+    """A running server: its URL, the requests that it received, and its faults."""
 
     url: str
     faults: Faults = field(default_factory=Faults)
     requests: list[str] = field(default_factory=list)
 
     def fetched(self) -> list[str]:
-        """The names of the files whose bodies were asked for, in order."""
+        """Return the names of the files whose bodies were requested, in order."""
         return [line.rpartition("/")[2] for line in self.requests if line.startswith("GET") and "/resolve/" in line]
 
 
-class _Answer(BaseHTTPRequestHandler):
-    """Files by name; subclasses say what a path means."""
+class _FileHandler(BaseHTTPRequestHandler):
+    """Serves files by name; subclasses map paths to names."""
 
     protocol_version = "HTTP/1.1"
     fake: FakeServer
@@ -65,7 +65,7 @@ class _Answer(BaseHTTPRequestHandler):
         raise NotImplementedError
 
     def log_message(self, format: str, *args: object) -> None:
-        """Tests read `requests` instead."""
+        """Log nothing: tests read `requests` instead."""
 
     def send(self, status: int, body: bytes, headers: dict[str, str] | None = None, length: int | None = None) -> None:
         self.send_response(status)
@@ -76,9 +76,9 @@ class _Answer(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def send_file(self, name: str, headers: dict[str, str]) -> None:
-        """The whole file or, when asked, the range to its end; with the faults ordered for it."""
+        """Send the whole file or, if requested, the range to its end, with its faults."""
         if name in self.fake.faults.status:
-            self.send(self.fake.faults.status[name], b"a fault was ordered")
+            self.send(self.fake.faults.status[name], b"a fault was set")
             return
         if name not in self.files:
             self.send(404, b"no such file", {"X-Error-Code": "EntryNotFound"})
@@ -94,8 +94,8 @@ class _Answer(BaseHTTPRequestHandler):
         self.send(206 if start else 200, body[:cut], headers, len(body))
 
 
-class _Hub(_Answer):
-    """The three routes that a download needs: model info, HEAD of a file, the file."""
+class _HubHandler(_FileHandler):
+    """The three routes of a download: model info, HEAD of a file, the file."""
 
     def route(self) -> None:
         path = unquote(self.path.partition("?")[0])
@@ -129,8 +129,8 @@ def _sibling(name: str, content: bytes) -> dict[str, object]:
     return sibling
 
 
-class _Index(_Answer):
-    """A simple package index: one page a project, links with a hash as the index has it."""
+class _IndexHandler(_FileHandler):
+    """A simple package index, with one page for each project."""
 
     def route(self) -> None:
         path = unquote(self.path)
@@ -148,10 +148,10 @@ class _Index(_Answer):
 
 
 @contextmanager
-def _serving(answer: type[_Answer], files: dict[str, bytes]) -> Iterator[FakeServer]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), answer)
+def _serving(handler: type[_FileHandler], files: dict[str, bytes]) -> Iterator[FakeServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     fake = FakeServer(f"http://127.0.0.1:{server.server_port}")
-    server.RequestHandlerClass = type("_Bound", (answer,), {"fake": fake, "files": files})
+    server.RequestHandlerClass = type("_Bound", (handler,), {"fake": fake, "files": files})
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
@@ -164,20 +164,20 @@ def _serving(answer: type[_Answer], files: dict[str, bytes]) -> Iterator[FakeSer
 
 @contextmanager
 def fake_hub(folder: Path) -> Iterator[FakeServer]:
-    """A hub with one repository (under any name), holding the files of `folder`."""
-    with _serving(_Hub, {path.name: path.read_bytes() for path in sorted(folder.iterdir())}) as fake:
+    """Run a hub with one repository, under any name, that holds the files of `folder`."""
+    with _serving(_HubHandler, {path.name: path.read_bytes() for path in sorted(folder.iterdir())}) as fake:
         yield fake
 
 
 @contextmanager
 def fake_index(wheel_name: str, wheel: bytes) -> Iterator[FakeServer]:
-    """A package index with one wheel; `url` + "/simple" is what pip takes."""
-    with _serving(_Index, {wheel_name: wheel}) as fake:
+    """Run a package index with one wheel; pip needs `url` + "/simple"."""
+    with _serving(_IndexHandler, {wheel_name: wheel}) as fake:
         yield fake
 
 
 def make_wheel(name: str, version: str, members: dict[str, bytes]) -> tuple[str, bytes]:
-    """The file name and bytes of a wheel that pip accepts, with `members` in it."""
+    """Return the file name and the bytes of a wheel that pip accepts and that contains `members`."""
     info = f"{name}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     tags = "Wheel-Version: 1.0\nGenerator: exobus tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -192,7 +192,7 @@ def make_wheel(name: str, version: str, members: dict[str, bytes]) -> tuple[str,
 
 
 def tiny_card(source: Source, size_bytes: int = 1 << 20) -> ModelCard:
-    """The card of the tiny model of `rig_models`, wherever it comes from."""
+    """Return the card of the tiny model of `tests.support.models`, with this source."""
     return ModelCard(
         id="tiny",
         name="Tiny",
@@ -212,10 +212,10 @@ def tiny_card(source: Source, size_bytes: int = 1 << 20) -> ModelCard:
 
 
 def ignore(progress: Progress) -> None:
-    """For tests that do not look at progress."""
+    """Ignore progress."""
 
 
 def leftovers(cache: ModelCache) -> list[str]:
-    """Files that a reader could take for weights, or that a fetch should have cleared away."""
+    """Return the files that a reader could take for weights, or that a fetch should have removed."""
     names = [path.name for path in cache.root.rglob("*") if path.is_file()]
     return [name for name in names if name.endswith((".gguf", ".part", ".safetensors", ".whl", ".txt"))]

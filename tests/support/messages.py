@@ -1,4 +1,4 @@
-"""Values of message classes, made from what msgspec knows of them: an example of each, and any within their bounds."""
+"""Values of message classes, made from their fields' types: an example of each, and any within the bounds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ONE_LINE = st.characters(exclude_categories=("Cs", "Cc", "Cf", "Zl", "Zp"))
 
 
 def example(cls: type[M]) -> M:
-    """One value of a message class, always the same: no field has its default."""
+    """Return a value of a message class, always the same, in which no field has its default."""
     return msgspec.convert(_sample(inspect.type_info(cls), cls.__name__), cls)
 
 
@@ -58,7 +58,7 @@ _SCALARS: dict[type[inspect.Type], type] = {
 
 
 def any_value(kind: inspect.Type, longest: int = 8) -> st.SearchStrategy[Any]:
-    """Values of a field's type within its bounds, as plain Python objects; texts of at most `longest` characters."""
+    """Return a strategy for plain values of a field's type, within its bounds and with texts of at most `longest`."""
     match kind:
         case inspect.Metadata(type=inner):
             return any_value(inner, longest)
@@ -107,7 +107,7 @@ def _shard(numbers: list[int]) -> dict[str, Any]:
 
 
 def scalars(kind: inspect.Type, path: str) -> Iterator[tuple[str, inspect.Type]]:
-    """Every type inside a type with its path, itself among them, but no structs, unions and marks."""
+    """Yield every type inside a type, with its path, except structs, unions and metadata."""
     match kind:
         case inspect.Metadata(type=inner):
             yield from scalars(inner, path)

@@ -1,6 +1,6 @@
-"""Two network namespaces joined by a wire, and a capture of everything on it. Needs root and `ip`; removed at the end.
+"""Two network namespaces connected by a virtual cable, and a capture of all packets on it. Needs root and `ip`.
 
-Also says what a capture gives away, whichever way packets cut it.
+A capture can be searched for a secret, across the packets that cut it.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ T = TypeVar("T")
 ALL_PACKETS = 3  # ETH_P_ALL
 RECEIVE_BUFFER = 64 << 20
 SO_RCVBUFFORCE = 33
-WINDOW = 8  # bytes of a text that count as the text
+WINDOW = 8  # bytes of a text that count as a leak of it
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
 class Side:
-    """One end of the wire: a namespace with an address."""
+    """One end of the cable: a namespace with an address."""
 
     namespace: str
     address: str
 
     def command(self, *arguments: str, hidden: Path | None = None) -> list[str]:
-        """Run a command on this side; a `hidden` folder, such as the other side's, is empty there."""
+        """Return what runs a command on this side. A `hidden` folder, such as the other side's, is empty for it."""
         cover = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden)]
         return ["ip", "netns", "exec", self.namespace, *(cover if hidden else []), *arguments]
 
     def inside(self, do: Callable[[], T]) -> T:
-        """Do something, such as making a socket, on a thread that is in the namespace."""
+        """Call `do`, which makes a socket for example, on a thread in the namespace, and return its result."""
         results: list[T] = []
 
         def enter() -> None:
@@ -58,13 +58,13 @@ class Side:
         thread = threading.Thread(target=enter)
         thread.start()
         thread.join()
-        assert results, f"nothing could be done in {self.namespace}"
+        assert results, f"the call failed in {self.namespace}"
         return results[0]
 
 
 @contextmanager
 def wire(name: str) -> Iterator[tuple[Side, Side]]:
-    """Two sides, 10.77.0.1 and 10.77.0.2. Skips the test, with the reason, where the system does not let us."""
+    """Make two sides, 10.77.0.1 and 10.77.0.2. Skips the test, with the reason, if the system does not allow it."""
     if not shutil.which("ip") or os.geteuid():
         pytest.skip("network namespaces need root and `ip` (iproute2)")
     sides = Side(f"{name}-a", "10.77.0.1"), Side(f"{name}-b", "10.77.0.2")
@@ -72,19 +72,8 @@ def wire(name: str) -> Iterator[tuple[Side, Side]]:
         for side in sides:
             if failed := _ip("netns", "add", side.namespace):
                 pytest.skip(f"this system makes no network namespace: {failed}")
-        _ip(
-            "link",
-            "add",
-            "wire",
-            "netns",
-            sides[0].namespace,
-            "type",
-            "veth",
-            "peer",
-            "wire",
-            "netns",
-            sides[1].namespace,
-        )
+        ends = [("wire", "netns", side.namespace) for side in sides]
+        _ip("link", "add", *ends[0], "type", "veth", "peer", *ends[1])
         for side in sides:
             for link in ("lo", "wire"):
                 _ip("-n", side.namespace, "link", "set", link, "up")
@@ -97,31 +86,31 @@ def wire(name: str) -> Iterator[tuple[Side, Side]]:
 
 
 def _ip(*arguments: str) -> str:
-    """What `ip` complained about."""
+    """Run `ip`, and return its error message, or an empty text."""
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True, timeout=20, check=False)
     return done.stderr.strip() if done.returncode else ""
 
 
 @dataclass
 class Capture:
-    """Everything that was on the wire: whole packets, and the bytes of each direction of each TCP connection."""
+    """All that was on the cable: whole packets, and the bytes of each direction of each TCP connection."""
 
     packets: list[bytes] = field(default_factory=list)
     streams: dict[tuple[bytes, bytes], dict[int, bytes]] = field(default_factory=lambda: defaultdict(dict))
 
     @property
     def tcp_bytes(self) -> int:
-        """Bytes of payload, repetitions not counted."""
+        """Number of payload bytes, without repetitions."""
         return sum(len(part) for stream in self.streams.values() for part in stream.values())
 
     def gives_away(self, secret: bytes, window: int = WINDOW) -> bool:
-        """Whether any `window` bytes of it can be seen, in a packet or over the end of one."""
+        """Return whether any `window` bytes of a secret can be seen, in a packet or across packets."""
         seen = [*self.packets, *(_joined(stream) for stream in self.streams.values())]
         pieces = {secret[at : at + window] for at in range(max(len(secret) - window, 0) + 1)}
         return any(piece in part for part in seen for piece in pieces)
 
     def take(self, packet: bytes) -> None:
-        """One Ethernet frame."""
+        """Add an Ethernet frame."""
         self.packets.append(packet)
         if packet[12:14] != b"\x08\x00" or packet[23] != socket.IPPROTO_TCP:
             return
@@ -139,7 +128,7 @@ def _joined(parts: dict[int, bytes]) -> bytes:
 
 @contextmanager
 def capturing(side: Side) -> Iterator[Capture]:
-    """Capture until the end of the block."""
+    """Capture all packets until the end of the block."""
     listener = side.inside(_listener)
     capture, ended = Capture(), threading.Event()
     reader = threading.Thread(target=_read, args=(listener, capture, ended))
@@ -170,7 +159,7 @@ def _read(listener: socket.socket, capture: Capture, ended: threading.Event) -> 
 
 
 def send_plainly(text: bytes, sender: Side, receiver: Side) -> None:
-    """Send a text over the wire as anybody could read it, in pieces that cut it."""
+    """Send a text over the cable without encryption, in pieces that cut it."""
     server = receiver.inside(lambda: socket.create_server((receiver.address, 0)))
     client = sender.inside(lambda: socket.create_connection(server.getsockname(), 5.0))
     taken, _ = server.accept()
@@ -182,5 +171,5 @@ def send_plainly(text: bytes, sender: Side, receiver: Side) -> None:
 
 
 def little_endian(tokens: Sequence[int]) -> bytes:
-    """Token ids as a data frame has them."""
+    """Encode token ids as a data frame does."""
     return struct.pack(f"<{len(tokens)}i", *tokens)

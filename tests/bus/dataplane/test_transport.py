@@ -190,7 +190,7 @@ def test_neighbours_that_were_used_longest_ago_are_closed(folder: Path) -> None:
 
 
 def test_what_is_no_end_point_is_refused(folder: Path) -> None:
-    with ring(folder, "one") as one, pytest.raises(ValueError, match="is no end point"):
+    with ring(folder, "one") as one, pytest.raises(ValueError, match="is no endpoint"):
         one.introduce("nonsense")
 
 

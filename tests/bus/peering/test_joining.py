@@ -1,6 +1,4 @@
-"""Joining, between real hubs on loopback: who is let in at the join port, who is told why not, what a decision
-changes.
-"""
+"""Joining, with hubs on loopback: which nodes are admitted, why others are refused, and what decisions change."""
 
 from __future__ import annotations
 
@@ -42,7 +40,7 @@ from bus.messages import (
 from bus.net.endpoints import with_key
 from bus.net.keys import KeyPair, join_proof, key_pair_of, new_key_pair
 from bus.net.sockets import connect, open_socket
-from bus.peering import peering as outside
+from bus.peering import joining
 from bus.peering.authenticator import Authenticator
 from bus.peering.member_store import read_members
 from bus.wire import decode, encode, new_header
@@ -70,7 +68,7 @@ A, B, C = new_node(), new_node(), new_node()
 FACTS: tuple[type[Message], ...] = (PeerAuthenticated, PeerRefused, PeerUp, PeerDown, ClusterChanged)
 
 
-SOMEBODY_KNOCKED = "somebody knocked with a wrong join code for cluster home"
+WRONG_CODE = "a node tried to join cluster home with a wrong join code"
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -90,18 +88,18 @@ async def members(bus: BusClient) -> dict[str, MemberStatus]:
     return {member.node_id: member.status for member in state.members}
 
 
-def knock_at(
-    hub: RunningHub, pair: KeyPair, code: JoinCode | None = None, knock: JoinRequest | None = None
+def reply_at_join_port(
+    hub: RunningHub, pair: KeyPair, code: JoinCode | None = None, request: JoinRequest | None = None
 ) -> Message | None:
-    """What the join port answers to a knock with a key of one's own; None where it answers nothing."""
+    """Ask to join with this key, and return the reply, or None if there is none."""
     keys = (code or code_of("home")).keys()
-    join_endpoint = key_pair_of(keys.join_secret).public
+    port_key = key_pair_of(keys.join_secret).public
     role = next(iter(keys.join))
-    proof = join_proof(keys.join, role, pair.public, join_endpoint)
-    sent = knock or JoinRequest("guest", role, 1, with_key("tcp://127.0.0.1:1", pair.public), proof)
+    proof = join_proof(keys.join, role, pair.public, port_key)
+    sent = request or JoinRequest("guest", role, 1, with_key("tcp://127.0.0.1:1", pair.public), proof)
     with zmq.Context() as context, open_socket(context, zmq.DEALER) as dealer:
         dealer.setsockopt(zmq.SNDTIMEO, 2000)
-        connect(dealer, with_key(hub.join_endpoint, join_endpoint), pair)
+        connect(dealer, with_key(hub.join_endpoint, port_key), pair)
         try:
             dealer.send_multipart(encode("/hub", new_header(sent, f"{pair.node_id}/hub"), sent))
         except zmq.Again:
@@ -109,7 +107,7 @@ def knock_at(
         return decode(dealer.recv_multipart()).message if dealer.poll(2000) else None
 
 
-def test_two_holders_of_the_code_meet_at_the_gate_and_link() -> None:
+def test_two_holders_of_a_code_link() -> None:
     async def test(first: RunningHub, second: RunningHub) -> None:
         async with on(first) as one, on(second) as two:
             await link(one, second.join_endpoint)
@@ -125,7 +123,7 @@ def test_two_holders_of_the_code_meet_at_the_gate_and_link() -> None:
         run(test(first, second))
 
 
-def test_who_knows_one_gate_is_linked_to_every_member() -> None:
+def test_one_join_port_leads_to_every_member() -> None:
     async def test(first: RunningHub, second: RunningHub, third: RunningHub) -> None:
         async with on(first) as one, on(second) as two, on(third) as three:
             await link(two, first.join_endpoint)
@@ -137,17 +135,15 @@ def test_who_knows_one_gate_is_linked_to_every_member() -> None:
         run(test(first, second, third))
 
 
-def test_a_wrong_code_is_refused_with_a_sentence_on_both_sides_and_knocks_once() -> None:
+def test_wrong_code_is_reported_on_both_sides() -> None:
     async def test(home: RunningHub, guest: RunningHub) -> None:
-        async with on(home) as host, on(guest) as knocker:
-            await dial(knocker, home)
-            there, _ = await heard(knocker, PeerRefused, within_s=3.0)
+        async with on(home) as host, on(guest) as joiner:
+            await dial(joiner, home)
+            there, _ = await heard(joiner, PeerRefused, within_s=3.0)
             here, _ = await heard(host, PeerRefused, within_s=3.0)
             assert (there.endpoint, there.code) == (home.join_endpoint, "wrong_code")
             assert there.message.startswith("wrong join code for cluster home: the join port at")
-            assert here == PeerRefused(
-                "", FailureCode.WRONG_CODE, "somebody knocked with a wrong join code for cluster home"
-            )
+            assert here == PeerRefused("", FailureCode.WRONG_CODE, WRONG_CODE)
             with pytest.raises(TimeoutError):
                 await heard(host, PeerRefused, within_s=1.0)
             state = await host.request("hub", HubDescribe(), HubState, 5.0)
@@ -157,45 +153,45 @@ def test_a_wrong_code_is_refused_with_a_sentence_on_both_sides_and_knocks_once()
         run(test(home, guest))
 
 
-def test_the_gate_believes_no_knock_whose_proof_does_not_fit() -> None:
+def test_join_request_with_wrong_proof_is_refused() -> None:
     pair, keys = new_key_pair(), code_of("home").keys()
-    join_endpoint, endpoint = key_pair_of(keys.join_secret).public, with_key("tcp://127.0.0.1:1", new_key_pair().public)
+    port_key, endpoint = key_pair_of(keys.join_secret).public, with_key("tcp://127.0.0.1:1", new_key_pair().public)
     own = with_key("tcp://127.0.0.1:1", pair.public)
-    proof = join_proof(keys.join, Role.MEMBER, pair.public, join_endpoint)
-    observer = join_proof(keys.join, Role.OBSERVER, pair.public, join_endpoint)
+    proof = join_proof(keys.join, Role.MEMBER, pair.public, port_key)
+    observer = join_proof(keys.join, Role.OBSERVER, pair.public, port_key)
     with running_hub(A) as hub:
-        for knock in (
+        for request in (
             JoinRequest("guest", Role.MEMBER, 1, own, b""),
             JoinRequest("guest", Role.MEMBER, 1, own, observer),
             JoinRequest("guest", Role.OBSERVER, 1, own, proof),
             JoinRequest("guest", Role.MEMBER, 1, endpoint, proof),
         ):
-            answer = knock_at(hub, pair, knock=knock)
-            assert answer == RequestFailed(FailureCode.WRONG_CODE, "wrong join code for cluster home")
-        assert isinstance(knock_at(hub, pair), JoinAccept)
+            reply = reply_at_join_port(hub, pair, request=request)
+            assert reply == RequestFailed(FailureCode.WRONG_CODE, "wrong join code for cluster home")
+        assert isinstance(reply_at_join_port(hub, pair), JoinAccept)
 
 
-def test_a_gate_that_cannot_prove_itself_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who has an observer's code can open a join port, with the join port's own key, but has no member's proof."""
+def test_join_port_without_proof_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A holder of an observer's code could open a join port with the right key, but has no proof of a member."""
 
-    async def test(hub: RunningHub, liar: RunningHub) -> None:
+    async def test(hub: RunningHub, impostor: RunningHub) -> None:
         async with on(hub) as one:
-            await dial(one, liar)
+            await dial(one, impostor)
             refused, _ = await heard(one, PeerRefused)
             assert "does not belong to cluster home" in refused.message
             assert await members(one) == {}
 
     with running_hub(A) as hub, run_folder() as folder:
         config = hub_config(folder, B)
-        door = Authenticator(config, code_of("home"))
-        door.keys = replace(door.keys, join=dict.fromkeys(Role, bytes(32)))
-        monkeypatch.setattr(door, "_proved", lambda knock, key: True)
-        monkeypatch.setattr(Authenticator, "of", lambda config: door)
-        with serving(Hub(config), folder) as liar:
-            run(test(hub, liar))
+        authenticator = Authenticator(config, code_of("home"))
+        authenticator.keys = replace(authenticator.keys, join=dict.fromkeys(Role, bytes(32)))
+        monkeypatch.setattr(authenticator, "_is_proved", lambda request, key: True)
+        monkeypatch.setattr(Authenticator, "of", lambda config: authenticator)
+        with serving(Hub(config), folder) as impostor:
+            run(test(hub, impostor))
 
 
-def test_a_revoked_node_is_cut_off_at_once_and_refused_with_the_reason() -> None:
+def test_revoked_node_is_unlinked_and_refused() -> None:
     async def test(first: RunningHub, second: RunningHub) -> None:
         async with on(first) as one, on(second) as two:
             await link(one, second.join_endpoint)
@@ -212,7 +208,7 @@ def test_a_revoked_node_is_cut_off_at_once_and_refused_with_the_reason() -> None
         run(test(first, second))
 
 
-def test_what_a_revoked_node_still_sends_on_an_old_connection_is_dropped() -> None:
+def test_messages_of_a_revoked_node_are_dropped() -> None:
     async def test(first: RunningHub) -> None:
         async with on(first) as one, on(first, "worker") as worker:
             with zmq.Context() as context, open_socket(context, zmq.DEALER) as dealer:
@@ -228,7 +224,7 @@ def test_what_a_revoked_node_still_sends_on_an_old_connection_is_dropped() -> No
         run(test(first))
 
 
-def test_a_revocation_reaches_the_other_members_and_those_who_come_later() -> None:
+def test_revocation_reaches_present_and_later_members() -> None:
     async def test(first: RunningHub, second: RunningHub, third: RunningHub) -> None:
         async with on(first) as one, on(second) as two, on(third) as three:
             await link(one, second.join_endpoint)
@@ -250,36 +246,39 @@ async def until(bus: BusClient, expected: dict[str, MemberStatus]) -> None:
             await asyncio.sleep(0)
 
 
-def test_a_strict_hub_lets_nobody_in_until_the_key_is_approved() -> None:
+def test_strict_hub_waits_for_approval() -> None:
     async def test(strict: RunningHub, guest: RunningHub) -> None:
-        async with on(strict) as host, on(guest) as knocker:
-            await dial(knocker, strict)
-            refused, _ = await heard(knocker, PeerRefused)
+        async with on(strict) as host, on(guest) as joiner:
+            await dial(joiner, strict)
+            refused, _ = await heard(joiner, PeerRefused)
             assert refused.code == "unapproved"
             assert f"exobus cluster approve {B}" in refused.message
             assert (await heard(host, PeerRefused))[0].code == "unapproved"
             await host.request("hub", MemberApprove(B), RequestDone, 5.0)
-            await link(knocker, strict.join_endpoint)
+            await link(joiner, strict.join_endpoint)
 
     with running_hub(A, strict=True) as strict, running_hub(B) as guest:
         run(test(strict, guest))
 
 
-def test_a_known_name_with_a_new_key_is_let_in_and_shown_to_the_owner() -> None:
+def test_known_name_with_new_key_gives_a_warning() -> None:
     async def test(hub: RunningHub) -> None:
         async with on(hub) as one:
-            for pair, news in ((KEYS[B], ""), (KEYS[C], f"guest joined with a new key ({C}), known before as {B}; ")):
-                assert isinstance(await asyncio.to_thread(knock_at, hub, pair), JoinAccept)
+            for pair, warning in (
+                (KEYS[B], ""),
+                (KEYS[C], f"guest joined with a new key ({C}), known before as {B}; "),
+            ):
+                assert isinstance(await asyncio.to_thread(reply_at_join_port, hub, pair), JoinAccept)
                 met, _ = await heard(one, PeerAuthenticated)
                 assert (met.endpoint, met.node_id, met.name) == ("", pair.node_id, "guest")
-                assert met.news.startswith(news)
-                assert bool(met.news) is bool(news)
+                assert met.warning.startswith(warning)
+                assert bool(met.warning) is bool(warning)
 
     with running_hub(A) as hub:
         run(test(hub))
 
 
-def test_a_copied_key_is_refused_and_the_first_node_stays() -> None:
+def test_copied_key_is_refused() -> None:
     async def test(first: RunningHub, second: RunningHub, copy: RunningHub) -> None:
         async with on(first) as one, on(second) as two, on(copy) as impostor:
             await link(two, first.join_endpoint)
@@ -298,7 +297,7 @@ def test_a_copied_key_is_refused_and_the_first_node_stays() -> None:
         run(test(first, second, copy))
 
 
-def test_a_node_that_restarts_is_let_in_again_with_its_own_key() -> None:
+def test_restarted_node_joins_again() -> None:
     async def test(first: RunningHub) -> None:
         async with on(first) as one:
             for life in (1, 2):
@@ -312,15 +311,15 @@ def test_a_node_that_restarts_is_let_in_again_with_its_own_key() -> None:
         run(test(first))
 
 
-def test_who_was_let_in_is_remembered_over_a_restart() -> None:
+def test_members_are_kept_on_file() -> None:
     with running_hub(A) as hub:
-        assert isinstance(knock_at(hub, KEYS[B]), JoinAccept)
+        assert isinstance(reply_at_join_port(hub, KEYS[B]), JoinAccept)
         assert read_members(hub.run_dir, "home", strict=False).require(B).key == KEYS[B].public.hex()
         assert not read_members(hub.run_dir, "other", strict=False).by_id
 
 
 @pytest.mark.parametrize("role", [Role.GATEWAY, Role.OBSERVER])
-def test_a_role_comes_with_its_code_and_opens_no_gate_of_its_own(role: Role) -> None:
+def test_only_a_member_has_a_join_port(role: Role) -> None:
     async def test(first: RunningHub, second: RunningHub) -> None:
         async with on(first) as one, on(second) as two:
             assert second.join_endpoint == ""
@@ -331,29 +330,29 @@ def test_a_role_comes_with_its_code_and_opens_no_gate_of_its_own(role: Role) -> 
         run(test(first, second))
 
 
-def test_a_rotated_code_reaches_who_is_linked_and_shuts_the_old_one_out() -> None:
+def test_rotated_code_replaces_the_old_one() -> None:
     async def test(first: RunningHub, second: RunningHub, watcher: RunningHub) -> None:
         async with on(first) as one, on(second) as two, on(watcher) as three:
             await link(one, second.join_endpoint)
             await link(three, first.join_endpoint)
-            told = await one.request("hub", ClusterRotate(), ClusterRotated, 5.0)
-            assert told.told == tuple(sorted((f"name of {B}", f"name of {C}")))
+            rotated = await one.request("hub", ClusterRotate(), ClusterRotated, 5.0)
+            assert rotated.updated == tuple(sorted((f"name of {B}", f"name of {C}")))
             for bus in (one, two, three):
                 await heard(bus, ClusterChanged)
             codes = [code_in(hub) for hub in (first, second, watcher)]
             assert codes[0] == codes[1] != code_of("home").text()
             assert parse_join_code(codes[0]).invite(Role.OBSERVER).text() == codes[2]
-            assert await asyncio.to_thread(knock_at, first, new_key_pair()) is None
+            assert await asyncio.to_thread(reply_at_join_port, first, new_key_pair()) is None
             for hub in (first, second):
-                welcome = await asyncio.to_thread(knock_at, hub, new_key_pair(), parse_join_code(codes[0]))
-                assert isinstance(welcome, JoinAccept)
+                reply = await asyncio.to_thread(reply_at_join_port, hub, new_key_pair(), parse_join_code(codes[0]))
+                assert isinstance(reply, JoinAccept)
             assert len((await described(one, lambda _: True)).peers) == 2  # links do not depend on the code
 
     with running_hub(A) as first, running_hub(B) as second, running_hub(C, role=Role.OBSERVER) as watcher:
         run(test(first, second, watcher))
 
 
-def test_an_observer_cannot_rotate() -> None:
+def test_observer_cannot_rotate() -> None:
     async def test(hub: RunningHub) -> None:
         async with on(hub) as one:
             with pytest.raises(RequestError, match="only a member can rotate"):
@@ -363,25 +362,25 @@ def test_an_observer_cannot_rotate() -> None:
         run(test(hub))
 
 
-def test_a_gate_takes_ten_knocks_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outside, "KNOCKS_A_SECOND", 2)
+def test_join_requests_are_rate_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joining, "MAX_REQUESTS_PER_S", 2)
     with running_hub(A) as hub:
-        answers = [knock_at(hub, new_key_pair()) for _ in range(6)]
-    busy = [answer for answer in answers if isinstance(answer, RequestFailed)]
-    assert [answer.code for answer in busy] == ["busy"] * len(busy)
+        replies = [reply_at_join_port(hub, new_key_pair()) for _ in range(6)]
+    busy = [reply for reply in replies if isinstance(reply, RequestFailed)]
+    assert [reply.code for reply in busy] == ["busy"] * len(busy)
     assert len(busy) >= 1
 
 
-def test_what_is_no_knock_is_counted_at_the_gate() -> None:
+def test_other_messages_at_the_join_port_are_counted() -> None:
     async def test(hub: RunningHub) -> None:
         async with on(hub) as one:
-            join_endpoint = key_pair_of(code_of("home").keys().join_secret).public
+            port_key = key_pair_of(code_of("home").keys().join_secret).public
             with zmq.Context() as context, open_socket(context, zmq.DEALER) as dealer:
-                connect(dealer, with_key(hub.join_endpoint, join_endpoint), new_key_pair())
+                connect(dealer, with_key(hub.join_endpoint, port_key), new_key_pair())
                 dealer.send_multipart([b"junk"])
                 dealer.send_multipart(encode("/hub", new_header(HubDescribe(), f"{B}/hub"), HubDescribe()))
                 state = await described(
-                    one, lambda s: {"dropped: frames", "dropped: at the join port"} <= s.counters.keys()
+                    one, lambda s: {"dropped: frames", "dropped: no join request"} <= s.counters.keys()
                 )
             assert state.peers == ()
 
@@ -389,7 +388,7 @@ def test_what_is_no_knock_is_counted_at_the_gate() -> None:
         run(test(hub))
 
 
-def test_a_node_that_stands_alone_listens_nowhere_and_says_how_to_change_that() -> None:
+def test_standalone_node_has_no_ports() -> None:
     async def test(hub: RunningHub) -> None:
         async with on(hub) as one:
             state = await one.request("hub", HubDescribe(), HubState, 5.0)
@@ -408,7 +407,7 @@ def code_in(hub: RunningHub) -> str:
     return read_private(hub.run_dir / "join-code")
 
 
-def test_what_a_role_may_not_send_is_refused_with_a_sentence_and_its_facts_are_not_heard() -> None:
+def test_role_limits_what_a_node_sends() -> None:
     async def test(home: RunningHub, watcher: RunningHub) -> None:
         async with on(home) as host, on(home, "node") as node, on(watcher) as guest:
             await link(guest, home.join_endpoint)
@@ -419,9 +418,9 @@ def test_what_a_role_may_not_send_is_refused_with_a_sentence_and_its_facts_are_n
                 await guest.request(f"{A}/node", InstanceEnsure("tiny"), RequestDone, 5.0)
             assert refused.value.code == "forbidden"
             await guest.publish(Log("WARNING", "x", "from an observer"))
-            answering = asyncio.create_task(answer(node))
+            replying = asyncio.create_task(reply_to_probe(node))
             await guest.request(f"{A}/node", LinkProbe(), RequestDone, 5.0)
-            await answering
+            await replying
             await host.publish(Status("m", "own"))
             assert isinstance((await heard(host, (Log, Status)))[0], Status)
 
@@ -429,13 +428,13 @@ def test_what_a_role_may_not_send_is_refused_with_a_sentence_and_its_facts_are_n
         run(test(home, watcher))
 
 
-async def answer(bus: BusClient) -> None:
-    """Answer the next probe."""
+async def reply_to_probe(bus: BusClient) -> None:
+    """Reply to the next probe."""
     _, envelope = await heard(bus, LinkProbe)
     await bus.send(envelope.header.sender, RequestDone(), cause=envelope.header.id)
 
 
-def test_a_message_that_comes_twice_counts_once() -> None:
+def test_repeated_message_is_dropped() -> None:
     async def test(hub: RunningHub) -> None:
         async with on(hub) as one, on(hub, "worker") as worker:
             worker.subscribe("status")

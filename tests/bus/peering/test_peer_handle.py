@@ -1,4 +1,4 @@
-"""A handle on another node, over two real hubs."""
+"""A handle of another node, with two hubs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.bus import client, heard, new_node, running_hub
 A, B = new_node(), new_node()
 
 
-def test_a_peer_is_connected_to_checked_sent_to_and_let_go() -> None:
+def test_handle_connects_checks_and_disconnects() -> None:
     async def test() -> None:
         async with client(here.run_dir, A, "one", PeerUp, PeerDown) as bus, client(there.run_dir, B, "topology") as far:
             peer = BusPeerHandle(bus, there.join_endpoint)
@@ -39,7 +39,7 @@ def test_a_peer_is_connected_to_checked_sent_to_and_let_go() -> None:
         asyncio.run(test())
 
 
-def test_a_linked_peer_can_be_let_go_by_its_hubs_end_point() -> None:
+def test_bus_port_is_enough_to_disconnect() -> None:
     async def test() -> None:
         async with client(here.run_dir, A, "one", PeerUp, PeerDown) as bus:
             await BusPeerHandle(bus, there.join_endpoint).connect()
@@ -51,7 +51,7 @@ def test_a_linked_peer_can_be_let_go_by_its_hubs_end_point() -> None:
         asyncio.run(test())
 
 
-def test_a_peer_that_is_not_linked_fails_its_health_check_at_once() -> None:
+def test_health_check_of_unlinked_peer_fails() -> None:
     async def test() -> None:
         async with client(here.run_dir, A, "one") as bus:
             peer = BusPeerHandle(bus, "tcp://127.0.0.1:9")

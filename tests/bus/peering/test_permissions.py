@@ -1,4 +1,4 @@
-"""Which kinds cross a link, by role. Every kind is listed, so that a new one has to be decided about."""
+"""Which kinds cross a link, by role. Every kind is listed, so that a new one must be added."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from bus.peering.permissions import may_send
 from cluster.roles import Role
 
 LINKS = {"link.hello", "link.subscribe", "link.bye"}
-OBSERVERS_WORK = LINKS | {"hub.describe", "members.get", "link.probe", "topology.get", "request.cancel"}
-GATEWAYS_FACTS = {
+OBSERVER_WORK = LINKS | {"hub.describe", "members.get", "link.probe", "topology.get", "request.cancel"}
+GATEWAY_FACTS = {
     "actor.down", "download.failed", "download.progress", "log", "session.finished", "session.token", "status",
 }  # fmt: skip
-MEMBERS_FACTS = {
+MEMBER_FACTS = {
     "engine.stats", "instance.down", "instance.failed", "instance.up", "link.measured", "node.record",
 }  # fmt: skip
-MEMBERS_WORK = {"cluster.code", "member.approve", "member.revoke", "shard.load", "shard.unload", "stage.join"}
+MEMBER_WORK = {"cluster.code", "member.approve", "member.revoke", "shard.load", "shard.unload", "stage.join"}
 WITHIN_A_NODE = {
     "actor.hello", "actor.start", "actor.stop", "cluster.rotate", "download.want", "engine.load", "join.request",
     "join.accept", "peer.dial", "peer.drop", "stage.drain",
@@ -25,24 +25,24 @@ REPLIES = {kind for kind, cls in MESSAGES.items() if issubclass(cls, Reply)} - {
 LOCAL = {kind for kind, cls in MESSAGES.items() if issubclass(cls, LocalFact)}
 
 SENT = {
-    Role.OBSERVER: OBSERVERS_WORK | REPLIES,
-    Role.GATEWAY: OBSERVERS_WORK | REPLIES | GATEWAYS_FACTS | {"instance.ensure"},
-    Role.MEMBER: OBSERVERS_WORK | REPLIES | GATEWAYS_FACTS | {"instance.ensure"} | MEMBERS_FACTS | MEMBERS_WORK,
+    Role.OBSERVER: OBSERVER_WORK | REPLIES,
+    Role.GATEWAY: OBSERVER_WORK | REPLIES | GATEWAY_FACTS | {"instance.ensure"},
+    Role.MEMBER: OBSERVER_WORK | REPLIES | GATEWAY_FACTS | {"instance.ensure"} | MEMBER_FACTS | MEMBER_WORK,
 }
 
 every_role = pytest.mark.parametrize("role", Role)
 
 
 @every_role
-def test_a_role_sends_these_kinds_and_no_other(role: Role) -> None:
+def test_role_may_send_exactly_these_kinds(role: Role) -> None:
     assert {kind for kind in MESSAGES if may_send(role, kind)} == SENT[role]
 
 
-def test_every_kind_is_decided_about() -> None:
+def test_every_kind_is_listed() -> None:
     assert SENT[Role.MEMBER] | WITHIN_A_NODE | LOCAL == MESSAGES.keys()
 
 
-def test_an_observer_publishes_nothing_and_changes_nothing() -> None:
+def test_observer_sends_queries_and_replies_only() -> None:
     sent = {MESSAGES[kind] for kind in MESSAGES if may_send(Role.OBSERVER, kind)}
     assert not [cls for cls in sent if issubclass(cls, Fact)]
     assert {cls.__name__ for cls in sent if issubclass(cls, Work) and not issubclass(cls, Query)} == {
@@ -50,5 +50,5 @@ def test_an_observer_publishes_nothing_and_changes_nothing() -> None:
     }  # fmt: skip
 
 
-def test_only_a_member_may_be_newer_than_we_are() -> None:
+def test_only_a_member_may_send_unknown_kinds() -> None:
     assert [role for role in Role if may_send(role, "from.the.future")] == [Role.MEMBER]

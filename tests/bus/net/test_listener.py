@@ -1,6 +1,6 @@
-"""Crowds at the doors of a real hub: unknown keys, idle connections, half-sent frames, no descriptors left.
+"""Many unknown clients at the ports of a hub: unknown keys, idle connections, half-sent frames, no descriptors left.
 
-What it costs is bounded by what was promised, and a member gets in all the while.
+Their cost is bounded, and a member can join all the while.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bus.hub import MOST_MEMORY
+from bus.hub import MAX_MEMORY
 from bus.messages import HubState
 from tests.support.bus import HubProcess, client, described, running_hub
 from tests.support.crowd import (
     GUEST,
     HOST,
     MIB,
+    connect_at_once,
     half_frames,
     hub_with,
     idle,
     join_in_the_end,
-    knock_together,
     ports,
     seconds_to_join,
     seconds_until_closed,
@@ -34,40 +34,40 @@ UNKNOWN_KEYS = 10_000
 IDLE = 10_000
 
 
-def test_of_ten_thousand_unknown_keys_none_gets_in() -> None:
-    """With the right key of the hub, which is no secret. All have a fact on their way, which nobody may hear."""
+def test_ten_thousand_unknown_keys_are_refused() -> None:
+    """They use the hub's right key, which is no secret, and each sends a fact, which must not arrive."""
 
-    async def told() -> HubState:
+    async def state() -> HubState:
         async with client(hub.run_dir, HOST, "asker") as asker:
             return await described(asker, lambda state: state.counters.get("refused at bus", 0) >= UNKNOWN_KEYS)
 
     with running_hub(HOST) as hub:
-        assert sum(knock_together(hub.endpoint, 100) for _ in range(UNKNOWN_KEYS // 100)) == 0
-        counters = asyncio.run(told()).counters
+        assert sum(connect_at_once(hub.endpoint, 100) for _ in range(UNKNOWN_KEYS // 100)) == 0
+        counters = asyncio.run(state()).counters
         assert counters["refused at bus"] == UNKNOWN_KEYS
         assert not [name for name in counters if name.startswith("dropped")]
 
 
-def test_ten_thousand_idle_connections_are_reaped_and_a_member_joins_meanwhile() -> None:
+def test_ten_thousand_idle_connections_are_closed() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < IDLE + 500:
-        pytest.skip(f"this machine allows {hard} open files, and the crowd needs {IDLE + 500}")
+        pytest.skip(f"this machine allows {hard} open files, and the test needs {IDLE + 500}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, IDLE + 500), hard))
 
     async def test(folder: Path) -> float:
         async with client(folder, HOST, "asker") as asker:
-            doors = ports(await described(asker, lambda state: bool(state.join_endpoint)))
+            both = ports(await described(asker, lambda state: bool(state.join_endpoint)))
             with ExitStack() as crowd, running_hub(GUEST) as guest:
-                strangers = [idle(crowd, doors[number % 2]) for number in range(IDLE)]
-                await asyncio.to_thread(seconds_to_join, guest.run_dir, doors[1])
-                return await asyncio.to_thread(seconds_until_closed, strangers)
+                clients = [idle(crowd, both[number % 2]) for number in range(IDLE)]
+                await asyncio.to_thread(seconds_to_join, guest.run_dir, both[1])
+                return await asyncio.to_thread(seconds_until_closed, clients)
 
     with hub_with() as (_, folder):
-        assert asyncio.run(test(folder)) < 15.0  # three seconds on a machine with nothing else to do
+        assert asyncio.run(test(folder)) < 15.0  # three seconds on an idle machine
 
 
-@pytest.mark.skipif(not hasattr(psutil.Process, "rlimit"), reason="only Linux tells a process's limits")
-def test_no_message_can_make_a_hub_take_the_machines_memory() -> None:
+@pytest.mark.skipif(not hasattr(psutil.Process, "rlimit"), reason="only Linux reports the limits of a process")
+def test_memory_of_a_hub_is_limited() -> None:
     async def test(process: HubProcess, folder: Path) -> int:
         async with client(folder, HOST, "asker") as asker:
             await described(asker, lambda state: bool(state.join_endpoint))
@@ -75,14 +75,14 @@ def test_no_message_can_make_a_hub_take_the_machines_memory() -> None:
             return soft
 
     with hub_with() as (process, folder):
-        assert asyncio.run(test(process, folder)) == MOST_MEMORY
+        assert asyncio.run(test(process, folder)) == MAX_MEMORY
 
 
-@pytest.mark.parametrize("door", [0, 1], ids=["bus", "join"])
-def test_half_a_frame_costs_at_most_a_mebibyte(door: int) -> None:
+@pytest.mark.parametrize("port_index", [0, 1], ids=["bus", "join"])
+def test_half_a_frame_costs_at_most_a_mebibyte(port_index: int) -> None:
     async def test(process: HubProcess, folder: Path) -> float:
         async with client(folder, HOST, "asker") as asker:
-            port = ports(await described(asker, lambda state: bool(state.join_endpoint)))[door]
+            port = ports(await described(asker, lambda state: bool(state.join_endpoint)))[port_index]
             memory, crowd = psutil.Process(process.process.pid), 40
             before = memory.memory_info().rss
             with ExitStack() as stack:
@@ -94,21 +94,21 @@ def test_half_a_frame_costs_at_most_a_mebibyte(door: int) -> None:
         assert asyncio.run(test(process, folder)) <= MIB
 
 
-def test_without_descriptors_the_hub_waits_instead_of_spinning_and_takes_members_again() -> None:
+def test_hub_without_descriptors_does_not_spin() -> None:
     async def test(process: HubProcess, folder: Path) -> float:
         async with client(folder, HOST, "asker") as asker:
-            doors = ports(await described(asker, lambda state: bool(state.join_endpoint)))
+            both = ports(await described(asker, lambda state: bool(state.join_endpoint)))
             hub = psutil.Process(process.process.pid)
             with ExitStack() as crowd:
                 for number in range(300):
-                    with suppress(ConnectionError):  # a port that waits takes none
-                        idle(crowd, doors[number % 2])
+                    with suppress(ConnectionError):  # a closed port accepts none
+                        idle(crowd, both[number % 2])
                 await described(asker, lambda state: "out of descriptors" in state.counters)
                 spent = _seconds(hub)
                 await asyncio.sleep(2.0)  # a spinning thread would take all of it
                 busy = (_seconds(hub) - spent) / 2.0
             with running_hub(GUEST) as guest:
-                await asyncio.to_thread(join_in_the_end, guest.run_dir, doors[1])
+                await asyncio.to_thread(join_in_the_end, guest.run_dir, both[1])
             return busy
 
     with hub_with(descriptors=100) as (process, folder):
