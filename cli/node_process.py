@@ -13,7 +13,7 @@ from pathlib import Path
 
 import typer
 
-from actors.data_dir import DataDir, DataDirError, check_name, first_free, open_folder
+from actors.data_dir import DataDir, DataDirError, check_name, open_first_free, open_folder
 from actors.supervisor import run_node
 from bus.process import log_to
 from cli.addresses import checked_api_host, checked_host
@@ -194,7 +194,7 @@ def _folder(asked: Asked) -> DataDir:
         return open_folder(asked.data_dir.expanduser().absolute())
     if asked.name is not None:
         return open_folder(default_parent() / asked.name)
-    return first_free(default_parent(), default_name())
+    return open_first_free(default_parent(), default_name())
 
 
 def _log_to(folder: DataDir) -> None:

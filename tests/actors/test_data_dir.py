@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.data_dir import DataDir, DataDirError, DataDirInUse, check_name, first_free, open_folder, running_node
+from actors.data_dir import DataDir, DataDirError, DataDirInUse, check_name, open_first_free, open_folder, running_node
 from bus.net.keys import read_key_pair
 from common.config import KEY_FILE, NodeConfig, write_config
 from common.private_files import write_private
@@ -157,10 +157,10 @@ def test_only_a_run_folder_is_cleared(tmp_path: Path, name: str) -> None:
 
 
 def test_the_next_node_of_a_name_gets_a_number(tmp_path: Path) -> None:
-    folders = [first_free(tmp_path, "mac") for _ in range(3)]
+    folders = [open_first_free(tmp_path, "mac") for _ in range(3)]
     assert [folder.path.name for folder in folders] == ["mac", "mac-2", "mac-3"]
     folders[1].close()
-    again = first_free(tmp_path, "mac")
+    again = open_first_free(tmp_path, "mac")
     assert again.path.name == "mac-2"
     assert again.node_id == folders[1].node_id
     for folder in (folders[0], folders[2], again):
@@ -189,5 +189,5 @@ def test_names_for_paths_and_addresses_are_taken(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "-x", "a/b", "a b", "x" * 64, "é", "a\n"])
 def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(DataDirError, match="is no node name; use letters, digits"):
+    with pytest.raises(DataDirError, match="is not a node name; use letters, digits"):
         check_name(name)
