@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import sys
@@ -64,8 +63,13 @@ class CommandGroup(TyperGroup):
 
 
 def leave(sentence: str, status: int) -> NoReturn:
-    """Print one sentence on standard error, and end the command with a status."""
-    typer.echo(f"exobus: {sentence}", err=True)
+    """Print one sentence on standard error, and end the command with a status.
+
+    The sentence may quote a gateway or another node, so it cannot control the terminal.
+    """
+    from common.text_safety import one_line
+
+    typer.echo(f"exobus: {one_line(sentence)}", err=True)
     raise typer.Exit(status)
 
 
@@ -90,5 +94,5 @@ def typed_command() -> str:
     if script.name != "exobus":
         return f"{shlex.quote(sys.executable)} -m cli"
     path, here = script.absolute(), Path.cwd()
-    shown = os.path.join(".", path.relative_to(here)) if path.is_relative_to(here) else str(path)
-    return shlex.quote(shown)
+    shown = str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+    return shlex.quote(shown if "/" in shown else f"./{shown}")

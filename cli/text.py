@@ -25,8 +25,13 @@ def show_bytes(count: int) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Align rows in columns as wide as their widest cell, two spaces apart; the last column is not padded."""
-    lines = [heads, *rows]
+    """Align rows in columns as wide as their widest cell, two spaces apart; the last column is not padded.
+
+    Cells may hold text of other nodes, so none of them can control the terminal.
+    """
+    from common.text_safety import one_line
+
+    lines = [[one_line(cell) for cell in row] for row in (heads, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from cluster.failures import FailureCode
 from cluster.openings import Failure
-from tests.support.commands import exobus, exobus_on_terminal
-from tests.support.ring import MODEL, Rig, running_rig
+from tests.support.commands import WITHIN_S, command, exobus, exobus_on_terminal
+from tests.support.nodes import clean_environment
+from tests.support.ring import MODEL, ROOT, Rig, running_rig
 
 BROKEN = Failure(FailureCode.STAGE_FAILED, "the engine ran out of memory")
 NOWHERE = "http://127.0.0.1:9"
@@ -116,3 +119,23 @@ def test_escapes_of_an_answer_do_not_reach_the_terminal(rig: Rig) -> None:
     rig.tell("a\x1b]0;title\x07b")
     shown = exobus_on_terminal("run", MODEL, "hello", "--api", rig.url)
     assert "a�]0;title�b" in shown
+
+
+@pytest.mark.parametrize("stats", [True, False])
+def test_interrupt_ends_the_line_and_shows_stats_if_asked(rig: Rig, stats: bool) -> None:
+    rig.tell("Hello", end=False)
+    process = subprocess.Popen(
+        command(["run", MODEL, "hello", "--api", rig.url, *(["--stats"] if stats else [])]),
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**clean_environment(), "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(5) == "Hello"
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=WITHIN_S)
+    assert (process.returncode, output) == (130, "\n")
+    assert re.fullmatch(r"interrupted after \d+\.\d s · first token \d+\.\d\d s\n" if stats else "", errors)

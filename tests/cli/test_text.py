@@ -41,5 +41,9 @@ def test_sizes_are_shown(count: int, text: str) -> None:
     assert show_bytes(count) == text
 
 
+def test_cells_do_not_control_the_terminal() -> None:
+    assert table(("A",), [("\x1b[2J",)]) == "A\n�[2J"
+
+
 def test_columns_are_as_wide_as_their_widest_cell() -> None:
     assert table(("A", "LONG"), [("wide", "b"), ("c", "")]) == "A     LONG\nwide  b\nc"
