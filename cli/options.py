@@ -56,9 +56,10 @@ class CommandGroup(TyperGroup):
     """A group of commands that suggests one of ours for a name that other programs use."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """Find the command. Fails with the name to use instead, if there is one."""
-        if args[0] not in self.commands and args[0] in OTHER_NAMES:
-            ctx.fail(f"No such command {args[0]!r}; try `{OTHER_NAMES[args[0]]}`.")
+        """Find the command. If there is none, fail with the command to use instead, if that is known."""
+        others = OTHER_NAMES if ctx.parent is None else {"list": f"{ctx.command_path} ls"}
+        if args[0] not in self.commands and args[0] in others:
+            ctx.fail(f"No such command {args[0]!r}; try `{others[args[0]]}`.")
         return super().resolve_command(ctx, args)
 
 

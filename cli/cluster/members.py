@@ -148,4 +148,7 @@ def _print(state: MembersState, here: NodeConfig | None, *, as_json: bool) -> No
         (m.name, m.node_id, m.role.value, m.standing.value, "linked" if m.node_id in state.linked else "")
         for m in sorted(state.members, key=lambda m: (m.standing.value, m.name))
     ]
+    if not own and not rows:
+        typer.echo(f"no node has joined cluster {state.cluster} yet", err=True)
+        return
     typer.echo(table(("NODE", "ID", "ROLE", "STANDING", f"IN {state.cluster}"), [*own, *rows]))

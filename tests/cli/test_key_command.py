@@ -93,7 +93,7 @@ def test_wrong_key_is_not_replaced_by_another(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("key", ["with\nline", "with blank", "ключ"])
-def test_what_can_be_no_key_is_a_wrong_use(rig: Rig, key: str) -> None:
+def test_malformed_key_ends_with_status_2(rig: Rig, key: str) -> None:
     result = exobus("models", "ls", "--api", rig.url, "--api-key", key)
     assert result.returncode == 2
     assert key not in result.stderr
@@ -101,33 +101,33 @@ def test_what_can_be_no_key_is_a_wrong_use(rig: Rig, key: str) -> None:
 
 @contextmanager
 def eavesdropper() -> Iterator[tuple[str, list[bytes]]]:
-    """A server that is no gateway: its URL, and what it was sent."""
-    heard: list[bytes] = []
+    """A server that is no gateway: its URL, and what it received."""
+    received: list[bytes] = []
 
     def listen() -> None:
         client, _ = server.accept()
         with client:
             client.settimeout(WITHIN_S)
-            heard.append(client.recv(1 << 16))
+            received.append(client.recv(1 << 16))
             client.sendall(b"HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n")
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=listen, daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}", heard
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", received
         thread.join(WITHIN_S)
 
 
-def test_the_key_of_a_node_here_is_shown_to_no_other_address(rig: Rig) -> None:
-    with eavesdropper() as (url, heard):
+def test_key_of_a_node_here_is_sent_to_no_other_address(rig: Rig) -> None:
+    with eavesdropper() as (url, received):
         result = exobus("models", "ls", "--api", url, EXOBUS_DATA_DIR=rig.config.data_dir)
     assert result.returncode == 1
-    assert heard[0].startswith(b"GET /v1/models")
-    assert b"authorization" not in heard[0].lower()
-    assert ONE.encode() not in heard[0]
+    assert received[0].startswith(b"GET /v1/models")
+    assert b"authorization" not in received[0].lower()
+    assert ONE.encode() not in received[0]
 
 
-def test_a_key_file_that_cannot_be_read_is_as_no_key(rig: Rig) -> None:
+def test_unreadable_key_file_counts_as_no_key(rig: Rig) -> None:
     path = Path(rig.config.api_keys)
     path.chmod(0o644)
     try:

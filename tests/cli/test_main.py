@@ -62,6 +62,11 @@ def test_name_of_another_program_is_answered_with_ours(name: str) -> None:
     assert f"No such command '{name}'; try `{OTHER_NAMES[name]}`." in result.stderr
 
 
+@pytest.mark.parametrize("group", ["models", "cluster", "bus"])
+def test_list_is_answered_with_ls_in_each_group(group: str) -> None:
+    assert re.search(rf"No such command 'list'; try `.* {group} ls`\.", exobus(group, "list").stderr)
+
+
 def test_every_suggested_command_exists() -> None:
     for suggestion in OTHER_NAMES.values():
         _, *words = suggestion.replace("MODEL", "").split()

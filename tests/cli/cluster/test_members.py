@@ -35,8 +35,9 @@ def member(name: str, standing: MemberStatus = MemberStatus.APPROVED) -> Member:
 
 def test_ls_without_a_running_node_shows_stored_members(tmp_path: Path) -> None:
     assert "exobus cluster init" in printed(tmp_path, "ls")
-    ada, bob = member("ada"), member("bob", MemberStatus.REVOKED)
     write_private(tmp_path / "join-code", HOME.text())
+    assert printed(tmp_path, "ls") == "no node has joined cluster home yet\n"
+    ada, bob = member("ada"), member("bob", MemberStatus.REVOKED)
     write_members(tmp_path, Membership("home", by_id={m.node_id: m for m in (ada, bob)}))
     rows = [line.split() for line in printed(tmp_path, "ls").splitlines()[1:]]
     assert rows == [
