@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.main import app
 from cli.options import OTHER_NAMES
 from tests.support.commands import exobus
 from tests.support.ring import MODEL, ROOT
@@ -18,23 +20,27 @@ COMMANDS = ("node", "run", "models", "key", "topology", "cluster", "bus")
 HEAVY = ("zmq", "numpy", "httpx", "msgspec", "asyncio", "rich", "starlette", "tokenizers")
 
 
+def output(*arguments: str, status: int = 0) -> str:
+    """Run the command in this process, on 80 columns; return what it prints before it ends with this status."""
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
+    assert result.exit_code == status, result.output
+    return result.output
+
+
 @pytest.mark.parametrize("option", ["--help", "-h"])
 def test_help_names_every_command(option: str) -> None:
-    result = exobus(option)
-    assert result.returncode == 0
-    assert all(re.search(rf"\n  {name} ", result.stdout) for name in COMMANDS)
+    text = output(option)
+    assert all(re.search(rf"\n  {name} ", text) for name in COMMANDS)
 
 
 @pytest.mark.parametrize("group", [(), ("models",), ("cluster",), ("bus",)])
 def test_summaries_of_commands_are_whole_on_80_columns(group: tuple[str, ...]) -> None:
-    text = exobus(*group, "-h", COLUMNS="80").stdout
-    assert "..." not in text.partition("Commands:")[2]
+    assert "..." not in output(*group, "-h").partition("Commands:")[2]
 
 
 @pytest.mark.parametrize("command", [["node"], ["run"], ["models", "ls"], ["cluster", "revoke"], ["bus", "sub"]])
 def test_every_level_of_help_is_short_option_h(command: list[str]) -> None:
-    result = exobus(*command, "-h")
-    assert (result.returncode, result.stderr) == (0, "")
+    assert output(*command, "-h").startswith("Usage: ")
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -57,20 +63,18 @@ def test_wrong_use_ends_with_status_2(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize("name", sorted(OTHER_NAMES))
 def test_name_of_another_program_is_answered_with_ours(name: str) -> None:
-    result = exobus(name)
-    assert result.returncode == 2
-    assert f"No such command '{name}'; try `{OTHER_NAMES[name]}`." in result.stderr
+    assert f"No such command '{name}'; try `{OTHER_NAMES[name]}`." in output(name, status=2)
 
 
 @pytest.mark.parametrize("group", ["models", "cluster", "bus"])
 def test_list_is_answered_with_ls_in_each_group(group: str) -> None:
-    assert re.search(rf"No such command 'list'; try `.* {group} ls`\.", exobus(group, "list").stderr)
+    assert re.search(rf"No such command 'list'; try `.* {group} ls`\.", output(group, "list", status=2))
 
 
 def test_every_suggested_command_exists() -> None:
     for suggestion in OTHER_NAMES.values():
         _, *words = suggestion.replace("MODEL", "").split()
-        assert exobus(*words, *(["--help"] if words[-1] not in ("--help", "--version") else [])).returncode == 0
+        assert output(*words, *(["--help"] if words[-1] not in ("--help", "--version") else []))
 
 
 @pytest.mark.parametrize("command", [["run", MODEL, "hi"], ["models", "ls"], ["topology"]])

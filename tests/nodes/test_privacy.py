@@ -47,8 +47,9 @@ class NameServer:
 
 
 @contextmanager
-def namespace(name: str) -> Iterator[Side]:
+def namespace() -> Iterator[Side]:
     """A network namespace with nothing but a loopback interface. Skips the test if the system makes none."""
+    name = f"exobus-{os.getpid()}"
     if not shutil.which("ip") or os.geteuid():
         pytest.skip("network namespaces need root and `ip` (iproute2)")
     made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, timeout=20, check=False)
@@ -89,7 +90,7 @@ def test_chat_leaves_no_foreign_file_and_looks_up_no_name(tmp_path: Path) -> Non
     }
     for folder in ("CACHE", "CONFIG", "DATA", "STATE"):
         environment.pop(f"XDG_{folder}_HOME", None)
-    with namespace("exobus-p") as side, name_server(side) as server, ExitStack() as running:
+    with namespace() as side, name_server(side) as server, ExitStack() as running:
         node = NodeProcess(tmp_path / "node", [*PORTS, "--engine", "onnx"], environment, side.command)
         running.callback(node.stop)
         command = side.command(*module_command("cli", "run", DEFAULT_MODEL, "Hello", "--api", node.ready()))
@@ -102,7 +103,7 @@ def test_chat_leaves_no_foreign_file_and_looks_up_no_name(tmp_path: Path) -> Non
 
 def test_look_up_is_noticed() -> None:
     """The test above could not fail otherwise."""
-    with namespace("exobus-p") as side, name_server(side) as server:
+    with namespace() as side, name_server(side) as server:
         program = "import socket; socket.getaddrinfo('telemetry.example', 443)"
         subprocess.run(side.command(sys.executable, "-c", program), capture_output=True, timeout=60, check=False)
         assert any(b"telemetry" in request for request in server.requests)
