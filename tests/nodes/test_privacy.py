@@ -77,7 +77,16 @@ def name_server(side: Side) -> Iterator[NameServer]:
         folder.rmdir()
 
 
-def test_chat_leaves_no_foreign_file_and_looks_up_no_name(tmp_path: Path) -> None:
+def files(folder: Path, *caches: str) -> list[str]:
+    """The files below a folder, without those in some folders of it."""
+    found = (file.relative_to(folder) for file in folder.rglob("*") if not file.is_dir())
+    return [str(file) for file in found if not any(file.is_relative_to(cache) for cache in caches)]
+
+
+@pytest.mark.parametrize("engine", ["onnx", "auto"])
+def test_chat_leaves_no_foreign_file_and_looks_up_no_name(tmp_path: Path, engine: str) -> None:
+    """With `auto`, every installed engine is measured; tinygrad and MLX compile kernels and keep them."""
+    kernels = (".cache/tinygrad", ".cache/exobus/zig-clang") if engine == "auto" else ()
     default_model_path()
     home, temporary = tmp_path / "home", tmp_path / "tmp"
     home.mkdir()
@@ -91,13 +100,14 @@ def test_chat_leaves_no_foreign_file_and_looks_up_no_name(tmp_path: Path) -> Non
     for folder in ("CACHE", "CONFIG", "DATA", "STATE"):
         environment.pop(f"XDG_{folder}_HOME", None)
     with namespace() as side, name_server(side) as server, ExitStack() as running:
-        node = NodeProcess(tmp_path / "node", [*PORTS, "--engine", "onnx"], environment, side.command)
+        node = NodeProcess(tmp_path / "node", [*PORTS, "--engine", engine], environment, side.command)
         running.callback(node.stop)
         command = side.command(*module_command("cli", "run", DEFAULT_MODEL, "Hello", "--api", node.ready()))
         chat = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
         node.stop()
         assert (chat.returncode, chat.stderr) == (0, "")
-        assert [str(path) for path in (*home.rglob("*"), *temporary.rglob("*"))] == []
+        assert files(home, *kernels) == []
+        assert files(temporary, *(["mlx"] if engine == "auto" else [])) == []
         assert server.requests == []
 
 
