@@ -71,10 +71,12 @@ def choose_node(name: str | None, nodes: list[NodeConfig] | None = None) -> Node
 
 
 def the_only_node(name: str | None) -> NodeConfig:
-    """Return the node of that name or id, or the only one. Ends the command if the choice is not clear."""
+    """Return the node of that name or id, or the only one. Ends the command if several could be meant."""
     nodes = running_nodes()
-    if name is None and len(nodes) > 1:
-        leave(f"several nodes run here ({_names(nodes)}); choose one with --node or EXOBUS_NODE", USAGE)
+    found = [node for node in nodes if name in (None, node.name, node.node_id)]
+    if len(found) > 1:
+        labels = _names(found) if name is None else ", ".join(node.node_id for node in found)
+        leave(f"several nodes run here ({labels}); choose one with --node or EXOBUS_NODE", USAGE)
     return choose_node(name, nodes)
 
 

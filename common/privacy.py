@@ -13,7 +13,7 @@ TELEMETRY_OFF = {
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, and transformers through it
     "DISABLE_TELEMETRY": "1",  # an older name of the same switch
     "DO_NOT_TRACK": "1",  # what many tools agree on, huggingface_hub among them
-    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",  # a look-up of the newest pip
 }
 
 

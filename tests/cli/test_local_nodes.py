@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 import typer
 
@@ -65,6 +66,17 @@ def test_decision_among_several_nodes_needs_a_name(
     assert left.value.exit_code == 2
     assert "several nodes run here (bob, ada); choose one with --node" in capsys.readouterr().err
     assert the_only_node("ada").name == "ada"
+
+
+def test_decision_among_nodes_of_one_name_needs_an_id(
+    running: list[NodeConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    running[1] = msgspec.structs.replace(running[1], name="ada")
+    with pytest.raises(typer.Exit) as left:
+        the_only_node("ada")
+    assert left.value.exit_code == 2
+    assert f"({running[1].node_id}, {running[0].node_id})" in capsys.readouterr().err
+    assert the_only_node(running[0].node_id) == running[0]
 
 
 def test_node_that_is_not_ready_is_named(
