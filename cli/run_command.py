@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import shutil
 import sys
 import time
@@ -16,6 +17,7 @@ from cli.options import USAGE, ApiKeyOption, ApiOption, JsonOption, NodeOption, 
 if TYPE_CHECKING:
     from cli.api_client import Api
 
+PIPE_HINT_AFTER_S = 2.0
 INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 
 
@@ -79,8 +81,12 @@ def stats_line(timings: Mapping[str, Any], first_token_s: float) -> str:
 
 
 def _message(prompt: str) -> str:
-    """Return the prompt, followed by the text on standard input if that is no terminal."""
-    piped = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    """Return the prompt, followed by the text on standard input if that is not a terminal."""
+    piped = ""
+    if sys.stdin is not None and not sys.stdin.isatty():
+        if prompt and not select.select([sys.stdin], [], [], PIPE_HINT_AFTER_S)[0]:  # ssh leaves such a pipe open
+            typer.echo("exobus: waiting for the end of standard input; `< /dev/null` sends the prompt alone", err=True)
+        piped = sys.stdin.read()
     parts = [part for part in (prompt, piped) if part.strip()]
     if not parts:
         leave("there is no prompt; give one, or pipe it in", USAGE)

@@ -56,6 +56,21 @@ def test_piped_text_follows_the_prompt(rig: Rig) -> None:
     assert "what colour is it\n\nthe sky is green" in prompt_of(rig)
 
 
+def test_pipe_that_stays_open_is_explained(rig: Rig) -> None:
+    process = subprocess.Popen(
+        command(["run", MODEL, "hello", "--api", rig.url]),
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environment(),
+    )
+    assert process.stderr is not None
+    assert "`< /dev/null` sends the prompt alone" in process.stderr.readline()
+    assert process.communicate("", timeout=WITHIN_S)[0] == "Hello world\n"
+
+
 def test_words_after_the_model_are_one_prompt(rig: Rig) -> None:
     exobus("run", MODEL, "what", "is", "a", "ring", "--api", rig.url)
     assert "what is a ring" in prompt_of(rig)
