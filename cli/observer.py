@@ -11,23 +11,23 @@ from cli.options import FAILED, UNREACHABLE, leave
 from cluster.failures import FailureCode
 from common.config import NodeConfig
 
-Work = Callable[[BusClient], Awaitable[None]]
+BusCommand = Callable[[BusClient], Awaitable[None]]
 
 
-def observe(config: NodeConfig, work: Work) -> None:
-    """Run `work` on the bus of a node. Ctrl-C ends it; if the hub does not answer, the command ends with status 3."""
+def observe(config: NodeConfig, command: BusCommand) -> None:
+    """Run `command` on the bus of a node. Ctrl-C ends it; if the hub does not answer, the command ends with status 3."""
     try:
-        asyncio.run(_observe(config, work))
+        asyncio.run(_observe(config, command))
     except KeyboardInterrupt:
         return
     except RequestError as error:
         leave(error.message, UNREACHABLE if error.code in (FailureCode.TIMEOUT, FailureCode.UNDELIVERABLE) else FAILED)
 
 
-async def _observe(config: NodeConfig, work: Work) -> None:
+async def _observe(config: NodeConfig, command: BusCommand) -> None:
     bus = BusClient(config.run_path, config.node_id, f"cli-{os.getpid()}")
     await bus.start()
     try:
-        await work(bus)
+        await command(bus)
     finally:
         await bus.close()

@@ -43,16 +43,16 @@ def show(node: str | None, *, as_json: bool) -> None:
         return
     config = choose_node(node, nodes)
 
-    async def work(bus: BusClient) -> None:
+    async def command(bus: BusClient) -> None:
         _print(await _state(bus), config, as_json=as_json)
 
-    observe(config, work)
+    observe(config, command)
 
 
 def revoke(node: str | None, name: str, *, rotate: bool) -> None:
     """Revoke a member, and print what that does not do."""
 
-    async def work(bus: BusClient) -> None:
+    async def command(bus: BusClient) -> None:
         state = await _state(bus)
         member = _find(state.members, name)
         await bus.request("hub", MemberRevoke(member.node_id), RequestDone, ASK_WITHIN_S)
@@ -64,19 +64,19 @@ def revoke(node: str | None, name: str, *, rotate: bool) -> None:
                 "it still knows the join code; `exobus cluster rotate` keeps it out with a new key too", err=True
             )
 
-    observe(the_only_node(node), work)
+    observe(the_only_node(node), command)
 
 
 def approve(node: str | None, name: str) -> None:
     """Approve a node."""
 
-    async def work(bus: BusClient) -> None:
+    async def command(bus: BusClient) -> None:
         state = await _state(bus)
         member = _find(state.members, name)
         await bus.request("hub", MemberApprove(member.node_id), RequestDone, ASK_WITHIN_S)
         typer.echo(f"{_label(member)} may join {state.cluster}")
 
-    observe(the_only_node(node), work)
+    observe(the_only_node(node), command)
 
 
 def rotate(node: str | None) -> None:
