@@ -15,7 +15,7 @@ BusCommand = Callable[[BusClient], Awaitable[None]]
 
 
 def observe(config: NodeConfig, command: BusCommand) -> None:
-    """Run `command` on the bus of a node. Ctrl-C ends it; if the hub does not answer, the command ends with status 3."""
+    """Run `command` on the bus of a node. Ctrl-C ends it; a hub that does not answer means status 3."""
     try:
         asyncio.run(_observe(config, command))
     except KeyboardInterrupt:
