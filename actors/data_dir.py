@@ -1,8 +1,7 @@
-"""A node's data folder: its key, its logs, the lock that keeps two nodes out of one folder, and its run folder.
+"""A node's data folder: its key, its logs, the lock against a second node in the same folder, and its run folder.
 
-Knows files only. Both folders are this user's alone: who can enter them is taken for this user. The run folder holds
-the ipc end points; it lies in the system's temporary folder because a socket's path may have no more than about 100
-characters.
+Both folders must be private: any process that can enter them counts as this user's. The run folder holds the ipc
+endpoints; it lies in the system's temporary folder because the path of a socket is limited to about 100 characters.
 """
 
 from __future__ import annotations
@@ -19,8 +18,10 @@ from filelock import FileLock, Timeout
 
 from bus.net.keys import own_key_pair
 from common.config import CONFIG_FILE, KEY_FILE, NodeConfig, read_config
-from common.private_files import PrivateFileError
+from common.files import write_atomic
+from common.private_files import FOR_OTHERS, PrivateFileError
 
+_RUN_FILE = "run"  # holds the path of the run folder
 _RUN_PREFIX = "exobus-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -35,7 +36,7 @@ class DataDirInUse(DataDirError):
 
 @dataclass
 class DataDir:
-    """A locked data folder. `close` gives it back and removes the run folder."""
+    """A locked data folder, with the run folder that belongs to it."""
 
     path: Path
     node_id: str
@@ -44,25 +45,25 @@ class DataDir:
 
     @property
     def logs(self) -> Path:
-        """Where the node's processes write."""
+        """The folder of the log files, one for each process."""
         return self.path / "logs"
 
     def close(self) -> None:
-        """Remove the run folder and unlock."""
-        (self.path / "run").unlink(missing_ok=True)
+        """Remove the run folder and release the lock."""
+        (self.path / _RUN_FILE).unlink(missing_ok=True)
         shutil.rmtree(self.run_dir, ignore_errors=True)
         self.lock.release()
 
 
 def check_name(name: str) -> str:
-    """A node name that is safe in a path and an address. Raises DataDirError."""
+    """Return a node name that is safe in a path and an address. Raises DataDirError for any other."""
     if not _NAME.fullmatch(name):
-        raise DataDirError(f"{name!r} is no node name; use letters, digits, dots and dashes, at most 63")
+        raise DataDirError(f"{name!r} is not a node name; use letters, digits, dots and dashes, at most 63")
     return name
 
 
 def open_folder(path: Path) -> DataDir:
-    """Lock a data folder, made where it does not exist. Raises DataDirError."""
+    """Lock a data folder, which is made if need be, and make its run folder. Raises DataDirError."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         _check_private(path, "pass another --data-dir")
@@ -70,16 +71,16 @@ def open_folder(path: Path) -> DataDir:
         lock = FileLock(path / "lock")
         lock.acquire(timeout=0)
     except Timeout:
-        raise DataDirInUse(
-            f"{path} is in use by {_owner(path)}; stop it, or pass another --data-dir or --name"
-        ) from None
+        config = running_node(path)
+        owner = f"node {config.name!r}" if config else "another node"
+        raise DataDirInUse(f"{path} is in use by {owner}; stop it, or pass another --data-dir or --name") from None
     except OSError as error:
         raise DataDirError(f"{path} cannot be written ({error.strerror}); pass another --data-dir") from None
     try:
         node_id = own_key_pair(path / KEY_FILE).node_id
-        _clear_left_behind(path)
+        _remove_stale_run_dir(path)
         run_dir = _new_run_dir()
-        (path / "run").write_text(str(run_dir))
+        write_atomic(path / _RUN_FILE, str(run_dir))
     except PrivateFileError as error:
         lock.release()
         raise DataDirError(str(error)) from None
@@ -90,16 +91,16 @@ def open_folder(path: Path) -> DataDir:
 
 
 def _check_private(folder: Path, otherwise: str) -> None:
-    """Raises DataDirError, which ends with what to do `otherwise`, where other users own the folder or may enter it."""
+    """Raise DataDirError if others own the folder or may enter it; the message ends with `otherwise`."""
     status = folder.stat()
     if status.st_uid != os.getuid():
         raise DataDirError(f"{folder} belongs to another user; {otherwise}")
-    if status.st_mode & 0o077:
+    if status.st_mode & FOR_OTHERS:
         raise DataDirError(f"{folder} is open to other users; make it yours alone with chmod 700, or {otherwise}")
 
 
 def _new_run_dir() -> Path:
-    """Where the ipc end points will lie. Some file systems know no modes; such a one lets anybody in."""
+    """Make the folder of the ipc endpoints. Raises DataDirError on a file system that keeps no modes."""
     run_dir = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX))
     try:
         _check_private(run_dir, "set TMPDIR to a folder on another file system")
@@ -109,33 +110,28 @@ def _new_run_dir() -> Path:
     return run_dir
 
 
-def _clear_left_behind(path: Path) -> None:
-    """Remove the run folder of a node that was killed: we hold its lock, so it is not there any more.
+def _remove_stale_run_dir(path: Path) -> None:
+    """Remove the run folder of a node that was killed: this process holds its lock, so it does not run any more.
 
-    In a copy of a data folder, the run folder is still that of the original's node.
+    In a copy of a data folder, the file names the run folder of the original, which is left alone.
     """
     with suppress(OSError, ValueError):
-        run_dir = Path((path / "run").read_text())
+        run_dir = Path((path / _RUN_FILE).read_text())
         ours = run_dir.parent == Path(tempfile.gettempdir()) and run_dir.name.startswith(_RUN_PREFIX)
         if ours and Path(read_config(run_dir).data_dir) == path:
             shutil.rmtree(run_dir)
 
 
-def _owner(path: Path) -> str:
-    config = running_node(path)
-    return f"node {config.name!r}" if config else "another node"
-
-
 def running_node(path: Path) -> NodeConfig | None:
-    """The settings of the node that runs in this data folder, if one does."""
+    """Return the settings of the node that runs in this data folder, or None if none does."""
     try:
-        run_dir = Path((path / "run").read_text())
-        return read_config(run_dir) if (run_dir / CONFIG_FILE).exists() and _locked(path) else None
+        run_dir = Path((path / _RUN_FILE).read_text())
+        return read_config(run_dir) if (run_dir / CONFIG_FILE).exists() and _is_locked(path) else None
     except (OSError, ValueError):
         return None
 
 
-def _locked(path: Path) -> bool:
+def _is_locked(path: Path) -> bool:
     lock = FileLock(path / "lock")
     try:
         lock.acquire(timeout=0)
@@ -145,8 +141,8 @@ def _locked(path: Path) -> bool:
     return False
 
 
-def first_free(parent: Path, name: str) -> DataDir:
-    """The folder `parent/name`, or with -2, -3 … where nodes of that name run already. Raises DataDirError."""
+def open_first_free(parent: Path, name: str) -> DataDir:
+    """Open the folder `parent/name`, or `name-2`, `name-3` … if nodes run there already. Raises DataDirError."""
     for number in range(1, 100):
         candidate = name if number == 1 else f"{name}-{number}"
         with suppress(DataDirInUse):

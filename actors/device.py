@@ -1,12 +1,10 @@
-"""What this machine offers, for the node's record: measured once by a child process, memory read afresh each time."""
+"""What this machine offers, for the node's record: measured once by a child process; memory is read each time."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import platform
-import sys
 import uuid
 from contextlib import suppress
 
@@ -17,19 +15,17 @@ from bus.client import RequestError
 from cluster.capabilities import DeviceCapabilities
 from cluster.failures import FailureCode
 from common.config import NodeConfig
-
-logger = logging.getLogger(__name__)
+from common.python_child import child_environment, module_command
 
 MEASURE_WITHIN_S = 90.0
-MEMORY_STEP = 64 << 20  # bytes: a record changes when something worth telling does
+MEMORY_STEP = 64 << 20  # bytes; a smaller change of memory is not worth a new record
 
 
 class Device:
-    """The measuring child and its result."""
+    """The measuring child process and its result."""
 
     def __init__(self, config: NodeConfig) -> None:
         self._config = config
-        self._child: asyncio.subprocess.Process | None = None
         self._measuring: asyncio.Task[DeviceCapabilities] | None = None
 
     def begin(self) -> None:
@@ -37,20 +33,20 @@ class Device:
         self._measuring = asyncio.create_task(self._measure())
 
     async def end(self) -> None:
-        """Stop measuring and wait for the child's end."""
+        """Stop measuring, and wait until the child has ended."""
         if self._measuring:
             self._measuring.cancel()
             await asyncio.gather(self._measuring, return_exceptions=True)
 
     async def measured(self) -> DeviceCapabilities:
-        """The machine with its engine chosen. Raises RequestError where no engine works."""
+        """Wait for the measurement. Raises RequestError if no engine works here."""
         assert self._measuring is not None, "begin() comes first"
         return await asyncio.shield(self._measuring)
 
     def now(self, nodes_here: int) -> DeviceCapabilities:
-        """What is known at this moment; before the measuring is over only memory.
+        """Return what is known at this moment; before the measurement is over, only memory.
 
-        Nodes of one machine, `nodes_here` of them, share out what is free.
+        The `nodes_here` nodes of this machine divide its free memory equally.
         """
         task = self._measuring
         known = task is not None and task.done() and not task.cancelled() and task.exception() is None
@@ -60,43 +56,46 @@ class Device:
         return msgspec.structs.replace(capabilities, memory_total=memory.total, memory_available=offer)
 
     def threads(self, nodes_here: int) -> int:
-        """Threads for an engine: what was asked for, or this node's share of the cores but one.
+        """Return the threads of an engine: the configured number, or this node's share of the cores but one.
 
-        One is left to everything else: a matrix library whose spinning threads have to share a core is many
+        One core is left to everything else: a matrix library whose spinning threads have to share a core is many
         times slower than one with a thread less.
         """
         cores = psutil.cpu_count(logical=False) or 1
         return self._config.threads or max(cores // nodes_here - 1, 1)
 
     async def _measure(self) -> DeviceCapabilities:
-        self._child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "actors.device_probe",
-            self._config.engine, self._config.precision, self._config.cache_dir,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
+        config = self._config
+        child = await asyncio.create_subprocess_exec(
+            *module_command("actors.device_probe", config.engine, config.precision, config.cache_dir),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=child_environment(),
+        )
         try:
             async with asyncio.timeout(MEASURE_WITHIN_S):
-                said, complaint = await self._child.communicate()
+                output, errors = await child.communicate()
         except TimeoutError:
             raise RequestError(
                 FailureCode.NO_ENGINE, f"the engines were not measured within {MEASURE_WITHIN_S:g} s; pass --engine"
             ) from None
         finally:
             with suppress(ProcessLookupError):
-                self._child.kill()
-            await self._child.wait()
-        if self._child.returncode:
-            sentence = complaint.decode(errors="replace").strip().splitlines()[-1:] or ["measuring the engines failed"]
+                child.kill()
+            await child.wait()
+        if child.returncode:
+            sentence = errors.decode(errors="replace").strip().splitlines()[-1:] or ["measuring the engines failed"]
             raise RequestError(FailureCode.NO_ENGINE, sentence[0])
-        return msgspec.json.decode(said, type=DeviceCapabilities)
+        return msgspec.json.decode(output, type=DeviceCapabilities)
 
 
 def machine_id() -> str:
-    """The same for all processes of this machine, and hardly for those of another: from its name and address."""
+    """Return 16 hex digits from the machine's name and hardware address: the same for all of its processes."""
     return hashlib.sha256(f"{platform.node()} {uuid.getnode()}".encode()).hexdigest()[:16]
 
 
 def usable(available: int, limit: int) -> int:
-    """Bytes to offer: what is free, at most `limit` (0: no limit), in steps that do not flicker."""
+    """Return the bytes to offer: at most `limit` (0: no limit), in steps, so that the figure does not flicker."""
     offered = min(available, limit) if limit else available
     return offered - offered % MEMORY_STEP if offered > MEMORY_STEP else offered

@@ -1,14 +1,12 @@
-"""What this machine is and which engine is fastest on it.
+"""Describes this machine and finds the engine that is fastest on it.
 
-`python -m actors.device_probe ENGINE PRECISION CACHE_DIR` prints JSON. A process of its own, so that the node actor
-stays
-small. What was measured is kept beside the models until a package or the processor changes. Available memory is not
-measured here: it changes by the second.
+`python -m actors.device_probe ENGINE PRECISION CACHE_DIR` prints JSON. It is a process of its own, so that the node
+actor stays small. The measurement is kept beside the models until a package or the processor changes. Available memory
+is not part of it: that changes by the second.
 """
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 import time
@@ -19,6 +17,8 @@ import msgspec
 import psutil
 
 from cluster.capabilities import DeviceCapabilities, EngineCapability, Flops
+from common.files import write_atomic
+from common.processor import processor_name
 from engines.precision import Precision
 
 PROBE_WITHIN_S = 20.0
@@ -27,16 +27,16 @@ MEASURED_FILE = ".measured-{}.json"  # one for each precision
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """What is kept: the figures, and the fingerprint that they belong to."""
+    """The content of the kept file: the figures, and the fingerprint that they belong to."""
 
     fingerprint: str
     capabilities: DeviceCapabilities
 
 
 def describe(engine: str, precision: Precision, cache_dir: Path) -> DeviceCapabilities:
-    """The machine with `engine` chosen: `auto` takes the fastest at this precision, a name is taken at its word.
+    """Describe the machine with `engine` chosen: `auto` takes the fastest at this precision, a name is not checked.
 
-    Raises engines.engine.EngineError where nothing works.
+    Raises engines.engine.EngineError if no engine works.
     """
     from engines.probe import choose, fingerprint
 
@@ -53,22 +53,16 @@ def _measure(file: Path, fingerprint: str, precision: Precision) -> DeviceCapabi
     from engines.probe import measure
     from engines.registry import ENGINES
 
-    found = _machine(_best_first(measure(ENGINES, PROBE_WITHIN_S, precision)))
+    engines = measure(ENGINES, PROBE_WITHIN_S, precision)  # `detail` of the others says why they cannot be used
+    found = _machine(tuple(sorted(engines, key=lambda engine: (not engine.usable, engine.ms_per_layer or 0.0))))
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(msgspec.json.encode(Measured(fingerprint, found)))
-    os.replace(part, file)
+    write_atomic(file, msgspec.json.encode(Measured(fingerprint, found)))
     return found
 
 
 def _machine(engines: tuple[EngineCapability, ...]) -> DeviceCapabilities:
     memory = psutil.virtual_memory().total
-    return DeviceCapabilities(_model(), _chip(), memory, 0, Flops(fp32=_fp32_tflops()), engines)
-
-
-def _best_first(engines: tuple[EngineCapability, ...]) -> tuple[EngineCapability, ...]:
-    """All that were probed; `detail` says of the others why they cannot be used."""
-    return tuple(sorted(engines, key=lambda engine: (not engine.usable, engine.ms_per_layer or 0.0)))
+    return DeviceCapabilities(_model(), processor_name(), memory, 0, Flops(fp32=_fp32_tflops()), engines)
 
 
 def _kept(file: Path, fingerprint: str) -> DeviceCapabilities | None:
@@ -80,7 +74,7 @@ def _kept(file: Path, fingerprint: str) -> DeviceCapabilities | None:
 
 
 def _fp32_tflops() -> float:
-    """The best of three products of 1024 x 1024 matrices, in TFLOP/s."""
+    """Return the best of three products of 1024 x 1024 matrices, in TFLOP/s."""
     import numpy as np
 
     matrix = np.ones((MATRIX, MATRIX), np.float32)
@@ -92,15 +86,6 @@ def _fp32_tflops() -> float:
     return round(2 * MATRIX**3 / min(times) / 1e12, 4)
 
 
-def _chip() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Hardware", "Model")))
-    return next(named, platform.machine())
-
-
 def _model() -> str:
     try:
         return Path("/sys/devices/virtual/dmi/id/product_name").read_text().strip()
@@ -109,7 +94,7 @@ def _model() -> str:
 
 
 def main(engine: str, precision: str, cache_dir: str) -> None:
-    """Print DeviceCapabilities as one line of JSON, or on standard error one sentence why there are none."""
+    """Print DeviceCapabilities as one line of JSON; on failure, print one sentence on standard error."""
     from engines.engine import EngineError
 
     try:

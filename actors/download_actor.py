@@ -1,4 +1,4 @@
-"""The process that has model files on this machine: serves `download.want`, publishes progress. Sources do the work."""
+"""The download actor: serves `download.want` and publishes progress. `models.sources` fetches the files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROGRESS_EVERY_S = 0.25
 
 
 class DownloadActor(Actor):
-    """One download of a model at a time; who asks meanwhile waits for it and finds the files there."""
+    """Runs one download of a model at a time; requests for the same model wait for it and then find the files."""
 
     name = "download"
 
@@ -37,7 +37,10 @@ class DownloadActor(Actor):
 
     @on(DownloadWant)
     async def want(self, message: DownloadWant, envelope: Envelope) -> DownloadDone:
-        """Fetch what is missing. A request that is cancelled ends its download."""
+        """Fetch the files that are missing. Cancelling the request ends its download.
+
+        Fails with MODEL_NOT_FOUND or DOWNLOAD_FAILED.
+        """
         try:
             card = self._catalogue.get(message.model_id)
         except UnknownModel as error:
@@ -59,7 +62,7 @@ class DownloadActor(Actor):
 
 
 class _Reports:
-    """Carries progress from the download's thread to the bus, a few times a second."""
+    """Passes progress from the download's thread to the bus, a few times a second."""
 
     def __init__(self, bus: BusClient, model_id: str) -> None:
         self._bus = bus
@@ -68,7 +71,7 @@ class _Reports:
         self._last = 0.0
 
     def report(self, progress: sources.Progress) -> None:
-        """Called on the download's thread."""
+        """Publish progress, unless that was done a moment ago. Runs on the download's thread."""
         now = time.monotonic()
         if now - self._last < PROGRESS_EVERY_S and progress.done_bytes < progress.total_bytes:
             return

@@ -1,7 +1,7 @@
-"""The supervisor of a node: starts the processes, starts the dead ones again, stops them together.
+"""The supervisor of a node: starts its processes, restarts those that die, and stops them together.
 
-It never computes and holds no state of the cluster; its only socket is its line to the hub, over which the node
-actor asks for more engine processes.
+It computes nothing and holds no state of the cluster. Its only socket is its connection to the hub, over which the node
+actor requests engine processes.
 """
 
 from __future__ import annotations
@@ -59,15 +59,31 @@ ACTORS = {
 }
 ENGINE = "actors.engine_actor"
 START_WITHIN_S = 15.0
-SAY_AGAIN_S = 60.0
+REPEAT_REFUSAL_AFTER_S = 60.0
 
 
 class NodeFailed(Exception):
     """The node cannot run; the message is one sentence with the next step."""
 
 
+class Screen(Protocol):
+    """What the supervisor shows the owner of a node."""
+
+    def starting(self, text: str) -> None:
+        """Show that the node is not ready yet."""
+
+    def ready(self, config: NodeConfig, hub: HubState, capabilities: DeviceCapabilities) -> None:
+        """Show that the gateway listens and the engine is chosen."""
+
+    def progress(self, text: str) -> None:
+        """Show a line that replaces the line of progress before it."""
+
+    def event(self, text: str) -> None:
+        """Show a line that stays: a node came or went, a process died."""
+
+
 class Supervisor(Actor):
-    """Serves `actor.start` and `actor.stop`; everything else it does on its own."""
+    """Serves `actor.start` and `actor.stop`, and shows what happens on a screen."""
 
     name = "supervisor"
 
@@ -78,27 +94,27 @@ class Supervisor(Actor):
         self._screen = screen
         self._hub: HubState
         self._shown = False
-        self._names: dict[str, str] = {}  # node id -> name, as their records say
+        self._names: dict[str, str] = {}  # node id -> name, from the nodes' records
         self._children: dict[str, Child] = {}
-        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._runs: dict[str, asyncio.Task[None]] = {}  # by child: runs it again and again until it is given up
         self._engines = 0
-        self._refusals = RateLimit(SAY_AGAIN_S)
+        self._refusals = RateLimit(REPEAT_REFUSAL_AFTER_S)
         self.failure: str = ""
 
     async def started(self) -> None:
-        """Start the hub, then the actors. Raises NodeFailed where the hub cannot run."""
+        """Start the hub, then the actors. Raises NodeFailed if the hub cannot run."""
         self._screen.starting(f"starting node {self._config.name}")
         self._add("hub", HUB)
-        self._hub = await self._hub_answers()
+        self._hub = await self._hub_ready()
         self._keep_ports(self._hub)
         for name, module in ACTORS.items():
-            if name != "discovery" or self._config.cluster:  # a node that stands alone looks for nobody
+            if name != "discovery" or self._config.cluster:  # a node that stands alone looks for no others
                 self._add(name, module)
 
     async def stopping(self) -> None:
-        """Actors first, the hub last, so that good-byes get out."""
-        for keeper in self._keepers.values():
-            keeper.cancel()
+        """Stop the actors first and the hub last, so that their last messages get out."""
+        for run in self._runs.values():
+            run.cancel()
         hub = self._children.pop("hub", None)
         await asyncio.gather(*(child.stop() for child in self._children.values()))
         if hub:
@@ -110,37 +126,29 @@ class Supervisor(Actor):
         self._engines += 1
         child = self._add(f"engine-{self._engines}", ENGINE, message.threads)
         try:
-            return ActorStarted(child.name, await self._known_to_hub(child))
-        except BaseException:  # too slow, or nobody wants it any more
-            await asyncio.shield(self._end(child.name))
+            return ActorStarted(child.name, await self._registered(child))
+        except BaseException:  # it was too slow, or the request was cancelled
+            await asyncio.shield(self._remove(child.name))
             raise
 
     @on(ActorStop)
     async def stop_engine(self, message: ActorStop, envelope: Envelope) -> RequestDone:
-        """End an engine process; one that is already gone is no error."""
-        await self._end(message.name)
+        """End an engine process; it is no error if that has ended already."""
+        await self._remove(message.name)
         return RequestDone()
-
-    async def _end(self, name: str) -> None:
-        keeper = self._keepers.pop(name, None)
-        child = self._children.pop(name, None)
-        if keeper:
-            keeper.cancel()
-        if child:
-            await child.stop()
 
     @on(ActorUp)
     async def actor_up(self, message: ActorUp, envelope: Envelope) -> None:
-        """A child of ours is on the bus."""
+        """Note that a child of ours is on the bus."""
         child = self._children.get(message.name)
-        if child and not child.known.done():
-            child.known.set_result(message.pid)
+        if child and not child.registered.done():
+            child.registered.set_result(message.pid)
 
     # -- what the owner sees
 
     @on(NodeRecorded)
     async def recorded(self, message: NodeRecorded, envelope: Envelope) -> None:
-        """Our own node is ready when its gateway answers and its engine is chosen."""
+        """Show that this node is ready, once its gateway listens and its engine is chosen."""
         self._names[envelope.node] = message.record.name
         capabilities = message.record.capabilities
         if envelope.node == self.bus.node_id and message.record.api and capabilities.engine and not self._shown:
@@ -149,51 +157,50 @@ class Supervisor(Actor):
 
     @on(PeerUp)
     async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
-        """Another node is linked."""
+        """Show that another node is linked."""
         role = "" if message.role is Role.MEMBER else f" as {message.role}"
         self._screen.event(f"node {message.name} joined{role} ({address_of(message.endpoint).removeprefix('tcp://')})")
 
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
-        """Another node is gone."""
+        """Show that another node is gone."""
         self._screen.event(f"node {self._name(message.node_id)} is gone: {message.reason}")
 
     @on(PeerAuthenticated)
-    async def peer_met(self, message: PeerAuthenticated, envelope: Envelope) -> None:
-        """Somebody was let in; where its name was another key's, the owner should know."""
+    async def peer_authenticated(self, message: PeerAuthenticated, envelope: Envelope) -> None:
+        """Show a warning if a node joined under a name that another key had."""
         if message.warning:
             self._screen.event(message.warning)
 
     @on(PeerRefused)
     async def peer_refused(self, message: PeerRefused, envelope: Envelope) -> None:
-        """Somebody was not let in. Outsiders can cause it, so the same is said once a minute."""
+        """Show a refusal. Strangers can cause them, so the same sentence appears once a minute at most."""
         if self._refusals.pass_on(message.message, time.monotonic()) is not None:
             self._screen.event(message.message)
 
     @on(ClusterChanged)
     async def cluster_changed(self, message: ClusterChanged, envelope: Envelope) -> None:
-        """The join code is another one."""
-        cluster = self._config.cluster
+        """Show that there is a new join code."""
         self._screen.event(
-            f"the join code of cluster {cluster} was changed; `exobus cluster invite` prints the new one"
+            f"the join code of cluster {self._config.cluster} was changed; `exobus cluster invite` prints the new one"
         )
 
     @on(DownloadProgress)
     async def download_progress(self, message: DownloadProgress, envelope: Envelope) -> None:
-        """Our own downloads."""
+        """Show the progress of this node's downloads."""
         if envelope.node == self.bus.node_id and message.total_bytes:
             done, total = message.done_bytes / 1e6, message.total_bytes / 1e6
             self._screen.progress(f"fetching {message.model_id}: {done:.0f} of {total:.0f} MB")
 
     @on(DownloadFailed)
     async def download_failed(self, message: DownloadFailed, envelope: Envelope) -> None:
-        """Our own downloads."""
+        """Show why a download of this node failed."""
         if envelope.node == self.bus.node_id:
             self._screen.event(message.message)
 
     @on(InstanceUp)
     async def instance_up(self, message: InstanceUp, envelope: Envelope) -> None:
-        """A model stands somewhere in the cluster."""
+        """Show that a model is loaded somewhere in the cluster."""
         shares = ", ".join(f"{self._name(s.node_id)} {len(s.shard.layers)}" for s in message.instance.stages)
         self._screen.event(f"{message.instance.model_id} is loaded, layers by node: {shares}")
 
@@ -205,32 +212,43 @@ class Supervisor(Actor):
     def _add(self, name: str, module: str, threads: int = 1) -> Child:
         child = Child(name, module, self._config, self._folder.logs / f"{name}.log", threads)
         self._children[name] = child
-        self._keepers[name] = asyncio.create_task(self._keep(child))
+        self._runs[name] = asyncio.create_task(self._run(child))
         return child
 
-    async def _keep(self, child: Child) -> None:
-        """Run a child, and again after its death, until it is unwanted or past help."""
-        while await self._live_once(child):  # noqa: ASYNC110 - the pause is the back-off
+    async def _remove(self, name: str) -> None:
+        run = self._runs.pop(name, None)
+        child = self._children.pop(name, None)
+        if run:
+            run.cancel()
+        if child:
+            await child.stop()
+
+    async def _run(self, child: Child) -> None:
+        """Run a child, and start it again after each death, until it is stopped or given up."""
+        while True:
+            status, lifetime_s = await child.run_once()
+            if child.stopped:
+                return
+            child.restarts = child.restarts.died(time.monotonic(), lifetime_s)
+            is_engine = child.name.startswith("engine")  # the node actor starts engines, so it decides about them
+            final = status == CANNOT_START or child.restarts.exhausted or is_engine
+            await self._report(child.name, self._reason(child.name, status), final=final, fatal=final and not is_engine)
+            if final:
+                return
             await asyncio.sleep(child.restarts.pause)
 
-    async def _live_once(self, child: Child) -> bool:
-        """Run a child to its end; whether it should be started again."""
-        status, lived = await child.live()
-        if not child.wanted:
-            return False
-        child.restarts = child.restarts.died(time.monotonic(), lived)
-        final = status == CANNOT_START or child.restarts.exhausted or child.name.startswith("engine")
-        await self._report(child, status, final)
-        return not final
+    async def _report(self, name: str, reason: str, *, final: bool, fatal: bool) -> None:
+        """Report a death to the log, the owner and the bus. A `fatal` one ends the node, with `reason` as its failure.
 
-    async def _report(self, child: Child, status: int, final: bool) -> None:
-        reason = self._reason(child.name, status)
-        logger.warning("%s ended (%s)", child.name, reason)
-        self._screen.event(f"{child.name} ended ({reason}){'' if final else '; it is started again'}")
-        if final and not child.name.startswith("engine"):
-            self.failure = f"{child.name}: {reason}"
+        The command prints the failure at its end, so a fatal death is not shown on the screen as well.
+        """
+        logger.warning("%s ended (%s)", name, reason)
+        if fatal:
+            self.failure = f"{name}: {reason}"
             self.stop()
-        await self.bus.publish(ActorDown(child.name, reason, final))
+        else:
+            self._screen.event(f"{name} ended ({reason}){'' if final else '; it is started again'}")
+        await self.bus.publish(ActorDown(name, reason, final))
 
     def _reason(self, name: str, status: int) -> str:
         if status == CANNOT_START:
@@ -239,8 +257,8 @@ class Supervisor(Actor):
             return f"killed by {signal.Signals(-status).name}"
         return f"exit status {status}, see {self._folder.logs / name}.log"
 
-    async def _hub_answers(self) -> HubState:
-        """Wait for the hub; its process may instead end with a sentence why it cannot run."""
+    async def _hub_ready(self) -> HubState:
+        """Wait until the hub answers. Raises NodeFailed if it ends for good, or takes too long."""
         deadline = time.monotonic() + START_WITHIN_S
         while time.monotonic() < deadline and not self.failure:
             with suppress(RequestError):
@@ -248,48 +266,32 @@ class Supervisor(Actor):
         raise NodeFailed(self.failure or f"the hub did not start within {START_WITHIN_S:g} s; see {self._folder.logs}")
 
     def _keep_ports(self, hub: HubState) -> None:
-        """Where any port was free to choose, a hub that is started again takes the same one: others know it."""
-        bus, join_endpoint = _port(address_of(hub.endpoint)), _port(hub.join_endpoint)
+        """Write the hub's ports into the settings, so that a restarted hub takes the same: other nodes know them."""
+        bus_port, join_port = _port(address_of(hub.endpoint)), _port(hub.join_endpoint)
         config = self._config
         self._config = msgspec.structs.replace(
-            config, bus_port=bus or config.bus_port, join_port=join_endpoint or config.join_port
+            config, bus_port=bus_port or config.bus_port, join_port=join_port or config.join_port
         )
         write_config(self._config)
 
-    async def _known_to_hub(self, child: Child) -> int:
-        """The process id, once the hub has met it. Raises RequestError where it ends before, or takes too long."""
-        met_or_ended: list[asyncio.Future[int] | asyncio.Task[None]] = [child.known, self._keepers[child.name]]
-        await asyncio.wait(met_or_ended, timeout=START_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
-        if child.known.done():
-            return child.known.result()
+    async def _registered(self, child: Child) -> int:
+        """Wait until the hub knows a child; return its process id. Raises RequestError if it ends or is too slow."""
+        registered_or_ended: list[asyncio.Future[int] | asyncio.Task[None]] = [child.registered, self._runs[child.name]]
+        await asyncio.wait(registered_or_ended, timeout=START_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+        if child.registered.done():
+            return child.registered.result()
         raise RequestError(
             FailureCode.INTERNAL, f"{child.name} did not start; see {self._folder.logs / child.name}.log"
         )
 
 
 def _port(address: str) -> int:
-    """Of a tcp address; 0 where there is none."""
+    """Return the port of a tcp address, or 0 for an empty one."""
     return int(address.rpartition(":")[2] or 0)
 
 
-class Screen(Protocol):
-    """Where a node tells its owner what happens."""
-
-    def starting(self, text: str) -> None:
-        """The node is not up yet."""
-
-    def ready(self, config: NodeConfig, hub: HubState, capabilities: DeviceCapabilities) -> None:
-        """The gateway answers and the engine is chosen."""
-
-    def progress(self, text: str) -> None:
-        """One line that replaces the one before it."""
-
-    def event(self, text: str) -> None:
-        """A line that stays: a node came or went, a process died."""
-
-
 async def run_node(config: NodeConfig, folder: DataDir, screen: Screen) -> str:
-    """Run a node until it is told to stop. Returns one sentence why it failed, or nothing."""
+    """Run a node until it is stopped. Returns one sentence if it failed, else an empty string."""
     allow_many_files()
     bus = BusClient(config.run_path, config.node_id, Supervisor.name)
     supervisor = Supervisor(config, bus, folder, screen)

@@ -1,4 +1,4 @@
-"""The process that keeps the graph: node records and link probes in, `topology.changed` out. Decides nothing."""
+"""The topology actor: builds the graph from node records and link probes, and publishes `topology.changed`."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from cluster.roles import Role
 from cluster.topology import Link, NodeRecord, Topology
 from common.config import NodeConfig, is_loopback
 
-MOST_INSTANCES = 256  # that one node placed; its next record tells which of them stand
-PROBES = 3  # the quickest of them counts: the others waited behind something
+MOST_INSTANCES = 256  # that one node placed; its next record lists those that stand
+PROBES = 3  # the fastest of them counts: the others waited in some queue
 
 
 class TopologyActor(Actor):
-    """Knows a member while its hub is linked to ours; a record of anyone else is not believed."""
+    """Keeps the members whose hubs are linked to this node's hub; records of any other node are ignored."""
 
     name = "topology"
 
@@ -53,19 +53,19 @@ class TopologyActor(Actor):
         self._instances: dict[str, tuple[Instance, ...]] = {}
 
     async def started(self) -> None:
-        """Ask the hub for the links that stood before we came."""
+        """Get the links that the hub had before this actor started."""
         state = await self.bus.request("hub", HubDescribe(), HubState, 5.0)
         for peer in state.peers:
-            self._meet(peer)
+            self._add_peer(peer)
 
     @on(PeerUp)
     async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
-        """From now on its records count."""
-        self._meet(message)
+        """Accept records of a node that was linked."""
+        self._add_peer(message)
 
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
-        """Forget the node, its links and what it placed."""
+        """Remove a node, its links and the instances that it placed."""
         self._peers.pop(message.node_id, None)
         self._members.discard(message.node_id)
         self._instances.pop(message.node_id, None)
@@ -73,7 +73,7 @@ class TopologyActor(Actor):
 
     @on(NodeRecorded)
     async def recorded(self, message: NodeRecorded, envelope: Envelope) -> None:
-        """A member speaks for itself only. Gateways and observers hold no layers."""
+        """Add a member's record of itself to the graph. Gateways and observers hold no layers, so they are left out."""
         if envelope.node != message.record.node_id or envelope.node not in self._members:
             return
         if peer := self._peers.get(envelope.node):
@@ -83,36 +83,36 @@ class TopologyActor(Actor):
 
     @on(InstanceUp)
     async def instance_up(self, message: InstanceUp, envelope: Envelope) -> None:
-        """Known at once; the placer's next record repeats it."""
+        """Add an instance at once; the next record of its placer repeats it."""
         known = self._instances.get(envelope.node, ())
         others = [instance for instance in known if instance.instance_id != message.instance.instance_id]
         self._instances[envelope.node] = (*others, message.instance)[-MOST_INSTANCES:]
 
     @on(InstanceDown)
     async def instance_down(self, message: InstanceDown, envelope: Envelope) -> None:
-        """Whoever saw it first says so, for all."""
+        """Remove an instance. Any node may report it: the first that noticed the failure does."""
         for node, placed in self._instances.items():
             self._instances[node] = tuple(i for i in placed if i.instance_id != message.instance_id)
 
     @on(LinkMeasured)
     async def measured(self, message: LinkMeasured, envelope: Envelope) -> None:
-        """A probe of some node; its own probes only."""
+        """Add a measured link. A node reports links from itself only."""
         if envelope.node == message.link.source:
             await self._adopt(self._topology.with_link(message.link))
 
     @on(LinkProbe)
     async def probed(self, message: LinkProbe, envelope: Envelope) -> RequestDone:
-        """Answer at once."""
+        """Reply at once, so that the sender can time the round trip."""
         return RequestDone()
 
     @on(TopologyGet)
     async def get(self, message: TopologyGet, envelope: Envelope) -> TopologyState:
-        """The graph and all instances that its nodes placed."""
+        """Return the graph and all instances that its nodes placed."""
         return TopologyState(self._topology, tuple(i for placed in self._instances.values() for i in placed))
 
     @every(5.0)
     async def probe_links(self) -> None:
-        """Time a round trip to every linked node."""
+        """Measure the round trip to every linked node, and publish half of it as the link's latency."""
         for link in await asyncio.gather(*(self._probe(peer) for peer in self._peers.values())):
             if link is not None:
                 await self.bus.publish(LinkMeasured(link))
@@ -121,10 +121,10 @@ class TopologyActor(Actor):
         try:
             trips = [await peer.health_check() for _ in range(PROBES)]
         except RequestError:
-            return None  # its hub will tell whether the node is gone
+            return None  # if the node is gone, the hub reports that
         return Link(self.bus.node_id, peer.id, "bus", round(min(trips) / 2, 2))
 
-    def _meet(self, peer: HubPeer | PeerUp) -> None:
+    def _add_peer(self, peer: HubPeer | PeerUp) -> None:
         handle = self._peers[peer.node_id] = BusPeerHandle(self.bus, peer.endpoint)
         handle.linked(peer.node_id, peer.name)
         if peer.role is Role.MEMBER:
@@ -138,7 +138,7 @@ class TopologyActor(Actor):
 
 
 def as_seen_from(machine: str, record: NodeRecord) -> NodeRecord:
-    """The record without an API that only its own machine reaches, for a node of another machine."""
+    """Return a record as a machine may use it: without an API address that only the node's own machine reaches."""
     hidden = record.machine != machine and is_loopback(urlsplit(record.api).hostname or "")
     return msgspec.structs.replace(record, api="") if hidden else record
 

@@ -1,7 +1,7 @@
-"""How a process of a node begins and ends: its settings, its log, and dying with its supervisor.
+"""How a process of a node begins and ends: its settings, its log, and its end together with the supervisor.
 
-The supervisor holds the write end of every child's standard input; when it is gone, however it went, the child
-reads end-of-file and kills its own process group. That works on every Unix, and for the child's children too.
+The supervisor holds the write end of every child's standard input. When the supervisor ends, for whatever reason, the
+child reads end-of-file and kills its own process group. That works on every Unix, and for the child's children too.
 """
 
 from __future__ import annotations
@@ -22,46 +22,46 @@ from bus.client import BusClient
 from common.config import NodeConfig, read_config
 from common.text_safety import LogFormatter
 
-CANNOT_START = 78  # EX_CONFIG: starting again will not help; the log's last line says why
-ADDRESS_VARIABLE = "EXOBUS_RUN_DIR"
+CANNOT_START = 78  # EX_CONFIG: a restart will not help; the last line of the log says why
+RUN_DIR_VARIABLE = "EXOBUS_RUN_DIR"
 NAME_VARIABLE = "EXOBUS_ACTOR"
 _MACOS_FILES = 10240
 
 
 class CannotStart(Exception):
-    """This process can never run with these settings; the message says what to change."""
+    """This process cannot run with these settings; the message says what to change."""
 
 
 def actor_name(role: str) -> str:
-    """The name that the supervisor gave this process; its role where it gave none."""
+    """Return the name that the supervisor gave this process, or its role if it gave none."""
     return os.environ.get(NAME_VARIABLE, role)
 
 
 def begin(name: str) -> NodeConfig:
-    """Read the settings that the supervisor left, set up logging and tie this process to the supervisor."""
+    """Set up logging, arrange to end with the supervisor, and return the node's settings."""
     allow_many_files()
     log_to(logging.StreamHandler(sys.stderr), name)
     threading.Thread(target=_die_with_supervisor, daemon=True, name="supervisor-watch").start()
-    return read_config(Path(os.environ[ADDRESS_VARIABLE]))
+    return read_config(Path(os.environ[RUN_DIR_VARIABLE]))
 
 
 def log_to(handler: logging.Handler, name: str) -> None:
-    """Have everything logged there, under a process's name."""
+    """Send all log records to this handler, under a process's name."""
     handler.setFormatter(LogFormatter(name))
     logging.basicConfig(level=os.environ.get("EXOBUS_LOG", "INFO").upper(), handlers=[handler])
 
 
 def allow_many_files() -> None:
-    """Have as many open files as the system grants: a crowd of strangers' connections must not use them up."""
+    """Raise the limit of open files as far as the system grants, so that strangers' connections cannot use them up."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in (most, _MACOS_FILES):
-        with suppress(OSError, ValueError):  # macOS says that there is no limit, and takes 10,240
+        with suppress(OSError, ValueError):  # macOS reports no limit, and accepts 10,240
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
             return
 
 
 def bound_memory(most_bytes: int) -> None:
-    """Have the system refuse this process more address space, where it does so (not on macOS)."""
+    """Limit the address space of this process, if the system supports that (macOS does not)."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     with suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (most_bytes, hard))
@@ -76,9 +76,9 @@ def _die_with_supervisor() -> None:
 def run_actor(
     make: Callable[[NodeConfig, BusClient], Actor], name: str, hopeless: type[Exception] = CannotStart
 ) -> None:
-    """Run one actor until it is told to stop. Exits with CANNOT_START and a last log line where it never can.
+    """Run one actor until it is stopped. On CannotStart, log its message and exit with status CANNOT_START.
 
-    That is CannotStart, or an exception of a lower package that means the same for this actor: `hopeless`.
+    `hopeless` is an exception of a lower package that means the same for this actor.
     """
     config = begin(name)
 

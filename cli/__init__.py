@@ -1,1 +1,1 @@
-"""The `exobus` command: one file per command group; nothing heavy is imported before a command runs."""
+"""The `exobus` command: one file or folder for each command; nothing heavy is imported before a command runs."""

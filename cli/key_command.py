@@ -10,15 +10,15 @@ from typing import Annotated
 
 import typer
 
-from cli.exit_codes import FAILED, leave
-from cli.options import JsonOption
+from cli.options import FAILED, JsonOption, leave
+from common.private_files import is_private
 
 
 def key(
-    file: Annotated[Path, typer.Argument(help="File of API keys, one a line; made where there is none.")],
+    file: Annotated[Path, typer.Argument(help="File of API keys, one a line; it is made if it does not exist.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Make an API key, add it to a file and print it."""
+    """Make an API key and add it to a file."""
     made = f"exobus-{secrets.token_urlsafe(32)}"
     try:
         _append(file, made)
@@ -30,8 +30,7 @@ def key(
 
 def _append(file: Path, made: str) -> None:
     with open(os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600), "r+b") as keys:
-        found = os.fstat(keys.fileno())
-        if found.st_uid != os.getuid() or found.st_mode & 0o077:
+        if not is_private(os.fstat(keys.fileno())):
             leave(f"{file} can be read or written by others; run: chmod 600 {file}", FAILED)
         before = keys.read()
         keys.write((b"" if not before or before.endswith(b"\n") else b"\n") + made.encode() + b"\n")

@@ -6,18 +6,17 @@ from typing import Annotated
 
 import typer
 
-from cli import (
-    bus_commands,
-    cluster_commands,
-    key_command,
-    models_commands,
-    node_command,
-    run_command,
-    topology_command,
-)
+from cli import key_command, models_command, run_command, topology_command
+from cli.bus import commands as bus_commands
+from cli.cluster import commands as cluster_commands
+from cli.node import command as node_command
+from cli.options import HELP, CommandGroup
+from common.privacy import turn_telemetry_off
 
 app = typer.Typer(
     name="exobus",
+    cls=CommandGroup,
+    context_settings=HELP,
     help="Run language models across the machines you already own.",
     rich_markup_mode=None,
     no_args_is_help=True,
@@ -26,8 +25,8 @@ app = typer.Typer(
 )
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         from common.version import running_version
 
         typer.echo(f"exobus {running_version()}")
@@ -43,12 +42,13 @@ def root(
     ] = False,
 ) -> None:
     """Run language models across the machines you already own."""
+    turn_telemetry_off()
 
 
 app.command("node")(node_command.node)
 app.command("run")(run_command.run)
 app.command("key")(key_command.key)
 app.command("topology")(topology_command.topology)
-app.add_typer(models_commands.app, name="models")
+app.add_typer(models_command.app, name="models")
 app.add_typer(cluster_commands.app, name="cluster")
 app.add_typer(bus_commands.app, name="bus")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import select
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -10,16 +12,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.exit_codes import USAGE, leave
-from cli.options import ApiKeyOption, ApiOption, JsonOption, failures_shown
+from cli.options import USAGE, ApiKeyOption, ApiOption, JsonOption, NodeOption, failures_shown, leave
 
 if TYPE_CHECKING:
     from cli.api_client import Api
 
+PIPE_HINT_AFTER_S = 2.0
+INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
+
 
 def run(
     model: Annotated[str, typer.Argument(help="Id of a model; see `exobus models ls`.")],
-    prompt: Annotated[str | None, typer.Argument(help="The question.", show_default="standard input")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Argument(help="The question; piped text is added to it.", show_default="standard input")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of the answer.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy.")] = None,
@@ -28,16 +34,21 @@ def run(
     as_json: JsonOption = False,
     api: ApiOption = None,
     api_key: ApiKeyOption = None,
+    node: NodeOption = None,
 ) -> None:
-    """Ask a model one question and print the answer as it comes."""
-    from cli.local_nodes import api as gateway
+    """Ask a model one question."""
+    from cli.local_nodes import gateway
 
-    body = request_body(model, prompt or _standard_input(), system, max_tokens, temperature, seed)
+    if not prompt and " " in model:
+        from models.catalogue import DEFAULT_MODEL
+
+        leave(f'no model is named; try: exobus run {DEFAULT_MODEL} "{model}"', USAGE)
+    body = request_body(model, _message(" ".join(prompt or ())), system, max_tokens, temperature, seed)
     with failures_shown():
         if as_json:
-            _print_whole(gateway(api, api_key), body)
+            _print_whole(gateway(api, api_key, node), body)
         else:
-            _print_stream(gateway(api, api_key), body, stats=stats)
+            _print_stream(gateway(api, api_key, node), body, stats=stats)
 
 
 def request_body(
@@ -48,15 +59,15 @@ def request_body(
     temperature: float | None,
     seed: int | None,
 ) -> dict[str, Any]:
-    """The chat request; what was not asked for is not in it."""
+    """Build the chat request; options that were not given are left out."""
     messages = [{"role": "system", "content": system}] if system else []
-    chosen = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    asked = {name: value for name, value in chosen.items() if value is not None}
-    return {"model": model, "messages": [*messages, {"role": "user", "content": prompt}], **asked}
+    options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    given = {name: value for name, value in options.items() if value is not None}
+    return {"model": model, "messages": [*messages, {"role": "user", "content": prompt}], **given}
 
 
 def stats_line(timings: Mapping[str, Any], first_token_s: float) -> str:
-    """Such as `128 tok · 28.9 tok/s · first token 0.53 s · prompt 512 (480 cached) · 2 nodes`."""
+    """Format timings, such as `128 tok · 28.9 tok/s · first token 0.53 s · prompt 512 (480 cached) · 2 nodes`."""
     nodes, cached = timings["nodes"], timings["cache_n"]
     return " · ".join(
         (
@@ -69,13 +80,17 @@ def stats_line(timings: Mapping[str, Any], first_token_s: float) -> str:
     )
 
 
-def _standard_input() -> str:
-    if sys.stdin.isatty():
+def _message(prompt: str) -> str:
+    """Return the prompt, followed by the text on standard input if that is not a terminal."""
+    piped = ""
+    if sys.stdin is not None and not sys.stdin.isatty():
+        if prompt and not select.select([sys.stdin], [], [], PIPE_HINT_AFTER_S)[0]:  # ssh leaves such a pipe open
+            typer.echo("exobus: waiting for the end of standard input; `< /dev/null` sends the prompt alone", err=True)
+        piped = sys.stdin.read()
+    parts = [part for part in (prompt, piped) if part.strip()]
+    if not parts:
         leave("there is no prompt; give one, or pipe it in", USAGE)
-    text = sys.stdin.read()
-    if not text.strip():
-        leave("the prompt on standard input is empty; give one", USAGE)
-    return text
+    return "\n\n".join(parts)
 
 
 def _print_whole(api: Api, body: dict[str, Any]) -> None:
@@ -85,42 +100,81 @@ def _print_whole(api: Api, body: dict[str, Any]) -> None:
 
 
 def _print_stream(api: Api, body: dict[str, Any], *, stats: bool) -> None:
-    from cli.api_client import stream
+    """Print the answer as it comes. What was printed of an answer ends with a newline, also if it fails half-way."""
+    from cli.api_client import ApiRefused, ApiUnreachable, stream
 
-    asked = time.monotonic()
-    first_token_s, timings = 0.0, None
     streamed = {**body, "stream": True, "stream_options": {"include_usage": True}}
-    waiting = _Waiting()
-    for chunk in stream(api, "/v1/chat/completions", streamed):
-        if isinstance(chunk, str):
-            waiting.show(chunk)
-            continue
-        timings = chunk.get("timings", timings)
-        for choice in chunk["choices"]:
-            if text := choice["delta"].get("content"):
-                waiting.clear()
-                first_token_s = first_token_s or time.monotonic() - asked
-                typer.echo(text, nl=False)
-    waiting.clear()
-    typer.echo()
-    if stats and timings:
-        typer.echo(stats_line(timings, first_token_s), err=True)
+    answer = _Answer()
+    try:
+        for chunk in stream(api, "/v1/chat/completions", streamed):
+            answer.show(chunk)
+    except (ApiRefused, ApiUnreachable):
+        answer.end()
+        raise
+    except KeyboardInterrupt:
+        answer.end()
+        if stats:
+            typer.echo(answer.interrupted_line(), err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    answer.end(newline=True)
+    if answer.finish_reason == "length":
+        typer.echo("exobus: the answer was cut at its token limit; --max-tokens allows more", err=True)
+    if stats and answer.timings:
+        typer.echo(stats_line(answer.timings, answer.first_text_s), err=True)
 
 
-class _Waiting:
-    """What the node says it is doing, on one line of a terminal's standard error, until the answer comes."""
+class _Answer:
+    """An answer on the terminal, and before it, on standard error, what the node does meanwhile."""
 
     def __init__(self) -> None:
-        self._shown = False
+        self.timings: dict[str, Any] = {}
+        self.finish_reason = ""
+        self.first_text_s = 0.0
+        self._begun = time.monotonic()
+        self._pieces = 0
+        self._status_shown = False
+        self._filter = sys.stdout.isatty()
 
-    def show(self, text: str) -> None:
-        """Replace the line."""
+    def show(self, chunk: dict[str, Any] | str) -> None:
+        """Print a chunk's text, or replace the line of status by a comment."""
+        if isinstance(chunk, str):
+            self._show_status(chunk.removeprefix("exobus "))
+            return
+        self.timings = chunk.get("timings", self.timings)
+        for choice in chunk["choices"]:
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            if text := choice["delta"].get("content"):
+                self._show_text(text)
+
+    def end(self, *, newline: bool = False) -> None:
+        """Remove the line of status, and end the last line of text, or print an empty one if `newline`."""
+        self._clear_status()
+        if self._pieces or newline:
+            typer.echo()
+
+    def interrupted_line(self) -> str:
+        """Return what is known of an answer that Ctrl-C ended; the gateway sends its figures at the end only."""
+        seconds = time.monotonic() - self._begun
+        first = f" · first token {self.first_text_s:.2f} s" if self._pieces else ""
+        return f"interrupted after {seconds:.1f} s{first}"
+
+    def _show_text(self, text: str) -> None:
+        from common.text_safety import printable
+
+        self._clear_status()
+        self.first_text_s = self.first_text_s or time.monotonic() - self._begun
+        self._pieces += 1
+        typer.echo(printable(text) if self._filter else text, nl=False)
+
+    def _show_status(self, text: str) -> None:
+        from common.text_safety import one_line
+
         if sys.stderr.isatty():
-            typer.echo(f"\r\x1b[2K{text.removeprefix('exobus ')} …", nl=False, err=True)
-            self._shown = True
+            width = shutil.get_terminal_size().columns
+            typer.echo(f"\r\x1b[2K{one_line(text)[: max(width - 3, 1)]} …", nl=False, err=True)
+            self._status_shown = True
 
-    def clear(self) -> None:
-        """Take the line away."""
-        if self._shown:
+    def _clear_status(self) -> None:
+        if self._status_shown:
             typer.echo("\r\x1b[2K", nl=False, err=True)
-            self._shown = False
+            self._status_shown = False

@@ -1,4 +1,4 @@
-"""`exobus topology`: the nodes, the links between them, and which layers each holds."""
+"""`exobus topology`: the nodes, the links between them, and the layers that each node holds."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Any
 
 import typer
 
-from cli.options import ApiKeyOption, ApiOption, JsonOption, failures_shown
+from cli.options import ApiKeyOption, ApiOption, JsonOption, NodeOption, failures_shown
 
 
-def topology(as_json: JsonOption = False, api: ApiOption = None, api_key: ApiKeyOption = None) -> None:
-    """Show the cluster as a node sees it."""
+def topology(
+    as_json: JsonOption = False, api: ApiOption = None, api_key: ApiKeyOption = None, node: NodeOption = None
+) -> None:
+    """Show nodes, links, and which layers run where."""
     from cli.api_client import get
-    from cli.local_nodes import api as gateway
+    from cli.local_nodes import gateway
 
     with failures_shown():
-        body = get(gateway(api, api_key), "/v1/topology")
+        body = get(gateway(api, api_key, node), "/v1/topology")
     typer.echo(json.dumps(body) if as_json else show(body))
 
 
 def show(body: Mapping[str, Any]) -> str:
-    """The topology as tables."""
-    from cli.sizes import show_bytes
-    from cli.table import table
+    """Format a topology as tables."""
+    from cli.text import show_bytes, table
 
     names = {node["node_id"]: node["name"] for node in body["nodes"]}
     nodes = [
@@ -41,7 +42,7 @@ def show(body: Mapping[str, Any]) -> str:
         (names.get(link["source"], "?"), names.get(link["target"], "?"), f"{link['latency_ms']:.2f} ms")
         for link in body["links"]
     ]
-    parts = [table(("NODE", "ID", "ENGINE", "MEMORY", "API"), nodes)]
+    parts = [table(("NODE", "ID", "ENGINE", "FREE", "API"), nodes)]
     parts += [table(("FROM", "TO", "LATENCY"), links)] if links else []
     parts += [_instance(instance) for instance in body["instances"]]
     return "\n\n".join(parts)

@@ -1,12 +1,13 @@
-"""What every process of a node is told at its start: one frozen value in the node's run folder. No sockets here."""
+"""The settings of a node: one frozen value in the node's run folder, which every process of the node reads."""
 
 from __future__ import annotations
 
 import ipaddress
-import os
 from pathlib import Path
 
 import msgspec
+
+from common.files import write_atomic
 
 CONFIG_FILE = "node.json"
 API_FILE = "api"  # in the run folder: the gateway's URL, once it listens
@@ -20,15 +21,15 @@ DEFAULT_DISCOVERY_PORT = 52413
 class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A node's settings.
 
-    `cluster` is empty for a node that stands alone: it listens on no tcp port but its API's. Else `code_file` holds the
-    join code. `strict` lets nobody in whose key nobody approved.
-    Ports: 0 means any free one, None the usual one or, where that is taken, any. Memory in bytes: 0 means all that is
-    available; `kv_memory` bounds what one stage gets for keys and values, and 0 leaves it to the node. Threads of an
-    engine: 0 means this node's share of the machine's cores. `precision` is one of `engines.precision`'s.
+    `cluster` is empty for a node that stands alone: it listens on no tcp port but its API's. In a cluster, `code_file`
+    is the path of the join code, and `strict` admits only nodes whose key was approved.
+    Ports: 0 means any free port, None the usual port or, if that is taken, any. Memory is in bytes: 0 means all that is
+    available; `kv_memory` bounds what one stage gets for keys and values, and 0 leaves that to the node. `threads` of
+    an engine: 0 means this node's share of the machine's cores. `precision` is one of `engines.precision.PRECISIONS`.
 
-    `host` is where other nodes reach this one, `api_host` where the gateway listens: adding a machine opens no API.
-    `api_keys` is the path of a file of API keys. `api_names` are further host names that clients may call the gateway
-    by, `cors` the origins of web pages that may.
+    `host` is where other nodes reach this one, `api_host` where the gateway listens: joining a cluster does not expose
+    the API. `api_keys` is the path of a file of API keys. `api_names` are further host names by which clients may
+    address the gateway, `cors` the origins of web pages that may use it.
     """
 
     node_id: str
@@ -59,7 +60,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def run_path(self) -> Path:
-        """The folder of ipc end points, mode 0700, gone with the node."""
+        """The folder of ipc endpoints, mode 0700, removed when the node ends."""
         return Path(self.run_dir)
 
     @property
@@ -78,7 +79,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
         return Path(self.cards_dir) if self.cards_dir else None
 
     def api(self) -> str:
-        """The gateway's URL; empty while it does not listen yet."""
+        """Read the gateway's URL; empty while the gateway does not listen yet."""
         try:
             return (self.run_path / API_FILE).read_text()
         except OSError:
@@ -86,12 +87,12 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def loopback(self) -> bool:
-        """Whether nothing but this machine can reach the node."""
+        """Whether only this machine can reach the node."""
         return is_loopback(self.host)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether nothing but this machine reaches the address. What is no address counts as open."""
+    """Return whether only this machine reaches the address. Text that is not an address counts as reachable."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -99,22 +100,20 @@ def is_loopback(host: str) -> bool:
 
 
 def ports_to_try(asked: int | None, usual: int) -> tuple[int, ...]:
-    """The ports to bind to, in order of preference; 0 is any free one.
+    """Return the ports to bind to, in order of preference; 0 is any free one.
 
-    Trying is the only way to know: a port that was free a moment ago may be another node's by now.
+    Binding is the only test: a port that was free a moment ago may be another node's by now.
     """
     return (usual, 0) if asked is None else (asked,)
 
 
 def write_config(config: NodeConfig) -> Path:
-    """Put the config into its run folder, whole or not at all."""
+    """Write the settings into the run folder, and return the file's path."""
     path = config.run_path / CONFIG_FILE
-    part = path.with_suffix(".part")
-    part.write_bytes(msgspec.json.encode(config))
-    os.replace(part, path)
+    write_atomic(path, msgspec.json.encode(config))
     return path
 
 
 def read_config(run_dir: Path) -> NodeConfig:
-    """The config of a running node. Raises OSError or msgspec.DecodeError."""
+    """Read the settings of a running node. Raises OSError or msgspec.DecodeError."""
     return msgspec.json.decode((run_dir / CONFIG_FILE).read_bytes(), type=NodeConfig)

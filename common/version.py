@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def running_version() -> str:
-    """As it was installed; a checkout that is not installed has none."""
+    """Return the installed version, or `0+checkout` if exobus is not installed."""
     try:
         return version("exobus")
     except PackageNotFoundError:

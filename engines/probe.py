@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from statistics import median
 from typing import cast
 
@@ -22,6 +21,8 @@ import numpy as np
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from common.limits import MAX_DETAIL, cut
+from common.processor import processor_name
+from common.python_child import child_environment, module_command
 from engines.engine import Chunk, EngineError, InferenceEngine
 from engines.precision import Precision
 from engines.random_weights import RandomWeights
@@ -76,7 +77,7 @@ def choose(capabilities: Sequence[EngineCapability]) -> tuple[str, str]:
 
 def fingerprint(packages: Sequence[str] = PACKAGES, precision: Precision = "fast") -> str:
     """Changes when a measurement may: processor, Python, packages and precision. A key for kept results."""
-    facts = [platform.machine(), _processor(), platform.python_version(), precision]
+    facts = [platform.machine(), processor_name(), platform.python_version(), precision]
     facts += [f"{package}={_version(package)}" for package in packages]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
@@ -103,12 +104,15 @@ def _decode_steps(engine: InferenceEngine) -> list[float]:
 
 
 def _measure_one(name: str, deadline_s: float, precision: Precision) -> EngineCapability:
-    command = [sys.executable, "-m", "engines.probe", name, precision]
-    # From the folder that holds our packages, so that the child finds the same code as its parent.
-    folder = Path(__file__).resolve().parent.parent
+    command = module_command("engines.probe", name, precision)
     try:
         done = subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=deadline_s, check=False
+            command,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=deadline_s,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return EngineCapability(name=name, detail=f"took longer than {deadline_s:g} s")
@@ -119,15 +123,6 @@ def _measure_one(name: str, deadline_s: float, precision: Precision) -> EngineCa
         return EngineCapability(
             name=name, detail=cut(f"the probe ended with status {done.returncode}: {last_words}", MAX_DETAIL)
         )
-
-
-def _processor() -> str:
-    """The processor's name as the system tells it; `platform.processor` says little on Linux."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 def _version(package: str) -> str:

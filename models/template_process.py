@@ -9,11 +9,10 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 from asyncio.subprocess import PIPE, Process
 from contextlib import suppress
-from pathlib import Path
 
+from common.python_child import PACKAGE_ROOT, child_environment, module_command
 from models.chat_template import MAX_RENDERED_CHARACTERS
 from models.errors import TemplateError, TemplateUnavailable
 from models.template_child import LENGTH, MEMORY_BYTES, OUT_OF_MEMORY
@@ -22,8 +21,7 @@ START_WITHIN_S = 10.0
 END_WITHIN_S = 1.0  # from the end of its pipe on; then it is killed
 MAX_ANSWER_BYTES = 4 * MAX_RENDERED_CHARACTERS + 1024  # as UTF-8
 
-_COMMAND = (sys.executable, "-m", "models.template_child")
-_PACKAGE_ROOT = Path(__file__).parent.parent
+_COMMAND = tuple(module_command("models.template_child"))
 # What Python needs to find itself, its packages and the time zone; nothing else is a template's business.
 _INHERITED = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH", "TZ")
 
@@ -111,10 +109,10 @@ class TemplateProcess:
 
 async def _start() -> Process:
     """A process that is ready. TemplateUnavailable."""
-    environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    environment = child_environment({name: os.environ[name] for name in _INHERITED if name in os.environ})
     try:
         process = await asyncio.create_subprocess_exec(
-            *_COMMAND, stdin=PIPE, stdout=PIPE, cwd=_PACKAGE_ROOT, env=environment
+            *_COMMAND, stdin=PIPE, stdout=PIPE, cwd=PACKAGE_ROOT, env=environment
         )
         await _hear_ready(process)
     except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:

@@ -1,4 +1,4 @@
-"""A node's data folder: key, lock, run folder and who may enter, on a real file system."""
+"""A node's data folder on a real file system: key, lock, run folder and permissions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.data_dir import DataDir, DataDirError, DataDirInUse, check_name, first_free, open_folder, running_node
+from actors.data_dir import DataDir, DataDirError, DataDirInUse, check_name, open_first_free, open_folder, running_node
 from bus.net.keys import read_key_pair
 from common.config import KEY_FILE, NodeConfig, write_config
 from common.private_files import write_private
@@ -25,7 +25,7 @@ def config(folder: DataDir) -> NodeConfig:
     return NodeConfig(node_id="a" * 16, name="kitchen", incarnation=1, run_dir=run_dir, data_dir=data_dir, cache_dir="")
 
 
-def test_a_node_keeps_its_id(tmp_path: Path) -> None:
+def test_node_keeps_its_id(tmp_path: Path) -> None:
     ids = []
     for _ in range(2):
         folder = open_folder(tmp_path / "node")
@@ -35,7 +35,7 @@ def test_a_node_keeps_its_id(tmp_path: Path) -> None:
     assert re.fullmatch(r"[0-9a-f]{16}", ids[0])
 
 
-def test_the_id_is_that_of_the_nodes_own_key_which_nobody_else_can_read(tmp_path: Path) -> None:
+def test_id_is_that_of_a_private_key(tmp_path: Path) -> None:
     folder = open_folder(tmp_path / "node")
     folder.close()
     key = folder.path / KEY_FILE
@@ -45,7 +45,7 @@ def test_the_id_is_that_of_the_nodes_own_key_which_nobody_else_can_read(tmp_path
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
-def test_a_folder_that_others_may_enter_is_refused_before_anything_is_put_there(tmp_path: Path, mode: int) -> None:
+def test_folder_that_others_may_enter_is_refused_and_left_empty(tmp_path: Path, mode: int) -> None:
     node = tmp_path / "node"
     node.mkdir()
     node.chmod(mode)
@@ -56,14 +56,14 @@ def test_a_folder_that_others_may_enter_is_refused_before_anything_is_put_there(
     open_folder(node).close()
 
 
-def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(DataDirError, match="belongs to another user; pass another --data-dir"):
         open_folder(tmp_path)
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604])
-def test_a_key_that_others_can_read_is_refused_and_the_folder_stays_free(tmp_path: Path, mode: int) -> None:
+def test_key_that_others_can_read_is_refused_and_unlocks_the_folder(tmp_path: Path, mode: int) -> None:
     open_folder(tmp_path).close()
     (tmp_path / KEY_FILE).chmod(mode)
     for _ in range(2):
@@ -73,9 +73,7 @@ def test_a_key_that_others_can_read_is_refused_and_the_folder_stays_free(tmp_pat
     open_folder(tmp_path).close()
 
 
-def test_a_run_folder_on_a_file_system_without_modes_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_folder_on_a_file_system_without_modes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "mkdir", lambda path, mode=0o777, *, dir_fd=None: _mkdir(path, 0o755))
     (tmp_path / "node").mkdir()
     (tmp_path / "node").chmod(0o700)
@@ -85,7 +83,7 @@ def test_a_run_folder_on_a_file_system_without_modes_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["node"]
 
 
-def test_a_copy_of_a_running_nodes_folder_leaves_the_run_folder_of_the_original_alone(tmp_path: Path) -> None:
+def test_copied_folder_leaves_the_run_folder_of_the_original(tmp_path: Path) -> None:
     original = open_folder(tmp_path / "node")
     write_config(config(original))
     shutil.copytree(original.path, tmp_path / "copy")
@@ -104,7 +102,7 @@ def test_two_folders_have_two_ids(tmp_path: Path) -> None:
         folder.close()
 
 
-def test_a_folder_that_is_in_use_is_refused_by_the_name_of_its_node(tmp_path: Path) -> None:
+def test_folder_in_use_is_refused_with_the_name_of_its_node(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     with pytest.raises(DataDirInUse, match=r"is in use by another node; stop it, or pass another --data-dir or --name"):
         open_folder(tmp_path)
@@ -115,7 +113,7 @@ def test_a_folder_that_is_in_use_is_refused_by_the_name_of_its_node(tmp_path: Pa
     open_folder(tmp_path).close()
 
 
-def test_the_run_folder_is_private_and_goes_with_the_node(tmp_path: Path) -> None:
+def test_run_folder_is_private_and_removed_with_the_node(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     assert stat.S_IMODE(folder.run_dir.stat().st_mode) == 0o700
     assert len(f"{folder.run_dir}/engine-1000.ring") < 100
@@ -124,7 +122,7 @@ def test_the_run_folder_is_private_and_goes_with_the_node(tmp_path: Path) -> Non
     assert not (tmp_path / "run").exists()
 
 
-def test_a_running_node_is_found_by_its_folder(tmp_path: Path) -> None:
+def test_running_node_is_found_by_its_folder(tmp_path: Path) -> None:
     assert running_node(tmp_path) is None
     folder = open_folder(tmp_path)
     assert running_node(tmp_path) is None
@@ -134,7 +132,7 @@ def test_a_running_node_is_found_by_its_folder(tmp_path: Path) -> None:
     assert running_node(tmp_path) is None
 
 
-def test_what_a_killed_node_left_behind_is_no_running_node_and_is_cleared(tmp_path: Path) -> None:
+def test_run_folder_of_a_killed_node_is_removed(tmp_path: Path) -> None:
     killed = open_folder(tmp_path)
     write_config(config(killed))
     killed.lock.release()  # all that is left of a lock after SIGKILL
@@ -144,7 +142,7 @@ def test_what_a_killed_node_left_behind_is_no_running_node_and_is_cleared(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["exobus-precious", "precious"])
-def test_only_a_run_folder_is_cleared(tmp_path: Path, name: str) -> None:
+def test_only_a_run_folder_is_removed(tmp_path: Path, name: str) -> None:
     node = open_folder(tmp_path / "node")
     node.close()
     precious = tmp_path / name if name.startswith("exobus-") else Path(tempfile.mkdtemp(prefix=name))
@@ -156,24 +154,24 @@ def test_only_a_run_folder_is_cleared(tmp_path: Path, name: str) -> None:
     shutil.rmtree(precious)
 
 
-def test_the_next_node_of_a_name_gets_a_number(tmp_path: Path) -> None:
-    folders = [first_free(tmp_path, "mac") for _ in range(3)]
+def test_next_node_of_a_name_gets_a_number(tmp_path: Path) -> None:
+    folders = [open_first_free(tmp_path, "mac") for _ in range(3)]
     assert [folder.path.name for folder in folders] == ["mac", "mac-2", "mac-3"]
     folders[1].close()
-    again = first_free(tmp_path, "mac")
+    again = open_first_free(tmp_path, "mac")
     assert again.path.name == "mac-2"
     assert again.node_id == folders[1].node_id
     for folder in (folders[0], folders[2], again):
         folder.close()
 
 
-def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataDirError, match=r"file/node cannot be written \(Not a directory\); pass another --data-dir"):
         open_folder(tmp_path / "file" / "node")
 
 
-def test_a_damaged_key_is_refused_and_the_folder_stays_free(tmp_path: Path) -> None:
+def test_damaged_key_is_refused_and_unlocks_the_folder(tmp_path: Path) -> None:
     write_private(tmp_path / KEY_FILE, "not a key")
     for _ in range(2):
         with pytest.raises(DataDirError, match="holds no key; restore it, or delete it to become a new node"):
@@ -183,11 +181,11 @@ def test_a_damaged_key_is_refused_and_the_folder_stays_free(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["a", "kitchen-mac.local", "Node_7", "x" * 63])
-def test_names_for_paths_and_addresses_are_taken(name: str) -> None:
+def test_names_for_paths_and_addresses_are_accepted(name: str) -> None:
     assert check_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", "..", ".hidden", "-x", "a/b", "a b", "x" * 64, "é", "a\n"])
 def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(DataDirError, match="is no node name; use letters, digits"):
+    with pytest.raises(DataDirError, match="is not a node name; use letters, digits"):
         check_name(name)

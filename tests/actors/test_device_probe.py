@@ -1,4 +1,4 @@
-"""`actors.device_probe`: what is measured is kept for its own precision, and a named engine is not measured at all."""
+"""Measurements of `actors.device_probe`: kept for each precision, and skipped for an engine that is named."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from actors import device_probe as measure
+from actors import device_probe
 from cluster.capabilities import EngineCapability
 from engines import probe
 from engines.precision import PRECISIONS, Precision
@@ -14,7 +14,7 @@ from engines.precision import PRECISIONS, Precision
 
 @pytest.fixture
 def probed(monkeypatch: pytest.MonkeyPatch) -> list[Precision]:
-    """The precisions that were probed for, in order; `exact` makes numpy the fastest, `fast` onnx."""
+    """The precisions that were probed, in order; `exact` makes numpy the fastest, `fast` onnx."""
     asked: list[Precision] = []
 
     def probe_all(names: object, deadline_s: float, precision: Precision) -> tuple[EngineCapability, ...]:
@@ -26,13 +26,13 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[Precision]:
     return asked
 
 
-def test_each_precision_is_measured_once_and_kept_beside_the_other(tmp_path: Path, probed: list[Precision]) -> None:
+def test_each_precision_is_measured_once_and_kept(tmp_path: Path, probed: list[Precision]) -> None:
     for _ in range(2):
-        chosen = [measure.describe("auto", precision, tmp_path).engine for precision in PRECISIONS]
+        chosen = [device_probe.describe("auto", precision, tmp_path).engine for precision in PRECISIONS]
         assert dict(zip(PRECISIONS, chosen, strict=True)) == {"fast": "onnx", "exact": "numpy"}
     assert probed == list(PRECISIONS)
 
 
-def test_an_engine_that_was_named_is_taken_at_its_word(tmp_path: Path, probed: list[Precision]) -> None:
-    found = measure.describe("numpy", "fast", tmp_path)
+def test_named_engine_is_not_measured(tmp_path: Path, probed: list[Precision]) -> None:
+    found = device_probe.describe("numpy", "fast", tmp_path)
     assert (found.engine, found.why, probed) == ("numpy", "it was asked for", [])

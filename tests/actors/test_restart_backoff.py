@@ -1,4 +1,4 @@
-"""When a dead process is started again."""
+"""When a process that ended is started again."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def test_pauses_have_a_limit() -> None:
     assert restarts.pause == LONGEST_PAUSE_S
 
 
-def test_a_healthy_life_is_forgiven() -> None:
+def test_long_lifetime_resets_the_pause() -> None:
     restarts = RestartBackoff()
     for now in range(3):
         restarts = restarts.died(float(now), lived_s=0.1)
     assert restarts.died(500.0, lived_s=HEALTHY_AFTER_S).pause == RestartBackoff().pause
 
 
-def test_a_burst_of_deaths_exhausts() -> None:
+def test_burst_of_deaths_exhausts() -> None:
     restarts = RestartBackoff()
     for number in range(BURST):
         assert not restarts.exhausted

@@ -23,6 +23,7 @@ import pytest
 from actors import supervisor as module
 from actors.child import last_sentence
 from actors.data_dir import DataDir, open_folder
+from actors.restart_backoff import BURST
 from actors.supervisor import NodeFailed, Supervisor, run_node
 from bus.client import BusClient, RequestError
 from bus.messages import (
@@ -52,12 +53,12 @@ WITHIN_S = 20.0
 
 @dataclass
 class Notes:
-    """A screen that remembers."""
+    """A screen that keeps its lines."""
 
     lines: list[str] = field(default_factory=list)
     more: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def saw(self, text: str) -> None:
+    async def shows(self, text: str) -> None:
         """Wait for a line with this in it."""
         async with asyncio.timeout(WITHIN_S):
             while not any(text in line for line in self.lines):
@@ -110,7 +111,7 @@ class RunningNode:
     notes: Notes
 
     async def pid_of(self, name: str, other_than: int = 0) -> int:
-        """The process id of an actor, once its hub knows one that is another than this."""
+        """Return the process id of an actor, once its hub knows one that differs from `other_than`."""
 
         def there(state: HubState) -> bool:
             return any(actor.name == name and actor.pid != other_than for actor in state.actors)
@@ -121,7 +122,7 @@ class RunningNode:
 
 @asynccontextmanager
 async def node(tmp_path: Path, *, alone: bool = False) -> AsyncIterator[RunningNode]:
-    """Everything is stopped at the end, and nothing may be left."""
+    """Run a node; at the end, everything is stopped, and no process may be left."""
     folder = open_folder(tmp_path)
     config, notes = config_of(folder, alone=alone), Notes()
     supervisor = Supervisor(config, BusClient(folder.run_dir, folder.node_id, "supervisor"), folder, notes)
@@ -147,7 +148,7 @@ def gone(pids: list[int]) -> Callable[[], bool]:
     return lambda: not any(psutil.pid_exists(pid) for pid in pids)
 
 
-def test_a_killed_actor_is_started_again(tmp_path: Path) -> None:
+def test_killed_actor_is_restarted(tmp_path: Path) -> None:
     async def main() -> None:
         async with node(tmp_path) as running:
             first = await running.pid_of("topology")
@@ -161,7 +162,7 @@ def test_a_killed_actor_is_started_again(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_a_killed_hub_is_started_again_on_the_same_ports(tmp_path: Path) -> None:
+def test_killed_hub_is_restarted_on_the_same_ports(tmp_path: Path) -> None:
     async def main() -> None:
         async with node(tmp_path) as running:
             await running.pid_of("topology")
@@ -177,18 +178,19 @@ def test_a_killed_hub_is_started_again_on_the_same_ports(tmp_path: Path) -> None
     asyncio.run(main())
 
 
-def test_an_actor_that_dies_in_a_burst_ends_the_node_with_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_actor_that_dies_in_a_burst_ends_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ACTORS", {"broken": "actors.no_such_module"})
-    folder = open_folder(tmp_path)
-    failure = asyncio.run(asyncio.wait_for(run_node(config_of(folder), folder, Notes()), WITHIN_S))
+    folder, notes = open_folder(tmp_path), Notes()
+    failure = asyncio.run(asyncio.wait_for(run_node(config_of(folder), folder, notes), WITHIN_S))
     assert failure.startswith("broken: exit status 1, see ")
+    shown = [line for line in notes.lines if line.startswith("broken")]
+    assert len(shown) == BURST - 1, "the last death is the node's failure, which the command prints"
+    assert all(line.endswith("it is started again") for line in shown)
     assert "no_such_module" in last_sentence(folder.logs / "broken.log")
     folder.close()
 
 
-def test_a_hub_that_cannot_start_ends_the_node_with_its_sentence(tmp_path: Path) -> None:
+def test_hub_that_cannot_start_ends_the_node_with_its_sentence(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         folder = open_folder(tmp_path)
         port = taken.getsockname()[1]
@@ -198,13 +200,11 @@ def test_a_hub_that_cannot_start_ends_the_node_with_its_sentence(tmp_path: Path)
         folder.close()
 
 
-def test_a_node_that_stands_alone_has_no_port_and_looks_for_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_node_without_a_cluster_has_no_port_and_no_discovery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ACTORS", {**ONLY_TOPOLOGY, "discovery": "actors.discovery_actor"})
 
     async def started(alone: bool) -> tuple[bool, bool]:
-        """Whether it runs discovery and listens beyond itself."""
+        """Return whether the node runs discovery, and whether it listens on a port."""
         async with node(tmp_path, alone=alone) as running:
             await running.pid_of("topology")
             children = [child.cmdline() for child in psutil.Process().children(recursive=True)]
@@ -215,24 +215,24 @@ def test_a_node_that_stands_alone_has_no_port_and_looks_for_nobody(
     assert asyncio.run(started(alone=False)) == (True, True)
 
 
-def test_the_owner_sees_who_was_refused_once_a_minute_and_a_known_name_with_a_new_key(tmp_path: Path) -> None:
+def test_refusals_are_shown_once_a_minute_and_new_keys_at_once(tmp_path: Path) -> None:
     async def main() -> None:
         async with node(tmp_path) as running:
             for _ in range(3):
-                await running.bus.publish(PeerRefused("", FailureCode.WRONG_CODE, "somebody knocked"))
-            await running.bus.publish(PeerRefused("", FailureCode.REVOKED, "an old friend knocked"))
+                await running.bus.publish(PeerRefused("", FailureCode.WRONG_CODE, "ada was refused"))
+            await running.bus.publish(PeerRefused("", FailureCode.REVOKED, "eve was refused"))
             await running.bus.publish(PeerAuthenticated("", "b" * 16, "bob"))
             await running.bus.publish(PeerAuthenticated("", "c" * 16, "bob", "bob joined with a new key"))
             await running.bus.publish(ClusterChanged())
-            await running.notes.saw("join code of cluster home was changed")
-            said = [line for line in running.notes.lines if "knocked" in line or "bob" in line]
-            assert said == ["somebody knocked", "an old friend knocked", "bob joined with a new key"]
+            await running.notes.shows("join code of cluster home was changed")
+            shown = [line for line in running.notes.lines if "refused" in line or "bob" in line]
+            assert shown == ["ada was refused", "eve was refused", "bob joined with a new key"]
 
     asyncio.run(main())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells another process's limits")
-def test_every_process_of_a_node_may_open_as_many_files_as_the_system_grants(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows the limits of another process")
+def test_processes_may_open_as_many_files_as_the_system_grants(tmp_path: Path) -> None:
     soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = min(most, 512)
     resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
@@ -240,7 +240,7 @@ def test_every_process_of_a_node_may_open_as_many_files_as_the_system_grants(tmp
         allowed = asyncio.run(file_limits(tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
-    assert few < most, "this machine grants too few files for the test to tell anything"
+    assert few < most, "this machine grants too few files for this test"
     assert allowed == {"hub": most, "topology": most}
 
 
@@ -250,7 +250,7 @@ async def file_limits(tmp_path: Path) -> dict[str, int]:
         return {name: psutil.Process(pid).rlimit(psutil.RLIMIT_NOFILE)[0] for name, pid in pids.items()}
 
 
-def test_engines_are_started_and_ended_on_request(tmp_path: Path) -> None:
+def test_engines_start_and_end_on_request(tmp_path: Path) -> None:
     async def main() -> None:
         async with node(tmp_path) as running:
             engines = [await running.bus.request("supervisor", ActorStart(), ActorStarted, WITHIN_S) for _ in range(2)]
@@ -266,7 +266,7 @@ def test_engines_are_started_and_ended_on_request(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_an_engine_that_cannot_start_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engine_that_cannot_start_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ENGINE", "actors.no_such_module")
 
     async def main() -> None:
@@ -277,7 +277,7 @@ def test_an_engine_that_cannot_start_is_said_at_once(tmp_path: Path, monkeypatch
     asyncio.run(main())
 
 
-def test_a_stopped_node_leaves_nothing_and_takes_less_than_three_seconds(tmp_path: Path) -> None:
+def test_node_stops_within_three_seconds(tmp_path: Path) -> None:
     async def main() -> None:
         async with node(tmp_path) as running:
             await running.pid_of("topology")
@@ -289,7 +289,7 @@ def test_a_stopped_node_leaves_nothing_and_takes_less_than_three_seconds(tmp_pat
     asyncio.run(main())
 
 
-def test_when_the_supervisor_is_killed_its_processes_are_gone_in_two_seconds(tmp_path: Path) -> None:
+def test_processes_end_within_two_seconds_of_a_killed_supervisor(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.actors.test_supervisor", str(tmp_path)],
         cwd=ROOT,
@@ -311,7 +311,7 @@ def test_when_the_supervisor_is_killed_its_processes_are_gone_in_two_seconds(tmp
         for pid in pids:
             if psutil.pid_exists(pid):
                 os.kill(pid, signal.SIGKILL)
-        open_folder(tmp_path).close()  # clears what the killed one could not
+        open_folder(tmp_path).close()  # removes what the killed node left
 
 
 async def _state(run_dir: Path) -> HubState:
@@ -319,8 +319,8 @@ async def _state(run_dir: Path) -> HubState:
         return await described(bus, lambda state: "topology" in [actor.name for actor in state.actors])
 
 
-def test_a_hub_that_never_answers_fails_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HUB", "actors.device_probe")  # ends at once, for want of arguments
+def test_hub_that_never_answers_fails_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HUB", "actors.device_probe")  # ends at once: it has no arguments
     monkeypatch.setattr(module, "START_WITHIN_S", 0.5)
 
     async def main() -> None:
@@ -334,7 +334,7 @@ def test_a_hub_that_never_answers_fails_the_node(tmp_path: Path, monkeypatch: py
 
 
 def main(path: Path) -> None:
-    """Run a node in this folder; the first line of output is its run folder."""
+    """Run a node in a folder; the first line of output is its run folder."""
     module.ACTORS = ONLY_TOPOLOGY
     folder = open_folder(path)
     config = config_of(folder)

@@ -1,4 +1,4 @@
-"""`exobus key`, and the commands as clients of a gateway that wants a key."""
+"""`exobus key`, and the commands as clients of a gateway that needs a key."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from gateway.http.api_keys import read_keys
-from tests.cli.test_main import exobus
 from tests.gateway.http.test_api_keys import ONE, THREE, TWO, key_file
+from tests.support.commands import exobus
 from tests.support.ring import MODEL, Rig, running_rig
 from tests.support.stage import WITHIN_S
 
@@ -33,7 +33,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 # -- exobus key
 
 
-def test_a_new_key_is_printed_and_added_to_a_file_that_nobody_else_can_read(tmp_path: Path) -> None:
+def test_new_key_is_printed_and_added_to_a_private_file(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     made = [exobus("key", str(path)).stdout.strip() for _ in range(2)]
     assert read_keys(path) == (tuple(made), "")
@@ -41,7 +41,7 @@ def test_a_new_key_is_printed_and_added_to_a_file_that_nobody_else_can_read(tmp_
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_new_key_stands_on_a_line_of_its_own_below_what_was_there(tmp_path: Path) -> None:
+def test_new_key_is_added_on_a_line_of_its_own(tmp_path: Path) -> None:
     path = key_file(tmp_path, "# mine")
     path.write_text(f"# mine\n{ONE}")
     made = json.loads(exobus("key", str(path), "--json").stdout)
@@ -49,7 +49,7 @@ def test_a_new_key_stands_on_a_line_of_its_own_below_what_was_there(tmp_path: Pa
     assert made["file"] == str(path)
 
 
-def test_no_key_is_written_where_others_could_read_it_or_where_nothing_can_be_written(tmp_path: Path) -> None:
+def test_file_that_others_read_or_that_cannot_be_written_gets_no_key(tmp_path: Path) -> None:
     path = key_file(tmp_path, ONE)
     path.chmod(0o644)
     open_to_all = exobus("key", str(path))
@@ -65,27 +65,27 @@ def test_no_key_is_written_where_others_could_read_it_or_where_nothing_can_be_wr
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
-def test_a_command_shows_the_key_that_it_was_given(rig: Rig, command: list[str]) -> None:
+def test_given_key_is_sent(rig: Rig, command: list[str]) -> None:
     assert exobus(*command, "--api", rig.url, "--api-key", TWO).returncode == 0
     assert exobus(*command, "--api", rig.url, EXOBUS_API_KEY=f" {ONE} ").returncode == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
-def test_a_command_knows_the_key_of_a_node_of_this_user(rig: Rig, command: list[str]) -> None:
+def test_key_of_a_node_here_is_found(rig: Rig, command: list[str]) -> None:
     assert exobus(*command, EXOBUS_DATA_DIR=rig.config.data_dir).returncode == 0
     assert exobus(*command, "--api", rig.url + "/", EXOBUS_DATA_DIR=rig.config.data_dir).returncode == 0
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
-def test_without_a_key_a_command_ends_with_what_to_do(rig: Rig, command: list[str], tmp_path: Path) -> None:
+def test_missing_key_ends_with_the_next_step(rig: Rig, command: list[str], tmp_path: Path) -> None:
     result = exobus(*command, "--api", rig.url, EXOBUS_DATA_DIR=str(tmp_path))
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == (
-        f"exobus: the gateway at {rig.url} wants an API key; pass --api-key, or set EXOBUS_API_KEY\n"
+        f"exobus: the gateway at {rig.url} needs an API key; pass --api-key, or set EXOBUS_API_KEY\n"
     )
 
 
-def test_with_a_wrong_key_a_command_ends_with_what_to_do_and_does_not_try_another(rig: Rig) -> None:
+def test_wrong_key_is_not_replaced_by_another(rig: Rig) -> None:
     result = exobus("models", "ls", "--api-key", THREE, EXOBUS_DATA_DIR=rig.config.data_dir)
     assert (result.returncode, result.stdout) == (1, "")
     assert "does not know this API key" in result.stderr
@@ -93,7 +93,7 @@ def test_with_a_wrong_key_a_command_ends_with_what_to_do_and_does_not_try_anothe
 
 
 @pytest.mark.parametrize("key", ["with\nline", "with blank", "ключ"])
-def test_what_can_be_no_key_is_a_wrong_use(rig: Rig, key: str) -> None:
+def test_malformed_key_ends_with_status_2(rig: Rig, key: str) -> None:
     result = exobus("models", "ls", "--api", rig.url, "--api-key", key)
     assert result.returncode == 2
     assert key not in result.stderr
@@ -101,33 +101,33 @@ def test_what_can_be_no_key_is_a_wrong_use(rig: Rig, key: str) -> None:
 
 @contextmanager
 def eavesdropper() -> Iterator[tuple[str, list[bytes]]]:
-    """A server that is no gateway: its URL, and what it was sent."""
-    heard: list[bytes] = []
+    """A server that is no gateway: its URL, and what it received."""
+    received: list[bytes] = []
 
     def listen() -> None:
         client, _ = server.accept()
         with client:
             client.settimeout(WITHIN_S)
-            heard.append(client.recv(1 << 16))
+            received.append(client.recv(1 << 16))
             client.sendall(b"HTTP/1.1 401 No\r\ncontent-length: 0\r\n\r\n")
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=listen, daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}", heard
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", received
         thread.join(WITHIN_S)
 
 
-def test_the_key_of_a_node_here_is_shown_to_no_other_address(rig: Rig) -> None:
-    with eavesdropper() as (url, heard):
+def test_key_of_a_node_here_is_sent_to_no_other_address(rig: Rig) -> None:
+    with eavesdropper() as (url, received):
         result = exobus("models", "ls", "--api", url, EXOBUS_DATA_DIR=rig.config.data_dir)
     assert result.returncode == 1
-    assert heard[0].startswith(b"GET /v1/models")
-    assert b"authorization" not in heard[0].lower()
-    assert ONE.encode() not in heard[0]
+    assert received[0].startswith(b"GET /v1/models")
+    assert b"authorization" not in received[0].lower()
+    assert ONE.encode() not in received[0]
 
 
-def test_a_key_file_that_cannot_be_read_is_as_no_key(rig: Rig) -> None:
+def test_unreadable_key_file_counts_as_no_key(rig: Rig) -> None:
     path = Path(rig.config.api_keys)
     path.chmod(0o644)
     try:
@@ -135,4 +135,4 @@ def test_a_key_file_that_cannot_be_read_is_as_no_key(rig: Rig) -> None:
     finally:
         os.chmod(path, 0o600)
     assert result.returncode == 1
-    assert "wants an API key" in result.stderr
+    assert "needs an API key" in result.stderr

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.text_safety import LogFormatter, one_line
+from common.text_safety import LogFormatter, one_line, printable
 
 HOSTILE = "fine\x1b[2J\r\n2026-11-22 INFO hub: a line of its own\x07 ünd"
 
@@ -37,3 +37,9 @@ def test_log_record_is_one_line_and_traceback_keeps_its_lines(raised: bool) -> N
     assert "�[2J" in lines[0]
     assert all(line.isprintable() for line in lines)
     assert (len(lines) > 1) is raised
+
+
+def test_printable_keeps_newlines_and_tabs_only() -> None:
+    controls = "".join(chr(code) for code in (*range(0x20), *range(0x7F, 0xA0)))
+    assert set(printable(controls)) == set("\n\t�")
+    assert printable("a\r\nb\u00e9\u4e2d") == "a\nb\u00e9\u4e2d"

@@ -14,7 +14,7 @@ try:
 except ImportError:
     sys.exit("atheris is not installed; it comes with the tools for tests on Linux, x86-64, Python 3.11 to 3.13")
 
-with atheris.instrument_imports(include=["bus", "cluster", "cli.bus_sub"]):
+with atheris.instrument_imports(include=["bus", "cluster", "cli.bus.sub"]):
     from tests.fuzz.targets import TARGETS
 
 

@@ -17,7 +17,7 @@ from bus.dataplane.frames import HEADER_BYTES, FrameError, unpack
 from bus.messages import MESSAGES, VERSION, Header
 from bus.net.endpoints import key_of, with_key
 from bus.wire import Envelope, WireError, decode, encode
-from cli.bus_sub import as_line, as_object
+from cli.bus.sub import as_line, as_object
 from cluster.failures import FailureCode
 from cluster.join_code import JoinCodeError, new_join_code, parse_join_code
 from cluster.openings import Failure, Opening

@@ -104,7 +104,7 @@ def test_two_nodes_cannot_share_a_data_folder(tmp_path: Path) -> None:
         (("--engine", "abacus"), "mlx, tinygrad, onnx, numpy"),
         (("--memory", "lots"), "12GB"),
         (("--host", "0.0.0.0"), "127.0.0.1"),
-        (("--host", "studio.local"), "no address"),
+        (("--host", "studio.local"), "not an address"),
         (("--api-host", "192.0.2.1"), "--api-keys"),
         (("--join", "home-secret"), "exobus cluster invite"),
         (("--peer", "not a peer"), "host:port"),

@@ -1,4 +1,4 @@
-"""Two whole nodes on two sides of a wire: what a chat leaves on it, for whoever listens."""
+"""Two whole nodes on two sides of a wire: what an eavesdropper sees of a chat."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ sys.stdout.write(answer.text)
 
 
 def start(running: ExitStack, side: Side, name: str, folder: Path, other: Path) -> NodeProcess:
-    """A node on one side of the wire. What lies in the other's folder, its ipc end points above all, it cannot see."""
+    """Start a node on one side of the wire. The folder of the other, with its ipc endpoints, is hidden from it."""
     (folder / "tmp").mkdir(parents=True)
     settings = {"EXOBUS_CACHE": str(default_cache_root()), "EXOBUS_JOIN": CODE.text(), "TMPDIR": str(folder / "tmp")}
     ports = ["--api-port", "0", "--bus-port", "0", "--join-port", "0", "--host", side.address]
@@ -55,7 +55,7 @@ def wait_until_linked(side: Side, node: NodeProcess) -> None:
     for _ in range(100):
         if len(fetch(side, f"{node.api}/v1/topology")["nodes"]) == 2:
             return
-    raise AssertionError("the nodes never found each other over the wire")
+    raise AssertionError("the nodes did not find each other over the wire")
 
 
 def chat(side: Side, node: NodeProcess) -> str:
@@ -65,7 +65,7 @@ def chat(side: Side, node: NodeProcess) -> str:
     return str(answer["choices"][0]["message"]["content"])
 
 
-def test_a_chat_over_two_machines_shows_neither_its_prompt_nor_its_answer_on_the_wire() -> None:
+def test_prompt_and_answer_are_not_on_the_wire() -> None:
     model = default_model_path()
     tokenizer = Tokenizer.load(model.parent)
     with wire("exobus") as (here, there), ExitStack() as running:
@@ -92,8 +92,8 @@ def test_a_chat_over_two_machines_shows_neither_its_prompt_nor_its_answer_on_the
             assert not capture.gives_away(msgspec.msgpack.encode(tokens)[1:], 2 * RUN)
 
 
-def test_what_is_sent_plainly_is_seen_also_where_packets_cut_it() -> None:
-    """Or the test above could not fail."""
+def test_plain_text_is_seen_also_across_packets() -> None:
+    """The test above could not fail otherwise."""
     with wire("exobus") as (here, there), capturing(here) as capture:
         assert not capture.gives_away(QUESTION.encode())
         send_plainly(QUESTION.encode(), here, there)

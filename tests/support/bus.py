@@ -24,7 +24,7 @@ from bus.net.endpoints import HubPaths
 from bus.net.keys import KeyPair, new_key_pair
 from bus.net.sockets import connect, open_socket
 from bus.peering.member_store import write_members
-from bus.process import ADDRESS_VARIABLE
+from bus.process import RUN_DIR_VARIABLE
 from bus.wire import Envelope
 from cluster.join_code import JoinCode, new_join_code
 from cluster.membership import Member, Membership, MemberStatus
@@ -196,7 +196,7 @@ def hub_process(config: NodeConfig, limit: Callable[[], None] | None = None) -> 
     process = subprocess.Popen(
         [sys.executable, "-m", "bus.hub"],
         cwd=ROOT,
-        env={ADDRESS_VARIABLE: config.run_dir, "PATH": "", "EXOBUS_LOG": "ERROR"},
+        env={RUN_DIR_VARIABLE: config.run_dir, "PATH": "", "EXOBUS_LOG": "ERROR"},
         stdin=subprocess.PIPE,
         start_new_session=True,
         preexec_fn=limit,

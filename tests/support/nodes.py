@@ -43,14 +43,17 @@ class NodeProcess:
         arguments: Sequence[str],
         environment: Mapping[str, str],
         wrapped: Callable[..., list[str]] = lambda *command: list(command),
+        *,
+        start: Sequence[str] = (sys.executable, "-m", "cli"),
+        folder: Path = ROOT,
     ) -> None:
-        """Start it, with its command `wrapped` in another that becomes it."""
+        """Start the node in `folder` by the command `start`, `wrapped` in another command that becomes it."""
         self.data_dir = data_dir
         self.output: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
         self.process = subprocess.Popen(
-            wrapped(sys.executable, "-m", "cli", "node", "--data-dir", str(data_dir), *arguments),
-            cwd=ROOT,
+            wrapped(*start, "node", "--data-dir", str(data_dir), *arguments),
+            cwd=folder,
             env={**clean_environment(), **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -68,7 +71,7 @@ class NodeProcess:
 
     @property
     def join_endpoint(self) -> str:
-        """Where others knock, as `--peer` takes it. Only of a node that is ready."""
+        """The address where new nodes join, as `--peer` takes it. Only of a node that is ready."""
         config = self.config
         return f"{config.host}:{config.join_port}"
 
@@ -80,7 +83,7 @@ class NodeProcess:
         self._lines.put(None)
 
     def line(self, wanted: Callable[[str], bool], within_s: float = READY_WITHIN_S) -> str:
-        """The next line of output that is `wanted`. Fails with all output at the end of it, or of the time."""
+        """Wait for the next line of output that is `wanted`. Fails with all output if the node ends, or the time."""
         deadline = time.monotonic() + within_s
         while True:
             try:
@@ -88,44 +91,44 @@ class NodeProcess:
             except queue.Empty:
                 line = None
             if line is None:
-                raise AssertionError("the node never said it; it said:\n" + "\n".join(self.output))
+                raise AssertionError("the node did not write the line; it wrote:\n" + "\n".join(self.output))
             self.output.append(line)
             if wanted(line):
                 return line
 
     def says(self, text: str, within_s: float = READY_WITHIN_S) -> str:
-        """The line with `text` in it, which may have come already. Fails as `line` does."""
-        said = next((line for line in self.so_far() if text in line), None)
-        return said or self.line(lambda line: text in line, within_s)
+        """Return the line that contains `text`; it may have come already. Fails as `line` does."""
+        found = next((line for line in self.so_far() if text in line), None)
+        return found or self.line(lambda line: text in line, within_s)
 
     def so_far(self) -> list[str]:
-        """All lines of output that came until now."""
+        """Return all lines of output that came until now."""
         while not self._lines.empty():
             if (line := self._lines.get()) is None:
-                self._lines.put(None)  # whoever waits for a line should know that none will come
+                self._lines.put(None)  # a later wait for a line should end as well
                 break
             self.output.append(line)
         return self.output
 
     def ready(self) -> str:
-        """Wait for the screen with the API's address, and return that."""
+        """Wait for the screen, and return the API's address on it."""
         found = _URL.search(self.line(lambda line: _URL.search(line) is not None))
         assert found is not None
         self.api = found.group()
         return self.api
 
     def get(self, path: str) -> Any:
-        """The JSON that the gateway answers."""
+        """Get JSON from the gateway."""
         answer = httpx.get(self.api + path, timeout=30.0)
         answer.raise_for_status()
         return answer.json()
 
     def children(self) -> list[psutil.Process]:
-        """All processes of the node but the supervisor."""
+        """Return all processes of the node but the supervisor."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def stop(self, number: int = signal.SIGINT) -> float:
-        """End the node as a user would; returns the seconds that it took. Kills what is left after ten."""
+        """End the node as a user would, and return the seconds that it took. Kills what is left after ten."""
         if self.process.poll() is not None:
             self._reader.join(STOP_WITHIN_S)
             return 0.0
@@ -143,7 +146,7 @@ class NodeProcess:
 
 
 def free_udp_port() -> int:
-    """A port for beacons that nobody on this machine uses now."""
+    """Return a port for beacons that is free on this machine."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -151,8 +154,17 @@ def free_udp_port() -> int:
 
 
 def clean_environment() -> dict[str, str]:
-    """The environment without what would tell a node how to be."""
+    """Return the environment without the variables that configure a node."""
     return {name: value for name, value in os.environ.items() if not name.startswith("EXOBUS_")}
+
+
+def unmeasured_cache(folder: Path) -> Path:
+    """Make a cache with the models of this machine and without its measurements, so that a node measures anew."""
+    folder.mkdir()
+    for entry in default_cache_root().iterdir():
+        if not entry.name.startswith("."):  # locks and measurements
+            (folder / entry.name).symlink_to(entry)
+    return folder
 
 
 @contextmanager
@@ -162,9 +174,9 @@ def nodes(
     environment: Mapping[str, str] | None = None,
     code: JoinCode | None = CODE,
 ) -> Iterator[list[NodeProcess]]:
-    """Ready nodes in folders of their own, with the machine's model cache.
+    """Run nodes in folders of their own, with the machine's model cache, and wait until they are ready.
 
-    They have this join code, and find each other by beacons on a port of their own; without a code each stands alone.
+    They share a join code and find each other by beacons on a port of their own; without a code each stands alone.
     """
     with tempfile.TemporaryDirectory() as folder:
         beacons = str(free_udp_port())

@@ -34,7 +34,7 @@ from bus.messages import (
     TopologyState,
     Work,
 )
-from bus.process import ADDRESS_VARIABLE, NAME_VARIABLE
+from bus.process import NAME_VARIABLE, RUN_DIR_VARIABLE
 from bus.wire import Envelope
 from cluster.capabilities import DeviceCapabilities
 from cluster.placement import Instance, PlacedStage
@@ -176,7 +176,7 @@ class Rig:
 
 def start_gateway(config: NodeConfig, log: Path, module: str = "gateway") -> subprocess.Popen[bytes]:
     """The gateway's process, which ends with the writing end of its standard input."""
-    environment = {**os.environ, ADDRESS_VARIABLE: config.run_dir, NAME_VARIABLE: "gateway", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, RUN_DIR_VARIABLE: config.run_dir, NAME_VARIABLE: "gateway", "OMP_NUM_THREADS": "1"}
     with log.open("wb") as errors:
         return subprocess.Popen(
             [sys.executable, "-m", module],

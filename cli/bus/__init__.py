@@ -1,0 +1,1 @@
+"""`exobus bus …`: watch the message bus of a node. Changes nothing."""

@@ -1,0 +1,1 @@
+"""`exobus node`: options, settings, the running node and its screen."""

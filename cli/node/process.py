@@ -1,0 +1,160 @@
+"""From the options of `exobus node` to a running node: options checked, folder locked, supervisor run."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import socket
+import time
+from dataclasses import replace
+
+import typer
+
+from actors.data_dir import DataDir, DataDirError, check_name, open_first_free, open_folder
+from actors.supervisor import run_node
+from bus.process import log_to
+from cli.join_codes import CODE_IS_VISIBLE, code_file, given_code, is_code, keep_code, kept_code, take_from_environment
+from cli.local_nodes import default_parent
+from cli.node.addresses import checked_api_host, checked_host
+from cli.node.options import NodeOptions
+from cli.node.screen import NodeScreen
+from cli.options import FAILED, USAGE, typed_command
+from cli.text import parse_bytes
+from cluster.join_code import JoinCode, JoinCodeError
+from cluster.roles import Role
+from common.config import NodeConfig, is_loopback, write_config
+from common.private_files import PrivateFileError
+from discovery.manual import peer_endpoint
+from engines.precision import PRECISIONS
+from engines.registry import ENGINES
+from models.cache import default_cache_root
+
+IN_A_CLUSTER = "make a cluster with `exobus cluster init`, or join one with --join CODE"
+
+
+class BadOption(Exception):
+    """An option that cannot be used; the message is one sentence."""
+
+
+def run(options: NodeOptions) -> tuple[str, int]:
+    """Run a node to its end. Returns a sentence why it failed, or an empty one, and the exit status."""
+    joining = options.join or take_from_environment()
+    take_from_environment()  # also if --join was given
+    try:
+        given = given_code(joining) if joining else None
+        code = given or kept_code(options.data_dir)
+        options = resolved(options)
+        check(options, code)
+    except (BadOption, DataDirError, ValueError) as error:
+        return str(error), USAGE
+    except PrivateFileError as error:
+        return str(error), FAILED
+    try:
+        folder = _open_folder(options)
+    except DataDirError as error:
+        return str(error), FAILED
+    try:
+        if given:
+            code = keep_code(options.data_dir, given)
+        return _run(options, folder, code), FAILED
+    except (JoinCodeError, PrivateFileError) as error:
+        return str(error), FAILED
+    finally:
+        folder.close()
+
+
+def _run(options: NodeOptions, folder: DataDir, code: JoinCode | None) -> str:
+    config = settings(options, folder, code)
+    write_config(config)
+    log_to(logging.FileHandler(folder.logs / "supervisor.log"), "supervisor")
+    for sentence in warnings(options):
+        typer.echo(sentence, err=True)
+    role = code.role if code else Role.MEMBER
+    screen = NodeScreen(role, typed_command(), colour="NO_COLOR" not in os.environ)
+    failure = asyncio.run(run_node(config, folder, screen))
+    if not failure:
+        screen.event(f"node {config.name} has stopped")
+    return failure
+
+
+def resolved(options: NodeOptions) -> NodeOptions:
+    """Return the options with addresses in place of words, and with the peers of EXOBUS_PEER. Raises BadAddress."""
+    listed = os.environ.get("EXOBUS_PEER", "").split(",")
+    peers = options.peers or tuple(peer.strip() for peer in listed if peer.strip())
+    return replace(
+        options,
+        host=checked_host(options.host),
+        api_host=checked_api_host(options.api_host, keys=options.api_keys is not None),
+        peers=tuple(peer.removeprefix("tcp://") for peer in peers),
+    )
+
+
+def check(options: NodeOptions, code: JoinCode | None) -> None:
+    """Check resolved options. Raises BadOption, DataDirError or ValueError, each with one sentence."""
+    check_name(options.name or default_name())
+    if options.engine not in ("auto", *ENGINES):
+        raise BadOption(f"there is no engine {options.engine!r}; choose auto or one of {', '.join(ENGINES)}")
+    if options.memory is not None and parse_bytes(options.memory) == 0:
+        raise BadOption("--memory 0 leaves no room for any layer; give an amount such as 12GB")
+    parse_bytes(options.kv_memory or "0")
+    if options.precision not in PRECISIONS:
+        raise BadOption(f"--precision {options.precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
+    if options.cards is not None and not options.cards.exists():
+        raise BadOption(f"--cards {options.cards} does not exist; give a folder of model cards")
+    for peer in options.peers:
+        peer_endpoint(peer)
+    if code is None:
+        _check_alone(options)
+
+
+def _check_alone(options: NodeOptions) -> None:
+    """Raise BadOption for an option that a node without a join code cannot have."""
+    if not is_loopback(options.host):
+        raise BadOption(f"--host {options.host} needs a join code; {IN_A_CLUSTER}")
+    if options.peers:
+        raise BadOption(f"--peer {options.peers[0]} needs a join code; {IN_A_CLUSTER}")
+    if options.strict:
+        raise BadOption(f"--strict is for a node of a cluster; {IN_A_CLUSTER}")
+
+
+def settings(options: NodeOptions, folder: DataDir, code: JoinCode | None) -> NodeConfig:
+    """Return the settings of a node from resolved options."""
+    return NodeConfig(
+        node_id=folder.node_id,
+        name=options.name or (folder.path.name if options.data_dir is None else default_name()),
+        incarnation=time.time_ns(),
+        run_dir=str(folder.run_dir),
+        data_dir=str(folder.path),
+        cache_dir=str(default_cache_root()),
+        cluster=code.name if code else "",
+        code_file=str(code_file(options.data_dir)) if code else "",
+        **options.settings(),
+    )
+
+
+def warnings(options: NodeOptions) -> list[str]:
+    """Return what the owner should know before the node starts; a line each."""
+    found = []
+    if options.join and is_code(options.join):
+        found.append(CODE_IS_VISIBLE)
+    if not is_loopback(options.api_host):
+        found.append(
+            f"warning: the API on {options.api_host} is plain HTTP; anyone who can listen in on that network "
+            "reads chats and keys"
+        )
+    return found
+
+
+def default_name() -> str:
+    """Return the machine's short host name with characters that are safe in a path."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname().partition(".")[0]).strip("-")[:63] or "node"
+
+
+def _open_folder(options: NodeOptions) -> DataDir:
+    if options.data_dir is not None:
+        return open_folder(options.data_dir.expanduser().absolute())
+    if options.name is not None:
+        return open_folder(default_parent() / options.name)
+    return open_first_free(default_parent(), default_name())
