@@ -1,4 +1,4 @@
-"""Choosing the next token: a pure function of logits, parameters and position. No state, no engine."""
+"""Sampling the next token, as a pure function of logits, parameters and position. Keeps no state."""
 
 from __future__ import annotations
 
@@ -8,30 +8,31 @@ import numpy.typing as npt
 from cluster.sampling import SEEDS, SamplingParams
 from engines.engine import EngineError, FloatArray
 
-__all__ = ["SamplingParams", "sample"]
-
 
 def sample(logits: FloatArray, params: SamplingParams, position: int) -> int:
-    """The token id chosen from `logits` (vocab,) for `position`, the place that the token will take.
+    """Choose a token id from `logits` (vocab,) for `position`, the position that the token will have.
 
-    The random number is number `position` of a counter-based stream keyed by the seed (Philox: Salmon et
-    al., "Parallel random numbers: as easy as 1, 2, 3", 2011), so a replay on any node chooses the same.
-    Greedy takes the lowest id among equals. Raises EngineError when the logits are not finite numbers.
+    The random number is number `position` of a counter-based stream keyed by the seed (Philox: Salmon et al.,
+    "Parallel random numbers: as easy as 1, 2, 3", 2011), so a replay on any node chooses the same token.
+    At temperature 0 the largest logit wins, and among equals the lowest id. Raises EngineError if the logits are not
+    finite numbers.
     """
-    _check_finite(logits)
+    if not np.isfinite(logits.max()):  # one NaN makes the maximum NaN
+        raise EngineError("the model's logits are not finite numbers; its weights are damaged, fetch it again")
     if params.temperature == 0:
         return int(logits.argmax())
     ids, probabilities = kept(logits, params)
-    # Ids stay in ascending order: a last-bit difference between two engines cannot swap two tokens' places.
+    # Ids are in ascending order, so a last-bit difference between two engines cannot swap two tokens.
     cumulative = probabilities.cumsum()
     drawn = uniform(params.seed, position) * cumulative[-1]
     return int(ids[min(int(cumulative.searchsorted(drawn, side="right")), len(ids) - 1)])
 
 
 def kept(logits: FloatArray, params: SamplingParams) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """The ids that survive the filters, ascending, and their probabilities (sum 1); temperature is above 0.
+    """Filter the tokens. Returns the ids that are kept, ascending, and their probabilities, which sum to 1.
 
-    The filters apply in the order temperature, top_k, top_p, min_p, each to what the one before left.
+    The filters apply in the order temperature, which must be above 0, top_k, top_p, min_p, each to what the one before
+    has left.
     """
     scaled = logits.astype(np.float64) / params.temperature
     ids = np.arange(len(scaled))
@@ -48,18 +49,12 @@ def kept(logits: FloatArray, params: SamplingParams) -> tuple[npt.NDArray[np.int
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on seed and position only."""
+    """Return a number in [0, 1) that depends only on seed and position."""
     return float(np.random.Generator(np.random.Philox(key=seed % SEEDS, counter=position)).random())
 
 
-def _check_finite(logits: FloatArray) -> None:
-    """The largest is enough to look at: one NaN makes it NaN."""
-    if not np.isfinite(logits.max()):
-        raise EngineError("the model's logits are not finite numbers; its weights are damaged, fetch it again")
-
-
 def _likeliest(scaled: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.intp]:
-    """Ids of the `count` largest values, ascending; among equals the lower id is kept."""
+    """Return the ids of the `count` largest values, ascending. Among equals the lower id is kept."""
     least = np.partition(scaled, -count)[-count]
     above = np.flatnonzero(scaled > least)
     equal = np.flatnonzero(scaled == least)[: count - len(above)]
@@ -67,9 +62,9 @@ def _likeliest(scaled: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.in
 
 
 def _nucleus(probabilities: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.intp]:
-    """Indices, ascending, of the smallest set of the likeliest whose probabilities reach `top_p`."""
-    # Values below (1 - top_p) / n sum to less than 1 - top_p, so the set lies among the others, and only
-    # those are sorted. Halved so that rounding never leaves out a flat distribution whole.
+    """Return the indices, ascending, of the fewest most likely tokens whose probabilities sum to `top_p`."""
+    # Values below (1 - top_p) / n sum to less than 1 - top_p, so the set lies among the others, and only those are
+    # sorted. The bound is halved so that rounding cannot drop a flat distribution as a whole.
     candidates = np.flatnonzero(probabilities >= (1 - top_p) / (2 * len(probabilities)))
     order = candidates[np.argsort(-probabilities[candidates], kind="stable")]
     size = int(probabilities[order].cumsum().searchsorted(top_p)) + 1
