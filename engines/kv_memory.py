@@ -27,7 +27,7 @@ class KVMemory:
             self._pages = _reserve(nbytes)
         except OSError as error:
             raise EngineError(
-                f"the system gives no address space of {nbytes >> 20} MiB for keys and values ({error.strerror});"
+                f"the system grants no address space of {nbytes >> 20} MiB for keys and values ({error.strerror});"
                 " let it overcommit memory, or choose a model with a shorter context"
             ) from error
         self.array: FloatArray = np.frombuffer(self._pages, np.float32, prod(shape)).reshape(shape)

@@ -38,7 +38,8 @@ def kept(logits: FloatArray, params: SamplingParams) -> tuple[npt.NDArray[np.int
     ids = np.arange(len(scaled))
     if 0 < params.top_k < len(scaled):
         ids = _likeliest(scaled, params.top_k)
-    probabilities = _softmax(scaled[ids])
+    weights = np.exp(scaled[ids] - scaled[ids].max())
+    probabilities = weights / weights.sum()
     if params.top_p < 1:
         inside = _nucleus(probabilities, params.top_p)
         ids, probabilities = ids[inside], probabilities[inside]
@@ -69,8 +70,3 @@ def _nucleus(probabilities: npt.NDArray[np.float64], top_p: float) -> npt.NDArra
     order = candidates[np.argsort(-probabilities[candidates], kind="stable")]
     size = int(probabilities[order].cumsum().searchsorted(top_p)) + 1
     return np.sort(order[:size])
-
-
-def _softmax(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    weights = np.exp(values - values.max())
-    return np.asarray(weights / weights.sum())

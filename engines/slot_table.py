@@ -31,7 +31,7 @@ class SlotTable(Generic[CacheT]):
         seen: set[int] = set()
         for chunk in batch:
             if chunk.slot in seen:
-                raise EngineError(f"slot {chunk.slot} is twice in one batch; send its chunks in turn")
+                raise EngineError(f"slot {chunk.slot} is twice in one batch; send its chunks one after another")
             seen.add(chunk.slot)
             self._check_position(chunk)
             self._check_inputs(chunk)
@@ -103,14 +103,16 @@ class SlotTable(Generic[CacheT]):
         """Raise EngineError for a wrong shape or dtype, an unknown token id, or more logits than rows."""
         if self._shard.is_first:
             fits = chunk.inputs.ndim == 1 and chunk.inputs.dtype.kind in "iu"
-            wanted = "token ids of shape (rows,)"
+            expected = "token ids of shape (rows,)"
         else:
             fits = chunk.inputs.ndim == 2 and chunk.inputs.shape[1] == self._config.hidden_size
             fits = fits and chunk.inputs.dtype.kind == "f"
-            wanted = f"hidden states of shape (rows, {self._config.hidden_size})"
+            expected = f"hidden states of shape (rows, {self._config.hidden_size})"
         fits = fits and 0 <= chunk.logits <= chunk.rows
         if not fits or chunk.rows == 0:
-            raise EngineError(f"{self._shard} wants {wanted}, got {chunk.inputs.dtype} of shape {chunk.inputs.shape}")
+            raise EngineError(
+                f"{self._shard} expects {expected}, got {chunk.inputs.dtype} of shape {chunk.inputs.shape}"
+            )
         vocabulary = self._config.vocab_size
         if self._shard.is_first and not 0 <= chunk.inputs.min() <= chunk.inputs.max() < vocabulary:
             raise EngineError(f"a token id is outside the vocabulary of {vocabulary}; tokenizer and model differ")

@@ -125,23 +125,19 @@ def _token_text(token: Any) -> str | None:
 
 def _template_source(folder: Path, settings: dict[str, Any]) -> str | None:
     """Find the chat template, in a file of its own or in the settings. Raises TemplateError."""
-    if (folder / TEMPLATE_FILE).is_file():
-        return _template_text(folder / TEMPLATE_FILE)
+    path = folder / TEMPLATE_FILE
+    if path.is_file():
+        if path.stat().st_size > MAX_SOURCE_BYTES:
+            raise TemplateError(f"{path} is far too large for a chat template; use another model")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise TemplateError(f"{path} is not readable UTF-8; delete it and fetch the model again") from error
     template = settings.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None
-
-
-def _template_text(path: Path) -> str:
-    """Read a template's file after checking its size. Raises TemplateError."""
-    if path.stat().st_size > MAX_SOURCE_BYTES:
-        raise TemplateError(f"{path} is far too large for a chat template; use another model")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TemplateError(f"{path} is not readable UTF-8; delete it and fetch the model again") from error
 
 
 def _eos_token_ids(backend: tokenizers.Tokenizer, folder: Path, eos_token: str | None) -> set[int]:

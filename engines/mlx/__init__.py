@@ -2,5 +2,4 @@
 
 from engines.mlx.blas import load_fast_blas
 
-FAST_BLAS = load_fast_blas()
-"""The library that replaces MLX's own BLAS on a CPU, or None. Loaded before any module of this package imports MLX."""
+load_fast_blas()  # before any module of this package imports MLX

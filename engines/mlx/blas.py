@@ -15,18 +15,17 @@ SYSTEM_LIBRARY = "libopenblas.so.0"
 """The name that Linux distributions give OpenBLAS."""
 
 
-def load_fast_blas() -> str | None:
-    """Load the package `mkl` or else the system's OpenBLAS. Returns the library's name, or None if there is none.
+def load_fast_blas() -> None:
+    """Load the package `mkl` or else the system's OpenBLAS, if the machine has one, before MLX is imported.
 
-    This has to happen before MLX is imported. On other systems than Linux MLX needs no replacement.
+    On other systems than Linux MLX needs no replacement.
     """
     for library in _candidates() if sys.platform == "linux" else ():
         try:
             ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
         except OSError:
             continue  # not installed, or a library that it needs is missing
-        return library
-    return None
+        return
 
 
 def _candidates() -> Iterator[str]:

@@ -11,10 +11,10 @@ from cluster.shard import Shard
 from engines.base import SlotEngine
 from engines.engine import EngineError
 from engines.numpy.kv_cache import KVCache
-from engines.numpy.llama import FEW_ROWS, Llama
+from engines.numpy.llama import FEW_ROWS, NumpyLlama
 from models.weights.reader import Weights
 
-FAMILIES = {"llama": Llama}
+FAMILIES = {"llama": NumpyLlama}
 
 
 class NumpyEngine(SlotEngine[KVCache]):
@@ -23,7 +23,7 @@ class NumpyEngine(SlotEngine[KVCache]):
     name: ClassVar[str] = "numpy"
     exact_rows: ClassVar[int] = FEW_ROWS
 
-    def build(self, shard: Shard, weights: Weights) -> Llama:
+    def build(self, shard: Shard, weights: Weights) -> NumpyLlama:
         """Read the shard into float32 arrays. Raises EngineError for an unsupported family."""
         family = FAMILIES.get(weights.config.model_type)
         if family is None:

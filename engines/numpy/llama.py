@@ -153,7 +153,7 @@ class RaggedBatch:
         return cls(batch, caches, spans, np.cos(angles), np.sin(angles))
 
 
-class Llama:
+class NumpyLlama:
     """The layers of one shard, with the embedding, final norm and head if the shard has them."""
 
     def __init__(self, config: ModelConfig, shard: Shard, weights: Weights) -> None:

@@ -128,20 +128,17 @@ class OnnxShardModel:
 
     def _binding(self, span: tuple[int, int]) -> onnxruntime.IOBinding:
         """Return a binding of these pool entries and the rope tables, which is made once and reused."""
-        if span not in self._bindings:
-            if len(self._bindings) == MAX_BINDINGS:
-                self._bindings.clear()
-            self._bindings[span] = self._bind_pool(slice(*span))
-        return self._bindings[span]
-
-    def _bind_pool(self, span: slice) -> onnxruntime.IOBinding:
-        binding = self._session.io_binding()
+        if span in self._bindings:
+            return self._bindings[span]
+        if len(self._bindings) == MAX_BINDINGS:
+            self._bindings.clear()
+        binding = self._bindings[span] = self._session.io_binding()
         for name, array in self._rope_tables.items():
             _bind(binding.bind_input, name, array)
         for index, layer in enumerate(self._pool.array):
-            for name, memory in (("key", layer[0, span]), ("value", layer[1, span])):
-                _bind(binding.bind_input, f"past_{name}_{index}", memory)
-                _bind(binding.bind_output, f"present_{name}_{index}", memory)
+            for part, memory in zip(("key", "value"), layer[:, slice(*span)], strict=True):
+                _bind(binding.bind_input, f"past_{part}_{index}", memory)
+                _bind(binding.bind_output, f"present_{part}_{index}", memory)
         return binding
 
     def _extend_rope_tables(self, positions: int) -> None:

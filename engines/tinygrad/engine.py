@@ -12,11 +12,11 @@ from cluster.shard import Shard
 from engines.base import SlotEngine
 from engines.engine import EngineError
 from engines.tinygrad.clang import ensure_clang
-from engines.tinygrad.llama import Llama
+from engines.tinygrad.llama import TinygradLlama
 from engines.tinygrad.shard_model import TinygradShardModel
 from models.weights.reader import Weights
 
-FAMILIES = {"llama": Llama}
+FAMILIES = {"llama": TinygradLlama}
 
 
 class TinygradEngine(SlotEngine[list[Tensor]]):

@@ -17,7 +17,7 @@ LayerWeights = dict[str, Tensor]
 """One layer's tensors by checkpoint name without the layer's prefix, such as `self_attn.q_proj.weight`."""
 
 
-class Llama:
+class TinygradLlama:
     """The layers of one shard, with the embedding, final norm and head if the shard has them."""
 
     def __init__(self, config: ModelConfig, shard: Shard, weights: Weights) -> None:

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 from tinygrad import Tensor, TinyJit, UOp, Variable
 
-from cluster.shard import Shard
 from engines.engine import NO_LOGITS, Chunk, FloatArray, SavedKV
 from engines.rope import frequencies
-from engines.tinygrad.llama import Llama, copied, store
-from models.config import ModelConfig
+from engines.tinygrad.llama import TinygradLlama, copied, store
 
 LONG, SHORT, ONE = 256, 32, 1
 """The numbers of rows of captured shapes. A chunk is cut into pieces of these, and its last piece is padded."""
@@ -30,20 +28,12 @@ class TinygradShardModel:
     Padded rows write keys and values after the valid ones, where causality hides them until they are overwritten.
     """
 
-    def __init__(self, model: Llama) -> None:
+    def __init__(self, model: TinygradLlama) -> None:
+        self.config = model.config
+        self.shard = model.shard
         self._model = model
         self._frequencies = frequencies(model.config)
         self._captured: dict[tuple[str | int, ...], Any] = {}
-
-    @property
-    def config(self) -> ModelConfig:
-        """The sizes of the whole model."""
-        return self._model.config
-
-    @property
-    def shard(self) -> Shard:
-        """The layers that this model has."""
-        return self._model.shard
 
     def new_cache(self) -> list[Tensor]:
         """Make an empty cache for one slot: a tensor (2, kv_heads, capacity, head_dim) for each layer of the shard."""

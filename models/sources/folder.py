@@ -28,15 +28,9 @@ def fetch_from_folder(request: FetchRequest, source: FolderSource) -> Path:
         missing = [name for name in needed if name not in weights.names()]
     if missing:
         raise DownloadError(f"{path} lacks {missing[0]}; point the card of {card.id} to a whole model")
-    if request.shard is None:
-        _check_tokenizer(request, path)
-    return path
-
-
-def _check_tokenizer(request: FetchRequest, path: Path) -> None:
-    """Require the tokenizer of a folder; build that of a .gguf file, in the cache."""
-    if path.is_file():
+    if request.shard is None and path.is_file():  # the tokenizer of a .gguf file goes to the cache
         with request.locked_folder() as folder:
             ensure_tokenizer(path, folder)
-    elif not (path / TOKENIZER_FILE).is_file():
+    elif request.shard is None and not (path / TOKENIZER_FILE).is_file():
         raise DownloadError(f"{path} has no {TOKENIZER_FILE}; copy the model's own into it")
+    return path

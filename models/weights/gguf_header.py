@@ -85,7 +85,7 @@ class _Cursor:
         if magic != GGUF_MAGIC:
             raise _damaged(self._path, "does not begin like a GGUF file")
         if version not in (2, 3):
-            raise WeightsError(f"{self._path} is GGUF of version {version}, and exobus reads 2 and 3; convert it anew")
+            raise WeightsError(f"{self._path} is GGUF of version {version}, and exobus reads 2 and 3; convert it again")
         n_tensors, n_entries = self._count(_MAX_ENTRIES), self._count(_MAX_ENTRIES)
         metadata = self._metadata(n_entries)
         infos = [self._tensor_info() for _ in range(n_tensors)]
@@ -137,17 +137,14 @@ class _Cursor:
     def _value(self, kind: GGUFValueType) -> Any:
         if kind == GGUFValueType.STRING:
             return self._string()
-        if kind == GGUFValueType.ARRAY:
-            return self._array()
-        return self._unpack(_SCALARS[kind])[0]
-
-    def _array(self) -> list[Any]:
-        kind, count = self._kind(), self._count(_MAX_ARRAY)
-        if kind == GGUFValueType.ARRAY:
+        if kind != GGUFValueType.ARRAY:
+            return self._unpack(_SCALARS[kind])[0]
+        item_kind, count = self._kind(), self._count(_MAX_ARRAY)
+        if item_kind == GGUFValueType.ARRAY:
             raise _damaged(self._path, "nests arrays in its metadata")
-        if kind == GGUFValueType.STRING:
+        if item_kind == GGUFValueType.STRING:
             return [self._string() for _ in range(count)]
-        return list(self._unpack(f"{count}{_SCALARS[kind]}"))
+        return list(self._unpack(f"{count}{_SCALARS[item_kind]}"))
 
     def _kind(self) -> GGUFValueType:
         (kind,) = self._unpack("I")

@@ -51,8 +51,18 @@ class SafetensorsWeights:
         self.config = config_from_folder(folder)
         self._folder = folder
         self._tensors: dict[str, StoredTensor] = {}
-        for path in _present_files(folder):
-            self._add(path, read_header(path))
+        # A folder without an index holds a single file.
+        files = set(index_files(folder).values()) if (folder / INDEX).is_file() else {SINGLE}
+        present = [folder / file for file in sorted(files) if (folder / file).is_file()]
+        if not present:
+            raise WeightsError(f"{folder} holds no safetensors file; fetch the model again")
+        for path in present:
+            tensors = read_header(path)
+            check_shapes(self.config, {name: stored.shape for name, stored in tensors.items()}, path)
+            for name, stored in tensors.items():
+                if name in self._tensors:
+                    raise _damaged(path, f"holds {name!r}, which another file of the model holds too")
+                self._tensors[name] = stored
 
     def names(self) -> frozenset[str]:
         """List the tensors in the files that are present."""
@@ -76,13 +86,6 @@ class SafetensorsWeights:
     ) -> None:
         self._tensors.clear()
 
-    def _add(self, path: Path, tensors: dict[str, StoredTensor]) -> None:
-        check_shapes(self.config, {name: stored.shape for name, stored in tensors.items()}, path)
-        for name, stored in tensors.items():
-            if name in self._tensors:
-                raise _damaged(stored.path, f"holds {name!r}, which another file of the model holds too")
-            self._tensors[name] = stored
-
 
 def index_files(folder: Path) -> dict[str, str]:
     """Map tensor names to file names, from the folder's index. Raises WeightsError, also for unsafe file names."""
@@ -94,15 +97,6 @@ def index_files(folder: Path) -> dict[str, str]:
         if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
             raise WeightsError(f"{path} names the file {file!r}, which exobus will not open; pick another model")
     return mapping
-
-
-def _present_files(folder: Path) -> list[Path]:
-    """List the weights files that are here, in name order; a folder without an index holds a single file."""
-    files = set(index_files(folder).values()) if (folder / INDEX).is_file() else {SINGLE}
-    present = [folder / file for file in sorted(files) if (folder / file).is_file()]
-    if not present:
-        raise WeightsError(f"{folder} holds no safetensors file; fetch the model again")
-    return present
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.engines import (
-    EngineProcess,
-)
+from tests.support.engines import EngineProcess
 from tests.support.models import write_tiny_llama
 
 

@@ -11,8 +11,6 @@ from engines.activations import LARGEST_HALF, packed, rounded, unpacked
 from models.config import DTYPES, Dtype
 
 SHORT: tuple[Dtype, ...] = ("float16", "bfloat16")
-
-
 UNITS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 """The distance of the next number from 1."""
 

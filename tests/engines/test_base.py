@@ -15,9 +15,7 @@ from engines.engine import Chunk, EngineError, FloatArray, SavedKV
 from engines.numpy.engine import NumpyEngine
 from models.config import ModelConfig
 from models.weights.reader import Weights
-from tests.support.engines import (
-    tokens,
-)
+from tests.support.engines import tokens
 
 TINY = whole("tiny", 4)
 

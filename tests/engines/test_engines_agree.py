@@ -29,14 +29,8 @@ from tests.support.engines import (
 from tests.support.models import VARIANTS, default_model_path, write_tiny_gguf, write_tiny_llama
 
 OTHERS = ("mlx", "tinygrad", "onnx")
-
-
 TINY = whole("tiny", 4)
-
-
 TINY_TOLERANCE = TINY_TOLERANCES["float32"]
-
-
 DEFAULT_TOLERANCE = 0.2
 """The same on the default model, whose hidden states are rounded to float16 and whose logits reach 38. Measured between
 numpy and ONNX Runtime: 0.07 at most, 0.02 in the mean over the steps."""

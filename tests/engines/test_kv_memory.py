@@ -33,8 +33,6 @@ CONFIG = ModelConfig(
 
 
 SHARD = Shard("deep", 1, 9, 10)
-
-
 PAGES = 8 * 2 * 4
 """The keys and the values of each layer and head begin in a page of their own."""
 

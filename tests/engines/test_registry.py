@@ -9,9 +9,7 @@ import pytest
 
 from engines.engine import EngineError
 from engines.registry import create
-from tests.support.engines import (
-    ROOT,
-)
+from tests.support.engines import ROOT
 
 
 def test_unknown_engine_is_rejected_with_the_known_ones() -> None:

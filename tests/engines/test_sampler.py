@@ -14,8 +14,6 @@ from engines.engine import EngineError, FloatArray
 from engines.sampler import kept, sample, uniform
 
 LOGITS = arrays(np.float32, st.integers(1, 60), elements=st.floats(-30, 30, width=32).map(lambda x: round(x, 1)))
-
-
 PARAMS = st.builds(
     SamplingParams,
     temperature=st.floats(0.05, 5),

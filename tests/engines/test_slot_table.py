@@ -10,9 +10,7 @@ import pytest
 from cluster.shard import Shard, whole
 from engines.engine import MAX_SLOTS, Chunk, EngineError
 from engines.numpy.engine import NumpyEngine
-from tests.support.engines import (
-    tokens,
-)
+from tests.support.engines import tokens
 
 TINY = whole("tiny", 4)
 
@@ -62,8 +60,8 @@ def test_chunk_beyond_the_context_is_rejected(engine: NumpyEngine) -> None:
 @pytest.mark.parametrize(
     ("inputs", "complaint"),
     [
-        (np.zeros((2, 64), np.float32), "wants token ids"),
-        (np.zeros(0, np.int32), "wants token ids"),
+        (np.zeros((2, 64), np.float32), "expects token ids"),
+        (np.zeros(0, np.int32), "expects token ids"),
         (np.array([264], np.int32), "outside the vocabulary of 264"),
         (np.array([-1], np.int32), "outside the vocabulary of 264"),
     ],
@@ -76,7 +74,7 @@ def test_wrong_inputs_of_the_first_stage_are_rejected(engine: NumpyEngine, input
 @pytest.mark.parametrize("inputs", [np.zeros((2, 63), np.float32), np.zeros((2, 64), np.int32)])
 def test_wrong_inputs_of_a_later_stage_are_rejected(tiny: Path, inputs: np.ndarray) -> None:
     later = loaded(tiny, Shard("tiny", 2, 4, 4))
-    with pytest.raises(EngineError, match=r"tiny\[2:4\] wants hidden states of shape \(rows, 64\)"):
+    with pytest.raises(EngineError, match=r"tiny\[2:4\] expects hidden states of shape \(rows, 64\)"):
         later.forward([Chunk(0, 0, inputs)])
 
 
@@ -93,7 +91,7 @@ def test_truncating_past_the_end_is_rejected(engine: NumpyEngine) -> None:
 
 @pytest.mark.parametrize("logits", [-1, 3])
 def test_more_logits_than_rows_are_rejected(engine: NumpyEngine, logits: int) -> None:
-    with pytest.raises(EngineError, match="wants token ids"):
+    with pytest.raises(EngineError, match="expects token ids"):
         engine.forward([Chunk(0, 0, np.array([1, 2], np.int32), logits)])
 
 

@@ -16,9 +16,7 @@ from models.catalogue import DEFAULT_MODEL, Catalogue, CatalogueError, UnknownMo
 from models.config import ModelConfig, config_from_hf
 from models.weights.checkpoint import tensor_names, tensor_shape
 from models.weights.reader import open_weights
-from tests.support.models import (
-    default_model_path,
-)
+from tests.support.models import default_model_path
 
 INTERMEDIATE_SIZES = {
     "smollm2-135m": 1536,
@@ -31,8 +29,6 @@ INTERMEDIATE_SIZES = {
 
 
 CARDS = Catalogue.load().cards()
-
-
 MINIMAL = """
 id = "mine"
 name = "Mine"

@@ -9,15 +9,9 @@ from typing import Any
 import pytest
 
 from models.config import config_from_hf
-from models.errors import (
-    WeightsError,
-)
+from models.errors import WeightsError
 from models.weights.reader import open_weights
-from tests.support.models import (
-    LLAMA3_2_SCALING,
-    TinyShape,
-    write_tiny_llama,
-)
+from tests.support.models import LLAMA3_2_SCALING, TinyShape, write_tiny_llama
 
 
 def test_configuration_survives_its_hugging_face_form(tmp_path: Path) -> None:

@@ -7,18 +7,11 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from models.errors import (
-    TokenizerError,
-)
+from models.errors import TokenizerError
 from models.gguf_tokenizer import ensure_tokenizer
 from models.tokenizer import Tokenizer
 from models.weights.gguf_header import read_header
-from tests.support.models import (
-    SPECIAL_TOKENS,
-    default_model_path,
-    tiny_tokenizer,
-    write_tiny_gguf,
-)
+from tests.support.models import SPECIAL_TOKENS, default_model_path, tiny_tokenizer, write_tiny_gguf
 
 
 @pytest.fixture(scope="module")

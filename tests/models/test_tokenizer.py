@@ -12,16 +12,9 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.errors import (
-    TokenizerError,
-)
+from models.errors import TokenizerError
 from models.tokenizer import Tokenizer
-from tests.support.models import (
-    TINY_VOCAB,
-    default_model_path,
-    tiny_tokenizer,
-    write_tiny_llama,
-)
+from tests.support.models import TINY_VOCAB, default_model_path, tiny_tokenizer, write_tiny_llama
 
 # The default model's vocabulary has no token for these control bytes, nor for the lead bytes of planes 4 to 15.
 SPELLABLE = st.characters(

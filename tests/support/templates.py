@@ -6,6 +6,7 @@ Also conversations, and a renderer whose processes are counted.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -152,6 +153,11 @@ def watched(folder: Path) -> Iterator[Canary]:
         yield canary
     finally:
         del os.environ[VARIABLE]
+
+
+def template_of(folder: Path) -> str:
+    """Read the chat template in a model folder's settings."""
+    return str(json.loads((folder / "tokenizer_config.json").read_text())["chat_template"])
 
 
 def unsandboxed() -> jinja2.Environment:

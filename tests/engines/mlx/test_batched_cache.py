@@ -1,4 +1,4 @@
-"""A ragged batch is one pass over the weights, and each session has its own answer."""
+"""A ragged batch is one pass over the weights, and each session gets its own output."""
 
 from __future__ import annotations
 
@@ -13,12 +13,7 @@ import pytest
 from cluster.shard import whole
 from engines.numpy.engine import NumpyEngine
 from tests.support.batches import Sessions, live_a_life
-from tests.support.engines import (
-    PROMPT,
-    ROOT,
-    EngineProcess,
-    cut,
-)
+from tests.support.engines import PROMPT, ROOT, EngineProcess, cut
 
 LAYERS = 4
 

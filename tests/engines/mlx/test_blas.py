@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from engines.mlx.blas import SYSTEM_LIBRARY
-from tests.support.engines import (
-    ROOT,
-)
+from tests.support.engines import ROOT
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere MLX comes with a fast BLAS")

@@ -15,13 +15,7 @@ from cluster.shard import Shard, whole
 from engines.activations import rounded
 from engines.engine import Chunk
 from models.config import Dtype
-from tests.support.engines import (
-    PROMPT,
-    ROOT,
-    EngineProcess,
-    Ring,
-    cut,
-)
+from tests.support.engines import PROMPT, ROOT, EngineProcess, Ring, cut
 from tests.support.models import write_tiny_llama
 
 LAYERS = 4

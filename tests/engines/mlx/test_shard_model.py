@@ -11,10 +11,7 @@ import pytest
 
 from cluster.shard import Shard, whole
 from engines.engine import Chunk, EngineError
-from tests.support.engines import (
-    ROOT,
-    EngineProcess,
-)
+from tests.support.engines import ROOT, EngineProcess
 
 LAYERS = 4
 
@@ -35,7 +32,7 @@ def test_creating_the_engine_does_not_import_mlx_lm() -> None:
 
 def test_later_stage_rejects_token_ids(process: EngineProcess, tiny: Path) -> None:
     stage = process.load("mlx", Shard("tiny", 1, 4, LAYERS), tiny)
-    with pytest.raises(EngineError, match="wants hidden states"):
+    with pytest.raises(EngineError, match="expects hidden states"):
         stage.forward([Chunk(0, 0, np.array([1, 2], np.int32))])
 
 

@@ -16,23 +16,12 @@ from engines.numpy.engine import NumpyEngine
 from engines.onnx.engine import OnnxEngine
 from engines.precision import PRECISIONS, Precision
 from models.tokenizer import Tokenizer
-from tests.support.engines import (
-    PROMPT,
-    Ring,
-    cut,
-    tokens,
-)
+from tests.support.engines import PROMPT, Ring, cut, tokens
 from tests.support.models import default_model_path, write_tiny_gguf, write_tiny_llama
 
 TINY = whole("tiny", 4)
-
-
 SLOTS = 4
-
-
 TOLERANCE = 2e-5
-
-
 QUESTIONS = ("What is the capital of France?", "List five animals that live in the desert.")
 
 

@@ -22,11 +22,11 @@ def test_session_keeps_its_own_copy_of_the_weights() -> None:
     np.testing.assert_array_equal(opened.run(["output"], {"rows": given})[0], given + 1)
 
 
-@pytest.mark.parametrize(("asked", "threads"), [("3", 3), ("", 0), ("2,1", 0)])
+@pytest.mark.parametrize(("setting", "threads"), [("3", 3), ("", 0), ("2,1", 0)])
 def test_session_takes_its_threads_from_the_environment(
-    asked: str, threads: int, monkeypatch: pytest.MonkeyPatch
+    setting: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setenv("OMP_NUM_THREADS", setting)
     graph = Graph()
     graph.nodes("Neg", graph.input("rows", np.float32, (1,)), outputs=[graph.output("output", (1,))])
     assert new_session(graph).get_session_options().intra_op_num_threads == threads

@@ -12,11 +12,7 @@ from cluster.shard import whole
 from engines.engine import EngineError
 from engines.numpy.engine import NumpyEngine
 from engines.tinygrad.clang import ensure_clang
-from tests.support.engines import (
-    PROMPT,
-    EngineProcess,
-    Ring,
-)
+from tests.support.engines import PROMPT, EngineProcess, Ring
 from tests.support.models import write_tiny_llama
 
 TINY = whole("tiny", 4)

@@ -16,10 +16,7 @@ from engines.engine import Chunk
 from engines.numpy.engine import NumpyEngine
 from engines.tinygrad.shard_model import FIRST_CAPACITY, GROUP_SIZES, LONG, SHORT, passes, pieces
 from tests.support.batches import Sessions, live_a_life
-from tests.support.engines import (
-    PROMPT,
-    EngineProcess,
-)
+from tests.support.engines import PROMPT, EngineProcess
 from tests.support.models import write_tiny_llama
 
 

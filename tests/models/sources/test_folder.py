@@ -9,16 +9,11 @@ import pytest
 from cluster.shard import Shard, whole
 from models.cache import ModelCache
 from models.card import FolderSource
-from models.errors import (
-    DownloadError,
-)
+from models.errors import DownloadError
 from models.sources.fetch import fetch
 from models.tokenizer import Tokenizer
 from tests.support.hub import ignore, tiny_card
-from tests.support.models import (
-    write_tiny_gguf,
-    write_tiny_llama,
-)
+from tests.support.models import write_tiny_gguf, write_tiny_llama
 
 
 @pytest.fixture

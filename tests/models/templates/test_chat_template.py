@@ -14,9 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.errors import (
-    TemplateError,
-)
+from models.errors import TemplateError
 from models.templates.chat_template import (
     COMPILED,
     MAX_REASON_CHARACTERS,
@@ -26,51 +24,37 @@ from models.templates.chat_template import (
     _compiled,
 )
 from models.tokenizer import Tokenizer
-from tests.support.models import (
-    default_model_path,
-    write_tokenizer_files,
-)
-from tests.support.templates import (
-    ATTACKS,
-    CONVERSATIONS,
-    RICH,
-    TOOLS,
-    unsandboxed,
-    watched,
-)
+from tests.support.models import default_model_path, write_tokenizer_files
+from tests.support.templates import ATTACKS, CONVERSATIONS, RICH, TOOLS, template_of, unsandboxed, watched
 
 REFERENCE = """
 import json, sys
 from transformers import PreTrainedTokenizerFast
 tokenizer = PreTrainedTokenizerFast(tokenizer_file=sys.argv[1], bos_token="<|im_start|>", eos_token="<|im_end|>")
-answers = []
-for ask in json.load(sys.stdin):
-    answers.append(tokenizer.apply_chat_template(ask["messages"], chat_template=ask["template"], tokenize=False,
-        add_generation_prompt=ask["prompt"], tools=ask["tools"], style=ask["style"]))
-json.dump({"texts": answers, "ids": [tokenizer(text, add_special_tokens=False)["input_ids"] for text in answers]},
+texts = []
+for request in json.load(sys.stdin):
+    texts.append(tokenizer.apply_chat_template(request["messages"], chat_template=request["template"], tokenize=False,
+        add_generation_prompt=request["prompt"], tools=request["tools"], style=request["style"]))
+json.dump({"texts": texts, "ids": [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]},
     sys.stdout)
 """
 
 
-def template_of(folder: Path) -> str:
-    return str(json.loads((folder / "tokenizer_config.json").read_text())["chat_template"])
-
-
 def test_text_and_ids_match_those_of_transformers() -> None:
     folder = default_model_path().parent
-    asks: list[dict[str, Any]] = [
+    requests: list[dict[str, Any]] = [
         {"messages": messages, "template": template, "prompt": prompt, "tools": tools, "style": style}
         for messages in CONVERSATIONS
         for template, tools, style in ((template_of(folder), None, ""), (RICH, None, "x"), (RICH, TOOLS, ""))
         for prompt in (True, False)
     ]
     command = [sys.executable, "-c", REFERENCE, str(folder / "tokenizer.json")]
-    child = subprocess.run(command, input=json.dumps(asks), capture_output=True, text=True, timeout=120, check=True)
+    child = subprocess.run(command, input=json.dumps(requests), capture_output=True, text=True, timeout=120, check=True)
     reference = json.loads(child.stdout)
     tokenizer = Tokenizer.load(folder)
-    for ask, text, ids in zip(asks, reference["texts"], reference["ids"], strict=True):
-        template = ChatTemplate(ask["template"], "<|im_start|>", "<|im_end|>")
-        found = template.render(ask["messages"], ask["prompt"], tools=ask["tools"], style=ask["style"])
+    for request, text, ids in zip(requests, reference["texts"], reference["ids"], strict=True):
+        template = ChatTemplate(request["template"], "<|im_start|>", "<|im_end|>")
+        found = template.render(request["messages"], request["prompt"], tools=request["tools"], style=request["style"])
         assert found == text
         assert tokenizer.encode(found) == ids
 

@@ -16,12 +16,7 @@ import psutil
 import pytest
 
 from models.templates.child import CPU_S, LENGTH, MEMORY_BYTES, OUT_OF_MEMORY, Rendered, RenderFailed, RenderRequest
-from tests.support.templates import (
-    CONVERSATIONS,
-    MEMORY_BOMBS,
-    TIME_BOMBS,
-    WITHIN_S,
-)
+from tests.support.templates import CONVERSATIONS, MEMORY_BOMBS, TIME_BOMBS, WITHIN_S
 
 ROOT = Path(__file__).parents[3]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,21 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.errors import (
-    TemplateError,
-    TemplateUnavailable,
-)
+from models.errors import TemplateError, TemplateUnavailable
 from models.templates import process as template_process
 from models.templates import renderer as template_renderer
-from models.templates.chat_template import (
-    ChatTemplate,
-    new_environment,
-)
+from models.templates.chat_template import ChatTemplate, new_environment
 from models.templates.renderer import CHILDREN, TemplateRenderer
-from tests.support.models import (
-    CHAT_TEMPLATE,
-    default_model_path,
-)
+from tests.support.models import CHAT_TEMPLATE, default_model_path
 from tests.support.templates import (
     ATTACKS,
     CONVERSATIONS,
@@ -44,17 +34,11 @@ from tests.support.templates import (
     outcome,
     outcome_of,
     rendering,
+    template_of,
     watched,
 )
 
-
-def template_of(folder: Path) -> str:
-    return str(json.loads((folder / "tokenizer_config.json").read_text())["chat_template"])
-
-
 SHORT_S = 0.5
-
-
 ADDRESS = re.compile("0x[0-9a-f]+")
 
 
@@ -81,7 +65,7 @@ def named(bombs: dict[str, str]) -> pytest.MarkDecorator:
 def test_child_renders_the_same_text_as_this_process() -> None:
     sources = [template_of(default_model_path().parent), RICH, CHAT_TEMPLATE, "{{ raise_exception('no é') }}", "{{ "]
     templates = [ChatTemplate(source, "<|im_start|>", None) for source in sources]
-    asks: list[tuple[ChatTemplate, list[dict[str, Any]], bool, dict[str, Any]]] = [
+    requests: list[tuple[ChatTemplate, list[dict[str, Any]], bool, dict[str, Any]]] = [
         (template, messages, prompt, variables)
         for template in templates
         for messages in CONVERSATIONS
@@ -91,7 +75,7 @@ def test_child_renders_the_same_text_as_this_process() -> None:
 
     async def main() -> None:
         async with rendering() as renderer:
-            for template, messages, prompt, variables in asks:
+            for template, messages, prompt, variables in requests:
                 expected = outcome(lambda: template.render(messages, prompt, **variables))  # noqa: B023
                 assert await outcome_of(renderer.render(template, messages, prompt, **variables)) == expected
 

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from cluster.shard import Shard, whole
 from models.config import ModelConfig, config_from_hf
 from models.weights.checkpoint import tensor_names, tensor_shape
-from tests.support.models import (
-    TinyShape,
-)
+from tests.support.models import TinyShape
 
 
 def config_of(**changes: Any) -> ModelConfig:

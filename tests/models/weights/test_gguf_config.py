@@ -10,14 +10,9 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from models.config import ModelConfig
-from models.errors import (
-    WeightsError,
-)
+from models.errors import WeightsError
 from models.weights.reader import open_weights
-from tests.support.models import (
-    LLAMA3_2_SCALING,
-    write_tiny_gguf,
-)
+from tests.support.models import LLAMA3_2_SCALING, write_tiny_gguf
 
 
 def test_llama_3_rope_factors_are_recognized(tmp_path: Path) -> None:

@@ -8,13 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.errors import (
-    WeightsError,
-)
+from models.errors import WeightsError
 from models.weights.reader import open_weights
-from tests.support.models import (
-    write_tiny_gguf,
-)
+from tests.support.models import write_tiny_gguf
 
 
 def test_every_truncation_is_rejected(tmp_path: Path) -> None:

@@ -7,9 +7,7 @@ import numpy as np
 
 from models.weights.gguf_header import read_header
 from models.weights.gguf_tensors import read_tensor
-from tests.support.models import (
-    default_model_path,
-)
+from tests.support.models import default_model_path
 
 
 def test_default_model_matches_the_gguf_package() -> None:

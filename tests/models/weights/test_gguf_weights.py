@@ -12,11 +12,7 @@ from models.config import config_from_hf
 from models.weights.gguf_header import GgufTensor
 from models.weights.gguf_weights import by_checkpoint_name
 from models.weights.reader import open_weights
-from tests.support.models import (
-    TinyShape,
-    write_tiny_gguf,
-    write_tiny_llama,
-)
+from tests.support.models import TinyShape, write_tiny_gguf, write_tiny_llama
 
 
 def test_gguf_equals_the_checkpoint_of_the_same_weights(tmp_path: Path) -> None:

@@ -11,17 +11,10 @@ from gguf import GGML_QUANT_SIZES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.errors import (
-    WeightsError,
-)
+from models.errors import WeightsError
 from models.weights.quantized import UNPACK, QuantizedMatrix
 from models.weights.reader import open_weights
-from tests.support.models import (
-    HALVES,
-    default_model_path,
-    write_tiny_gguf,
-    write_tiny_llama,
-)
+from tests.support.models import HALVES, default_model_path, write_tiny_gguf, write_tiny_llama
 
 MATRICES = [f"model.layers.2.{part}.weight" for part in ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj")]
 

@@ -8,13 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from models.errors import (
-    WeightsError,
-)
+from models.errors import WeightsError
 from models.weights.reader import open_weights
-from tests.support.models import (
-    default_model_path,
-)
+from tests.support.models import default_model_path
 
 
 def test_half_the_layers_take_half_the_memory() -> None:

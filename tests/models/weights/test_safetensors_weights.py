@@ -13,16 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.shard import whole
-from models.errors import (
-    WeightsError,
-)
+from models.errors import WeightsError
 from models.weights.checkpoint import tensor_names
 from models.weights.reader import open_weights
-from tests.support.models import (
-    TinyShape,
-    stored_bytes,
-    write_tiny_llama,
-)
+from tests.support.models import TinyShape, stored_bytes, write_tiny_llama
 
 
 def write_safetensors(path: Path, header: object, data: bytes) -> None:
