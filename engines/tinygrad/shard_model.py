@@ -161,11 +161,11 @@ def passes(rows: Sequence[int], capacities: Sequence[int]) -> Iterator[list[int]
     The slots of a group have the same capacity, since a captured graph has fixed shapes.
     """
     single_rows: dict[int, list[int]] = {}
-    for index, (count, capacity) in enumerate(zip(rows, capacities, strict=True)):
+    for index, (count, room) in enumerate(zip(rows, capacities, strict=True)):
         if count > ONE:
             yield [index]
         else:
-            single_rows.setdefault(capacity, []).append(index)
+            single_rows.setdefault(room, []).append(index)
     for indices in single_rows.values():
         for size in GROUP_SIZES:
             while len(indices) >= size:

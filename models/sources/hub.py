@@ -61,7 +61,7 @@ def fetch_from_hub(request: FetchRequest, source: HubSource) -> Path:
         record = read_record(folder)
         if not _has_all_files(folder, record, request.shard):
             with _plain_errors(source):
-                _fetch_missing(request, source, folder, record)
+                _HubFetch(request, source, folder, record).run()
     return folder
 
 
@@ -86,67 +86,65 @@ def _weights_files(folder: Path, shard: Shard | None) -> list[str]:
     return sorted({files[name] for name in names})
 
 
-def _fetch_missing(request: FetchRequest, source: HubSource, folder: Path, record: Record) -> None:
-    """Download the settings first, since they say which weights files are needed, then those."""
-    remote = _list_files(source, record)
-    settings = [name for name in _SETTINGS if name in remote or name in _REQUIRED]
-    _download(request, source, folder, record, remote, settings)
-    _download(request, source, folder, record, remote, _weights_files(folder, request.shard))
+class _HubFetch:
+    """Downloads the files that a locked folder lacks."""
 
+    def __init__(self, request: FetchRequest, source: HubSource, folder: Path, record: Record) -> None:
+        self._request = request
+        self._source = source
+        self._folder = folder
+        self._record = record
 
-def _list_files(source: HubSource, record: Record) -> dict[str, _RemoteFile]:
-    """List the repository's files by name, at the commit of earlier files or else at the card's revision now."""
-    info = HfApi(endpoint=_endpoint()).model_info(
-        source.repo, revision=record.revision or source.revision, files_metadata=True
-    )
-    if not _COMMIT.fullmatch(str(info.sha)):
-        raise DownloadError(f"the hub gave no commit for {source.repo}; check HF_ENDPOINT and try again")
-    record.revision = str(info.sha)
-    return {
-        file.rfilename: _RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "")
-        for file in info.siblings or []
-    }
+    def run(self) -> None:
+        """Download the settings first, since they say which weights files are needed, then those."""
+        remote = self._list_files()
+        self._download(remote, [name for name in _SETTINGS if name in remote or name in _REQUIRED])
+        self._download(remote, _weights_files(self._folder, self._request.shard))
 
+    def _list_files(self) -> dict[str, _RemoteFile]:
+        """List the repository's files by name, at the commit of earlier files or else at the card's revision now."""
+        repo, revision = self._source.repo, self._record.revision or self._source.revision
+        info = HfApi(endpoint=_endpoint()).model_info(repo, revision=revision, files_metadata=True)
+        if not _COMMIT.fullmatch(str(info.sha)):
+            raise DownloadError(f"the hub gave no commit for {repo}; check HF_ENDPOINT and try again")
+        self._record.revision = str(info.sha)
+        return {
+            file.rfilename: _RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else "")
+            for file in info.siblings or []
+        }
 
-def _download(
-    request: FetchRequest,
-    source: HubSource,
-    folder: Path,
-    record: Record,
-    remote: dict[str, _RemoteFile],
-    names: list[str],
-) -> None:
-    """Download, check and record those of the named files that are not complete yet."""
-    absent = [name for name in names if name not in remote]
-    if absent:
-        raise DownloadError(f"the repository {source.repo} has no {absent[0]}; pick another model")
-    files = [remote[name] for name in names]
-    missing = [file for file in files if not is_complete(folder / file.name, record.files.get(file.name))]
-    total_bytes, missing_bytes = sum(file.size for file in files), sum(file.size for file in missing)
-    check_space(folder, missing_bytes)
-    meter = _Meter(request, total_bytes - missing_bytes, total_bytes)
-    for file in missing:
-        request.check_cancelled()
-        (folder / file.name).unlink(missing_ok=True)  # the hub's library would trust what is there
-        hf_hub_download(
-            source.repo,
-            file.name,
-            revision=record.revision,
-            local_dir=folder,
-            endpoint=_endpoint(),
-            tqdm_class=meter.bar_class(file.name),
-        )
-        _check(folder / file.name, file, record)
-        write_record(folder, record)
+    def _download(self, remote: dict[str, _RemoteFile], names: list[str]) -> None:
+        """Download, check and record those of the named files that are not complete yet."""
+        absent = [name for name in names if name not in remote]
+        if absent:
+            raise DownloadError(f"the repository {self._source.repo} has no {absent[0]}; pick another model")
+        files, known = [remote[name] for name in names], self._record.files
+        missing = [file for file in files if not is_complete(self._folder / file.name, known.get(file.name))]
+        total_bytes, missing_bytes = sum(file.size for file in files), sum(file.size for file in missing)
+        check_space(self._folder, missing_bytes)
+        meter = _Meter(self._request, total_bytes - missing_bytes, total_bytes)
+        for file in missing:
+            self._request.check_cancelled()
+            (self._folder / file.name).unlink(missing_ok=True)  # the hub's library would trust what is there
+            hf_hub_download(
+                self._source.repo,
+                file.name,
+                revision=self._record.revision,
+                local_dir=self._folder,
+                endpoint=_endpoint(),
+                tqdm_class=meter.bar_class(file.name),
+            )
+            self._check(file)
+            write_record(self._folder, self._record)
 
-
-def _check(path: Path, file: _RemoteFile, record: Record) -> None:
-    """Record a file that is what the hub listed. Deletes any other, and raises DownloadError."""
-    found = sha256_of(path)
-    if path.stat().st_size != file.size or (file.sha256 and found != file.sha256):
-        path.unlink()
-        raise DownloadError(f"{file.name} came damaged from the hub and was deleted; try again")
-    record.files[file.name] = checked_file(path, found)
+    def _check(self, file: _RemoteFile) -> None:
+        """Record a file that is what the hub listed. Deletes any other, and raises DownloadError."""
+        path = self._folder / file.name
+        found = sha256_of(path)
+        if path.stat().st_size != file.size or (file.sha256 and found != file.sha256):
+            path.unlink()
+            raise DownloadError(f"{file.name} came damaged from the hub and was deleted; try again")
+        self._record.files[file.name] = checked_file(path, found)
 
 
 class _Meter:
