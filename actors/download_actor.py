@@ -15,11 +15,12 @@ from bus.wire import Envelope
 from cluster.failures import FailureCode
 from cluster.shard import Shard
 from common.config import NodeConfig
-from models import sources
 from models.cache import ModelCache
 from models.card import ModelCard
 from models.catalogue import Catalogue
 from models.errors import CatalogueError, ModelError, UnknownModel
+from models.sources.fetch import fetch
+from models.sources.request import Progress
 
 PROGRESS_EVERY_S = 0.25
 
@@ -53,7 +54,7 @@ class DownloadActor(Actor):
         cancelled = threading.Event()
         reports = _Reports(self.bus, card.id)
         try:
-            return await asyncio.to_thread(sources.fetch, card, shard, self._cache, reports.report, cancelled)
+            return await asyncio.to_thread(fetch, card, shard, self._cache, reports.report, cancelled)
         except ModelError as error:
             await self.bus.publish(DownloadFailed(card.id, self.bus.node_id, str(error)))
             raise RequestError(FailureCode.DOWNLOAD_FAILED, str(error)) from None
@@ -70,7 +71,7 @@ class _Reports:
         self._loop = asyncio.get_running_loop()
         self._last = 0.0
 
-    def report(self, progress: sources.Progress) -> None:
+    def report(self, progress: Progress) -> None:
         """Publish progress, unless that was done a moment ago. Runs on the download's thread."""
         now = time.monotonic()
         if now - self._last < PROGRESS_EVERY_S and progress.done_bytes < progress.total_bytes:

@@ -1,4 +1,4 @@
-"""What a request may ask of the sampler, as a value. Choosing tokens is `engines.sampling`'s."""
+"""What a request may ask of the sampler, as a value. Choosing tokens is `engines.sampler`'s."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Engines: the arithmetic of one shard, in token ids and arrays. No sockets and no text here."""
+"""Inference engines: the arithmetic of one shard, in token ids and arrays."""

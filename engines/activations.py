@@ -1,6 +1,7 @@
-"""The dtypes that hidden states have between layers and on the wire. Knows arrays, no engines and no frames.
+"""The dtypes of hidden states between layers and on the wire. Knows arrays, but no engines and no frames.
 
-numpy has no bfloat16: its bits travel as uint16, and in memory such numbers are float32.
+In memory hidden states are float32, rounded to the model's dtype. numpy has no bfloat16 of its own, so in a frame its
+bits travel as uint16.
 """
 
 from __future__ import annotations
@@ -9,40 +10,40 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from ml_dtypes import bfloat16
 
 from models.config import Dtype
 
 LARGEST_HALF = 65504.0
 """The largest number that float16 holds."""
 
-_HALF_OF_LOWEST = np.uint32(0x7FFF)
-_HIGH_BITS = np.uint32(0xFFFF0000)
-
 
 def rounded(rows: npt.NDArray[np.float32], dtype: Dtype) -> npt.NDArray[np.float32]:
-    """The nearest numbers of a dtype, ties to even, as float32; what float16 cannot hold becomes its largest."""
+    """Round to the nearest numbers of a dtype, ties to even, and keep them as float32.
+
+    Numbers beyond the range of float16 become its largest.
+    """
     if dtype == "float16":
         return _half(rows).astype(np.float32)
     if dtype == "bfloat16":
-        bits = rows.view(np.uint32)
-        even = (bits >> np.uint32(16)) & np.uint32(1)
-        return np.asarray(((bits + _HALF_OF_LOWEST + even) & _HIGH_BITS).view(np.float32))
+        return rows.astype(bfloat16).astype(np.float32)
     return rows
 
 
 def packed(rows: npt.NDArray[np.float32], dtype: Dtype) -> npt.NDArray[Any]:
-    """Rounded float32 numbers in the bytes of their dtype, ready for a frame: float32, float16 or uint16."""
+    """Convert float32 numbers to what a frame carries: float32, float16, or the bits of bfloat16 as uint16."""
     if dtype == "float16":
         return _half(rows)
     if dtype == "bfloat16":
-        return (rounded(rows, dtype).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+        return rows.astype(bfloat16).view(np.uint16)
     return rows
 
 
 def unpacked(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """What came in a frame as an engine takes it: uint16 is bfloat16, other dtypes stay as they are."""
+    """Convert what a frame carried to what an engine takes: uint16 is bfloat16, other dtypes stay as they are."""
     if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        widened: npt.NDArray[np.float32] = values.view(bfloat16).astype(np.float32)
+        return widened
     return values
 
 

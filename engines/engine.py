@@ -1,4 +1,4 @@
-"""What every engine offers, in token ids and arrays. Knows no text, sessions, sockets or other stages."""
+"""What every engine offers, in token ids and arrays. Knows no text, sessions or other stages."""
 
 from __future__ import annotations
 
@@ -14,33 +14,32 @@ import numpy.typing as npt
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from models.config import Dtype
-from models.weights import Weights, open_weights
+from models.weights.reader import Weights, open_weights
 
-Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float32]
 
 NO_LOGITS: FloatArray = np.empty((0, 0), np.float32)
-"""What the last stage answers for a chunk that wants no logits."""
+"""The last stage's output for a chunk that wants no logits."""
 
 MAX_SLOTS = 64
-"""An engine holds at most that many slots at a time."""
+"""The most slots that an engine holds at a time."""
 
 
 class EngineError(Exception):
-    """The engine cannot do what it was asked; the text is one sentence for a person."""
+    """The engine cannot do what was requested. The text is one sentence for a person."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
-    """One sequence's share of a ragged batch.
+    """One sequence's share of a ragged batch: rows that continue `slot` at `position`.
 
-    `inputs` is int32 token ids of shape (rows,) on the first stage, else floating hidden states of
-    shape (rows, hidden). The last stage answers the logits of the last `logits` rows, of none by default.
+    `inputs` is (rows,) int32 token ids on the first stage, and (rows, hidden) floating hidden states on later ones.
+    The last stage outputs the logits of the chunk's last `logits` rows, by default of none.
     """
 
     slot: int
     position: int
-    inputs: Array
+    inputs: np.ndarray
     logits: int = 0
 
     @property
@@ -51,9 +50,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SavedKV:
-    """Keys and values of one shard for positions `start` to `end` of a sequence, in a copy that only its engine reads.
+    """A copy of one shard's keys and values for positions `start` to `end` of a sequence.
 
-    Keys carry their rotation, so a copy fits sequences that begin with the same tokens, and no others.
+    `content` is in a form that only the engine that made it can read, and takes `nbytes` bytes. Keys are stored with
+    their rotary embedding, so a copy fits only sequences that begin with the same tokens.
     """
 
     start: int
@@ -66,7 +66,7 @@ class InferenceEngine(ABC):
     """One shard of a model and the KV slots of the sequences that run through it.
 
     A slot comes into being with its first chunk or copy, at position 0, and lives until `release`. It takes
-    `position_bytes` of memory for each position that it holds, and little for those that it may yet hold.
+    `position_bytes` of memory for each position that it holds, and little for those that it may still hold.
     All methods are called from one thread, the one that called `load`.
 
     After every layer the hidden states are rounded to `activations`, the model's own dtype, whatever the engine
@@ -76,61 +76,61 @@ class InferenceEngine(ABC):
     name: ClassVar[str]
 
     exact_rows: ClassVar[int] = 1
-    """How many rows a batch of one chunk may have so that each has the very bits that it has when it comes alone."""
+    """A chunk of up to this many rows, alone in its batch, gives each row the same bits as the row alone would get."""
 
     def load(self, shard: Shard, weights: Path) -> None:
-        """Read the shard's own tensors from a safetensors folder or a GGUF file; an engine loads once.
+        """Read the shard's tensors from a safetensors folder or a GGUF file. An engine loads only once.
 
-        Raises EngineError for a second load, a shard that does not fit the model or a family that this
-        engine does not know, and WeightsError for files that cannot be read.
+        Raises EngineError for a second load, a shard that does not fit the model or a family that this engine does
+        not support, and WeightsError for files that cannot be read.
         """
         with open_weights(weights) as opened:
             self.read(shard, opened)
 
     @abstractmethod
     def read(self, shard: Shard, weights: Weights) -> None:
-        """The same from weights that are open already; nothing of them is kept but the arrays read."""
+        """Load from weights that are already open, which are not used afterwards. Raises what `load` raises."""
 
     @property
     @abstractmethod
     def activations(self) -> Dtype:
-        """What the hidden states between two layers are rounded to. EngineError before `load`."""
+        """The dtype to which hidden states are rounded between two layers. Raises EngineError before `load`."""
 
     @property
     @abstractmethod
     def position_bytes(self) -> int:
-        """The bytes of keys and values that one position takes in this shard. EngineError before `load`."""
+        """The bytes of keys and values that one position takes in this shard. Raises EngineError before `load`."""
 
     @abstractmethod
     def forward(self, batch: Sequence[Chunk]) -> list[FloatArray]:
-        """Run every chunk through the shard and answer one array for each, in order.
+        """Run every chunk through the shard. Returns one array for each chunk, in order.
 
-        Not the last stage: hidden states (rows, hidden) float32, rounded to `activations`. The last stage: logits
-        (chunk.logits, vocab) float32. Raises EngineError, before any slot has changed, when a position does not
-        continue its slot, the context or the engine is full, or a shape is wrong.
-        A batch that fails in the midst of the arithmetic loses its slots.
+        On the last stage that is logits, (chunk.logits, vocab) float32; on others hidden states, (rows, hidden)
+        float32, rounded to `activations`. Raises EngineError, before any slot has changed, if a position does not
+        continue its slot, the context or the engine is full, or a shape is wrong. A batch that fails during the
+        arithmetic loses its slots.
         """
 
     @abstractmethod
     def truncate(self, slot: int, position: int) -> None:
-        """Forget all positions from `position` on; EngineError for an unknown slot or one that is shorter."""
+        """Drop all positions from `position` on. Raises EngineError for an unknown slot or one that is shorter."""
 
     @abstractmethod
     def save(self, slot: int, start: int, end: int) -> SavedKV:
-        """A copy of a slot's positions `start` to `end`; EngineError for positions that the slot does not hold."""
+        """Copy a slot's positions `start` to `end`. Raises EngineError if the slot does not hold them."""
 
     @abstractmethod
     def restore(self, slot: int, saved: SavedKV) -> None:
-        """Continue a slot, which holds exactly `saved.start` positions, with a copy. EngineError where it does not."""
+        """Append a copy to a slot. Raises EngineError unless the slot holds exactly `saved.start` positions."""
 
     @abstractmethod
     def release(self, slot: int) -> None:
-        """Free a slot. Releasing one that is not there is no error."""
+        """Free a slot. Releasing an unknown slot is not an error."""
 
     @abstractmethod
     def capabilities(self) -> EngineCapability:
-        """The engine's version and device. `ms_per_layer` is None: `engines.probe` measures it."""
+        """Return the engine's version and device. `ms_per_layer` is None: `engines.probe` measures it."""
 
     @abstractmethod
     def close(self) -> None:
-        """Drop the weights and all slots. Closing twice is no error."""
+        """Drop the weights and all slots. Closing twice is not an error."""

@@ -1,6 +1,6 @@
-"""How fast each engine is here: `python -m engines.probe NAME [PRECISION]` measures one, in a process of its own.
+"""Measures how fast each engine is on this machine: `python -m engines.probe NAME [PRECISION]` measures one.
 
-The parent starts one such child after the other and chooses. No model files are read.
+The parent runs one such child process after another and chooses an engine. No model files are read.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cluster.shard import Shard
 from common.limits import MAX_DETAIL, cut
 from common.processor import processor_name
 from common.python_child import child_environment, module_command
-from engines.engine import Chunk, EngineError, InferenceEngine
+from engines.engine import Chunk, EngineError
 from engines.precision import Precision
 from engines.random_weights import RandomWeights
 from engines.registry import create
@@ -47,24 +47,24 @@ CONFIG = ModelConfig(
     context_length=512,
     dtype="float16",
 )
-"""About 11 million weights a layer: too many for a processor's cache, few enough to make in a second."""
+"""About 11 million weights a layer: too many for a processor's cache, and few enough to make in a second."""
 
 SHARD = Shard("probe", 1, 1 + LAYERS, CONFIG.n_layers)
-"""Layers from the middle, so that neither embedding nor head is measured."""
+"""Layers from the middle, so that neither the embedding nor the head is measured."""
 
 PACKAGES = ("numpy", "mlx", "mlx-lm", "onnxruntime", "tinygrad", "ziglang")
 
 
 def measure(names: Iterable[str], deadline_s: float, precision: Precision = "fast") -> tuple[EngineCapability, ...]:
-    """Probe each engine in a child process, one after the other, each for at most `deadline_s` seconds.
+    """Probe each engine in a child process, one after another, each for at most `deadline_s` seconds.
 
-    An engine that cannot be measured comes back with `ms_per_layer` None and the reason in `detail`.
+    For an engine that cannot be measured `ms_per_layer` is None, and `detail` says why.
     """
     return tuple(_measure_one(name, deadline_s, precision) for name in names)
 
 
 def choose(capabilities: Sequence[EngineCapability]) -> tuple[str, str]:
-    """The engine that measured fastest and a sentence that says why. EngineError when none is usable."""
+    """Return the fastest engine and a sentence that says why. Raises EngineError if none is usable."""
     timed = sorted((c.ms_per_layer, c.name, c.device) for c in capabilities if c.ms_per_layer is not None)
     if not timed:
         reasons = "; ".join(f"{c.name}: {c.detail}" for c in capabilities) or "none was probed"
@@ -76,7 +76,7 @@ def choose(capabilities: Sequence[EngineCapability]) -> tuple[str, str]:
 
 
 def fingerprint(packages: Sequence[str] = PACKAGES, precision: Precision = "fast") -> str:
-    """Changes when a measurement may: processor, Python, packages and precision. A key for kept results."""
+    """Hash what a measurement depends on: processor, Python, packages and precision. A key for stored results."""
     facts = [platform.machine(), processor_name(), platform.python_version(), precision]
     facts += [f"{package}={_version(package)}" for package in packages]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()
@@ -86,21 +86,15 @@ def probe(name: str, precision: Precision = "fast") -> EngineCapability:
     """Measure one engine in this process: the median decode step through `LAYERS` layers, per layer."""
     engine = create(name, precision)
     engine.read(SHARD, RandomWeights(CONFIG))
-    seconds = _decode_steps(engine)
-    found = msgspec.structs.replace(engine.capabilities(), ms_per_layer=1000 * median(seconds) / LAYERS)
-    engine.close()
-    return found
-
-
-def _decode_steps(engine: InferenceEngine) -> list[float]:
-    """Seconds of each timed step; the warm ones before them compile and touch the memory."""
     row = np.full((1, CONFIG.hidden_size), 0.01, np.float32)
     seconds = []
-    for position in range(WARM_STEPS + TIMED_STEPS):
+    for position in range(WARM_STEPS + TIMED_STEPS):  # the first steps compile, and touch the memory
         began = time.perf_counter()
         engine.forward([Chunk(slot=0, position=position, inputs=row)])
         seconds.append(time.perf_counter() - began)
-    return seconds[WARM_STEPS:]
+    engine.close()
+    ms_per_layer = 1000 * median(seconds[WARM_STEPS:]) / LAYERS
+    return msgspec.structs.replace(engine.capabilities(), ms_per_layer=ms_per_layer)
 
 
 def _measure_one(name: str, deadline_s: float, precision: Precision) -> EngineCapability:
@@ -119,9 +113,9 @@ def _measure_one(name: str, deadline_s: float, precision: Precision) -> EngineCa
     try:
         return msgspec.json.decode(done.stdout.splitlines()[-1], type=EngineCapability)
     except (IndexError, msgspec.DecodeError):
-        last_words = "".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])
+        last_line = "".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])
         return EngineCapability(
-            name=name, detail=cut(f"the probe ended with status {done.returncode}: {last_words}", MAX_DETAIL)
+            name=name, detail=cut(f"the probe ended with status {done.returncode}: {last_line}", MAX_DETAIL)
         )
 
 
@@ -133,7 +127,7 @@ def _version(package: str) -> str:
 
 
 def main(name: str, precision: str = "fast") -> None:
-    """Print one JSON line, an EngineCapability; one that cannot start says why in `detail`."""
+    """Print one JSON line, an EngineCapability. If the engine cannot start, its `detail` says why."""
     try:
         found = probe(name, cast(Precision, precision))  # which `create` checks
     except EngineError as error:

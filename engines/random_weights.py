@@ -1,7 +1,7 @@
-"""Weights of a Llama that exists nowhere, for measuring speed. Reads no file; its answers mean nothing.
+"""Random weights of a Llama, for measuring speed. Reads no file.
 
-Matrices are quantised in blocks of 32 with four bits, as the files that people run are, so that an engine is measured
-with the products that it will use.
+Matrices are quantized to four bits in blocks of 32, as in the files that people run, so that an engine is measured with
+the products that it will use.
 """
 
 from __future__ import annotations
@@ -14,37 +14,32 @@ import numpy as np
 
 from cluster.shard import whole
 from engines.engine import FloatArray
-from models.checkpoint import shard_names, tensor_shape
 from models.config import ModelConfig
-from models.quantized import QuantizedMatrix
+from models.weights.checkpoint import tensor_names, tensor_shape
+from models.weights.quantized import QuantizedMatrix
 
 BITS, BLOCK = 4, 32
 LEVELS = 1 << BITS
 
 
 class RandomWeights:
-    """As `models.weights.Weights`: every tensor of a configuration's model, made when it is asked for."""
+    """`Weights` of any configuration. Each tensor is made when it is read."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
 
-    @property
-    def nbytes(self) -> int:
-        """Nothing lies on a disk."""
-        return 0
-
     def names(self) -> frozenset[str]:
-        """All checkpoint names of the model."""
-        return frozenset(shard_names(self.config, whole(self.config.model_type, self.config.n_layers)))
+        """List all checkpoint names of the model."""
+        return frozenset(tensor_names(self.config, whole(self.config.model_type, self.config.n_layers)))
 
     def tensor(self, name: str) -> FloatArray:
-        """A fresh array, the same for a name each time. KeyError for a name of another model."""
+        """Make a float32 array, the same for a name each time. Raises KeyError for a name of another model."""
         if (blocks := self.blocks(name)) is not None:
             return blocks.rows(slice(None))
         return _random(name).random(self._shape(name), np.float32) - np.float32(0.5)
 
     def blocks(self, name: str) -> QuantizedMatrix | None:
-        """A matrix as `tensor` has it; None for a vector."""
+        """Make the quantized form of what `tensor` returns; None for a vector."""
         shape = self._shape(name)
         if len(shape) == 1:
             return None
@@ -66,7 +61,7 @@ class RandomWeights:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is open."""
+        """Do nothing: no file is open."""
 
 
 def _random(name: str) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""The engines by name. Importing this imports none of them."""
+"""The engines by name. Importing this module imports none of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from engines.engine import EngineError, InferenceEngine
 from engines.precision import PRECISIONS
 
 ENGINES = ("mlx", "tinygrad", "onnx", "numpy")
-"""The names, the likely fastest first."""
+"""Their names, the one that is probably fastest first."""
 _EXTRAS = ("mlx", "tinygrad")
-"""Those that are a choice of the installation; the others come with exobus."""
+"""The optional ones, installed as extras; the others come with exobus."""
 
 _CLASSES = MappingProxyType(
     {"mlx": "MlxEngine", "tinygrad": "TinygradEngine", "onnx": "OnnxEngine", "numpy": "NumpyEngine"}
@@ -28,9 +28,9 @@ _PACKAGES = MappingProxyType(
 
 
 def create(name: str, precision: str = "fast") -> InferenceEngine:
-    """A fresh engine that holds nothing yet. All but onnx are exact, whatever `precision` says.
+    """Make an engine that holds no shard yet. All but onnx are exact, whatever `precision` says.
 
-    EngineError for an unknown name or precision, and for a package that is missing.
+    Raises EngineError for an unknown name or precision, and for a missing package.
     """
     if name not in ENGINES:
         raise EngineError(f"there is no engine {name!r}; choose one of {', '.join(ENGINES)}")
@@ -48,4 +48,5 @@ def create(name: str, precision: str = "fast") -> InferenceEngine:
 
 
 def _remedy(name: str) -> str:
+    """Say how to install an engine's packages."""
     return f"pip install 'exobus[{name}]'" if name in _EXTRAS else "install exobus again"

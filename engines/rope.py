@@ -1,4 +1,4 @@
-"""The frequencies of rotary position embeddings, with their scaling rules. Engines apply them."""
+"""The frequencies of rotary position embeddings, with their scaling rules. Applying them is up to the engines."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from models.config import ModelConfig
 
 
 def frequencies(config: ModelConfig) -> FloatArray:
-    """Radians per position of each of the head_dim / 2 planes (half-split layout), float32.
+    """Compute the radians per position of each plane in the half-split layout: (head_dim / 2,) float32.
 
-    Su et al., "RoFormer", 2021; the `llama3` rule stretches long wavelengths only, as Meta's Llama 3.1 does.
-    Raises EngineError for a scaling rule that is not known here.
+    Source: Su et al., "RoFormer", 2021. The `llama3` rule stretches only long wavelengths, as Meta's Llama 3.1 does.
+    Raises EngineError for an unknown scaling rule.
     """
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
     plain = config.rope_theta**-exponents
@@ -30,8 +30,9 @@ def frequencies(config: ModelConfig) -> FloatArray:
 
 
 def _llama3(plain: np.ndarray, scaling: dict[str, float]) -> np.ndarray:
+    """Divide frequencies by `factor` below `low` rotations in the original context, by less up to `high`."""
     factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns = original * plain / (2 * math.pi)
-    share = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return plain * (share + (1 - share) / factor)
+    rotations = original * plain / (2 * math.pi)
+    unscaled = np.clip((rotations - low) / (high - low), 0.0, 1.0)
+    return plain * (unscaled + (1 - unscaled) / factor)

@@ -1,4 +1,4 @@
-"""Which slots exist and how many positions each holds. Knows nothing of what an engine keeps per slot."""
+"""Which slots exist and how many positions each holds. Does not look into what an engine caches for a slot."""
 
 from __future__ import annotations
 
@@ -13,41 +13,41 @@ CacheT = TypeVar("CacheT")
 
 
 class SlotTable(Generic[CacheT]):
-    """The caches of an engine by slot number, with the checks that make a lost frame loud."""
+    """The caches of an engine by slot number. Its checks turn a lost or repeated frame into an EngineError."""
 
-    def __init__(self, shard: Shard, config: ModelConfig, create: Callable[[], CacheT]) -> None:
+    def __init__(self, shard: Shard, config: ModelConfig, new_cache: Callable[[], CacheT]) -> None:
         self._shard = shard
         self._config = config
-        self._create = create
+        self._new_cache = new_cache
         self._caches: dict[int, CacheT] = {}
         self._lengths: dict[int, int] = {}
 
     def length(self, slot: int) -> int:
-        """How many positions the slot holds; 0 for one that does not exist yet."""
+        """Return how many positions the slot holds; 0 if it does not exist yet."""
         return self._lengths.get(slot, 0)
 
-    def admit(self, batch: Sequence[Chunk]) -> list[CacheT]:
-        """Check the whole batch, then answer each chunk's cache. Raises EngineError with no slot changed."""
+    def caches_for(self, batch: Sequence[Chunk]) -> list[CacheT]:
+        """Check the whole batch, then return each chunk's cache. Raises EngineError without changing a slot."""
         seen: set[int] = set()
         for chunk in batch:
             if chunk.slot in seen:
-                raise EngineError(f"slot {chunk.slot} is twice in one batch; send its chunks in turn")
+                raise EngineError(f"slot {chunk.slot} is twice in one batch; send its chunks one after another")
             seen.add(chunk.slot)
-            self._check_place(chunk)
-            self._check_shape(chunk)
+            self._check_position(chunk)
+            self._check_inputs(chunk)
         fresh = seen - self._caches.keys()
-        self._check_room(len(fresh))
+        self._check_free(len(fresh))
         for slot in fresh:
-            self._caches[slot] = self._create()
+            self._caches[slot] = self._new_cache()
         return [self._caches[chunk.slot] for chunk in batch]
 
     def advance(self, batch: Sequence[Chunk]) -> None:
-        """Count the batch's rows, once they are computed."""
+        """Count the batch's rows after they are computed."""
         for chunk in batch:
             self._lengths[chunk.slot] = chunk.position + chunk.rows
 
     def truncate(self, slot: int, position: int) -> CacheT:
-        """Set the slot back to `position` positions and answer its cache."""
+        """Keep the first `position` positions of the slot. Returns its cache, or raises EngineError."""
         if slot not in self._lengths:
             raise EngineError(f"slot {slot} does not exist on this stage, so it has no position {position}")
         if not 0 <= position <= self._lengths[slot]:
@@ -55,32 +55,37 @@ class SlotTable(Generic[CacheT]):
         self._lengths[slot] = position
         return self._caches[slot]
 
-    def held(self, slot: int, start: int, end: int) -> CacheT:
-        """The cache of a slot that holds positions `start` to `end`. Raises EngineError."""
+    def cache_with(self, slot: int, start: int, end: int) -> CacheT:
+        """Return the slot's cache. Raises EngineError unless it holds positions `start` to `end`."""
         if not 0 <= start < end <= self.length(slot):
             raise EngineError(f"slot {slot} holds {self.length(slot)} positions, so not {start} to {end}")
         return self._caches[slot]
 
     def extend(self, slot: int, start: int, end: int) -> CacheT:
-        """The cache of a slot, a fresh one where `start` is 0, whose positions are to be `end`. Raises EngineError."""
+        """Count positions `start` to `end`, which a copy brings. Returns the slot's cache, or raises EngineError.
+
+        A slot that does not exist yet holds 0 positions and gets a new cache.
+        """
         if start != self.length(slot) or not start < end <= self._config.context_length:
             raise EngineError(f"slot {slot} holds {self.length(slot)} positions and takes no copy of {start} to {end}")
         if slot not in self._caches:
-            self._check_room(1)
-            self._caches[slot] = self._create()
+            self._check_free(1)
+            self._caches[slot] = self._new_cache()
         self._lengths[slot] = end
         return self._caches[slot]
 
     def release(self, slot: int) -> CacheT | None:
-        """Forget the slot, if it is there, and answer its cache."""
+        """Forget the slot. Returns its cache, or None if there is no such slot."""
         self._lengths.pop(slot, None)
         return self._caches.pop(slot, None)
 
-    def _check_room(self, fresh: int) -> None:
+    def _check_free(self, fresh: int) -> None:
+        """Raise EngineError unless so many more slots fit."""
         if len(self._caches) + fresh > MAX_SLOTS:
             raise EngineError(f"this engine holds {len(self._caches)} of {MAX_SLOTS} slots; close a session first")
 
-    def _check_place(self, chunk: Chunk) -> None:
+    def _check_position(self, chunk: Chunk) -> None:
+        """Raise EngineError if the chunk does not continue its slot, or would pass the end of the context."""
         held = self.length(chunk.slot)
         if chunk.position != held:
             raise EngineError(
@@ -94,17 +99,20 @@ class SlotTable(Generic[CacheT]):
                 f" {self._config.context_length}; shorten the prompt or the answer"
             )
 
-    def _check_shape(self, chunk: Chunk) -> None:
+    def _check_inputs(self, chunk: Chunk) -> None:
+        """Raise EngineError for a wrong shape or dtype, an unknown token id, or more logits than rows."""
         if self._shard.is_first:
             fits = chunk.inputs.ndim == 1 and chunk.inputs.dtype.kind in "iu"
-            wanted = "token ids of shape (rows,)"
+            expected = "token ids of shape (rows,)"
         else:
             fits = chunk.inputs.ndim == 2 and chunk.inputs.shape[1] == self._config.hidden_size
             fits = fits and chunk.inputs.dtype.kind == "f"
-            wanted = f"hidden states of shape (rows, {self._config.hidden_size})"
+            expected = f"hidden states of shape (rows, {self._config.hidden_size})"
         fits = fits and 0 <= chunk.logits <= chunk.rows
         if not fits or chunk.rows == 0:
-            raise EngineError(f"{self._shard} wants {wanted}, got {chunk.inputs.dtype} of shape {chunk.inputs.shape}")
+            raise EngineError(
+                f"{self._shard} expects {expected}, got {chunk.inputs.dtype} of shape {chunk.inputs.shape}"
+            )
         vocabulary = self._config.vocab_size
         if self._shard.is_first and not 0 <= chunk.inputs.min() <= chunk.inputs.max() < vocabulary:
-            raise EngineError(f"a token id is outside the vocabulary of {vocabulary}; tokeniser and model differ")
+            raise EngineError(f"a token id is outside the vocabulary of {vocabulary}; tokenizer and model differ")

@@ -27,7 +27,7 @@ from gateway.http.connection import ConnectionLimits, most_connections
 from gateway.http.origin_check import site
 from gateway.http.server import Server, make_server
 from models.catalogue import Catalogue
-from models.template_renderer import TemplateRenderer
+from models.templates.renderer import TemplateRenderer
 
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
 

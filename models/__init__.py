@@ -1,1 +1,1 @@
-"""Model cards, weights by layer range, tokenizers and download sources."""
+"""Model cards, weights, tokenizers, chat templates and the sources that models are fetched from."""

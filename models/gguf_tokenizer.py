@@ -1,4 +1,4 @@
-"""Builds tokenizer.json from a GGUF file's metadata, once: `python -m models.gguf_tokenizer`.
+"""Builds tokenizer.json from a GGUF file's metadata: `python -m models.gguf_tokenizer MODEL.gguf FOLDER`.
 
 The builders are those of transformers, which is slow to import, so a child process runs them.
 """
@@ -12,18 +12,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gguf import Keys
+
+from common.files import write_atomic
 from common.python_child import child_environment, module_command
 from models.errors import ModelError, TokenizerError
-from models.files import write_whole
-from models.gguf_header import read_header
-from models.gguf_weights import eos_token_ids
 from models.tokenizer import GENERATION_FILE, SETTINGS_FILE, TOKENIZER_FILE
+from models.weights.gguf_config import eos_token_ids
+from models.weights.gguf_header import read_header
 
 _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+_SPECIAL_TOKENS = {"bos_token": Keys.Tokenizer.BOS_ID, "eos_token": Keys.Tokenizer.EOS_ID}
 
 
 def ensure_tokenizer(weights_path: Path, folder: Path, deadline_s: float = 120.0) -> None:
-    """Have the tokenizer files in `folder`; a child process builds those that are missing. TokenizerError."""
+    """Build the tokenizer files in `folder`, in a child process, unless they are there. Raises TokenizerError."""
     if (folder / TOKENIZER_FILE).is_file():
         return
     command = module_command("models.gguf_tokenizer", str(weights_path.absolute()), str(folder.absolute()))
@@ -47,15 +50,16 @@ def ensure_tokenizer(weights_path: Path, folder: Path, deadline_s: float = 120.0
 
 
 def build_tokenizer(weights_path: Path, folder: Path) -> None:
-    """Write the tokenizer files; tokenizer.json comes last, so that where it is, the others are too."""
+    """Write the tokenizer files. tokenizer.json comes last, so that the others exist if it does."""
     metadata = read_header(weights_path).metadata
     text = _tokenizer_json(weights_path, metadata)
-    write_whole(folder / SETTINGS_FILE, json.dumps(_settings(metadata)).encode())
-    write_whole(folder / GENERATION_FILE, json.dumps({"eos_token_id": eos_token_ids(metadata)}).encode())
-    write_whole(folder / TOKENIZER_FILE, text.encode())
+    write_atomic(folder / SETTINGS_FILE, json.dumps(_settings(metadata)))
+    write_atomic(folder / GENERATION_FILE, json.dumps({"eos_token_id": eos_token_ids(metadata)}))
+    write_atomic(folder / TOKENIZER_FILE, text)
 
 
 def _tokenizer_json(weights_path: Path, metadata: Mapping[str, Any]) -> str:
+    """Let transformers build the tokenizer. Raises TokenizerError."""
     from transformers.integrations.gguf.gguf_tokenizer_mapping import (
         GGUF_TOKENIZER_MAPPING,
         convert_gguf_tokenizer,
@@ -64,7 +68,7 @@ def _tokenizer_json(weights_path: Path, metadata: Mapping[str, Any]) -> str:
     renames = GGUF_TOKENIZER_MAPPING["tokenizer"]
     fields = {name: metadata[f"tokenizer.{key}"] for key, name in renames.items() if f"tokenizer.{key}" in metadata}
     try:
-        backend, _ = convert_gguf_tokenizer(metadata["general.architecture"], fields)
+        backend, _ = convert_gguf_tokenizer(metadata[Keys.General.ARCHITECTURE], fields)
     except (KeyError, ValueError) as error:
         raise TokenizerError(
             f"{weights_path} holds no tokenizer that exobus knows ({error}); use another model"
@@ -73,15 +77,15 @@ def _tokenizer_json(weights_path: Path, metadata: Mapping[str, Any]) -> str:
 
 
 def _settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What the `tokenizer_config.json` of a repository would say: special tokens and the chat template."""
-    tokens = metadata["tokenizer.ggml.tokens"]
-    ids = {name: metadata.get(f"tokenizer.ggml.{name}_id") for name in ("bos_token", "eos_token")}
+    """Make what a repository has in `tokenizer_config.json`: the special tokens and the chat template."""
+    tokens = metadata[Keys.Tokenizer.LIST]
+    ids = {name: metadata.get(key) for name, key in _SPECIAL_TOKENS.items()}
     special = {name: tokens[token] for name, token in ids.items() if isinstance(token, int) and token < len(tokens)}
-    return {**special, "chat_template": metadata.get("tokenizer.chat_template")}
+    return {**special, "chat_template": metadata.get(Keys.Tokenizer.CHAT_TEMPLATE)}
 
 
 def main() -> int:
-    """MODEL.gguf FOLDER: exit status 0, or 1 with one sentence as the last line of stderr."""
+    """Build the tokenizer. Returns the exit status: 0, or 1 with one sentence as the last line of stderr."""
     try:
         build_tokenizer(Path(sys.argv[1]), Path(sys.argv[2]))
     except (ModelError, OSError) as error:

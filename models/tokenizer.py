@@ -1,6 +1,6 @@
-"""Text to token ids and back, from the files of a model folder. Imports only `tokenizers` and the templates.
+"""Text to token ids and back, with the files of a model folder. Knows no weights, and imports no numpy.
 
-It knows no weights. Special tokens in a prompt are the chat template's business: `encode` adds none.
+Special tokens of a prompt come from the chat template: `encode` adds none.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any, Self
 
 import tokenizers
 
-from models.chat_template import MAX_SOURCE_BYTES, ChatTemplate
 from models.errors import TemplateError, TokenizerError
+from models.templates.chat_template import MAX_SOURCE_BYTES, ChatTemplate
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
@@ -25,7 +25,7 @@ _REPLACEMENT = "\ufffd"
 
 
 class Tokenizer:
-    """A byte-exact tokenizer with the ids that end an answer and, if the model has one, its chat template."""
+    """A model's tokenizer, with the ids that end an answer and the chat template if the model has one."""
 
     def __init__(
         self, backend: tokenizers.Tokenizer, eos_token_ids: Iterable[int], chat_template: ChatTemplate | None
@@ -36,7 +36,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """From `tokenizer.json` and the configuration files beside it. TokenizerError, TemplateError."""
+        """Read `tokenizer.json` and the configuration files beside it. Raises TokenizerError or TemplateError."""
         backend = _load_backend(folder / TOKENIZER_FILE)
         settings = _read_object(folder / SETTINGS_FILE)
         bos, eos = _token_text(settings.get("bos_token")), _token_text(settings.get("eos_token"))
@@ -44,27 +44,23 @@ class Tokenizer:
         template = None if source is None else ChatTemplate(source, bos, eos)
         return cls(backend, _eos_token_ids(backend, folder, eos), template)
 
-    @property
-    def vocab_size(self) -> int:
-        """The number of ids, special ones included."""
-        return int(self._backend.get_vocab_size(with_added_tokens=True))
-
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`; special tokens written out in it become their ids, none is added."""
-        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)  # `encode` keeps the GIL
+        """Convert text to ids. A special token that is written out in the text becomes its id; none is added."""
+        # `encode` would hold the GIL.
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
         return list(encoding.ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, without special tokens; bytes that are no UTF-8 become U+FFFD."""
+        """Convert ids to text without special tokens. Bytes that are not UTF-8 become U+FFFD."""
         return str(self._backend.decode(list(ids), skip_special_tokens=True))
 
     def stream(self) -> StreamDecoder:
-        """A decoder for the ids of one answer as they come."""
+        """Make a decoder for the ids of one answer."""
         return StreamDecoder(self)
 
 
 class StreamDecoder:
-    """Turns ids into text as they come, never half a character; the pieces join to `decode` of all ids."""
+    """Turns ids into text as they come, whole characters only. The pieces join to what `decode` makes of all ids."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -73,42 +69,43 @@ class StreamDecoder:
         self._sent = 0
 
     def push(self, token_id: int) -> str:
-        """The text that is certain now; empty while a character is incomplete."""
+        """Add an id and return the text that is now final; empty while a character is incomplete."""
         self._window.append(token_id)
         text = self._tokenizer.decode(self._window)
-        certain = text.rstrip(_REPLACEMENT)
-        piece = certain[self._sent :]
-        self._sent = max(self._sent, len(certain))
-        if piece and certain == text:
-            self._forget()
+        final = text.rstrip(_REPLACEMENT)
+        piece = final[self._sent :]
+        self._sent = max(self._sent, len(final))
+        if piece and final == text:
+            self._trim_window()
         return piece
 
     def flush(self) -> str:
-        """What was held back, incomplete bytes as U+FFFD; then the decoder is as new."""
+        """Return what was held back, with incomplete bytes as U+FFFD, and reset the decoder."""
         piece = self._tokenizer.decode(self._window)[self._sent :]
         self._window, self._context_ids, self._sent = [], 0, 0
         return piece
 
-    def _forget(self) -> None:
-        """Keep only the ids of the last piece: some decoders treat the first id of a text specially."""
+    def _trim_window(self) -> None:
+        """Keep only the ids of the last piece as context: some decoders treat the first id of a text differently."""
         self._window = self._window[self._context_ids :]
         self._context_ids = len(self._window)
         self._sent = len(self._tokenizer.decode(self._window))
 
 
 def _load_backend(path: Path) -> tokenizers.Tokenizer:
+    """Read `tokenizer.json`. Raises TokenizerError."""
     if not path.is_file():
         raise TokenizerError(f"{path.parent} has no {path.name}; fetch the model again")
     if path.stat().st_size > _MAX_FILE_BYTES:
         raise TokenizerError(f"{path} is far too large for a tokenizer; delete it and fetch the model again")
     try:
         return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more precise
-        raise TokenizerError(f"{path} is no tokenizer ({error}); delete it and fetch the model again") from error
+    except Exception as error:  # the library raises no narrower class
+        raise TokenizerError(f"{path} is not a tokenizer ({error}); delete it and fetch the model again") from error
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; empty when there is no such file."""
+    """Read the JSON object in `path`; empty if there is no such file. Raises TokenizerError."""
     if not path.is_file():
         return {}
     try:
@@ -121,14 +118,21 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _token_text(token: Any) -> str | None:
-    """A special token is written as a string or as an object with its `content`."""
+    """Return a special token's text, which files write as a string or as an object with its `content`."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
 
 def _template_source(folder: Path, settings: dict[str, Any]) -> str | None:
-    if (folder / TEMPLATE_FILE).is_file():
-        return _template_text(folder / TEMPLATE_FILE)
+    """Find the chat template, in a file of its own or in the settings. Raises TemplateError."""
+    path = folder / TEMPLATE_FILE
+    if path.is_file():
+        if path.stat().st_size > MAX_SOURCE_BYTES:
+            raise TemplateError(f"{path} is far too large for a chat template; use another model")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise TemplateError(f"{path} is not readable UTF-8; delete it and fetch the model again") from error
     template = settings.get("chat_template")
     if isinstance(template, list):  # several, by name
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
@@ -136,18 +140,8 @@ def _template_source(folder: Path, settings: dict[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _template_text(path: Path) -> str:
-    """The text of a template's file, whose size is looked at before it is read. TemplateError."""
-    if path.stat().st_size > MAX_SOURCE_BYTES:
-        raise TemplateError(f"{path} is far too large for a chat template; use another model")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TemplateError(f"{path} is not readable UTF-8; delete it and fetch the model again") from error
-
-
 def _eos_token_ids(backend: tokenizers.Tokenizer, folder: Path, eos_token: str | None) -> set[int]:
-    """The union of what the model's files call an end, and the ends of a turn that its vocabulary has."""
+    """Join the end tokens that the model's files name with the end-of-turn tokens that its vocabulary has."""
     ids: set[int] = set()
     for file in (GENERATION_FILE, "config.json"):
         listed = _read_object(folder / file).get("eos_token_id")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from cluster.openings import MOST_DRAFTS
 from engines.engine import EngineError, FloatArray
-from engines.sampling import sample
+from engines.sampler import sample
 from ring.prompt_lookup import PromptLookup, accepted
 from ring.sessions import StageSession
 from ring.types import Sampled, Step

@@ -1,6 +1,5 @@
-"""The MLX engine: mlx-lm's own model classes, cut into stages with ghost layers."""
+"""The MLX engine: mlx-lm's own model classes, with stubs for the layers of other stages."""
 
 from engines.mlx.blas import load_fast_blas
 
-FAST_BLAS = load_fast_blas()
-"""The library that takes the place of MLX's own on a CPU, if there is one. Loaded before a module here imports MLX."""
+load_fast_blas()  # before any module of this package imports MLX

@@ -1,7 +1,7 @@
-"""One layer's caches of several slots, seen by mlx-lm's layers as the cache of one batch. Holds no keys itself.
+"""One layer's caches of several slots, presented to mlx-lm's layers as the cache of one batch. Holds no keys itself.
 
-Every row of a ragged batch is a sequence of one row to the model: all it does but attention goes by the row. Attention
-goes slot by slot, each over its own cache, so there is no padding, no mask and no copy of what slots hold.
+To the model every row of a ragged batch is a sequence of one row, and all that it computes but attention goes by the
+row. Attention runs slot by slot, each over its own cache, so nothing is padded, masked or copied.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 from engines.engine import Chunk
 
 ATTENTION = "scaled_dot_product_attention"
-"""The function of mlx-lm that all its families import by this name."""
+"""The function of mlx-lm that all its families import under this name."""
 
 
 class BatchedCache:
-    """What a layer sees of the slots in a batch. `offset` is each row's position, which rope takes as an array."""
+    """A layer's view of the slots in a batch. `offset` holds each row's position, which rope accepts as an array."""
 
     def __init__(self, caches: Sequence[Any], edges: Sequence[int], offset: mx.array) -> None:
         self.offset = offset
@@ -30,56 +30,55 @@ class BatchedCache:
         self._edges = edges
 
     def make_mask(self, rows: int, return_array: bool = False, window_size: int | None = None) -> None:
-        """None, as for any single row. NotImplementedError for a family that wants more than causality."""
+        """Return None, as for any single row. Raises NotImplementedError for a family that needs a mask array."""
         if return_array or window_size is not None:
-            raise NotImplementedError("a shared pass has no masks")
+            raise NotImplementedError("a batched pass has no masks")
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[list[mx.array], list[mx.array]]:
-        """Give each slot its rows of (all rows, kv_heads, 1, head_dim); answer what each holds then."""
+        """Append each slot's rows of (all rows, kv_heads, 1, head_dim). Returns what each slot holds then."""
         parts = zip(self._caches, self.by_slot(keys), self.by_slot(values), strict=True)
         held = [cache.update_and_fetch(key, value) for cache, key, value in parts]
         return [key for key, _ in held], [value for _, value in held]
 
     def by_slot(self, heads: mx.array) -> Iterator[mx.array]:
-        """Rows (all rows, heads, 1, head_dim) as one (1, heads, rows, head_dim) for each slot."""
+        """Split (all rows, heads, 1, head_dim) into one (1, heads, rows, head_dim) for each slot."""
         return (heads[start:end].swapaxes(0, 2) for start, end in pairwise(self._edges))
 
 
-def share(chunks: Sequence[Chunk], caches: Sequence[list[Any]]) -> list[BatchedCache]:
-    """The shared cache of each layer, for chunks whose rows lie end to end."""
+def batch_caches(chunks: Sequence[Chunk], caches: Sequence[list[Any]]) -> list[BatchedCache]:
+    """Make the batched cache of each layer, for chunks whose rows are laid end to end."""
     edges = [0, *accumulate(chunk.rows for chunk in chunks)]
-    places = [np.arange(chunk.position, chunk.position + chunk.rows, dtype=np.int32) for chunk in chunks]
-    offset = mx.array(np.concatenate(places))
+    positions = [np.arange(chunk.position, chunk.position + chunk.rows, dtype=np.int32) for chunk in chunks]
+    offset = mx.array(np.concatenate(positions))
     return [BatchedCache(layer, edges, offset) for layer in zip(*caches, strict=True)]
 
 
 def patch_attention() -> None:
-    """Let every family of mlx-lm that is imported by now attend over a `BatchedCache`; other caches go as before."""
-    taught = _slot_by_slot(getattr(importlib.import_module("mlx_lm.models.base"), ATTENTION))
+    """Make every mlx-lm family imported so far attend over a `BatchedCache`; other caches work as before."""
+    patched = _slot_by_slot(getattr(importlib.import_module("mlx_lm.models.base"), ATTENTION))
     for name, module in list(sys.modules.items()):
-        known = getattr(module, ATTENTION, None) if name.startswith("mlx_lm.models.") else None
-        if known is not None and not hasattr(known, "plain"):
-            setattr(module, ATTENTION, taught)
+        found = getattr(module, ATTENTION, None) if name.startswith("mlx_lm.models.") else None
+        if found is not None and not hasattr(found, "original"):
+            setattr(module, ATTENTION, patched)
 
 
-def _slot_by_slot(plain: Any) -> Callable[..., mx.array]:
-    plain = getattr(plain, "plain", plain)
+def _slot_by_slot(attention: Any) -> Callable[..., mx.array]:
+    """Wrap mlx-lm's attention function, or the original of one that is wrapped already."""
+    original = getattr(attention, "original", attention)
 
-    def attention(
+    def patched(
         queries: mx.array, keys: Any, values: Any, cache: Any, scale: float, mask: Any, **options: Any
     ) -> mx.array:
         if not isinstance(cache, BatchedCache):
-            answer: mx.array = plain(queries, keys, values, cache=cache, scale=scale, mask=mask, **options)
-            return answer
+            output: mx.array = original(queries, keys, values, cache=cache, scale=scale, mask=mask, **options)
+            return output
         if mask is not None:
-            raise NotImplementedError("a shared pass has no masks")
-        parts = zip(cache.by_slot(queries), keys, values, strict=True)
-        answers = [plain(*part, cache=None, scale=scale, mask=_causal(part[0]), **options) for part in parts]
-        return mx.concatenate([answer.swapaxes(0, 2) for answer in answers])
+            raise NotImplementedError("a batched pass has no masks")
+        outputs = []
+        for query, key, value in zip(cache.by_slot(queries), keys, values, strict=True):
+            causal = "causal" if query.shape[2] > 1 else None
+            outputs.append(original(query, key, value, cache=None, scale=scale, mask=causal, **options))
+        return mx.concatenate([output.swapaxes(0, 2) for output in outputs])
 
-    attention.plain = plain  # type: ignore[attr-defined]
-    return attention
-
-
-def _causal(queries: mx.array) -> str | None:
-    return "causal" if queries.shape[2] > 1 else None
+    patched.original = original  # type: ignore[attr-defined]
+    return patched

@@ -1,7 +1,7 @@
-"""A fast BLAS for MLX on the CPU of a Linux machine that has one. Knows nothing of MLX but that its symbols are open.
+"""A fast BLAS for MLX on Linux CPUs, if the machine has one.
 
-MLX's wheel brings the reference BLAS, whose matrix products run at a tenth of a core's speed or less. Symbols of a
-library that is loaded for the whole process come before those of the wheel's own, so nothing on the disk changes.
+MLX's wheel contains the reference BLAS, whose matrix products run at a tenth of a core's speed or less. The symbols of
+a library that is loaded globally take precedence over those of the wheel's own, so no file has to change.
 """
 
 from __future__ import annotations
@@ -12,21 +12,20 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, files
 
 SYSTEM_LIBRARY = "libopenblas.so.0"
-"""OpenBLAS under the name that Linux distributions give it."""
+"""The name that Linux distributions give OpenBLAS."""
 
 
-def load_fast_blas() -> str | None:
-    """Load the first library that is there, the package `mkl` or the system's OpenBLAS, and answer its name.
+def load_fast_blas() -> None:
+    """Load the package `mkl` or else the system's OpenBLAS, if the machine has one, before MLX is imported.
 
-    It has to happen before MLX is imported. None where there is none, and on systems whose MLX does without.
+    On other systems than Linux MLX needs no replacement.
     """
     for library in _candidates() if sys.platform == "linux" else ():
         try:
             ctypes.CDLL(library, ctypes.RTLD_GLOBAL)
         except OSError:
-            continue  # not installed, or it lacks a library of its own
-        return library
-    return None
+            continue  # not installed, or a library that it needs is missing
+        return
 
 
 def _candidates() -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The MLX engine: Apple's GPUs, and CPU or CUDA elsewhere. The arithmetic is in `stage`."""
+"""The MLX engine, for Apple's GPUs, and for CPUs and CUDA elsewhere. The arithmetic is in `shard_model`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.base import SlotEngine
 from engines.mlx.shard_model import MlxShardModel
-from models.weights import Weights
+from models.weights.reader import Weights
 
 
 class MlxEngine(SlotEngine[list[Any]]):
-    """A ragged batch is one pass over the weights; a slot is a prompt cache of mlx-lm's own.
+    """Runs a ragged batch as one pass over the weights. A slot's cache is a prompt cache of mlx-lm.
 
-    Loading imports mlx_lm, which may lower the process's limit of open files: give it a process of its own.
+    Loading imports mlx_lm, which may lower the process's limit of open files, so it needs a process of its own.
     """
 
     name: ClassVar[str] = "mlx"
@@ -27,16 +27,14 @@ class MlxEngine(SlotEngine[list[Any]]):
         return MlxShardModel(weights.config, shard, weights)
 
     def capabilities(self) -> EngineCapability:
-        """mlx's version and its default device."""
-        return EngineCapability(name=self.name, version=version("mlx"), device=_device())
+        """Return mlx's version and its default device."""
+        if mx.default_device().type == mx.DeviceType.cpu:
+            device = "CPU"
+        else:
+            device = "METAL" if mx.metal.is_available() else "CUDA"
+        return EngineCapability(name=self.name, version=version("mlx"), device=device)
 
     def close(self) -> None:
-        """Drop weights and slots, and give back the buffers that MLX keeps for reuse."""
+        """Drop weights and slots, and free the buffers that MLX keeps for reuse."""
         super().close()
         mx.clear_cache()
-
-
-def _device() -> str:
-    if mx.default_device().type == mx.DeviceType.cpu:
-        return "CPU"
-    return "METAL" if mx.metal.is_available() else "CUDA"

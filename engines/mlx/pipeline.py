@@ -1,6 +1,7 @@
-"""Cutting an mlx-lm model into a stage: ghosts in place of what other stages own. No weights are read here.
+"""Cutting an mlx-lm model into a pipeline stage: stubs replace the modules that other stages own.
 
-The full layer list stays, so masks, offsets and per-layer patterns stay as the family's author wrote them.
+The list of layers keeps its length, so masks, offsets and per-layer patterns stay as the family's author wrote them.
+No weights are read here.
 """
 
 from __future__ import annotations
@@ -11,17 +12,16 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from cluster.shard import Shard
+from engines.activations import LARGEST_HALF
 from models.config import Dtype
 
-LARGEST_HALF = 65504.0
 
-
-class LayerStub(nn.Module):  # type: ignore[misc]  # mlx carries no types that mypy follows
-    """Stands for a layer of another stage: passes its input on, and moves its cache's offset all the same."""
+class LayerStub(nn.Module):  # type: ignore[misc]  # mlx has no types that mypy can follow
+    """Replaces a layer of another stage. Returns its input, and advances its cache as the layer would."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        # Plain attributes such as `use_sliding` steer the model's loop.
+        # The model's loop reads plain attributes such as `use_sliding`.
         for name, value in vars(layer).items():
             if not name.startswith("_"):
                 setattr(self, name, value)
@@ -33,7 +33,7 @@ class LayerStub(nn.Module):  # type: ignore[misc]  # mlx carries no types that m
 
 
 class EmbeddingStub(nn.Module):  # type: ignore[misc]
-    """Stands for the embedding where a stage has none: zeros (batch, rows, hidden) that `Entry` replaces."""
+    """Replaces the embedding on stages without one. Returns zeros (batch, rows, hidden), which `InputHook` ignores."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -43,19 +43,12 @@ class EmbeddingStub(nn.Module):  # type: ignore[misc]
         return mx.zeros((*tokens.shape, self.hidden_size), mx.float32)
 
     def as_linear(self, rows: mx.array) -> mx.array:
-        """The tied head of a stage that is not the last: nobody reads its answer."""
+        """Stand in for the tied head on a stage that is not the last; the result is not used."""
         return rows
 
 
-class Passthrough(nn.Module):  # type: ignore[misc]
-    """Stands for the final norm or the head of a stage that is not the last."""
-
-    def __call__(self, rows: mx.array) -> mx.array:
-        return rows
-
-
-class Wrapped:
-    """An owned layer with something done before or after it. Its other attributes are the layer's own."""
+class LayerHook:
+    """Calls an owned layer, and lets subclasses act before or after it. Its other attributes are the layer's."""
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
@@ -68,15 +61,14 @@ class Wrapped:
         return getattr(self._layer, name)
 
 
-class Rounded(Wrapped):
-    """An owned layer of a model of 16 bits: what it answers is rounded to those, and stays float32."""
+class RoundingHook(LayerHook):
+    """Rounds the output of a layer to a 16-bit dtype as `engines.activations.rounded` does. It stays float32."""
 
     def __init__(self, layer: Any, dtype: Dtype) -> None:
         super().__init__(layer)
         self._dtype = dtype
 
     def __call__(self, rows: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
-        """Ties to even; what float16 cannot hold becomes its largest number."""
         output = super().__call__(rows, mask, cache)
         if self._dtype == "float16":
             output = mx.clip(output, -LARGEST_HALF, LARGEST_HALF)
@@ -84,8 +76,8 @@ class Rounded(Wrapped):
         return rounded
 
 
-class Entry(Wrapped):
-    """The first owned layer: works on the hidden states of the stage before instead of on its input."""
+class InputHook(LayerHook):
+    """The first owned layer. Its input is `received`, the hidden states of the previous stage."""
 
     received: Any = None
 
@@ -93,10 +85,10 @@ class Entry(Wrapped):
         return super().__call__(self.received, mask, cache)
 
 
-class Exit(Wrapped):
-    """The last owned layer: keeps its output (all rows, hidden), unevaluated, for the stage to take.
+class OutputHook(LayerHook):
+    """The last owned layer. Keeps its output (all rows, hidden), not yet evaluated, for the stage to read.
 
-    Where rows are `wanted`, on the last stage, only they go on, as (1, wanted, hidden): norm and head work by the row.
+    On the last stage only the rows in `wanted` go on to norm and head, as (1, wanted, hidden): both work by the row.
     """
 
     output: Any = None
@@ -109,30 +101,30 @@ class Exit(Wrapped):
 
 
 def stub_foreign_layers(model: nn.Module, shard: Shard, *, tied: bool, hidden_size: int) -> None:
-    """Put ghosts where other stages own the weights, so that the model's parameters are the shard's alone."""
+    """Replace the modules that other stages own with stubs, so that the model has only this shard's parameters."""
     for layer in range(shard.n_layers):
         if layer not in shard.layers:
             model.layers[layer] = LayerStub(model.layers[layer])
     if not (shard.is_first or (shard.is_last and tied)):
         model.model.embed_tokens = EmbeddingStub(hidden_size)
     if not shard.is_last:
-        model.model.norm = Passthrough()
+        model.model.norm = nn.Identity()
         if not tied:
-            model.lm_head = Passthrough()
+            model.lm_head = nn.Identity()
 
 
-def wire(model: nn.Module, shard: Shard, dtype: Dtype) -> tuple[Entry, Exit]:
-    """Round what the owned layers answer and open their two ends.
+def hook_ends(model: nn.Module, shard: Shard, dtype: Dtype) -> tuple[InputHook, OutputHook]:
+    """Round the outputs of the owned layers, and hook the first and the last of them.
 
-    To be called once the weights are in: it hides their names.
+    Call this after the weights are loaded, since the hooks hide their names.
     """
     layers = model.layers
     if dtype != "float32":
         for index in shard.layers:
-            layers[index] = Rounded(layers[index], dtype)
-    entry = Entry(layers[shard.start_layer])
+            layers[index] = RoundingHook(layers[index], dtype)
+    first = InputHook(layers[shard.start_layer])
     if not shard.is_first:
-        layers[shard.start_layer] = entry
-    end = Exit(layers[shard.end_layer - 1])
-    layers[shard.end_layer - 1] = end
-    return entry, end
+        layers[shard.start_layer] = first
+    last = OutputHook(layers[shard.end_layer - 1])
+    layers[shard.end_layer - 1] = last
+    return first, last

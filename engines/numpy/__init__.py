@@ -1,1 +1,1 @@
-"""The reference engine: float32 on the CPU with numpy alone."""
+"""The reference engine: float32 on the CPU, with numpy only."""

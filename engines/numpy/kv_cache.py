@@ -1,4 +1,4 @@
-"""The keys and values of one slot on one stage, with room for its whole context. No arithmetic here."""
+"""The keys and values of one slot on one stage, with room for the whole context."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ class KVCache:
         self._array = KVMemory(n_layers, 2, kv_heads, context, head_dim).array
 
     def store(self, layer: int, position: int, keys: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Write (rows, kv_heads, head_dim) from `position` on; answer views (kv_heads, length, head_dim)."""
+        """Write (rows, kv_heads, head_dim) from `position` on.
+
+        Returns views of all that the layer holds, (kv_heads, end, head_dim).
+        """
         end = position + len(keys)
         held = self._array[layer, :, :, :end]
         held[0, :, position:] = keys.swapaxes(0, 1)
@@ -21,10 +24,10 @@ class KVCache:
         return held[0], held[1]
 
     def save(self, start: int, end: int) -> SavedKV:
-        """A copy of these positions of all layers."""
+        """Copy these positions of all layers."""
         copy = self._array[:, :, :, start:end].copy()
         return SavedKV(start, end, copy.nbytes, copy)
 
     def restore(self, saved: SavedKV) -> None:
-        """Write a copy to its place."""
+        """Write a copy to its positions."""
         self._array[:, :, :, saved.start : saved.end] = saved.content

@@ -1,6 +1,6 @@
-"""The Llama family in numpy: the part of a model that one shard owns, in float32 but for the stream between layers.
+"""The Llama family in numpy: the part of a model that one shard owns. Knows no slots.
 
-No slots are kept here.
+Everything is float32; between layers the hidden states are rounded to the model's dtype.
 """
 
 from __future__ import annotations
@@ -12,26 +12,27 @@ import numpy as np
 
 from cluster.shard import Shard
 from engines.activations import rounded
-from engines.engine import NO_LOGITS, Array, Chunk, FloatArray, SavedKV
-from engines.logits import shared_out, wanted_rows
+from engines.engine import NO_LOGITS, Chunk, FloatArray, SavedKV
+from engines.logits import split_logits, wanted_rows
 from engines.numpy.kv_cache import KVCache
 from engines.rope import frequencies
 from models.config import ModelConfig
-from models.weights import Weights
+from models.weights.reader import Weights
 
 FEW_ROWS = 5
+"""Up to this many rows go through products and attention one by one; see `project`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Linear:
-    """A matrix (outputs, inputs), maybe several of the checkpoint's stacked into one, and its bias."""
+    """A matrix (outputs, inputs), which may stack several of the checkpoint, and its bias (outputs,)."""
 
     weight: FloatArray
     bias: FloatArray | None
 
     @classmethod
     def stacked(cls, weights: Weights, *names: str) -> Linear:
-        """One product for the named checkpoint matrices, their outputs side by side."""
+        """Stack the named checkpoint matrices, so that one product has their outputs side by side."""
         matrices = [weights.tensor(f"{name}.weight") for name in names]
         weight = np.concatenate(matrices) if len(matrices) > 1 else matrices[0]
         held = weights.names()
@@ -47,7 +48,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RMSNorm:
-    """Zhang and Sennrich, "Root mean square layer normalization", 2019."""
+    """RMSNorm (Zhang and Sennrich, "Root mean square layer normalization", 2019)."""
 
     weight: FloatArray
     eps: float
@@ -66,38 +67,38 @@ class Attention:
         self.qkv_proj = Linear.stacked(weights, *(f"{prefix}.{part}_proj" for part in "qkv"))
         self.o_proj = Linear.stacked(weights, f"{prefix}.o_proj")
 
-    def __call__(self, rows: FloatArray, ragged: Ragged, index: int) -> FloatArray:
-        """Normed hidden states (rows, hidden) -> the same size; `index` is the layer's place in the stage."""
+    def __call__(self, rows: FloatArray, ragged: RaggedBatch, index: int) -> FloatArray:
+        """Attend from normed hidden states (rows, hidden). `index` counts the shard's layers from 0."""
         heads = self.qkv_proj(rows).reshape(len(rows), -1, self._head_dim)
-        turned = self._heads + self._kv_heads
-        rotate(heads[:, :turned], ragged.cosines, ragged.sines)
+        rotated = self._heads + self._kv_heads
+        rotate(heads[:, :rotated], ragged.cosines, ragged.sines)
         mixed = np.empty((len(rows), self._heads * self._head_dim), np.float32)
         for chunk, cache, span in zip(ragged.batch, ragged.caches, ragged.spans, strict=True):
-            queries, keys, values = np.split(heads[span], (self._heads, turned), axis=1)
-            mixed[span] = self._each_or_all(queries, *cache.store(index, chunk.position, keys, values))
+            queries, keys, values = np.split(heads[span], (self._heads, rotated), axis=1)
+            mixed[span] = self._attend(queries, *cache.store(index, chunk.position, keys, values))
         return self.o_proj(mixed)
 
-    def _each_or_all(self, queries: FloatArray, keys: FloatArray, values: FloatArray) -> FloatArray:
-        """A few rows one by one, each over the keys that it may see: so they have the bits that they have alone."""
+    def _attend(self, queries: FloatArray, keys: FloatArray, values: FloatArray) -> FloatArray:
+        """Attend one by one from a few rows, each over the keys before it, so that each has the bits it has alone."""
         rows, before = len(queries), keys.shape[1] - len(queries)
         if not 1 < rows <= FEW_ROWS:
-            return self._mix(queries, keys, values)
+            return self._attend_together(queries, keys, values)
         ends = range(before + 1, before + rows + 1)
         return np.concatenate(
-            [self._mix(queries[at : at + 1], keys[:, :end], values[:, :end]) for at, end in enumerate(ends)]
+            [self._attend_together(queries[at : at + 1], keys[:, :end], values[:, :end]) for at, end in enumerate(ends)]
         )
 
-    def _mix(self, queries: FloatArray, keys: FloatArray, values: FloatArray) -> FloatArray:
-        """One sequence: (rows, heads, head_dim) over (kv_heads, length, head_dim) -> (rows, query size)."""
+    def _attend_together(self, queries: FloatArray, keys: FloatArray, values: FloatArray) -> FloatArray:
+        """Attend from (rows, heads, head_dim) over (kv_heads, length, head_dim). Returns (rows, heads * head_dim)."""
         rows, kv_heads = len(queries), self._kv_heads
-        # Heads that share a key head lie together, so that their rows are one product.
+        # Heads that share a key head are adjacent, so that their rows are one product.
         grouped = queries.reshape(rows, kv_heads, -1, self._head_dim).transpose(1, 2, 0, 3)
         grouped = grouped.reshape(kv_heads, -1, self._head_dim) * self._scale
         scores = np.matmul(grouped, keys.swapaxes(1, 2))
         if rows > 1:
             length = keys.shape[1]
-            later = np.triu(np.ones((rows, length), np.bool_), length - rows + 1)
-            scores.reshape(kv_heads, -1, rows, length)[:, :, later] = -np.inf
+            future = np.triu(np.ones((rows, length), np.bool_), length - rows + 1)
+            scores.reshape(kv_heads, -1, rows, length)[:, :, future] = -np.inf
         softmax(scores)
         mixed: FloatArray = np.matmul(scores, values).reshape(kv_heads, -1, rows, self._head_dim)
         return mixed.transpose(2, 0, 1, 3).reshape(rows, -1)
@@ -125,16 +126,16 @@ class Layer:
         self.post_attention_layernorm = RMSNorm(weights.tensor(f"{prefix}.post_attention_layernorm.weight"), eps)
         self.mlp = MLP(weights, f"{prefix}.mlp")
 
-    def __call__(self, rows: FloatArray, ragged: Ragged, index: int) -> FloatArray:
-        """Hidden states (rows, hidden) of the whole batch -> the same after this block, a new array."""
+    def __call__(self, rows: FloatArray, ragged: RaggedBatch, index: int) -> FloatArray:
+        """Compute the hidden states (rows, hidden) after this block, as a new array."""
         rows = rows + self.self_attn(self.input_layernorm(rows), ragged, index)
         rows += self.mlp(self.post_attention_layernorm(rows))
         return rows
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Ragged:
-    """Where each chunk's rows lie in the concatenated batch, their caches, and the rows' rope turns."""
+class RaggedBatch:
+    """A batch with all chunks' rows laid end to end: each chunk's cache and span of rows, and each row's rotation."""
 
     batch: Sequence[Chunk]
     caches: Sequence[KVCache]
@@ -143,8 +144,8 @@ class Ragged:
     sines: FloatArray
 
     @classmethod
-    def of(cls, batch: Sequence[Chunk], caches: Sequence[KVCache], frequencies: FloatArray) -> Ragged:
-        """Lay the chunks out one after the other."""
+    def concatenate(cls, batch: Sequence[Chunk], caches: Sequence[KVCache], frequencies: FloatArray) -> RaggedBatch:
+        """Lay the chunks' rows end to end."""
         ends = np.cumsum([chunk.rows for chunk in batch]).tolist()
         spans = [slice(end - chunk.rows, end) for chunk, end in zip(batch, ends, strict=True)]
         positions = np.concatenate([np.arange(c.position, c.position + c.rows) for c in batch])
@@ -152,11 +153,8 @@ class Ragged:
         return cls(batch, caches, spans, np.cos(angles), np.sin(angles))
 
 
-class Llama:
-    """The layers of one shard, with the embedding, final norm and head where the shard has them.
-
-    The hidden states are rounded to the model's dtype after each layer and nowhere else.
-    """
+class NumpyLlama:
+    """The layers of one shard, with the embedding, final norm and head if the shard has them."""
 
     def __init__(self, config: ModelConfig, shard: Shard, weights: Weights) -> None:
         self.config = config
@@ -171,56 +169,45 @@ class Llama:
             self.lm_head = self.embed_tokens if tied else weights.tensor("lm_head.weight")
 
     def forward(self, batch: Sequence[Chunk], caches: Sequence[KVCache]) -> list[FloatArray]:
-        """Each chunk's hidden states (rows, hidden), or on the last stage its last rows' logits (logits, vocab)."""
-        ragged = Ragged.of(batch, caches, self._frequencies)
-        rows = self._enter(np.concatenate([chunk.inputs for chunk in batch]))
+        """Compute each chunk's hidden states (rows, hidden), or on the last stage its logits (logits, vocab)."""
+        ragged = RaggedBatch.concatenate(batch, caches, self._frequencies)
+        inputs = np.concatenate([chunk.inputs for chunk in batch])
+        rows: FloatArray = self.embed_tokens[inputs] if self.shard.is_first else inputs.astype(np.float32)
         for index, layer in enumerate(self.layers):
             rows = rounded(layer(rows, ragged, index), self.config.dtype)
         if not self.shard.is_last:
             return [rows[span] for span in ragged.spans]
-        return self._logits(rows, batch)
+        wanted = wanted_rows(batch)
+        if not len(wanted):
+            return [NO_LOGITS] * len(batch)
+        return split_logits(project(self.norm(rows[wanted]), self.lm_head), batch)
 
-    def truncate(self, cache: KVCache, position: int) -> None:
-        """Nothing to do: what lies behind a slot's end is written over before it is read."""
-
-    def cache(self) -> KVCache:
-        """An empty cache for one slot of this shard."""
+    def new_cache(self) -> KVCache:
+        """Make an empty cache for one slot."""
         config = self.config
         return KVCache(len(self.layers), config.n_kv_heads, config.context_length, config.head_dim)
+
+    def truncate(self, cache: KVCache, position: int) -> None:
+        """Do nothing: what lies after a slot's end is overwritten before it is read."""
 
     def save(self, cache: KVCache, start: int, end: int) -> SavedKV:
         """Copy positions that the cache holds."""
         return cache.save(start, end)
 
     def restore(self, cache: KVCache, saved: SavedKV) -> None:
-        """Write a copy behind what the cache holds."""
+        """Append a copy."""
         cache.restore(saved)
 
     def release(self, cache: KVCache) -> None:
-        """Nothing to do: its memory goes with it."""
-
-    @property
-    def position_bytes(self) -> int:
-        """Keys and values of one position in all layers, float32."""
-        return len(self.layers) * 2 * self.config.n_kv_heads * self.config.head_dim * 4
-
-    def _enter(self, inputs: Array) -> FloatArray:
-        if self.shard.is_first:
-            return np.asarray(self.embed_tokens[inputs])
-        return inputs.astype(np.float32)
-
-    def _logits(self, rows: FloatArray, batch: Sequence[Chunk]) -> list[FloatArray]:
-        last = wanted_rows(batch)
-        if not len(last):
-            return [NO_LOGITS] * len(batch)
-        return shared_out(project(self.norm(rows[last]), self.lm_head), batch)
+        """Do nothing: the memory is freed with the cache."""
 
 
 def project(rows: FloatArray, weight: FloatArray) -> FloatArray:
-    """Rows (rows, inputs) times a matrix (outputs, inputs) -> (rows, outputs).
+    """Multiply (rows, inputs) with the transpose of (outputs, inputs). Returns (rows, outputs).
 
-    A few rows go one by one: a matrix-vector product reads the weights as fast as memory gives them, while OpenBLAS's
-    matrix product packs them first, which pays from about eight rows on. Each row's bits are then those it has alone.
+    A few rows are multiplied one by one: a matrix-vector product reads the weights at the speed of memory, while
+    OpenBLAS's matrix product packs them first, which is worth it from about eight rows on. This also gives each row the
+    same bits that it has alone.
     """
     if 1 < len(rows) <= FEW_ROWS:
         return np.stack([weight @ row for row in rows])
@@ -228,7 +215,7 @@ def project(rows: FloatArray, weight: FloatArray) -> FloatArray:
 
 
 def rotate(heads: FloatArray, cosines: FloatArray, sines: FloatArray) -> None:
-    """Turn (rows, heads, head_dim) in place; a plane is made of dimension i and i + head_dim / 2."""
+    """Rotate (rows, heads, head_dim) in place, in the planes of dimensions i and i + head_dim / 2."""
     half = heads.shape[-1] // 2
     first, second = heads[..., :half].copy(), heads[..., half:]
     heads[..., :half] = first * cosines - second * sines
@@ -236,12 +223,12 @@ def rotate(heads: FloatArray, cosines: FloatArray, sines: FloatArray) -> None:
 
 
 def silu(gate: FloatArray) -> FloatArray:
-    """x * sigmoid(x), written so that exp cannot overflow into a warning."""
+    """Compute x * sigmoid(x) by tanh, since exp could overflow and warn."""
     return np.asarray(gate * (0.5 * (1 + np.tanh(0.5 * gate))), np.float32)
 
 
 def softmax(scores: FloatArray) -> None:
-    """Softmax over the last axis, in place."""
+    """Apply the softmax over the last axis in place."""
     scores -= scores.max(axis=-1, keepdims=True)
     np.exp(scores, out=scores)
     scores /= scores.sum(axis=-1, keepdims=True)

@@ -1,1 +1,1 @@
-"""The ONNX Runtime engine: one graph a shard, built from the weights in memory; fast on CPUs."""
+"""The ONNX Runtime engine: one graph for a shard, built from the weights in memory. Fast on CPUs."""

@@ -1,4 +1,4 @@
-"""Where the rows of one run stand: a lane for each chunk, one step after the other. Knows no memory and no runtime."""
+"""How the rows of a batch are padded to (pool entries, steps) for the attention kernel. Knows no memory, no runtime."""
 
 from __future__ import annotations
 
@@ -6,39 +6,42 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-
-from engines.engine import Array
+import numpy.typing as npt
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchLayout:
-    """All lanes from the first to the last that have a chunk; what the arrays say is counted from the first.
+    """A padded batch over the pool's entries `first` to `end`, which include all that have a chunk.
 
-    `places` (chunks,) is each chunk's lane. `rows` (lanes, steps) says which row of the batch stands where, some row
-    for the `idle` lanes that have no chunk and for the `spare` steps behind a chunk. `order` (rows, 2) is in which
-    lane and step each row stands.
+    The arrays are int64, and count entries from `first`.
     """
 
     first: int
     end: int
     idle: tuple[int, ...]
-    places: Array
-    rows: Array
-    order: Array
+    """Entries between first and end without a chunk, counted in the pool."""
+    entries: npt.NDArray[np.int64]
+    """(chunks,): the entry of each chunk."""
+    pad_index: npt.NDArray[np.int64]
+    """(entries, steps): the batch's row at each place; an arbitrary one for idle entries and spare steps."""
+    unpad_index: npt.NDArray[np.int64]
+    """(rows, 2): the entry and step of each row of the batch."""
     spare: int
+    """How many spare steps follow the rows of a chunk."""
 
 
 @lru_cache(maxsize=64)
-def lay_out(lanes: tuple[int, ...], rows: int) -> BatchLayout:
-    """The grid of chunks of `rows` rows each in these lanes; kept, as sessions that decode together stay together.
+def lay_out(entries: tuple[int, ...], rows: int) -> BatchLayout:
+    """Lay out chunks of `rows` rows each in these entries. Cached, since sessions that decode together recur.
 
-    A row that is alone gets a spare step behind it. The attention kernel takes another way for one step than for
-    several, with other last bits: so a row has the same bits alone and in a longer chunk.
+    A single row gets a spare step after it. The attention kernel computes one step in another way than several, with
+    different last bits, so without it a row would not have the same bits alone as in a longer chunk.
     """
-    spare = int(len(lanes) == rows == 1)
-    first, end = min(lanes), max(lanes) + 1
-    places = np.array(lanes) - first
-    grid = np.zeros((end - first, rows + spare), np.int64)
-    grid[places, :rows] = np.arange(len(lanes) * rows).reshape(-1, rows)
-    order = np.stack((places.repeat(rows), np.tile(np.arange(rows), len(lanes))), axis=1)
-    return BatchLayout(first, end, tuple(sorted(set(range(first, end)) - set(lanes))), places, grid, order, spare)
+    spare = int(len(entries) == rows == 1)
+    first, end = min(entries), max(entries) + 1
+    relative = np.array(entries) - first
+    pad_index = np.zeros((end - first, rows + spare), np.int64)
+    pad_index[relative, :rows] = np.arange(len(entries) * rows).reshape(-1, rows)
+    unpad_index = np.stack((relative.repeat(rows), np.tile(np.arange(rows), len(entries))), axis=1)
+    idle = tuple(sorted(set(range(first, end)) - set(entries)))
+    return BatchLayout(first, end, idle, relative, pad_index, unpad_index, spare)

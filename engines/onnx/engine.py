@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine: the CPU kernels of onnxruntime. The graph is in `llama`, the running of it in `stage`."""
+"""The ONNX Runtime engine, with onnxruntime's CPU kernels. `llama` builds the graph and `shard_model` runs it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import onnxruntime
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.base import SlotEngine
-from engines.engine import EngineError, FloatArray
+from engines.engine import EngineError
 from engines.onnx.llama import llama_graph
 from engines.onnx.shard_model import OnnxShardModel
 from engines.precision import Precision
-from models.quantized import QuantizedMatrix
-from models.weights import Weights
+from models.weights.checkpoint import EMBEDDING
+from models.weights.reader import Weights
 
 FAMILIES = {"llama": llama_graph}
 HEAD_DIMS = 16
-"""Attention's kernel wants head sizes that are multiples of this."""
+"""The attention kernel needs head sizes that are multiples of this."""
 
 
 class OnnxEngine(SlotEngine[int]):
-    """Runs on the CPU. `exact` is the reference's float32, `fast` decodes about twice as fast.
+    """Runs on the CPU. `exact` computes in float32 as the reference does; `fast` decodes about twice as fast.
 
-    On the default model's own answers `fast` makes the choice that `exact` makes at 96 tokens of 100, and its
-    probabilities are 0.003 nats from the exact ones (Kullback and Leibler, mean over the tokens).
+    On the default model's own answers `fast` prefers the same token as `exact` at 96 of 100 positions, and the mean
+    Kullback-Leibler divergence of its probabilities is 0.003 nats.
     """
 
     name: ClassVar[str] = "onnx"
@@ -36,7 +36,7 @@ class OnnxEngine(SlotEngine[int]):
         self._precision: Precision = precision
 
     def build(self, shard: Shard, weights: Weights) -> OnnxShardModel:
-        """Make the shard's graph and give it to the runtime."""
+        """Build the shard's graph and a session for it. Raises EngineError for an unsupported family or head size."""
         config = weights.config
         family = FAMILIES.get(config.model_type)
         if family is None:
@@ -46,14 +46,11 @@ class OnnxEngine(SlotEngine[int]):
                 f"the onnx engine needs heads of a multiple of {HEAD_DIMS}, not {config.head_dim}; try numpy"
             )
         graph = family(config, shard, weights, self._precision)
-        return OnnxShardModel(config, shard, graph, _embedding(weights) if shard.is_first else None)
+        embedding = None
+        if shard.is_first:  # in the smallest form that loses nothing
+            embedding = weights.blocks(EMBEDDING) or weights.tensor(EMBEDDING)
+        return OnnxShardModel(config, shard, graph, embedding)
 
     def capabilities(self) -> EngineCapability:
-        """onnxruntime's version, on the CPU, with the precision in `detail`."""
+        """Return onnxruntime's version, on the CPU, with the precision in `detail`."""
         return EngineCapability(name=self.name, version=onnxruntime.__version__, device="CPU", detail=self._precision)
-
-
-def _embedding(weights: Weights) -> FloatArray | QuantizedMatrix:
-    """The embedding in the smallest form that loses nothing."""
-    name = "model.embed_tokens.weight"
-    return weights.blocks(name) or weights.tensor(name)

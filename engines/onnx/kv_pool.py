@@ -1,4 +1,4 @@
-"""Keys and values of all slots of a stage in one array, a lane each: neighbours are one batch. No arithmetic."""
+"""The keys and values of all slots of a stage in one array, so that slots side by side are one batch. No arithmetic."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from engines.engine import MAX_SLOTS, FloatArray, SavedKV
 from engines.kv_memory import KVMemory
 
 
-class KvPool:
-    """`array` is (layers, 2, MAX_SLOTS, kv_heads, capacity, head_dim) float32, and is memory where it was written."""
+class KVPool:
+    """An array (layers, 2, MAX_SLOTS, kv_heads, capacity, head_dim) float32 with an entry for each slot in use.
+
+    Only what was written takes memory.
+    """
 
     def __init__(self, n_layers: int, kv_heads: int, capacity: int, head_dim: int) -> None:
         self._memory = KVMemory(n_layers, 2, MAX_SLOTS, kv_heads, capacity, head_dim)
@@ -15,27 +18,27 @@ class KvPool:
 
     @property
     def array(self) -> FloatArray:
-        """Always the same memory."""
+        """The whole pool. It stays at the same address."""
         return self._memory.array
 
-    def take(self) -> int:
-        """The first free lane, so that those in use stay close together."""
-        lane = min(self._free)
-        self._free.remove(lane)
-        return lane
+    def allocate(self) -> int:
+        """Take the first free entry, so that those in use stay close together."""
+        entry = min(self._free)
+        self._free.remove(entry)
+        return entry
 
-    def give_back(self, lane: int) -> None:
-        """The lane is free again and its memory the system's."""
-        for layer in self.array[:, :, lane]:
+    def free(self, entry: int) -> None:
+        """Free the entry, and return its memory to the system."""
+        for layer in self.array[:, :, entry]:
             for part in layer:
-                self._memory.give_back(part)
-        self._free.add(lane)
+                self._memory.discard(part)
+        self._free.add(entry)
 
-    def save(self, lane: int, start: int, end: int) -> SavedKV:
-        """A copy of a lane's positions."""
-        copy = self.array[:, :, lane, :, start:end].copy()
+    def save(self, entry: int, start: int, end: int) -> SavedKV:
+        """Copy some of an entry's positions."""
+        copy = self.array[:, :, entry, :, start:end].copy()
         return SavedKV(start, end, copy.nbytes, copy)
 
-    def restore(self, lane: int, saved: SavedKV) -> None:
-        """Write a copy to its place."""
-        self.array[:, :, lane, :, saved.start : saved.end] = saved.content
+    def restore(self, entry: int, saved: SavedKV) -> None:
+        """Write a copy to its positions."""
+        self.array[:, :, entry, :, saved.start : saved.end] = saved.content

@@ -1,4 +1,4 @@
-"""The Llama family as an ONNX graph: the part of a model that one shard owns. No runtime here, no slots."""
+"""The Llama family as an ONNX graph: the part of a model that one shard owns. Knows no runtime and no slots."""
 
 from __future__ import annotations
 
@@ -11,91 +11,99 @@ from engines.onnx.graph import CONTRIBUTED, Graph
 from engines.onnx.linear import linear
 from engines.precision import Precision
 from models.config import ModelConfig
-from models.weights import Weights
+from models.weights.reader import Weights
 
-_STORED = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
+_ONNX_DTYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 
 
 def llama_graph(config: ModelConfig, shard: Shard, weights: Weights, precision: Precision) -> Graph:
-    """From hidden states (embedded tokens on the first stage) to hidden states, or logits on the last stage.
+    """Build the graph from hidden states (embedded tokens on the first stage) to hidden states or, if last, logits.
 
-    Inputs: `hidden` (rows, hidden); `grid` (lanes, steps) says which row stands where, `order` (rows, 2) in which lane
-    and step each row stands; `ends` (lanes,) is the last position of each lane and `longest` (1,) how many
-    positions the longest has; `cosines` and `sines` (capacity, head_dim / 2); on the last stage `wanted` lists the
-    rows whose logits are wanted. Per layer of the shard, counted from 0, `keys_0` and `values_0`
-    (lanes, kv_heads, capacity, head_dim), to be bound to the same memory as the outputs `new_keys_0`, `new_values_0`.
+    Inputs are float32 unless noted:
+
+    - `hidden` (rows, hidden);
+    - `pad_index` (batch, steps) int64, the row at each place of the padded batch, and `unpad_index` (rows, 2) int64,
+      the place of each row, as in `BatchLayout`;
+    - `seqlens_k` (batch,) int32, the last position of each sequence, and `total_sequence_length` (1,) int32, the
+      length of the longest, as the operator GroupQueryAttention defines them;
+    - `cos_cache` and `sin_cache` (positions, head_dim / 2);
+    - `past_key_0` and `past_value_0` (batch, kv_heads, capacity, head_dim) for each layer of the shard, counted from 0,
+      which must be bound to the same memory as the outputs `present_key_0` and `present_value_0`;
+    - on the last stage `wanted` (wanted rows,) int64, the rows whose logits are wanted.
+
+    The result is `output`, (rows, hidden) or (wanted rows, vocab).
     """
     return _Builder(config, shard, weights, precision).build()
 
 
 class _Builder:
-    """The residual stream is one value from layer to layer, rounded to the model's dtype after each."""
+    """Adds layer after layer to a graph. The hidden states are rounded to the model's dtype after each."""
 
     def __init__(self, config: ModelConfig, shard: Shard, weights: Weights, precision: Precision) -> None:
         self._config, self._shard, self._weights, self._precision = config, shard, weights, precision
         self._graph = Graph()
 
     def build(self) -> Graph:
-        self._declare()
-        stream = "hidden"
+        self._declare_inputs()
+        hidden = "hidden"
         for index, layer in enumerate(self._shard.layers):
-            stream = self._layer(stream, f"model.layers.{layer}", index)
+            hidden = self._layer(hidden, f"model.layers.{layer}", index)
         if self._shard.is_last:
-            self._head(stream)
+            self._head(hidden)
         else:
-            self._graph.nodes("Identity", stream, outputs=[self._graph.output("answer", ("rows", "width"))])
+            self._graph.nodes("Identity", hidden, outputs=[self._graph.output("output", ("rows", "width"))])
         return self._graph
 
-    def _layer(self, stream: str, prefix: str, index: int) -> str:
-        normed = self._norm(stream, f"{prefix}.input_layernorm")
-        change = self._attention(normed, f"{prefix}.self_attn", index)
-        normed, stream = self._added_norm(stream, change, f"{prefix}.post_attention_layernorm")
-        return self._rounded(self._graph.node("Add", stream, self._mlp(normed, f"{prefix}.mlp")))
+    def _layer(self, hidden: str, prefix: str, index: int) -> str:
+        normed = self._norm(hidden, f"{prefix}.input_layernorm")
+        attended = self._attention(normed, f"{prefix}.self_attn", index)
+        normed, hidden = self._add_and_norm(hidden, attended, f"{prefix}.post_attention_layernorm")
+        return self._rounded(self._graph.node("Add", hidden, self._mlp(normed, f"{prefix}.mlp")))
 
     def _rounded(self, rows: str) -> str:
-        """As `engines.activations.rounded`, which the runtime's casts agree with to the bit."""
+        """Round as `engines.activations.rounded` does; the runtime's casts agree with it to the bit."""
         graph, dtype = self._graph, self._config.dtype
         if dtype == "float32":
             return rows
         if dtype == "float16":
             rows = graph.node("Clip", rows, graph.scalar(-LARGEST_HALF), graph.scalar(LARGEST_HALF))
-        return graph.node("Cast", graph.node("Cast", rows, to=_STORED[dtype]), to=TensorProto.FLOAT)
+        return graph.node("Cast", graph.node("Cast", rows, to=_ONNX_DTYPES[dtype]), to=TensorProto.FLOAT)
 
-    def _declare(self) -> None:
+    def _declare_inputs(self) -> None:
         graph, half = self._graph, self._config.head_dim // 2
         graph.input("hidden", np.float32, ("rows", self._config.hidden_size))
-        graph.input("grid", np.int64, ("lanes", "steps"))
-        graph.input("order", np.int64, ("rows", 2))
-        graph.input("ends", np.int32, ("lanes",))
-        graph.input("longest", np.int32, (1,))
-        graph.input("cosines", np.float32, ("capacity", half))
-        graph.input("sines", np.float32, ("capacity", half))
+        graph.input("pad_index", np.int64, ("batch", "steps"))
+        graph.input("unpad_index", np.int64, ("rows", 2))
+        graph.input("seqlens_k", np.int32, ("batch",))
+        graph.input("total_sequence_length", np.int32, (1,))
+        graph.input("cos_cache", np.float32, ("positions", half))
+        graph.input("sin_cache", np.float32, ("positions", half))
 
     def _linear(self, rows: str, *names: str) -> str:
         return linear(self._graph, rows, self._weights, self._precision, *names)
 
-    def _norm(self, stream: str, name: str) -> str:
+    def _norm(self, hidden: str, name: str) -> str:
         weight = self._graph.weight(self._weights.tensor(f"{name}.weight"))
-        return self._graph.node("SimplifiedLayerNormalization", stream, weight, epsilon=self._config.rms_norm_eps)
+        return self._graph.node("SimplifiedLayerNormalization", hidden, weight, epsilon=self._config.rms_norm_eps)
 
-    def _added_norm(self, stream: str, change: str, name: str) -> tuple[str, str]:
-        """The norm of stream + change, and the sum itself."""
+    def _add_and_norm(self, hidden: str, added: str, name: str) -> tuple[str, str]:
+        """Return the norm of the sum, and the sum itself."""
         graph, eps = self._graph, self._config.rms_norm_eps
         weight = graph.weight(self._weights.tensor(f"{name}.weight"))
         outputs = (f"{name}.normed", "", "", f"{name}.sum")
         operator = "SkipSimplifiedLayerNormalization"
-        graph.nodes(operator, stream, change, weight, outputs=outputs, domain=CONTRIBUTED, epsilon=eps)
+        graph.nodes(operator, hidden, added, weight, outputs=outputs, domain=CONTRIBUTED, epsilon=eps)
         return outputs[0], outputs[3]
 
     def _attention(self, rows: str, prefix: str, index: int) -> str:
-        """The rows are laid into the lanes' grid for attention alone; all products see them close together."""
+        """Pad the rows for attention only; the products run on the rows without padding."""
         graph, config = self._graph, self._config
         qkv = self._linear(rows, *(f"{prefix}.{part}_proj" for part in "qkv"))
-        placed = graph.node("Gather", qkv, "grid", axis=0)
-        cache = ("lanes", config.n_kv_heads, "capacity", config.head_dim)
-        past = [graph.input(f"{part}_{index}", np.float32, cache) for part in ("keys", "values")]
-        present = [graph.output(f"new_{name}", cache) for name in past]
-        inputs = (placed, "", "", *past, "ends", "longest", "cosines", "sines")
+        padded = graph.node("Gather", qkv, "pad_index", axis=0)
+        cache = ("batch", config.n_kv_heads, "capacity", config.head_dim)
+        past = [graph.input(f"past_{part}_{index}", np.float32, cache) for part in ("key", "value")]
+        present = [graph.output(f"present_{part}_{index}", cache) for part in ("key", "value")]
+        inputs = (padded, "", "", *past, "seqlens_k", "total_sequence_length", "cos_cache", "sin_cache")
         mixed = f"{prefix}.mixed"
         graph.nodes(
             "GroupQueryAttention",
@@ -107,7 +115,7 @@ class _Builder:
             scale=config.head_dim**-0.5,
             do_rotary=1,
         )
-        return self._linear(graph.node("GatherND", mixed, "order"), f"{prefix}.o_proj")
+        return self._linear(graph.node("GatherND", mixed, "unpad_index"), f"{prefix}.o_proj")
 
     def _mlp(self, rows: str, prefix: str) -> str:
         graph = self._graph
@@ -116,9 +124,9 @@ class _Builder:
         silu = graph.node("QuickGelu", gate, domain=CONTRIBUTED, alpha=1.0)
         return self._linear(graph.node("Mul", silu, up), f"{prefix}.down_proj")
 
-    def _head(self, stream: str) -> None:
+    def _head(self, hidden: str) -> None:
         graph = self._graph
         wanted = graph.input("wanted", np.int64, ("wanted",))
-        normed = self._norm(graph.node("Gather", stream, wanted, axis=0), "model.norm")
+        normed = self._norm(graph.node("Gather", hidden, wanted, axis=0), "model.norm")
         name = "model.embed_tokens" if self._config.tie_word_embeddings else "lm_head"
-        graph.nodes("Identity", self._linear(normed, name), outputs=[graph.output("answer", ("wanted", "vocabulary"))])
+        graph.nodes("Identity", self._linear(normed, name), outputs=[graph.output("output", ("wanted", "vocabulary"))])

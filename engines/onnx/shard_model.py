@@ -1,4 +1,4 @@
-"""One shard in an ONNX Runtime session. Single rows of many slots are one run, a longer chunk is a run of its own."""
+"""One shard in an ONNX Runtime session. Single rows of many slots are one run; a longer chunk is a run of its own."""
 
 from __future__ import annotations
 
@@ -9,177 +9,166 @@ import numpy as np
 import onnxruntime
 
 from cluster.shard import Shard
-from engines.engine import NO_LOGITS, Array, Chunk, FloatArray, SavedKV
-from engines.logits import shared_out, wanted_rows
+from engines.engine import NO_LOGITS, Chunk, FloatArray, SavedKV
+from engines.logits import split_logits, wanted_rows
 from engines.onnx.batch_layout import BatchLayout, lay_out
 from engines.onnx.graph import Graph
-from engines.onnx.kv_pool import KvPool
+from engines.onnx.kv_pool import KVPool
 from engines.rope import frequencies
 from models.config import ModelConfig
-from models.quantized import QuantizedMatrix
+from models.weights.quantized import QuantizedMatrix
 
-FIRST_TURNS = 256
-MOST_BINDINGS = 64
+FIRST_ROPE_POSITIONS = 256
+MAX_BINDINGS = 64
 
-
-BEHIND = 16
-"""Positions behind the context, for a spare step; so many keep a head's memory in whole pages."""
+SPARE_POSITIONS = 16
+"""Positions after the context, for a spare step. This many keep each head's memory in whole pages."""
 
 
 class OnnxShardModel:
-    """A graph with the lanes that it reads and writes in place."""
+    """A graph's session, and the pool of keys and values that it reads and writes in place.
+
+    A slot's cache is its entry in the pool.
+    """
 
     def __init__(
         self, config: ModelConfig, shard: Shard, graph: Graph, embedding: FloatArray | QuantizedMatrix | None
     ) -> None:
-        self._config = config
-        self._shard = shard
-        self._session = session(graph)
+        self.config = config
+        self.shard = shard
+        self._session = new_session(graph)
         self._embedding = embedding
         self._frequencies = frequencies(config)
-        self._turns = _turns(self._frequencies, FIRST_TURNS)
-        capacity = config.context_length + BEHIND
-        self._lanes = KvPool(len(shard.layers), config.n_kv_heads, capacity, config.head_dim)
+        self._rope_tables = _rope_tables(self._frequencies, FIRST_ROPE_POSITIONS)
+        capacity = config.context_length + SPARE_POSITIONS
+        self._pool = KVPool(len(shard.layers), config.n_kv_heads, capacity, config.head_dim)
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
 
-    @property
-    def config(self) -> ModelConfig:
-        """The model's sizes."""
-        return self._config
-
-    @property
-    def shard(self) -> Shard:
-        """The layers that this stage owns."""
-        return self._shard
-
-    @property
-    def position_bytes(self) -> int:
-        """Keys and values of one position in all layers, float32."""
-        return len(self._shard.layers) * 2 * self._config.n_kv_heads * self._config.head_dim * 4
-
-    def cache(self) -> int:
-        """A free lane for one slot."""
-        return self._lanes.take()
+    def new_cache(self) -> int:
+        """Take a pool entry for one slot."""
+        return self._pool.allocate()
 
     def truncate(self, cache: int, position: int) -> None:
-        """Nothing to do: what lies behind a slot's end is written over before it is read."""
+        """Do nothing: what lies after a slot's end is overwritten before it is read."""
 
     def save(self, cache: int, start: int, end: int) -> SavedKV:
-        """Copy positions that the lane holds."""
-        return self._lanes.save(cache, start, end)
+        """Copy positions that the entry holds."""
+        return self._pool.save(cache, start, end)
 
     def restore(self, cache: int, saved: SavedKV) -> None:
-        """Write a copy behind what the lane holds."""
-        self._lanes.restore(cache, saved)
+        """Append a copy."""
+        self._pool.restore(cache, saved)
 
     def release(self, cache: int) -> None:
-        """The lane is free for another slot."""
-        self._lanes.give_back(cache)
+        """Free the entry for another slot."""
+        self._pool.free(cache)
 
     def forward(self, batch: Sequence[Chunk], caches: Sequence[int]) -> list[FloatArray]:
-        """Each chunk's hidden states (rows, hidden), or on the last stage its last rows' logits (logits, vocab).
+        """Compute each chunk's hidden states (rows, hidden), or on the last stage its logits (logits, vocab).
 
-        The attention kernel takes several lanes at one row each, or one lane: so chunks of more rows run alone.
-        From some thirty rows on that costs nothing, as a product then costs by the row.
+        The attention kernel takes several sequences of one row each, or one sequence, so chunks of more rows run alone.
+        From about thirty rows on that costs nothing, since a product's time then grows with its rows.
         """
-        self._reach(max(chunk.position + chunk.rows for chunk in batch) + BEHIND)
-        answers = [NO_LOGITS] * len(batch)
+        self._extend_rope_tables(max(chunk.position + chunk.rows for chunk in batch) + SPARE_POSITIONS)
+        outputs = [NO_LOGITS] * len(batch)
         single = [index for index, chunk in enumerate(batch) if chunk.rows == 1]
         longer = [[index] for index, chunk in enumerate(batch) if chunk.rows > 1]
         for group in [single, *longer] if single else longer:
             run = self._run([batch[index] for index in group], [caches[index] for index in group])
-            for index, answer in zip(group, run, strict=True):
-                answers[index] = answer
-        return answers
+            for index, output in zip(group, run, strict=True):
+                outputs[index] = output
+        return outputs
 
-    def _run(self, chunks: Sequence[Chunk], lanes: Sequence[int]) -> list[FloatArray]:
-        """Chunks of one row each, or one chunk, over all lanes from the first to the last of theirs.
+    def _run(self, chunks: Sequence[Chunk], entries: Sequence[int]) -> list[FloatArray]:
+        """Run chunks of one row each, or one chunk, over all pool entries from the first to the last of theirs.
 
-        A lane in between that has no chunk gets some row at its position 0, which is put back afterwards.
+        In an entry between them that has no chunk, the run overwrites position 0, which is restored afterwards.
         """
-        grid = lay_out(tuple(lanes), chunks[0].rows)
-        idle = list(grid.idle)
-        kept = self._lanes.array[:, :, idle, :, 0].copy() if idle else None
-        answer = self._compute(chunks, grid)
-        if kept is not None:
-            self._lanes.array[:, :, idle, :, 0] = kept
-        if self._shard.is_last:
-            return shared_out(answer, chunks)
-        return list(answer.reshape(len(chunks), -1, self._config.hidden_size))
+        layout = lay_out(tuple(entries), chunks[0].rows)
+        idle = list(layout.idle)
+        overwritten = self._pool.array[:, :, idle, :, 0].copy() if idle else None
+        output = self._execute(chunks, layout)
+        if overwritten is not None:
+            self._pool.array[:, :, idle, :, 0] = overwritten
+        if self.shard.is_last:
+            return split_logits(output, chunks)
+        return list(output.reshape(len(chunks), -1, self.config.hidden_size))
 
-    def _compute(self, chunks: Sequence[Chunk], grid: BatchLayout) -> FloatArray:
-        rows = self._enter(np.concatenate([chunk.inputs for chunk in chunks]))
-        ends = np.zeros(grid.end - grid.first, np.int32)
-        ends[grid.places] = [chunk.position + chunk.rows + grid.spare - 1 for chunk in chunks]
-        longest = ends.max(keepdims=True) + np.int32(1)
-        inputs = {"hidden": rows, "grid": grid.rows, "order": grid.order, "ends": ends, "longest": longest}
-        span = (grid.first, grid.end)
-        if not self._shard.is_last:
-            return self._execute(span, inputs, np.empty_like(rows))
-        inputs["wanted"] = wanted = wanted_rows(chunks)
-        return self._execute(span, inputs, np.empty((len(wanted), self._config.vocab_size), np.float32))
-
-    def _execute(self, span: tuple[int, int], inputs: dict[str, Array], answer: FloatArray) -> FloatArray:
-        binding = self._binding(span)
+    def _execute(self, chunks: Sequence[Chunk], layout: BatchLayout) -> FloatArray:
+        """Run the session. Returns hidden states (rows, hidden) or logits (wanted rows, vocab) of all chunks."""
+        hidden = self._hidden(np.concatenate([chunk.inputs for chunk in chunks]))
+        last_positions = np.zeros(layout.end - layout.first, np.int32)
+        last_positions[layout.entries] = [chunk.position + chunk.rows + layout.spare - 1 for chunk in chunks]
+        inputs: dict[str, np.ndarray] = {
+            "hidden": hidden,
+            "pad_index": layout.pad_index,
+            "unpad_index": layout.unpad_index,
+            "seqlens_k": last_positions,
+            "total_sequence_length": last_positions.max(keepdims=True) + np.int32(1),
+        }
+        if self.shard.is_last:
+            inputs["wanted"] = wanted = wanted_rows(chunks)
+            output = np.empty((len(wanted), self.config.vocab_size), np.float32)
+        else:
+            output = np.empty_like(hidden)
+        binding = self._binding((layout.first, layout.end))
         for name, array in inputs.items():
             _bind(binding.bind_input, name, array)
-        _bind(binding.bind_output, "answer", answer)
+        _bind(binding.bind_output, "output", output)
         self._session.run_with_iobinding(binding)
-        return answer
+        return output
 
-    def _binding(self, span: tuple[int, int]) -> onnxruntime.IOBinding:
-        """The memory of these lanes and the rope's turns, bound once."""
-        if span not in self._bindings:
-            if len(self._bindings) == MOST_BINDINGS:
-                self._bindings.clear()
-            self._bindings[span] = self._bind_lanes(slice(*span))
-        return self._bindings[span]
-
-    def _bind_lanes(self, span: slice) -> onnxruntime.IOBinding:
-        binding = self._session.io_binding()
-        for name, array in self._turns.items():
-            _bind(binding.bind_input, name, array)
-        for index, layer in enumerate(self._lanes.array):
-            for name, memory in (("keys", layer[0, span]), ("values", layer[1, span])):
-                _bind(binding.bind_input, f"{name}_{index}", memory)
-                _bind(binding.bind_output, f"new_{name}_{index}", memory)
-        return binding
-
-    def _reach(self, positions: int) -> None:
-        """Have the rope's turns for that many positions."""
-        held = len(self._turns["cosines"])
-        if held < positions:
-            self._turns = _turns(self._frequencies, max(positions, 2 * held))
-            self._bindings.clear()
-
-    def _enter(self, inputs: Array) -> FloatArray:
+    def _hidden(self, inputs: np.ndarray) -> FloatArray:
+        """Embed token ids (rows,), or convert hidden states (rows, hidden) to float32."""
         if self._embedding is None:
             return inputs.astype(np.float32)
         if isinstance(self._embedding, QuantizedMatrix):
             return self._embedding.rows(inputs)
         return np.asarray(self._embedding[inputs])
 
+    def _binding(self, span: tuple[int, int]) -> onnxruntime.IOBinding:
+        """Return a binding of these pool entries and the rope tables, which is made once and reused."""
+        if span in self._bindings:
+            return self._bindings[span]
+        if len(self._bindings) == MAX_BINDINGS:
+            self._bindings.clear()
+        binding = self._bindings[span] = self._session.io_binding()
+        for name, array in self._rope_tables.items():
+            _bind(binding.bind_input, name, array)
+        for index, layer in enumerate(self._pool.array):
+            for part, memory in zip(("key", "value"), layer[:, slice(*span)], strict=True):
+                _bind(binding.bind_input, f"past_{part}_{index}", memory)
+                _bind(binding.bind_output, f"present_{part}_{index}", memory)
+        return binding
 
-def _turns(frequencies: FloatArray, positions: int) -> dict[str, Array]:
-    """What the attention kernel turns queries and keys by: (positions, head_dim / 2) each."""
+    def _extend_rope_tables(self, positions: int) -> None:
+        """Make the tables long enough for `positions` positions."""
+        held = len(self._rope_tables["cos_cache"])
+        if held < positions:
+            self._rope_tables = _rope_tables(self._frequencies, max(positions, 2 * held))
+            self._bindings.clear()
+
+
+def _rope_tables(frequencies: FloatArray, positions: int) -> dict[str, FloatArray]:
+    """Compute what the attention kernel rotates queries and keys by: (positions, head_dim / 2) each."""
     angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
-    return {"cosines": np.cos(angles), "sines": np.sin(angles)}
+    return {"cos_cache": np.cos(angles), "sin_cache": np.sin(angles)}
 
 
-def session(graph: Graph) -> onnxruntime.InferenceSession:
-    """The graph on the CPU, with as many threads as OMP_NUM_THREADS says, else one a core; none of them spins."""
+def new_session(graph: Graph) -> onnxruntime.InferenceSession:
+    """Make a session on the CPU. OMP_NUM_THREADS sets its threads, else one for each core; none of them spins."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.inter_op_num_threads = 1
     threads = os.environ.get("OMP_NUM_THREADS", "")
     options.intra_op_num_threads = int(threads) if threads.isdecimal() else 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Of all ways to bring weights, this one alone leaves just the kernels' own packed copy behind.
+    # Of all ways to pass weights, only this one leaves no other copy in memory than the kernels' own packed one.
     buffers = list(graph.weights.values())
     options.add_external_initializers_from_files_in_memory(list(graph.weights), buffers, [b.nbytes for b in buffers])
     return onnxruntime.InferenceSession(graph.serialized(), options, providers=["CPUExecutionProvider"])
 
 
-def _bind(bind: Callable[..., None], name: str, array: Array) -> None:
+def _bind(bind: Callable[..., None], name: str, array: np.ndarray) -> None:
     # `array.ctypes` would take longer than the binding.
     bind(name, "cpu", 0, array.dtype, array.shape, array.__array_interface__["data"][0])

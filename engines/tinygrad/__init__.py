@@ -1,1 +1,1 @@
-"""The tinygrad engine: whatever device tinygrad drives, with a compiler brought along for the CPU."""
+"""The tinygrad engine: every device that tinygrad supports, with a compiler for the CPU included."""

@@ -1,4 +1,4 @@
-"""The tinygrad engine: whatever tinygrad drives (AMD, NVIDIA, Apple, CPU). The arithmetic is in `stage`."""
+"""The tinygrad engine, for every device that tinygrad supports (AMD, NVIDIA, Apple, CPU)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from cluster.shard import Shard
 from engines.base import SlotEngine
 from engines.engine import EngineError
 from engines.tinygrad.clang import ensure_clang
-from engines.tinygrad.llama import Llama
+from engines.tinygrad.llama import TinygradLlama
 from engines.tinygrad.shard_model import TinygradShardModel
-from models.weights import Weights
+from models.weights.reader import Weights
 
-FAMILIES = {"llama": Llama}
+FAMILIES = {"llama": TinygradLlama}
 
 
 class TinygradEngine(SlotEngine[list[Tensor]]):
-    """Runs on tinygrad's default device. The first two chunks of a shape wait for its kernels to compile."""
+    """Runs on tinygrad's default device. The first two chunks of a shape wait until its kernels are compiled."""
 
     name: ClassVar[str] = "tinygrad"
 
@@ -29,12 +29,12 @@ class TinygradEngine(SlotEngine[list[Tensor]]):
         ensure_clang()
 
     def build(self, shard: Shard, weights: Weights) -> TinygradShardModel:
-        """Read the shard into float32 tensors on the device."""
+        """Read the shard into float32 tensors on the device. Raises EngineError for an unsupported family."""
         family = FAMILIES.get(weights.config.model_type)
         if family is None:
             raise EngineError(f"the tinygrad engine has no {weights.config.model_type!r} family; try mlx")
         return TinygradShardModel(family(weights.config, shard, weights))
 
     def capabilities(self) -> EngineCapability:
-        """tinygrad's version and its default device."""
+        """Return tinygrad's version and its default device."""
         return EngineCapability(name=self.name, version=version("tinygrad"), device=Device.DEFAULT)

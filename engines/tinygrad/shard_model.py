@@ -1,4 +1,4 @@
-"""One shard in tinygrad, run in few shapes, each captured once and replayed. Knows nothing of slots."""
+"""One shard in tinygrad, run in a few shapes, each captured once and replayed. Knows no slots."""
 
 from __future__ import annotations
 
@@ -8,67 +8,52 @@ from typing import Any
 import numpy as np
 from tinygrad import Tensor, TinyJit, UOp, Variable
 
-from cluster.shard import Shard
-from engines.engine import NO_LOGITS, Array, Chunk, FloatArray, SavedKV
+from engines.engine import NO_LOGITS, Chunk, FloatArray, SavedKV
 from engines.rope import frequencies
-from engines.tinygrad.llama import Llama, copied, store
-from models.config import ModelConfig
+from engines.tinygrad.llama import TinygradLlama, copied, store
 
 LONG, SHORT, ONE = 256, 32, 1
-"""Rows that a captured shape has: a chunk is cut into these, its last piece padded up."""
+"""The numbers of rows of captured shapes. A chunk is cut into pieces of these, and its last piece is padded."""
 
-TOGETHER = (8, 4, 2, ONE)
-"""Slots whose single rows may be one pass. Each number is one more shape to capture."""
+GROUP_SIZES = (8, 4, 2, ONE)
+"""The numbers of slots whose single rows can be one pass. Each is one more shape to capture."""
 
 FIRST_CAPACITY, GROWTH = 512, 2
-"""Positions in a new slot's cache, and by what it grows: each capacity is one more shape to capture."""
+"""Positions in a new slot's cache, and the factor by which it grows. Each capacity is one more shape to capture."""
 
 
 class TinygradShardModel:
-    """A model's part with the functions captured for the shapes met so far.
+    """A shard's model, with the functions captured for the shapes used so far.
 
-    Padded rows write keys and values behind the valid ones: causality hides them until they are written over.
+    Padded rows write keys and values after the valid ones, where causality hides them until they are overwritten.
     """
 
-    def __init__(self, model: Llama) -> None:
+    def __init__(self, model: TinygradLlama) -> None:
+        self.config = model.config
+        self.shard = model.shard
         self._model = model
         self._frequencies = frequencies(model.config)
         self._captured: dict[tuple[str | int, ...], Any] = {}
 
-    @property
-    def config(self) -> ModelConfig:
-        """The model's sizes."""
-        return self._model.config
-
-    @property
-    def shard(self) -> Shard:
-        """The layers that this stage owns."""
-        return self._model.shard
-
-    @property
-    def position_bytes(self) -> int:
-        """Keys and values in float32."""
-        return 8 * len(self.shard.layers) * self.config.n_kv_heads * self.config.head_dim
-
-    def cache(self) -> list[Tensor]:
-        """An empty cache for one slot: a tensor (2, kv_heads, capacity, head_dim) per layer of the shard."""
+    def new_cache(self) -> list[Tensor]:
+        """Make an empty cache for one slot: a tensor (2, kv_heads, capacity, head_dim) for each layer of the shard."""
         shape = (2, self.config.n_kv_heads, FIRST_CAPACITY, self.config.head_dim)
         return [Tensor.zeros(*shape).contiguous().realize() for _ in self._model.layers]
 
     def forward(self, batch: Sequence[Chunk], caches: Sequence[list[Tensor]]) -> list[FloatArray]:
-        """Each chunk's hidden states (rows, hidden), or on the last stage its wanted logits (logits, vocab)."""
+        """Compute each chunk's hidden states (rows, hidden), or on the last stage its logits (logits, vocab)."""
         for chunk, cache in zip(batch, caches, strict=True):
             reserve(cache, chunk.position + padded_rows(chunk.rows))
-        answers = [NO_LOGITS] * len(batch)
+        outputs = [NO_LOGITS] * len(batch)
         for group in passes([chunk.rows for chunk in batch], [capacity(cache) for cache in caches]):
             chunks, held = [batch[index] for index in group], [caches[index] for index in group]
-            run = [self._long(chunks[0], held[0])] if chunks[0].rows > 1 else self._single_rows(chunks, held)
-            for index, answer in zip(group, run, strict=True):
-                answers[index] = answer
-        return answers
+            run = [self._run_long(chunks[0], held[0])] if chunks[0].rows > 1 else self._run_single_rows(chunks, held)
+            for index, output in zip(group, run, strict=True):
+                outputs[index] = output
+        return outputs
 
     def truncate(self, cache: list[Tensor], position: int) -> None:
-        """Nothing to do: what lies behind a slot's end is written over before it is read."""
+        """Do nothing: what lies after a slot's end is overwritten before it is read."""
 
     def save(self, cache: list[Tensor], start: int, end: int) -> SavedKV:
         """Copy positions into a numpy array (layers, 2, kv_heads, positions, head_dim)."""
@@ -82,7 +67,7 @@ class TinygradShardModel:
         return SavedKV(start, end, content.nbytes, content)
 
     def restore(self, cache: list[Tensor], saved: SavedKV) -> None:
-        """Write the copy back; the last piece is padded behind the valid positions."""
+        """Append a copy. Its last piece is padded after the valid positions."""
         for offset, rows in pieces(saved.end - saved.start):
             reserve(cache, saved.start + offset + rows)
             part = saved.content[..., offset : offset + rows, :]
@@ -92,10 +77,10 @@ class TinygradShardModel:
                 write(held, Tensor(layer).realize(), self._bound(saved.start + offset))
 
     def release(self, cache: list[Tensor]) -> None:
-        """Nothing to do: the tensors go with their last holder."""
+        """Do nothing: the tensors are freed with the cache."""
 
-    def _single_rows(self, chunks: Sequence[Chunk], caches: Sequence[list[Tensor]]) -> list[FloatArray]:
-        """One row of each of several slots, in one pass."""
+    def _run_single_rows(self, chunks: Sequence[Chunk], caches: Sequence[list[Tensor]]) -> list[FloatArray]:
+        """Run one row of each of several slots in one pass."""
         inputs = self._tensor(np.concatenate([chunk.inputs for chunk in chunks]))
         hidden = self._hidden(inputs, [chunk.position for chunk in chunks], caches)
         if not self.shard.is_last:
@@ -105,12 +90,12 @@ class TinygradShardModel:
         logits = self._logits(hidden, 0, len(chunks))
         return [row[None] if chunk.logits else NO_LOGITS for row, chunk in zip(logits, chunks, strict=True)]
 
-    def _long(self, chunk: Chunk, cache: list[Tensor]) -> FloatArray:
-        """One chunk in pieces of the captured shapes."""
-        answers = [self._piece(chunk, cache, start, rows) for start, rows in pieces(chunk.rows)]
-        return np.concatenate([answer for answer in answers if len(answer)] or [NO_LOGITS])
+    def _run_long(self, chunk: Chunk, cache: list[Tensor]) -> FloatArray:
+        """Run one chunk in pieces of the captured shapes."""
+        outputs = [self._run_piece(chunk, cache, start, rows) for start, rows in pieces(chunk.rows)]
+        return np.concatenate([output for output in outputs if len(output)] or [NO_LOGITS])
 
-    def _piece(self, chunk: Chunk, cache: list[Tensor], start: int, rows: int) -> FloatArray:
+    def _run_piece(self, chunk: Chunk, cache: list[Tensor], start: int, rows: int) -> FloatArray:
         """Run the chunk's rows from `start` on in the captured shape of `rows` rows."""
         inputs = chunk.inputs[start : start + rows]
         padded = np.pad(inputs, [(0, rows - len(inputs))] + [(0, 0)] * (inputs.ndim - 1))
@@ -120,78 +105,81 @@ class TinygradShardModel:
         return np.array(hidden.numpy()[: len(inputs)])
 
     def _hidden(self, inputs: Tensor, positions: Sequence[int], caches: Sequence[list[Tensor]]) -> Tensor:
-        """Rows of one slot, or as many of each of several. One row alone is one captured graph, quick to replay.
+        """Run rows of one slot, or the same number of rows of each of several.
 
-        More rows run layer by layer, which is quick to capture, since one captured layer serves all.
+        A single row is one captured graph, which is quick to replay. More rows run layer by layer, which is quick to
+        capture, since one captured layer serves all.
         """
         rows, room = int(inputs.shape[0]), capacity(caches[0])
         each = range(rows // len(positions))
-        turns = self._turns([position + row for position in positions for row in each])
+        rope = self._rope([position + row for position in positions for row in each])
         bound = [self._bound(position, index) for index, position in enumerate(positions)]
         if rows == ONE:
-            decoded: Tensor = self._capture(self._model.hidden, rows, room)(inputs, turns, caches[0], *bound)
+            decoded: Tensor = self._capture(self._model.hidden, rows, room)(inputs, rope, caches[0], *bound)
             return decoded
         hidden = self._capture(self._model.embedded, rows)(inputs) if self.shard.is_first else inputs
         layer = self._capture(self._model.layer, rows, len(positions), room)
         for index, weights in enumerate(self._model.layers):
-            hidden = layer(hidden, turns, weights, [cache[index] for cache in caches], *bound)
+            hidden = layer(hidden, rope, weights, [cache[index] for cache in caches], *bound)
         return hidden
 
     def _logits(self, hidden: Tensor, start: int, end: int) -> FloatArray:
-        """Logits of the hidden states' rows `start` to `end`, some rows at a time, in captured numbers of them."""
-        rows, answers = int(hidden.shape[0]), [NO_LOGITS]
+        """Compute the logits of rows `start` to `end` of the hidden states, in captured numbers of rows."""
+        rows, outputs = int(hidden.shape[0]), [NO_LOGITS]
         while start < end:
             count = ONE if end - start == ONE else min(SHORT, rows)
             first = min(start, rows - count)
             run = self._capture(self._model.logits, rows, count)
             found = run(hidden, Variable("first", 0, LONG).bind(first), count).numpy()
-            answers.append(np.array(found[start - first : end - first]))
+            outputs.append(np.array(found[start - first : end - first]))
             start = first + count
-        return np.concatenate(answers[1:] or answers)
+        return np.concatenate(outputs[1:] or outputs)
 
     def _capture(self, function: Callable[..., Any], *shape: int) -> Any:
+        """Return the captured form of a function for a shape."""
         key: tuple[str | int, ...] = (function.__name__, *shape)
         if key not in self._captured:
             self._captured[key] = TinyJit(function)
         return self._captured[key]
 
     def _bound(self, position: int, index: int = 0) -> UOp:
-        """A position as kernels take it, which are compiled once for all. The slots of one pass need an index each."""
+        """Bind a position to a variable, so that kernels are compiled once for all. Each slot of a pass has its own."""
         return Variable(f"position{index}", 0, self.config.context_length + LONG).bind(position)
 
-    def _tensor(self, inputs: Array) -> Tensor:
+    def _tensor(self, inputs: np.ndarray) -> Tensor:
         return Tensor(inputs.astype(np.int32 if self.shard.is_first else np.float32)).realize()
 
-    def _turns(self, positions: Sequence[int]) -> Tensor:
+    def _rope(self, positions: Sequence[int]) -> Tensor:
+        """Compute the rotation of rows at these positions: (2, rows, head_dim / 2), cosines, then sines."""
         angles = np.array(positions, np.float32)[:, None] * self._frequencies
         return Tensor(np.stack((np.cos(angles), np.sin(angles)))).realize()
 
 
 def passes(rows: Sequence[int], capacities: Sequence[int]) -> Iterator[list[int]]:
-    """Which chunks of a batch run together, by index: longer chunks alone, single rows in groups of fixed sizes.
+    """Group the chunks of a batch, by index: longer chunks alone, single rows in groups of fixed sizes.
 
-    A group's slots have one capacity, since a captured graph has fixed shapes.
+    The slots of a group have the same capacity, since a captured graph has fixed shapes.
     """
-    alike: dict[int, list[int]] = {}
-    for index, (count, capacity) in enumerate(zip(rows, capacities, strict=True)):
+    single_rows: dict[int, list[int]] = {}
+    for index, (count, room) in enumerate(zip(rows, capacities, strict=True)):
         if count > ONE:
             yield [index]
         else:
-            alike.setdefault(capacity, []).append(index)
-    for single in alike.values():
-        for size in TOGETHER:
-            while len(single) >= size:
-                yield single[:size]
-                del single[:size]
+            single_rows.setdefault(room, []).append(index)
+    for indices in single_rows.values():
+        for size in GROUP_SIZES:
+            while len(indices) >= size:
+                yield indices[:size]
+                del indices[:size]
 
 
 def padded_rows(rows: int) -> int:
-    """How many rows a chunk has when its last piece is padded."""
+    """Count the rows of a chunk after its last piece is padded."""
     return sum(size for _, size in pieces(rows))
 
 
 def pieces(rows: int) -> Iterator[tuple[int, int]]:
-    """Cut a chunk of `rows` into (start, captured rows); the last piece may be longer than what is left."""
+    """Cut a chunk of `rows` into (start, captured rows). The last piece may be longer than what is left."""
     start = 0
     while start < rows:
         left = rows - start
@@ -201,7 +189,7 @@ def pieces(rows: int) -> Iterator[tuple[int, int]]:
 
 
 def reserve(cache: list[Tensor], positions: int) -> None:
-    """Grow a slot's tensors in place of the old ones until `positions` fit; what is stored stays."""
+    """Replace a slot's tensors by longer ones, with the same content, if `positions` do not fit."""
     wanted = capacity(cache)
     while wanted < positions:
         wanted *= GROWTH
@@ -212,5 +200,5 @@ def reserve(cache: list[Tensor], positions: int) -> None:
 
 
 def capacity(cache: list[Tensor]) -> int:
-    """The positions that a slot's tensors have room for."""
+    """Return how many positions a slot's tensors have room for."""
     return int(cache[0].shape[2])

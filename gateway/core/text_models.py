@@ -13,9 +13,9 @@ from bus.messages import DownloadDone, DownloadWant
 from gateway.core.errors import ApiError, from_bus, model_not_found, unavailable
 from models.card import ModelCard
 from models.catalogue import Catalogue
-from models.chat_template import ChatTemplate
 from models.errors import ModelError, TemplateError, TemplateUnavailable, UnknownModel
-from models.template_renderer import TemplateRenderer
+from models.templates.chat_template import ChatTemplate
+from models.templates.renderer import TemplateRenderer
 from models.tokenizer import Tokenizer
 
 FETCH_WITHIN_S = 3600.0  # a first download may take that long

@@ -1,4 +1,4 @@
-"""Rounding to a model's dtype, and the bytes in which rounded numbers travel."""
+"""Rounding to a model's dtype, and packing rounded numbers for a frame."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ SHORT: tuple[Dtype, ...] = ("float16", "bfloat16")
 UNITS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 """The distance of the next number from 1."""
 
+
 numbers = st.lists(st.floats(-60000, 60000, width=32), min_size=1, max_size=9)
 
 
 @given(numbers, st.sampled_from(DTYPES))
-def test_rounded_numbers_cross_in_the_bytes_of_their_dtype_unchanged(values: list[float], dtype: Dtype) -> None:
+def test_rounded_numbers_survive_packing_unchanged(values: list[float], dtype: Dtype) -> None:
     rows = rounded(np.array([values], np.float32), dtype)
     sent = packed(rows, dtype)
     assert sent.itemsize == (4 if dtype == "float32" else 2)
@@ -26,7 +27,7 @@ def test_rounded_numbers_cross_in_the_bytes_of_their_dtype_unchanged(values: lis
 
 
 @given(numbers, st.sampled_from(SHORT))
-def test_rounding_takes_the_nearest_and_twice_is_as_once(values: list[float], dtype: Dtype) -> None:
+def test_rounding_takes_the_nearest_and_is_idempotent(values: list[float], dtype: Dtype) -> None:
     exact = np.array(values, np.float32)
     rows = rounded(exact, dtype)
     assert (np.abs(rows - exact) <= np.maximum(np.abs(exact) * UNITS[dtype] / 2, 2.0**-25)).all()
@@ -34,19 +35,19 @@ def test_rounding_takes_the_nearest_and_twice_is_as_once(values: list[float], dt
 
 
 @pytest.mark.parametrize("dtype", SHORT)
-def test_a_tie_goes_to_the_even_number(dtype: Dtype) -> None:
+def test_ties_round_to_even(dtype: Dtype) -> None:
     unit = UNITS[dtype]
     ties = np.array([1 + unit / 2, 1 + 3 * unit / 2, -1 - unit / 2], np.float32)
     assert rounded(ties, dtype).tolist() == [1, 1 + 2 * unit, -1]
 
 
-def test_what_a_half_cannot_hold_becomes_its_largest() -> None:
+def test_values_beyond_float16_become_its_largest() -> None:
     rows = np.array([1e6, -1e6, LARGEST_HALF, 65519], np.float32)
     assert rounded(rows, "float16").tolist() == [LARGEST_HALF, -LARGEST_HALF, LARGEST_HALF, LARGEST_HALF]
     assert packed(rows, "float16").tolist() == [LARGEST_HALF, -LARGEST_HALF, LARGEST_HALF, LARGEST_HALF]
 
 
-def test_float32_stays_as_it_is() -> None:
+def test_float32_passes_unchanged() -> None:
     rows = np.array([1 / 3, 1e30], np.float32)
     assert rounded(rows, "float32") is rows
     assert packed(rows, "float32") is rows

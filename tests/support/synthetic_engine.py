@@ -24,7 +24,7 @@ from engines.base import SlotEngine
 from engines.engine import Chunk, FloatArray, SavedKV
 from engines.random_weights import RandomWeights
 from models.config import Dtype, ModelConfig
-from models.weights import Weights
+from models.weights.reader import Weights
 
 DECODE_ROWS = 9  # a chunk of so many rows is a token with the drafts of the next eight; a longer one is of a prompt
 JOURNAL = 200_000  # entries that are kept
@@ -64,7 +64,7 @@ class Model(msgspec.Struct, frozen=True):
         """The sizes as engines ask for them."""
         return ModelConfig(
             model_type="synthetic", n_layers=self.n_layers, hidden_size=self.hidden_size, n_heads=1, n_kv_heads=1,
-            head_dim=2, intermediate_size=1, vocab_size=self.vocab_size, rope_theta=1.0, rms_norm_eps=0.1,
+            head_dim=1, intermediate_size=1, vocab_size=self.vocab_size, rope_theta=1.0, rms_norm_eps=0.1,
             context_length=self.context_length, dtype=self.dtype,
         )  # fmt: skip
 
@@ -123,11 +123,10 @@ class SyntheticStage:
     def __init__(self, model: Model, shard: Shard, journal: Journal) -> None:
         self.config = model.config
         self.shard = shard
-        self.position_bytes = HASH_BYTES * len(shard.layers)
         self._model = model
         self._journal = journal
 
-    def cache(self) -> Marks:
+    def new_cache(self) -> Marks:
         """Without positions."""
         self._journal.slots += 1
         return Marks(len(self.shard.layers))

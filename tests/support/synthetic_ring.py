@@ -22,7 +22,7 @@ from cluster.placement import Instance, PlacedStage
 from cluster.sampling import SamplingParams
 from cluster.shard import Shard, whole
 from engines.engine import Chunk
-from engines.sampling import sample
+from engines.sampler import sample
 from tests.bench.streams import Streams
 from tests.support.access import new_nodes, only_tcp, without_keys
 from tests.support.bus import ROOT, in_time, run_folder

@@ -1,24 +1,37 @@
-"""Hostile chat templates: those that reach out, with a canary that shows whether they did, and those that explode.
+"""Hostile chat templates: attacks, with a canary that shows whether they succeed, and bombs.
 
-And a renderer to try them on, whose processes are counted.
+Also conversations, and a renderer whose processes are counted.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jinja2
 import psutil
 
-from models.chat_template import ChatTemplate, _environment
 from models.errors import TemplateError
-from models.template_renderer import TemplateRenderer
+from models.templates.chat_template import ChatTemplate, new_environment
+from models.templates.renderer import TemplateRenderer
+
+CONVERSATIONS: list[list[dict[str, Any]]] = [
+    [{"role": "user", "content": "What is the capital of France?"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "  <b>Hi</b> & 'bye' \n"}],
+    [
+        {"role": "user", "content": "1"},
+        {"role": "assistant", "content": "uno – ein 🙂"},
+        {"role": "user", "content": "2"},
+    ],
+]
+TOOLS = [{"type": "function", "function": {"name": "f", "description": "<é> & 'q'"}}]
 
 RICH = """
 {%- if tools %}
@@ -33,12 +46,12 @@ RICH = """
 {% endfor %}
 {%- if add_generation_prompt %}assistant:{% endif %}{{ style }}
 """
-"""A template in the manner of tool-calling models, touching everything that the environment adds to jinja2."""
+"""A template like those of tool-calling models. It uses everything that our environment adds to jinja2."""
 
 _BUILTINS = "__globals__['__builtins__']"
 _ENVIRON = "__globals__[jinja2].loaders.os.environ[CANARY]"
 
-# TOUCH is a shell command that makes the canary's file, SECRET a file to read, CANARY a variable of the environment.
+# TOUCH is a shell command that makes the canary's file, SECRET a file to read, CANARY an environment variable.
 ATTACKS = {
     "cycler": "{{ cycler.__init__.__globals__.os.system('TOUCH') }}",
     "lipsum": "{{ lipsum.__globals__['os'].popen('TOUCH').read() }}",
@@ -70,7 +83,7 @@ ATTACKS = {
     "a macro": f"{{% macro m() %}}{{% endmacro %}}{{{{ m._func.{_BUILTINS}['open']('SECRET').read() }}}}",
 }
 
-# Each asks for more time or memory than a render has; MANY is a range's largest length.
+# Each takes more time or memory than a render has.
 TIME_BOMBS = {
     "nested ranges": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "a power, folded while compiling": "{{ 9 ** (9 ** 9) }}",
@@ -101,38 +114,38 @@ REFUSED_BOMBS = {
     "lipsum": "{{ lipsum(n=100000) }}",
 }
 
-
 VARIABLE = "EXOBUS_CANARY"
+WITHIN_S = 30.0
 
 
 @dataclass(frozen=True)
 class Canary:
-    """A file that attacks make, and a secret, in a file and in the environment, that they read."""
+    """A file that attacks make, and a secret in a file and in the environment that they read."""
 
     touched: Path
     secret_file: Path
     secret: str
 
     def aim(self, attack: str) -> str:
-        """The attack with the names of this canary."""
+        """Fill in the names of this canary."""
         command = f"touch {self.touched}"
         return attack.replace("TOUCH", command).replace("SECRET", str(self.secret_file)).replace("CANARY", VARIABLE)
 
     def survives(self, render: Callable[[], str]) -> bool:
-        """Whether the attack did not make the file, and neither its text nor its refusal holds the secret."""
+        """Run an attack. Returns whether it made no file, and neither its text nor its error contains the secret."""
         try:
             return self.is_unharmed_by(render())
         except TemplateError as error:
             return self.is_unharmed_by(str(error))
 
-    def is_unharmed_by(self, said: str) -> bool:
-        """The same, for what was said."""
-        return not self.touched.exists() and self.secret not in said
+    def is_unharmed_by(self, output: str) -> bool:
+        """Judge the output of an attack that has run."""
+        return not self.touched.exists() and self.secret not in output
 
 
 @contextmanager
 def watched(folder: Path) -> Iterator[Canary]:
-    """A canary in `folder` and, while the block runs, in this process's environment."""
+    """Put a canary in `folder` and, while the block runs, in this process's environment."""
     canary = Canary(folder / "touched", folder / "secret", f"secret-{os.urandom(8).hex()}")
     canary.secret_file.write_text(canary.secret)
     os.environ[VARIABLE] = canary.secret
@@ -142,9 +155,14 @@ def watched(folder: Path) -> Iterator[Canary]:
         del os.environ[VARIABLE]
 
 
+def template_of(folder: Path) -> str:
+    """Read the chat template in a model folder's settings."""
+    return str(json.loads((folder / "tokenizer_config.json").read_text())["chat_template"])
+
+
 def unsandboxed() -> jinja2.Environment:
-    """What a careless host gives to templates: files, and names that web frameworks add."""
-    ours = _environment()
+    """Make the environment of a careless host, with files and with names that web frameworks add."""
+    ours = new_environment()
     files = jinja2.FileSystemLoader("/")
     careless = jinja2.Environment(extensions=list(ours.extensions), loader=files)  # noqa: S701  no HTML here
     careless.globals |= {name: ours.globals[name] for name in ("raise_exception", "strftime_now")}
@@ -153,19 +171,18 @@ def unsandboxed() -> jinja2.Environment:
     return careless
 
 
-WITHIN_S = 30.0
 GOOD = ChatTemplate("{{ messages[0].content }}", None, None)
 ENDLESS = ChatTemplate(TIME_BOMBS["nested ranges"], None, None)
 
 
 def children() -> list[psutil.Process]:
-    """The live template children of this process."""
+    """List the live child processes of this process."""
     return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
 
 
 @asynccontextmanager
 async def rendering(within_s: float = WITHIN_S) -> AsyncIterator[TemplateRenderer]:
-    """A renderer; no process of it is left after the block."""
+    """Make a renderer, and check that none of its processes is left after the block."""
     before = children()
     renderer = TemplateRenderer(within_s)
     try:
@@ -178,18 +195,18 @@ async def rendering(within_s: float = WITHIN_S) -> AsyncIterator[TemplateRendere
 
 
 async def until(happened: Callable[[], object]) -> None:
-    """Wait for something that sends no message; the renderer's block has the deadline."""
+    """Poll for something that sends no message. The block of `rendering` has the deadline."""
     while not happened():  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 
 async def good(renderer: TemplateRenderer) -> None:
-    """The renderer still renders."""
+    """Check that the renderer still renders."""
     assert await renderer.render(GOOD, [{"content": "hello"}]) == "hello"
 
 
 async def busy(renderer: TemplateRenderer, pid: int = 0) -> int:
-    """Wait for a child other than `pid` that works; its process id."""
+    """Wait for a child other than `pid` that works. Returns its process id."""
     await until(lambda: _working(renderer, pid))
     return _working(renderer, pid)[0]
 
@@ -199,16 +216,16 @@ def _working(renderer: TemplateRenderer, but: int) -> list[int]:
 
 
 def outcome(render: Callable[[], str]) -> str:
-    """The text or the refusal."""
+    """Return the text, or the error as text."""
     try:
         return render()
     except TemplateError as error:
-        return f"refused: {error}"
+        return f"error: {error}"
 
 
 async def outcome_of(render: Awaitable[str]) -> str:
-    """The text or the refusal."""
+    """Return the text, or the error as text."""
     try:
         return await render
     except TemplateError as error:
-        return f"refused: {error}"
+        return f"error: {error}"

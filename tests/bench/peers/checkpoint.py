@@ -9,7 +9,7 @@ from pathlib import Path
 import safetensors.numpy
 
 from models.gguf_tokenizer import ensure_tokenizer
-from models.weights import open_weights
+from models.weights.reader import open_weights
 from tests.support.models import default_model_path
 
 MODEL_FILE = "model.safetensors"

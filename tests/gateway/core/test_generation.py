@@ -23,7 +23,7 @@ from gateway.core.text_models import TextModel
 from gateway.openai.requests import ChatMessage, ChatRequest
 from models.card import SamplingDefaults
 from models.catalogue import Catalogue
-from models.template_renderer import TemplateRenderer
+from models.templates.renderer import TemplateRenderer
 from models.tokenizer import Tokenizer
 from tests.support.models import EOS_TOKEN_ID, write_tokenizer_files
 

@@ -17,8 +17,8 @@ import pytest
 from gateway.core.errors import ApiError
 from gateway.core.text_models import SHORT, TextModel
 from models.catalogue import Catalogue
-from models.chat_template import ChatTemplate
-from models.template_renderer import TemplateRenderer
+from models.templates.chat_template import ChatTemplate
+from models.templates.renderer import TemplateRenderer
 from models.tokenizer import Tokenizer
 from tests.support.chat import PLAIN, post
 from tests.support.models import write_tokenizer_files
@@ -61,7 +61,7 @@ def prompt(model: TextModel, content: str) -> tuple[int, ...]:
 
 def template_children(gateway: int) -> list[psutil.Process]:
     """The processes that a gateway started."""
-    return [child for child in psutil.Process(gateway).children() if "models.template_child" in child.cmdline()]
+    return [child for child in psutil.Process(gateway).children() if "models.templates.child" in child.cmdline()]
 
 
 def gone(process: psutil.Process) -> bool:

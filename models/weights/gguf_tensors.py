@@ -1,0 +1,55 @@
+"""Reads one tensor of a GGUF file, as bytes or as float32. Knows no model.
+
+Quantized tensors are dequantized in pieces that fit a processor's cache.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import gguf
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from models.errors import WeightsError
+from models.weights.gguf_header import GgufTensor
+
+_PIECE_WEIGHTS = 1 << 16
+
+
+def read_bytes(path: Path, stored: GgufTensor) -> np.ndarray:
+    """Read the tensor's bytes as they are stored: flat uint8. Raises WeightsError."""
+    try:
+        packed = np.fromfile(path, np.uint8, stored.nbytes, offset=stored.offset)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}); fetch the model again") from error
+    if packed.size != stored.nbytes:
+        raise WeightsError(f"{path} was cut short while it was read; delete it and fetch the model again")
+    return packed
+
+
+def read_tensor(path: Path, stored: GgufTensor) -> np.ndarray:
+    """Read the tensor as float32, with its rows in the file's order. Raises WeightsError."""
+    packed = read_bytes(path, stored)
+    if stored.kind == GGMLQuantizationType.F32:
+        return packed.view("<f4").reshape(stored.shape)
+    try:
+        return _dequantized(packed, stored).reshape(stored.shape)
+    except NotImplementedError as error:
+        raise WeightsError(
+            f"{path} stores weights as {stored.kind.name}, which cannot be read; pick another"
+        ) from error
+
+
+def _dequantized(packed: np.ndarray, stored: GgufTensor) -> np.ndarray:
+    """Convert to flat float32. Blocks do not span rows, so the pieces need not follow rows either."""
+    block, block_bytes = GGML_QUANT_SIZES[stored.kind]
+    values = np.empty(math.prod(stored.shape), np.float32)
+    step = max(_PIECE_WEIGHTS // block, 1)
+    for first in range(0, values.size // block, step):
+        piece = packed[first * block_bytes : (first + step) * block_bytes]
+        if stored.kind == GGMLQuantizationType.F16:
+            piece = piece.view("<f2")
+        values[first * block : (first + step) * block] = gguf.dequantize(piece, stored.kind)
+    return values

@@ -1,0 +1,170 @@
+"""A folder of safetensors files, read tensor by tensor. Every header is checked before it is used.
+
+The files are read, not mapped: mapped pages count as resident memory, and a file that is cut short while it is mapped
+kills the process. The `safetensors` package is not used, since its numpy interface has no bfloat16.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+from ml_dtypes import bfloat16
+
+from models.config import config_from_folder, read_json
+from models.errors import WeightsError
+from models.weights.checkpoint import check_shapes
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_MAX_HEADER_BYTES = 16 << 20
+_DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(bfloat16)}
+_FILE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,200}\.safetensors")
+
+
+class StoredTensor(msgspec.Struct, frozen=True):
+    """Where one tensor lies, in bytes from the start of `path`. `dtype` is F32, F16 or BF16."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+class SafetensorsWeights:
+    """A config.json with one or more *.safetensors files. Only tensors whose file is present can be read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = config_from_folder(folder)
+        self._folder = folder
+        self._tensors: dict[str, StoredTensor] = {}
+        # A folder without an index holds a single file.
+        files = set(index_files(folder).values()) if (folder / INDEX).is_file() else {SINGLE}
+        present = [folder / file for file in sorted(files) if (folder / file).is_file()]
+        if not present:
+            raise WeightsError(f"{folder} holds no safetensors file; fetch the model again")
+        for path in present:
+            tensors = read_header(path)
+            check_shapes(self.config, {name: stored.shape for name, stored in tensors.items()}, path)
+            for name, stored in tensors.items():
+                if name in self._tensors:
+                    raise _damaged(path, f"holds {name!r}, which another file of the model holds too")
+                self._tensors[name] = stored
+
+    def names(self) -> frozenset[str]:
+        """List the tensors in the files that are present."""
+        return frozenset(self._tensors)
+
+    def tensor(self, name: str) -> np.ndarray:
+        """Read a tensor into a new float32 array. Raises WeightsError if it is not in the files present."""
+        stored = self._tensors.get(name)
+        if stored is None:
+            raise WeightsError(f"{self._folder} holds no tensor {name!r}; fetch the model again")
+        return _float32(stored).reshape(stored.shape)
+
+    def blocks(self, name: str) -> None:
+        """Return None: these files hold no quantized matrix."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tensors.clear()
+
+
+def index_files(folder: Path) -> dict[str, str]:
+    """Map tensor names to file names, from the folder's index. Raises WeightsError, also for unsafe file names."""
+    path = folder / INDEX
+    mapping = read_json(path).get("weight_map")
+    if not isinstance(mapping, dict):
+        raise WeightsError(f"{path} has no weight_map; delete it and fetch the model again")
+    for file in mapping.values():
+        if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
+            raise WeightsError(f"{path} names the file {file!r}, which exobus will not open; pick another model")
+    return mapping
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Locate the tensors of one file. Raises WeightsError if its header contradicts the file or itself."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+                raise _damaged(path, f"claims a header of {length} bytes in a file of {size}")
+            text = file.read(length)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}); fetch the model again") from error
+    entries = _parse_header(path, text)
+    begin = 8 + length
+    tensors = {name: _stored(path, name, entry, begin, size) for name, entry in entries.items()}
+    _check_overlaps(path, tensors)
+    return tensors
+
+
+def _parse_header(path: Path, text: bytes) -> dict[str, _Entry]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in pairs}) < len(pairs):
+            raise _damaged(path, "names a tensor twice")
+        return dict(pairs)
+
+    try:
+        header = json.loads(text, object_pairs_hook=unique)
+        if isinstance(header, dict):
+            header.pop("__metadata__", None)
+        return msgspec.convert(header, dict[str, _Entry])
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, "has a header that is not of the safetensors format") from error
+
+
+def _stored(path: Path, name: str, entry: _Entry, data_start: int, file_size: int) -> StoredTensor:
+    begin, end = entry.data_offsets
+    if not 0 <= begin <= end <= file_size - data_start:
+        raise _damaged(path, f"places {name!r} outside the file")
+    if entry.dtype not in _DTYPES:
+        raise WeightsError(
+            f"{path} stores {name!r} as {entry.dtype}, but exobus reads F32, F16 and BF16; pick another model"
+        )
+    if min(entry.shape, default=1) < 0 or math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize != end - begin:
+        raise _damaged(path, f"gives {name!r} a shape that does not fit its bytes")
+    return StoredTensor(path, entry.dtype, entry.shape, data_start + begin, end - begin)
+
+
+def _check_overlaps(path: Path, tensors: dict[str, StoredTensor]) -> None:
+    end = 0
+    for stored in sorted(tensors.values(), key=lambda stored: (stored.offset, stored.nbytes)):
+        if stored.offset < end:
+            raise _damaged(path, "lays tensors over one another")
+        end = stored.offset + stored.nbytes
+
+
+def _float32(stored: StoredTensor) -> np.ndarray:
+    """Read a tensor as flat float32. Raises WeightsError."""
+    try:
+        data = np.fromfile(stored.path, np.uint8, stored.nbytes, offset=stored.offset)
+    except OSError as error:
+        raise WeightsError(f"{stored.path} cannot be read ({error.strerror}); fetch the model again") from error
+    if data.size != stored.nbytes:
+        raise _damaged(stored.path, "was cut short while it was read")
+    values: np.ndarray = data.view(_DTYPES[stored.dtype]).astype(np.float32, copy=False)
+    return values
+
+
+def _damaged(path: Path, what: str) -> WeightsError:
+    return WeightsError(f"{path} {what}: it is damaged, delete it and fetch the model again")

@@ -1,0 +1,22 @@
+"""Fixtures for the tests of every engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.engines import EngineProcess
+from tests.support.models import write_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[EngineProcess]:
+    with EngineProcess() as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny"))

@@ -1,0 +1,60 @@
+"""The tokenizer built from a GGUF file is the one it was written with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tokenizers
+
+from models.errors import TokenizerError
+from models.gguf_tokenizer import ensure_tokenizer
+from models.tokenizer import Tokenizer
+from models.weights.gguf_header import read_header
+from tests.support.models import SPECIAL_TOKENS, default_model_path, tiny_tokenizer, write_tiny_gguf
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Tokenizer:
+    return Tokenizer(tiny_tokenizer(), [2], None)
+
+
+def test_tokens_of_the_default_model_keep_their_ids() -> None:
+    path = default_model_path()
+    tokens = read_header(path).metadata["tokenizer.ggml.tokens"]
+    backend = tokenizers.Tokenizer.from_file(str(path.parent / "tokenizer.json"))
+    assert [backend.id_to_token(index) for index in range(len(tokens))] == tokens
+
+
+def test_tokenizer_of_a_gguf_is_rebuilt(tmp_path: Path, tiny: Tokenizer) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf")
+    ensure_tokenizer(path, tmp_path)
+    found = Tokenizer.load(tmp_path)
+    text = f"{SPECIAL_TOKENS[1]}user\nthe thin man – é🙂{SPECIAL_TOKENS[2]}\n"
+    assert found.encode(text) == tiny.encode(text)
+    assert found.decode(found.encode("the thin man – é🙂")) == "the thin man – é🙂"
+    assert found.eos_token_ids == {2}
+    assert found.chat_template is not None
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_existing_tokenizer_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("mine")
+    ensure_tokenizer(tmp_path / "absent.gguf", tmp_path)
+    assert (tmp_path / "tokenizer.json").read_text() == "mine"
+
+
+def test_damaged_gguf_leaves_no_tokenizer_files(tmp_path: Path) -> None:
+    path = tmp_path / "cut.gguf"
+    path.write_bytes(write_tiny_gguf(tmp_path / "tiny.gguf").read_bytes()[:2000])
+    with pytest.raises(TokenizerError, match=r"cut\.gguf was cut short") as caught:
+        ensure_tokenizer(path, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "tokenizer.json").exists()
+
+
+def test_slow_child_is_stopped(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf")
+    with pytest.raises(TokenizerError, match="was not built in 0 s"):
+        ensure_tokenizer(path, tmp_path, deadline_s=0.01)
+    assert not (tmp_path / "tokenizer.json").exists()

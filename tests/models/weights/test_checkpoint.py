@@ -1,0 +1,66 @@
+"""A shard needs exactly its own tensors."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.shard import Shard, whole
+from models.config import ModelConfig, config_from_hf
+from models.weights.checkpoint import tensor_names, tensor_shape
+from tests.support.models import TinyShape
+
+
+def config_of(**changes: Any) -> ModelConfig:
+    return config_from_hf(TinyShape(**changes).config("float32"), {}, "tiny")
+
+
+def test_inventory_of_a_llama_checkpoint() -> None:
+    config = config_of(n_layers=1, tie=False, attention_bias=True, mlp_bias=True)
+    hidden, queries, keys, inner, vocabulary = 64, 64, 32, 128, 264
+    layer = {
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (queries, hidden),
+        "self_attn.k_proj.weight": (keys, hidden),
+        "self_attn.v_proj.weight": (keys, hidden),
+        "self_attn.o_proj.weight": (hidden, queries),
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+        "self_attn.q_proj.bias": (queries,),
+        "self_attn.k_proj.bias": (keys,),
+        "self_attn.v_proj.bias": (keys,),
+        "self_attn.o_proj.bias": (hidden,),
+        "mlp.gate_proj.bias": (inner,),
+        "mlp.up_proj.bias": (inner,),
+        "mlp.down_proj.bias": (hidden,),
+    }
+    expected = {
+        "model.embed_tokens.weight": (vocabulary, hidden),
+        **{f"model.layers.0.{name}": shape for name, shape in layer.items()},
+        "model.norm.weight": (hidden,),
+        "lm_head.weight": (vocabulary, hidden),
+    }
+    assert {name: tensor_shape(config, name) for name in tensor_names(config, whole("tiny", 1))} == expected
+
+
+@pytest.mark.parametrize("name", ["model.layers.4.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias", "x"])
+def test_unused_name_has_no_shape(name: str) -> None:
+    assert tensor_shape(config_of(), name) is None
+
+
+@given(st.integers(1, 12), st.booleans(), st.booleans(), st.data())
+def test_tiling_shards_share_only_a_tied_embedding(n_layers: int, tie: bool, bias: bool, data: st.DataObject) -> None:
+    config = config_of(n_layers=n_layers, tie=tie, attention_bias=bias, mlp_bias=bias)
+    inner = data.draw(st.sets(st.integers(1, n_layers), max_size=5)) - {n_layers}
+    cuts = [0, *sorted(inner), n_layers]
+    parts = [tensor_names(config, Shard("tiny", start, end, n_layers)) for start, end in pairwise(cuts)]
+    named = [name for part in parts for name in part]
+    assert set(named) == set(tensor_names(config, whole("tiny", n_layers)))
+    shared = 1 if tie and len(parts) > 1 else 0
+    assert len(named) == len(set(named)) + shared

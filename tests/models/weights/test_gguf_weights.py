@@ -1,0 +1,46 @@
+"""A GGUF file gives the tensors of the checkpoint it was made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+
+from models.config import config_from_hf
+from models.weights.gguf_header import GgufTensor
+from models.weights.gguf_weights import by_checkpoint_name
+from models.weights.reader import open_weights
+from tests.support.models import TinyShape, write_tiny_gguf, write_tiny_llama
+
+
+def test_gguf_equals_the_checkpoint_of_the_same_weights(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path / "folder", tie=False)
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", tie=False)
+    with open_weights(folder) as expected, open_weights(path) as found:
+        assert found.names() == expected.names()
+        for name in expected.names():
+            np.testing.assert_array_equal(found.tensor(name), expected.tensor(name))
+            assert found.tensor(name).flags.c_contiguous
+        assert found.config.hf() == expected.config.hf()
+
+
+@pytest.mark.parametrize(("kind", "error"), [("F16", 1e-3), ("BF16", 1e-2), ("Q8_0", 2e-2), ("Q4_1", 0.3)])
+def test_quantized_weights_are_close_to_the_checkpoint(tmp_path: Path, kind: str, error: float) -> None:
+    tensors = TinyShape().tensors()
+    with open_weights(write_tiny_gguf(tmp_path / "tiny.gguf", quantization=kind)) as weights:
+        for name, tensor in tensors.items():
+            np.testing.assert_allclose(weights.tensor(name), tensor, atol=error)
+
+
+def test_gguf_names_map_to_checkpoint_names() -> None:
+    config = config_from_hf(TinyShape(tie=False).config("float32"), {}, "tiny")
+    tensor = GgufTensor(GGMLQuantizationType.F32, (1,), 0, 4)
+    names = ("blk.12.ffn_gate.weight", "blk.3.attn_q.bias", "output_norm.weight", "output.weight", "rope_freqs.weight")
+    assert list(by_checkpoint_name(config, dict.fromkeys(names, tensor))) == [
+        "model.layers.12.mlp.gate_proj.weight",
+        "model.layers.3.self_attn.q_proj.bias",
+        "model.norm.weight",
+        "lm_head.weight",
+    ]
