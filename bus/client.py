@@ -114,6 +114,10 @@ class BusClient:
         """Hear one more kind (or every kind that begins so)."""
         self._subscriber.subscribe(topic)
 
+    def has_subscribers(self, fact: type[Fact]) -> bool:
+        """Return whether anyone may have subscribed to facts of this kind."""
+        return True
+
     async def publish(self, fact: Fact) -> None:
         """Tell whoever listens. Never waits for anybody; a fact that nobody could read is dropped with a warning."""
         kind = kind_of(type(fact))

@@ -27,7 +27,6 @@ from bus.messages import (
     Work,
 )
 from bus.wire import Envelope, new_header
-from cluster.failures import FailureCode
 from cluster.join_code import new_join_code
 from cluster.placement import Instance, placer_of
 from cluster.roles import Role
@@ -35,7 +34,6 @@ from cluster.shard import whole
 from cluster.topology import NodeRecord, Topology
 from common.config import NodeConfig
 from common.private_files import write_private
-from gateway.core.errors import DO_NOT_RETRY, from_bus
 from models.catalogue import DEFAULT_MODEL, Catalogue
 from tests.actors.test_node_actor import play
 from tests.support.bus import WITHIN_S, client, described, new_node, running_hub
@@ -189,9 +187,3 @@ def test_an_instance_that_is_told_of_twice_is_known_once_and_only_so_many_are() 
 
     with running_hub(A) as hub:
         asyncio.run(test(hub.run_dir))
-
-
-def test_a_client_of_an_observer_is_told_that_it_may_not_and_not_to_try_again() -> None:
-    error = from_bus(RequestError(FailureCode.FORBIDDEN, "this node only observes"))
-    assert (error.status, error.code) == (403, "forbidden")
-    assert error.headers == DO_NOT_RETRY

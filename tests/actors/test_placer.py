@@ -129,7 +129,7 @@ def test_an_instance_tells_what_each_of_its_stages_can_hold() -> None:
 @pytest.mark.parametrize(
     ("named", "sentence"),
     [
-        (loaded(B, with_key("tcp://127.0.0.1:1", KEYS[A].public)), "names no end point of its own"),
+        (loaded(B, with_key("tcp://127.0.0.1:1", KEYS[A].public)), "names no endpoint of its own"),
         (loaded(B, "tcp://127.0.0.1:1"), "does not name its node's key"),
         (loaded(B, actor=f"{A}/engine"), "names another node's engine"),
     ],

@@ -5,9 +5,9 @@ given.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from bus.process import run_actor
+from gateway.core.request import Prompt
 from gateway.core.text_models import TextModel
 from gateway.gateway_actor import GatewayActor
 from gateway.openai import chat_completions as completions
@@ -41,15 +41,15 @@ def _parse(body: bytes) -> ChatRequest:
     return parse(body)
 
 
-async def _prompt(self: TextModel, conversation: Sequence[dict[str, str]]) -> tuple[int, ...]:
-    if any(IN_THE_ANSWER in message["content"] for message in conversation):
-        _fail(conversation)
-    return await _whole_prompt(self, conversation)
+async def _tokens(self: TextModel, prompt: Prompt) -> tuple[int, ...]:
+    if IN_THE_ANSWER in repr(prompt):
+        _fail(prompt)
+    return await _real_tokens(self, prompt)
 
 
-_whole_prompt = TextModel.prompt
+_real_tokens = TextModel.tokens
 
 if __name__ == "__main__":
     completions.parse = _parse  # type: ignore[attr-defined]  # it is imported there
-    TextModel.prompt = _prompt  # type: ignore[method-assign]
+    TextModel.tokens = _tokens  # type: ignore[method-assign]
     run_actor(GatewayActor, GatewayActor.name)

@@ -9,14 +9,31 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.types import ASGIApp
 
+from gateway.core.errors import GatewayError
 from gateway.http.connection import ConnectionLimits
+from gateway.http.errors import ErrorResponses
 from gateway.http.server import Server, make_server
+from gateway.openai.errors import error_body
 from tests.support.stage import WITHIN_S
 
 MANY = 4096  # steps of one hundredth of a second; a server that never gives up is one that fails
+
+
+class ErrorsOnly:
+    """An API family without routes, for applications of tests: errors in OpenAI's shape."""
+
+    routes = ()
+
+    def error_body(self, error: GatewayError) -> dict[str, Any]:
+        """Return an error in OpenAI's shape."""
+        return error_body(error)
+
+
+ERRORS = ErrorResponses([ErrorsOnly()])
 
 
 @dataclass
@@ -37,7 +54,7 @@ class Served:
 @contextmanager
 def serving(app: ASGIApp, limits: ConnectionLimits) -> Iterator[Served]:
     """A server with these limits, ended with the block."""
-    server = make_server(app, limits)
+    server = make_server(app, limits, ERRORS.body)
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
     thread.start()

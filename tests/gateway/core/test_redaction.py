@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from gateway.core.redaction import described
+from gateway.core.redaction import describe
 from tests.gateway.http.test_api_keys import key_file
 from tests.support.broken_gateway import PLACES
 from tests.support.chat import PLAIN
@@ -129,7 +129,7 @@ def test_a_description_has_the_places_of_a_failure_its_causes_and_its_parts_and_
         except KeyError:
             raise ExceptionGroup("words", [ValueError("words"), OSError(2, "words")]) from None
     except ExceptionGroup as error:
-        text = described(error)
+        text = describe(error)
     assert text.startswith("ExceptionGroup at test_redaction.py:")
     assert "ValueError" in text
     assert "FileNotFoundError" in text

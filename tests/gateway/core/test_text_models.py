@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway.core.errors import ApiError
+from gateway.core.errors import ErrorKind, GatewayCode, GatewayError, RequestField
+from gateway.core.request import Conversation, Message, Text, TokenIds
 from gateway.core.text_models import SHORT, TextModel
 from models.catalogue import Catalogue
 from models.chat_template import ChatTemplate
@@ -46,7 +47,7 @@ def model(tmp_path: Path) -> TextModel:
     write_tokenizer_files(tmp_path)
     tokenizer = NotingTokenizer.load(tmp_path)
     assert tokenizer.chat_template is not None
-    return TextModel(Catalogue.load().get("smollm2-135m"), tokenizer, tokenizer.chat_template, TemplateRenderer())
+    return TextModel(Catalogue.load().get("smollm2-135m"), tokenizer, TemplateRenderer())
 
 
 def prompt(model: TextModel, content: str) -> tuple[int, ...]:
@@ -54,9 +55,15 @@ def prompt(model: TextModel, content: str) -> tuple[int, ...]:
 
     async def main() -> tuple[int, ...]:
         async with rendering() as renderer:
-            return await replace(model, renderer=renderer).prompt([{"role": "user", "content": content}])
+            return await replace(model, renderer=renderer).tokens(Conversation((Message("user", content),)))
 
     return asyncio.run(main())
+
+
+def with_template(model: TextModel, template: ChatTemplate | None) -> TextModel:
+    """Return the model with another chat template."""
+    model.tokenizer.chat_template = template
+    return model
 
 
 def template_children(gateway: int) -> list[psutil.Process]:
@@ -73,7 +80,8 @@ def gone(process: psutil.Process) -> bool:
 def test_a_prompt_is_the_encoded_template_and_a_long_one_is_encoded_off_the_loop(
     model: TextModel, content: str, in_loop: bool
 ) -> None:
-    text = model.template.render([{"role": "user", "content": content}])
+    assert model.tokenizer.chat_template is not None
+    text = model.tokenizer.chat_template.render([{"role": "user", "content": content}])
     ids = model.tokenizer.encode(text)
     assert prompt(model, content) == tuple(ids)
     assert isinstance(model.tokenizer, NotingTokenizer)
@@ -93,7 +101,7 @@ def test_the_loop_turns_while_a_long_prompt_is_encoded(model: TextModel) -> None
     async def main() -> None:
         async with rendering() as renderer:
             turning = asyncio.create_task(turn())
-            await replace(model, renderer=renderer).prompt([{"role": "user", "content": "the man " * 250_000}])
+            await replace(model, renderer=renderer).tokens(Conversation((Message("user", "the man " * 250_000),)))
             turning.cancel()
 
     asyncio.run(main())
@@ -102,21 +110,37 @@ def test_the_loop_turns_while_a_long_prompt_is_encoded(model: TextModel) -> None
 
 
 def test_what_a_template_refuses_is_a_fault_of_the_messages(model: TextModel) -> None:
-    refusing = replace(model, template=ChatTemplate("{{ raise_exception('roles must alternate') }}", None, None))
-    with pytest.raises(ApiError, match="refuses these messages: roles must alternate") as caught:
-        prompt(refusing, "hello")
-    assert (caught.value.status, caught.value.param) == (400, "messages")
+    refusing = ChatTemplate("{{ raise_exception('roles must alternate') }}", None, None)
+    with pytest.raises(GatewayError, match="refuses these messages: roles must alternate") as caught:
+        prompt(with_template(model, refusing), "hello")
+    assert (caught.value.kind, caught.value.field) == (ErrorKind.INVALID_REQUEST, RequestField.PROMPT)
 
 
 def test_a_template_that_cannot_be_rendered_now_is_no_fault_of_the_messages(model: TextModel) -> None:
     async def main() -> None:
         await model.renderer.close()
-        await model.prompt([])
+        await model.tokens(Conversation(()))
 
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(GatewayError) as caught:
         asyncio.run(main())
-    assert (caught.value.status, caught.value.code) == (503, "template_unavailable")
-    assert "retry-after" in caught.value.headers
+    assert (caught.value.kind, caught.value.code) == (ErrorKind.UNAVAILABLE, GatewayCode.TEMPLATE_UNAVAILABLE)
+    assert caught.value.retryable
+
+
+def test_text_and_token_ids_need_no_template(model: TextModel) -> None:
+    plain = with_template(model, None)
+    ids = asyncio.run(plain.tokens(Text("the man")))
+    assert ids == tuple(plain.tokenizer.encode("the man"))
+    assert asyncio.run(plain.tokens(TokenIds(ids))) == ids
+    with pytest.raises(GatewayError, match="choose an instruct model") as caught:
+        asyncio.run(plain.tokens(Conversation((Message("user", "hello"),))))
+    assert caught.value.field is RequestField.MODEL
+
+
+@pytest.mark.parametrize("prompt", [Text(""), TokenIds(())])
+def test_empty_prompt_is_refused(model: TextModel, prompt: Text | TokenIds) -> None:
+    with pytest.raises(GatewayError, match="empty"):
+        asyncio.run(model.tokens(prompt))
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from bus.process import CANNOT_START, CannotStart
 from common.config import is_loopback
-from gateway.http.api_keys import MAX_FILE_BYTES, ApiKeys, check_open, parse_keys
-from gateway.http.auth_throttle import AuthThrottle, group
+from gateway.http.api_keys import MAX_FILE_BYTES, ApiKeys, check_keys_required, parse_keys
+from gateway.http.auth_throttle import AuthThrottle, client_of
 from gateway.http.middleware import presented_keys
 from tests.support.chat import PLAIN
 from tests.support.ring import Rig, make_config, running_rig, start_gateway
@@ -132,16 +132,16 @@ def test_a_file_that_goes_or_opens_up_lets_nobody_in(tmp_path: Path) -> None:
 def test_beyond_loopback_a_gateway_without_keys_does_not_start(host: str) -> None:
     assert not is_loopback(host)
     with pytest.raises(CannotStart, match="--api-keys"):
-        check_open(host, ApiKeys(None))
+        check_keys_required(host, ApiKeys(None))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.1.2.3"])
 def test_on_loopback_a_gateway_needs_no_keys(host: str) -> None:
-    check_open(host, ApiKeys(None))
+    check_keys_required(host, ApiKeys(None))
 
 
 def test_with_keys_a_gateway_may_listen_anywhere(tmp_path: Path) -> None:
-    check_open("192.168.1.10", ApiKeys(key_file(tmp_path, ONE)))
+    check_keys_required("192.168.1.10", ApiKeys(key_file(tmp_path, ONE)))
 
 
 @pytest.mark.parametrize("settings", [{"api_host": "0.0.0.0"}, {"api_keys": "/nowhere/keys"}, {"cors": ["*"]}])
@@ -159,38 +159,38 @@ def test_the_process_ends_with_a_sentence_where_it_would_be_open(tmp_path: Path,
 
 
 def test_after_ten_wrong_keys_an_address_waits_until_a_minute_after_the_first() -> None:
-    attempts = AuthThrottle()
+    throttle = AuthThrottle()
     for second in range(10):
-        assert attempts.wait_s("192.0.2.1", second) == 0
-        attempts.failed("192.0.2.1", second)
-    assert attempts.wait_s("192.0.2.1", 10) == 50
-    assert attempts.wait_s("192.0.2.1", 59.5) == 1
-    assert attempts.wait_s("192.0.2.1", 60) == 0
-    assert attempts.wait_s("192.0.2.2", 10) == 0
+        assert throttle.wait_s("192.0.2.1", second) == 0
+        throttle.record_failure("192.0.2.1", second)
+    assert throttle.wait_s("192.0.2.1", 10) == 50
+    assert throttle.wait_s("192.0.2.1", 59.5) == 1
+    assert throttle.wait_s("192.0.2.1", 60) == 0
+    assert throttle.wait_s("192.0.2.2", 10) == 0
 
 
 @given(st.lists(st.floats(0, 20), max_size=200))
 def test_no_minute_has_more_than_ten_wrong_keys_of_one_address(pauses: list[float]) -> None:
-    attempts, now, failures = AuthThrottle(), 0.0, []
+    throttle, now, failures = AuthThrottle(), 0.0, []
     for pause in pauses:
         now += pause
-        if not attempts.wait_s("192.0.2.1", now):
-            attempts.failed("192.0.2.1", now)
+        if not throttle.wait_s("192.0.2.1", now):
+            throttle.record_failure("192.0.2.1", now)
             failures.append(now)
     assert all(later - first >= 60 - 1e-6 for first, later in zip(failures, failures[10:], strict=False))
 
 
 def test_the_table_of_addresses_is_bounded_and_forgets_the_oldest() -> None:
-    attempts = AuthThrottle(most=1, addresses=3)
+    throttle = AuthThrottle(most=1, addresses=3)
     for last in range(1, 6):
-        attempts.failed(f"192.0.2.{last}", last)
-    assert len(attempts) == 3
-    assert [attempts.wait_s(f"192.0.2.{last}", 6.0) > 0 for last in range(1, 6)] == [False, False, True, True, True]
+        throttle.record_failure(f"192.0.2.{last}", last)
+    assert len(throttle) == 3
+    assert [throttle.wait_s(f"192.0.2.{last}", 6.0) > 0 for last in range(1, 6)] == [False, False, True, True, True]
 
 
 def test_one_machine_is_one_address_whatever_it_calls_itself() -> None:
-    assert group("2001:db8:1:2::1") == group("2001:db8:1:2:ffff::9") != group("2001:db8:1:3::1")
-    assert group("::ffff:192.0.2.1") == group("192.0.2.1") == "192.0.2.1"
+    assert client_of("2001:db8:1:2::1") == client_of("2001:db8:1:2:ffff::9") != client_of("2001:db8:1:3::1")
+    assert client_of("::ffff:192.0.2.1") == client_of("192.0.2.1") == "192.0.2.1"
 
 
 @pytest.mark.parametrize(

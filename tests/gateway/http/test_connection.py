@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from gateway.http.app import ERRORS
-from gateway.http.connection import MOST_CONNECTIONS, ConnectionLimits, most_connections
-from gateway.http.responses import Bodies, BodyLimits, Json
-from tests.support.http import Served, error, one_answer, rest, serving, status, trickled
+from gateway.http.bodies import BodyLimits, RequestBodies
+from gateway.http.connection import MAX_CONNECTIONS, ConnectionLimits, max_connections
+from gateway.http.json_response import JsonResponse
+from tests.support.http import ERRORS, Served, error, one_answer, rest, serving, status, trickled
 from tests.support.ring import eventually
 from tests.support.stage import WITHIN_S
 
@@ -28,17 +28,17 @@ GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 def application(held: threading.Event) -> Starlette:
-    bodies = Bodies(BODY)
+    bodies = RequestBodies(BODY)
 
     async def root(request: Request) -> Response:
-        return Json({"ok": True})
+        return JsonResponse({"ok": True})
 
     async def read(request: Request) -> Response:
-        return Json({"bytes": len(await bodies.read(request))})
+        return JsonResponse({"bytes": len(await bodies.read(request))})
 
     async def hold(request: Request) -> Response:
         await asyncio.to_thread(held.wait, WITHIN_S)
-        return Json({"held": True})
+        return JsonResponse({"held": True})
 
     async def flood(request: Request) -> Response:
         async def endless() -> AsyncIterator[bytes]:
@@ -49,7 +49,7 @@ def application(held: threading.Event) -> Starlette:
         return StreamingResponse(endless())
 
     routes = [Route("/", root), Route("/read", read, methods=["POST"]), Route("/hold", hold), Route("/flood", flood)]
-    return Starlette(routes=routes, exception_handlers=ERRORS)
+    return Starlette(routes=routes, exception_handlers=ERRORS.handlers())
 
 
 @pytest.fixture(scope="module")
@@ -267,10 +267,10 @@ def test_hundreds_of_idle_connections_do_not_keep_an_honest_client_out() -> None
 
 def test_the_bound_leaves_open_files_for_everything_else(monkeypatch: pytest.MonkeyPatch) -> None:
     for files, most in (
-        (1 << 20, MOST_CONNECTIONS),
+        (1 << 20, MAX_CONNECTIONS),
         (1024, 768),
         (100, 64),
-        (resource.RLIM_INFINITY, MOST_CONNECTIONS),
+        (resource.RLIM_INFINITY, MAX_CONNECTIONS),
     ):
         monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
-        assert most_connections() == most
+        assert max_connections() == most

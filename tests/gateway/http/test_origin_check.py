@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.process import CannotStart
-from gateway.http.origin_check import Site, refusal, site
+from gateway.http.origin_check import origin_policy, refusal
 from tests.support.chat import PLAIN
 from tests.support.ring import Rig, running_rig
 from tests.support.stage import WITHIN_S
@@ -264,7 +264,7 @@ HEADER = st.tuples(
 
 @given(st.sampled_from(["GET", "POST", "OPTIONS"]), st.lists(HEADER, max_size=6))
 def test_what_passes_names_us_once_and_comes_from_nowhere_else(method: str, headers: list[tuple[bytes, bytes]]) -> None:
-    if refusal(method, b"/", headers, site("127.0.0.1", 52415)) is None:
+    if refusal(method, b"/", headers, origin_policy("127.0.0.1", 52415)) is None:
         named = dict(headers)
         assert [name for name, _ in headers].count(b"host") == 1
         assert named[b"host"].lower() in (b"127.0.0.1:52415", b"127.0.0.1", b"localhost", b"localhost:52415")
@@ -273,7 +273,7 @@ def test_what_passes_names_us_once_and_comes_from_nowhere_else(method: str, head
 
 
 def test_a_request_names_one_host() -> None:
-    known, ours = site("127.0.0.1", 1), (b"host", b"127.0.0.1:1")
+    known, ours = origin_policy("127.0.0.1", 1), (b"host", b"127.0.0.1:1")
     assert refusal("GET", b"/", [ours], known) is None
     for headers in ([], [ours, ours], [ours, (b"host", b"evil.example")]):
         refused = refusal("GET", b"/", headers, known)
@@ -282,16 +282,16 @@ def test_a_request_names_one_host() -> None:
 
 
 def test_the_address_that_is_listened_on_is_a_name_and_the_wildcard_is_none() -> None:
-    assert site("192.168.1.10", 1).knows_host("192.168.1.10:1")
-    assert site("fd00::1", 1).knows_host("[fd00::1]:1")
-    assert not site("0.0.0.0", 1).knows_host("0.0.0.0:1")
-    assert not site("::", 1).knows_host("[::]:1")
+    assert origin_policy("192.168.1.10", 1).accepts_host("192.168.1.10:1")
+    assert origin_policy("fd00::1", 1).accepts_host("[fd00::1]:1")
+    assert not origin_policy("0.0.0.0", 1).accepts_host("0.0.0.0:1")
+    assert not origin_policy("::", 1).accepts_host("[::]:1")
 
 
 def test_on_the_usual_port_of_http_an_origin_has_none() -> None:
-    known = site("127.0.0.1", 80)
-    assert known.knows_origin("http://localhost")
-    assert not known.knows_origin("https://localhost")
+    known = origin_policy("127.0.0.1", 80)
+    assert known.accepts_origin("http://localhost")
+    assert not known.accepts_origin("https://localhost")
 
 
 @pytest.mark.parametrize(
@@ -299,16 +299,16 @@ def test_on_the_usual_port_of_http_an_origin_has_none() -> None:
 )
 def test_a_list_of_origins_takes_whole_origins_only(origin: str) -> None:
     with pytest.raises(CannotStart, match="--cors"):
-        site("127.0.0.1", 1, origins=[origin])
+        origin_policy("127.0.0.1", 1, origins=[origin])
 
 
 @pytest.mark.parametrize("name", ["*", "a b", "http://a", "a:80", "", "a/b"])
 def test_a_list_of_names_takes_host_names_only(name: str) -> None:
     with pytest.raises(CannotStart, match="--api-name"):
-        site("127.0.0.1", 1, names=[name])
+        origin_policy("127.0.0.1", 1, names=[name])
 
 
 def test_an_application_of_a_page_is_an_origin_too() -> None:
-    known: Site = site("127.0.0.1", 1, origins=["tauri://localhost", "https://A.example/"])
-    assert known.knows_origin("tauri://localhost")
-    assert known.knows_origin("https://a.example")
+    known = origin_policy("127.0.0.1", 1, origins=["tauri://localhost", "https://A.example/"])
+    assert known.accepts_origin("tauri://localhost")
+    assert known.accepts_origin("https://a.example")

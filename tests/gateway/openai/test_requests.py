@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.errors import ApiError
+from gateway.http.errors import status_of
+from gateway.openai.errors import FieldError, error_body
 from gateway.openai.requests import IGNORED, NEUTRAL, NEUTRAL_IN_MESSAGE, ChatRequest, parse
 
 PLAIN: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
@@ -20,19 +21,19 @@ def parsed(**fields: Any) -> ChatRequest:
     return parse(json.dumps({**PLAIN, **fields}).encode())
 
 
-def refusal(body: Any) -> ApiError:
+def refusal(body: Any) -> FieldError:
     """The refusal of a body, which is JSON where it is not bytes."""
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(FieldError) as caught:
         parse(body if isinstance(body, bytes) else json.dumps(body).encode())
     return caught.value
 
 
-def refused(**fields: Any) -> ApiError:
+def refused(**fields: Any) -> FieldError:
     """The refusal of the plain request with these fields besides."""
     return refusal({**PLAIN, **fields})
 
 
-def refused_message(**fields: Any) -> ApiError:
+def refused_message(**fields: Any) -> FieldError:
     """The refusal of a request whose second message has these fields."""
     return refused(messages=[*PLAIN["messages"], {"role": "user", "content": "again", **fields}])
 
@@ -67,7 +68,7 @@ def test_null_leaves_an_honoured_field_to_the_model() -> None:
 def test_text_parts_are_joined_with_nothing_between_and_developer_becomes_system() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     request = parsed(messages=[{"role": "developer", "content": parts}, {"role": "tool", "content": "3"}])
-    assert [message.for_template() for message in request.messages] == [
+    assert [message.message().for_template() for message in request.messages] == [
         {"role": "system", "content": "onetwo"},
         {"role": "tool", "content": "3"},
     ]
@@ -89,14 +90,14 @@ def test_an_unsupported_field_is_accepted_where_it_asks_for_nothing_and_refused_
     for neutral in (None, *NEUTRAL[name]):
         assert parsed(**{name: neutral}) == parsed()
     error = refused(**{name: {"asks": "for something"}})
-    assert (error.status, error.code, error.param) == (400, "unsupported_parameter", name)
+    assert (error.code, error.param) == ("unsupported_parameter", name)
     assert f"`{name}`" in error.message
 
 
 @pytest.mark.parametrize("name", sorted(NEUTRAL_IN_MESSAGE))
 def test_an_unsupported_field_of_a_message_is_refused_by_its_place(name: str) -> None:
     error = refused_message(**{name: [{"asks": "for something"}]})
-    assert (error.status, error.code, error.param) == (400, "unsupported_parameter", f"messages[1].{name}")
+    assert (error.code, error.param) == ("unsupported_parameter", f"messages[1].{name}")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,8 @@ def test_an_unsupported_field_of_a_message_is_refused_by_its_place(name: str) ->
 )
 def test_a_wrong_type_or_value_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
     error = refused(**fields)
-    assert (error.status, error.kind, error.param) == (400, "invalid_request_error", param)
+    body = error_body(error)["error"]
+    assert (status_of(error), body["type"], body["param"]) == (400, "invalid_request_error", param)
     assert f"`{param}`" in error.message
 
 
@@ -204,13 +206,13 @@ def test_json_is_at_most_64_deep(name: str) -> None:
     "body", [b"[" * (8 << 20), b'{"metadata": ' + b"[" * (8 << 20), b'{"metadata": ' + b'{"a":' * (1 << 20)]
 )
 def test_a_body_that_is_nothing_but_depth_is_refused(body: bytes) -> None:
-    assert refusal(body).status == 400
+    assert status_of(refusal(body)) == 400
 
 
 @pytest.mark.parametrize("value", [b'"\\ud800"', b'"\xff"', b"1" * 5000, b"1e999", b'"\\q"'])
 def test_what_is_no_json_inside_a_field_of_no_effect_is_refused_by_name(value: bytes) -> None:
     error = refusal(b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "user": ' + value + b"}")
-    assert error.status == 400
+    assert status_of(error) == 400
     assert "valid JSON" in error.message
 
 
@@ -221,7 +223,7 @@ def test_a_refusal_quotes_no_more_than_a_little_of_the_request() -> None:
 
 def test_an_unknown_field_is_refused_with_the_nearest_name() -> None:
     error = refused(temprature=1)
-    assert (error.status, error.code, error.param) == (400, "unknown_parameter", "temprature")
+    assert (error.code, error.param) == ("unknown_parameter", "temprature")
     assert "did you mean `temperature`?" in error.message
 
 
@@ -232,7 +234,7 @@ def test_an_unknown_field_of_a_message_is_refused_by_its_place() -> None:
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"null", b'{"model": "\xff"}', b"[" * 100_000, b'"\\ud800"'])
 def test_a_body_that_is_no_json_object_is_refused_with_a_sentence(body: bytes) -> None:
     error = refusal(body)
-    assert error.status == 400
+    assert status_of(error) == 400
     assert "JSON" in error.message
 
 
@@ -247,18 +249,18 @@ MESSAGES = st.lists(
 )
 
 
-def outcome(value: object) -> ChatRequest | ApiError:
+def outcome(value: object) -> ChatRequest | FieldError:
     """What a JSON value becomes; any other exception is the caller's."""
     try:
         return parse(json.dumps(value).encode())
-    except ApiError as error:
+    except FieldError as error:
         return error
 
 
 @given(JSON | st.dictionaries(FIELDS, JSON | MESSAGES))
 def test_any_json_is_either_a_request_or_a_refusal_with_a_sentence(value: object) -> None:
     result = outcome(value)
-    assert isinstance(result, ChatRequest) or (result.status == 400 and result.message)
+    assert isinstance(result, ChatRequest) or (status_of(result) == 400 and result.message)
 
 
 @given(st.dictionaries(FIELDS, JSON))
@@ -266,11 +268,11 @@ def test_the_plain_request_with_any_fields_is_either_a_request_or_a_refusal_that
     fields: dict[str, Any],
 ) -> None:
     result = outcome({**PLAIN, **fields})
-    if isinstance(result, ApiError):
-        assert result.status == 400
+    if isinstance(result, FieldError):
+        assert status_of(result) == 400
         assert (result.param or "").partition(".")[0].partition("[")[0] in fields
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_as_no_json_or_as_no_request(body: bytes) -> None:
-    assert refusal(body).status == 400
+    assert status_of(refusal(body)) == 400
