@@ -9,13 +9,26 @@ import pytest
 
 from actors.placer import Placer
 from bus.client import BusClient, RequestError
-from bus.messages import RequestCancel, RequestDone, RequestFailed, ShardLoad, ShardLoaded, ShardUnload, StageJoin
+from bus.messages import (
+    InstanceDown,
+    InstanceFailed,
+    InstanceUp,
+    RequestCancel,
+    RequestDone,
+    RequestFailed,
+    ShardLoad,
+    ShardLoaded,
+    ShardUnload,
+    StageJoin,
+)
 from bus.net.endpoints import with_key
 from bus.wire import Envelope
 from cluster.capabilities import DeviceCapabilities
 from cluster.failures import FailureCode
 from cluster.instances import Instances
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
+from cluster.placement import Instance, PlacedStage
+from cluster.shard import whole
 from cluster.topology import NodeRecord, Topology
 from models.catalogue import DEFAULT_MODEL, Catalogue
 from tests.support.bus import KEYS, RunningHub, client, heard, link, new_node, running_hub
@@ -23,21 +36,30 @@ from tests.support.bus import KEYS, RunningHub, client, heard, link, new_node, r
 A, B = new_node(), new_node()
 POSITIONS = {A: 5000, B: 6000}
 CARD = Catalogue.load().get(DEFAULT_MODEL)
-MEMBERS = (
-    Topology()
-    .with_node(
-        NodeRecord(A, "ada", 1, 1, DeviceCapabilities(memory_available=4 << 30)),
-    )
-    .with_node(NodeRecord(B, "bob", 1, 1, DeviceCapabilities(memory_available=4 << 30)))
-)
 
 
-async def look() -> Topology:
-    return MEMBERS
+def member(node_id: str, name: str, engine: str = "numpy") -> NodeRecord:
+    """Return the record of a node with enough memory for any share of the model."""
+    return NodeRecord(node_id, name, 1, 1, DeviceCapabilities(memory_available=4 << 30, engine=engine))
 
 
-def placer(bus: BusClient) -> Placer:
-    return Placer(bus, Instances(), RingMemoryWeightedPartitioningStrategy(), look)
+ALONE = Topology().with_node(member(A, "ada"))
+MEMBERS = ALONE.with_node(member(B, "bob"))
+
+
+def placer(bus: BusClient, instances: Instances | None = None) -> Placer:
+    """Return a placer in a cluster of two nodes."""
+
+    async def look() -> Topology:
+        return MEMBERS
+
+    return Placer(bus, instances or Instances(), RingMemoryWeightedPartitioningStrategy(), look)
+
+
+def on_ada_alone() -> Instance:
+    """Return an instance that was placed before bob joined."""
+    stage = PlacedStage(A, whole(CARD.id, CARD.n_layers), f"{A}/engine", "numpy")
+    return Instance("0011223344556677", CARD.id, 1, (stage,), A)
 
 
 async def answer(bus: BusClient, envelope: Envelope, reply: ShardLoaded | RequestDone | RequestFailed) -> None:
@@ -144,6 +166,77 @@ def test_a_member_that_names_what_is_not_its_own_gets_no_place_in_a_ring(named: 
             await asyncio.gather(unload(ada), unload(bob))
             with pytest.raises(RequestError, match=sentence):
                 await placing
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_ring_grows_beside_the_old_instance_which_then_ends() -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, bob, asker = await clients(stack, one, two)
+            engines = [
+                await stack.enter_async_context(client(hub.run_dir, node, "engine"))
+                for hub, node in ((one, A), (two, B))
+            ]
+            observer = await stack.enter_async_context(client(one.run_dir, A, "observer", InstanceUp, InstanceDown))
+            old, instances = on_ada_alone(), Instances()
+            instances.mark_up(old)
+            growing = placer(asker, instances)
+            growing.grow(CARD, MEMBERS)
+            loads = asyncio.gather(load(ada), load(bob))
+            assert await growing.ensure(CARD) == old  # at once, while the larger ring is loading
+            await asyncio.gather(loads, *(join(engine) for engine in engines))
+            up, _ = await heard(observer, InstanceUp)
+            assert set(up.instance.node_ids) == {A, B}
+            assert await growing.ensure(CARD) == up.instance  # at once, while the old one drains
+            drain, envelope = await heard(ada, ShardUnload)
+            assert drain.instance_id == old.instance_id
+            await answer(ada, envelope, RequestDone())
+            down, _ = await heard(observer, InstanceDown)
+            assert (down.instance_id, down.reason) == (old.instance_id, "it was replaced")
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_growth_that_fails_keeps_the_old_instance_and_is_not_tried_again_at_once() -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, bob, asker = await clients(stack, one, two)
+            observer = await stack.enter_async_context(client(one.run_dir, A, "observer", InstanceFailed))
+            old, instances = on_ada_alone(), Instances()
+            instances.mark_up(old)
+            growing = placer(asker, instances)
+            growing.grow(CARD, MEMBERS)
+            growing.grow(CARD, MEMBERS)  # one is running already
+            await load(ada)
+            _, envelope = await heard(bob, ShardLoad)
+            await answer(bob, envelope, RequestFailed(FailureCode.LOAD_FAILED, "the disk is gone"))
+            await asyncio.gather(unload(ada), unload(bob))
+            failed, _ = await heard(observer, InstanceFailed)
+            assert failed.message == "the disk is gone"
+            assert await growing.ensure(CARD) == old
+            growing.grow(CARD, MEMBERS)
+            with pytest.raises(TimeoutError):
+                await heard(ada, ShardLoad, 0.3)
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_nothing_grows_without_another_node() -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, _, asker = await clients(stack, one, two)
+            instances = Instances()
+            growing = placer(asker, instances)
+            growing.grow(CARD, MEMBERS)  # nothing stands
+            instances.mark_up(on_ada_alone())
+            growing.grow(CARD, ALONE)
+            growing.grow(CARD, ALONE.with_node(member(B, "bob", engine="")))  # not measured yet
+            with pytest.raises(TimeoutError):
+                await heard(ada, ShardLoad, 0.3)
 
     with running_hub(A) as one, running_hub(B) as two:
         asyncio.run(test())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cluster.capabilities import DeviceCapabilities
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
-from cluster.placement import DoesNotFit, Instance, PlacedStage, able, placer_of, plan
+from cluster.placement import DoesNotFit, Instance, PlacedStage, able, larger_ring, placer_of, plan
 from cluster.shard import Shard, whole
 from cluster.topology import NodeRecord, Topology
 from models.catalogue import DEFAULT_MODEL, Catalogue
@@ -118,3 +118,52 @@ def test_where_memory_is_too_short_to_balance_the_head_layers_are_shared_out_wit
     for available, layers in ((1000, [19, 11]), (200, [15, 15])):
         stages = plan(topology(a=available, b=available), STRATEGY, "m", 30, shard_bytes, head=8)
         assert [len(stage.shard.layers) for stage in stages] == layers
+
+
+def held(*nodes: str) -> Instance:
+    """Return an instance with one of eight layers on each node, and the rest on the last."""
+    bounds = [*range(len(nodes)), 8]
+    stages = (PlacedStage(f"id-{node}", Shard("m", bounds[at], bounds[at + 1], 8)) for at, node in enumerate(nodes))
+    return Instance("i", "m", 1, tuple(stages))
+
+
+def measured(graph: Topology) -> Topology:
+    """Return the topology with an engine on every node."""
+    for node in graph.nodes:
+        engine = msgspec.structs.replace(node.capabilities, engine="numpy")
+        graph = graph.with_node(msgspec.structs.replace(node, sequence=node.sequence + 1, capabilities=engine))
+    return graph
+
+
+def larger(graph: Topology, instance: Instance, n_layers: int = 8) -> frozenset[str]:
+    return larger_ring(graph, STRATEGY, instance, n_layers, shard_bytes)
+
+
+def test_ring_grows_over_a_node_that_has_joined() -> None:
+    assert larger(measured(topology(a=900, b=900)), held("a")) == {"id-a", "id-b"}
+    assert larger(measured(topology(a=900, b=900)), held("a", "b")) == frozenset()
+
+
+def test_ring_waits_for_the_engines_of_a_new_node() -> None:
+    assert larger(topology(a=900, b=900), held("a")) == frozenset()
+
+
+def test_node_without_memory_does_not_make_a_ring_grow() -> None:
+    assert larger(measured(topology(a=900, b=10)), held("a")) == frozenset()
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.integers(1, 800), min_size=3, max_size=3))
+def test_memory_of_members_never_changes_a_ring(memory_mb: dict[str, int]) -> None:
+    assert larger(measured(topology(**memory_mb)), held("a", "b", "c")) == frozenset()
+
+
+@given(st.dictionaries(st.sampled_from("ab"), st.integers(1, 800), min_size=2, max_size=2))
+def test_member_counts_for_growth_however_little_memory_it_has_left(memory_mb: dict[str, int]) -> None:
+    graph = measured(topology(**memory_mb, c=900))
+    assert larger(graph, held("a", "b")) == {"id-a", "id-b", "id-c"}
+
+
+def test_ring_never_has_more_nodes_than_layers() -> None:
+    graph = measured(topology(a=100, b=100, c=900))
+    two = Instance("i", "m", 1, tuple(PlacedStage(f"id-{n}", Shard("m", at, at + 1, 2)) for at, n in enumerate("ab")))
+    assert larger(graph, two, n_layers=2) == frozenset()

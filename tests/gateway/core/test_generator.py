@@ -1,6 +1,6 @@
 """`gateway.core.generator`: the limits of a choice and its sampling, which need no node.
 
-How it finds an instance is in tests/gateway/test_instances_from_facts.py, with a real gateway.
+How it finds an instance is in test_instance_provider.py, with a real gateway.
 """
 
 from __future__ import annotations
