@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 from openai import OpenAI
 
 from bus.client import BusClient
-from bus.messages import EngineStats
+from bus.messages import EngineStats, InstanceUp, SessionFinished, kind_of
 from models.catalogue import DEFAULT_MODEL
 from tests.support.models import default_model_path
 from tests.support.nodes import NodeProcess, free_udp_port, nodes
@@ -31,16 +34,28 @@ def client(node: NodeProcess) -> OpenAI:
 
 
 def layers(node: NodeProcess) -> dict[str, tuple[int, int]]:
-    """The layers that each node holds, by its name, as the gateway tells it."""
+    """Return the layers that each node holds, by its name, as the gateway reports them."""
     (instance,) = node.get("/v1/topology")["instances"]
     return {stage["node"]: (stage["start_layer"], stage["end_layer"]) for stage in instance["stages"]}
 
 
 def wait_for_nodes(node: NodeProcess, count: int) -> None:
+    """Wait until so many nodes are in the topology of a node."""
     for _ in range(2000):
         if len(node.get("/v1/topology")["nodes"]) == count:
             return
     raise AssertionError(f"{count} nodes never stood in the topology")
+
+
+def wait_for_ring(node: NodeProcess, *names: str, within_s: float = 60.0) -> None:
+    """Wait until the model stands on exactly these nodes, and nowhere else."""
+    deadline = time.monotonic() + within_s
+    while True:
+        instances = node.get("/v1/topology")["instances"]
+        rings = [{stage["node"] for stage in instance["stages"]} for instance in instances]
+        if rings == [set(names)]:
+            return
+        assert time.monotonic() < deadline, f"the model stands on {rings}"
 
 
 def ask(node: NodeProcess, **settings: Any) -> str:
@@ -70,15 +85,59 @@ def test_one_two_and_three_nodes_write_the_same_text_from_one_seed() -> None:
     assert len(texts) == 1
 
 
-def test_a_node_that_joins_later_gets_layers_at_the_next_chat(tmp_path: Path) -> None:
+def test_node_that_joins_later_gets_layers_without_a_chat() -> None:
     beacons = ["--discovery-port", str(free_udp_port()), *NUMPY]
     with nodes("first", arguments=beacons) as (first,):
         ask(first, max_tokens=4)
         assert set(layers(first)) == {"first"}
         with nodes("second", arguments=beacons):
-            wait_for_nodes(first, 2)
+            wait_for_ring(first, "first", "second")
             assert ask(first, temperature=0) == "The capital of France is Paris."
-            assert set(layers(first)) == {"first", "second"}
+
+
+def test_chat_goes_on_while_a_ring_grows() -> None:
+    beacons = ["--discovery-port", str(free_udp_port()), *NUMPY]
+    with nodes("first", arguments=beacons) as (first,):
+        before = ask(first, temperature=0, max_tokens=200)
+        with ThreadPoolExecutor(1) as chatting, nodes("second", arguments=beacons):
+            answer = chatting.submit(ask, first, temperature=0, max_tokens=200)
+            wait_for_ring(first, "first", "second")
+            assert answer.result() == before
+
+
+def test_warm_chat_sends_nothing_over_the_bus_before_its_opening() -> None:
+    with nodes("ada", arguments=NUMPY) as (ada,):
+        cold, warm = asyncio.run(work_of_two_chats(ada))
+    assert cold == ["download.want", "instance.ensure"]
+    assert warm == []
+
+
+async def work_of_two_chats(node: NodeProcess) -> tuple[list[str], list[str]]:
+    """Return the kinds of the work that the gateway sends during a first chat, and during a second."""
+    config = node.config
+    sent: list[list[str]] = []
+    bus = BusClient(config.run_path, config.node_id, "observer")
+    await bus.start(["tap.", kind_of(InstanceUp), kind_of(SessionFinished)])
+    try:
+        for _ in range(2):
+            chat = asyncio.create_task(asyncio.to_thread(ask, node, max_tokens=2))
+            sent.append([kind async for kind in gateway_work(bus)])
+            await chat
+    finally:
+        await bus.close()
+    return sent[0], sent[1]
+
+
+async def gateway_work(bus: BusClient) -> AsyncIterator[str]:
+    """Yield the kinds of work from the gateway until a session is over, but for what it sends when idle too."""
+    async with asyncio.timeout(60):
+        async for envelope in bus.deliveries():
+            header = envelope.header
+            if isinstance(envelope.message, SessionFinished):
+                return
+            from_gateway = envelope.to.startswith("tap.") and header.sender == f"{bus.node_id}/gateway"
+            if from_gateway and header.kind not in ("actor.hello", "hub.describe"):
+                yield header.kind
 
 
 def test_a_peer_named_by_hand_is_found_without_beacons() -> None:
