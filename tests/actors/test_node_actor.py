@@ -114,7 +114,7 @@ async def running_node(run_dir: Path, **settings: object) -> AsyncIterator[Node]
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def test_an_engine_gets_half_of_what_the_weights_leave_and_the_nodes_precision() -> None:
+def test_engine_gets_half_of_the_free_memory_and_the_precision() -> None:
     async def test() -> None:
         async with running_node(hub.run_dir, precision="exact") as node:
             told = await node.load("i", WHOLE)
@@ -126,7 +126,7 @@ def test_an_engine_gets_half_of_what_the_weights_leave_and_the_nodes_precision()
         asyncio.run(test())
 
 
-def test_a_small_model_gets_what_its_slots_can_use_and_no_more(tmp_path: Path) -> None:
+def test_small_model_gets_no_more_than_its_slots_use(tmp_path: Path) -> None:
     async def test() -> None:
         async with running_node(hub.run_dir, cards_dir=str(tmp_path)) as node:
             told = await node.load("i", Shard(TINY, 0, 3, 4))
@@ -139,7 +139,7 @@ def test_a_small_model_gets_what_its_slots_can_use_and_no_more(tmp_path: Path) -
         asyncio.run(test())
 
 
-def test_the_users_bound_on_keys_and_values_holds() -> None:
+def test_kv_memory_option_is_the_limit() -> None:
     async def test() -> None:
         async with running_node(hub.run_dir, kv_memory=10**6) as node:
             assert (await node.load("i", WHOLE)).kv_bytes == 10**6
@@ -148,7 +148,7 @@ def test_the_users_bound_on_keys_and_values_holds() -> None:
         asyncio.run(test())
 
 
-def test_a_second_model_leaves_the_first_what_it_was_promised_until_that_ends() -> None:
+def test_second_model_leaves_the_first_its_reserved_memory() -> None:
     async def test() -> None:
         async with running_node(hub.run_dir) as node:
             first = (await node.load("i", WHOLE)).kv_bytes

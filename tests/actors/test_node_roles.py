@@ -75,19 +75,19 @@ def why_not(role: Role, work: Work, topology: Topology | None = None) -> Request
         return asyncio.run(asked(hub.run_dir, role, work, topology or Topology()))
 
 
-def test_an_observers_gateway_is_told_to_chat_elsewhere() -> None:
+def test_observer_may_not_request_an_instance() -> None:
     error = why_not(Role.OBSERVER, InstanceEnsure(CARD.id), Topology().with_node(record("b" * 16)))
     assert error.code == "forbidden"
     assert "chat through another" in error.message
 
 
-def test_a_gateway_has_a_member_place_and_never_itself() -> None:
+def test_gateway_asks_a_member_to_place() -> None:
     other = next(f"{n:016x}" for n in range(100) if placer_of(CARD.id, {A, f"{n:016x}"}) == A)
     error = why_not(Role.GATEWAY, InstanceEnsure(CARD.id), Topology().with_node(record(other)))
     assert f"node {other} is not linked" in error.message  # so it was asked
 
 
-def test_a_gateway_that_no_member_is_linked_to_says_so() -> None:
+def test_gateway_without_a_member_reports_it() -> None:
     error = why_not(Role.GATEWAY, InstanceEnsure(CARD.id))
     assert (error.code, "no member of cluster home is linked" in error.message) == ("no_member", True)
 
@@ -124,7 +124,7 @@ async def graph(actor: TopologyActor) -> set[str]:
 
 
 @pytest.mark.parametrize(("role", "counts"), [(Role.MEMBER, True), (Role.GATEWAY, False), (Role.OBSERVER, False)])
-def test_the_records_of_members_count_and_of_nobody_else(role: Role, counts: bool) -> None:
+def test_only_records_of_linked_members_count(role: Role, counts: bool) -> None:
     other = new_node()
 
     async def test(run_dir: Path) -> None:
@@ -147,7 +147,7 @@ def test_the_records_of_members_count_and_of_nobody_else(role: Role, counts: boo
 
 
 @pytest.mark.parametrize(("role", "counts"), [(Role.MEMBER, True), (Role.GATEWAY, False), (Role.OBSERVER, False)])
-def test_a_node_that_is_no_member_is_not_in_its_own_graph(role: Role, counts: bool) -> None:
+def test_only_members_are_in_their_own_graph(role: Role, counts: bool) -> None:
     async def test(run_dir: Path) -> None:
         async with client(run_dir, A, "topology") as bus:
             actor = TopologyActor(config(run_dir, role), bus)
@@ -169,12 +169,12 @@ def test_a_node_that_is_no_member_is_not_in_its_own_graph(role: Role, counts: bo
         ("another", "", True),
     ],
 )
-def test_an_api_on_loopback_is_shown_on_its_own_machine_only(machine: str, api: str, shown: bool) -> None:
+def test_loopback_api_is_shown_on_its_own_machine_only(machine: str, api: str, shown: bool) -> None:
     record = NodeRecord("b" * 16, "bob", 1, 1, api=api, machine=machine)
     assert as_seen_from("ours", record).api == (api if shown else "")
 
 
-def test_an_instance_that_is_told_of_twice_is_known_once_and_only_so_many_are() -> None:
+def test_repeated_instances_count_once_and_are_bounded() -> None:
     async def test(run_dir: Path) -> None:
         async with client(run_dir, A, "topology") as bus:
             actor = TopologyActor(config(run_dir, Role.MEMBER), bus)

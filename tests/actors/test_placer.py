@@ -98,7 +98,7 @@ async def clients(stack: AsyncExitStack, one: RunningHub, two: RunningHub) -> tu
     return ada, bob, await stack.enter_async_context(client(one.run_dir, A, "placer"))
 
 
-def test_an_asker_who_leaves_leaves_nothing_loaded_on_the_member_that_was_done() -> None:
+def test_cancelled_placement_leaves_nothing_loaded() -> None:
     async def test() -> None:
         async with AsyncExitStack() as stack:
             ada, bob, asker = await clients(stack, one, two)
@@ -115,7 +115,7 @@ def test_an_asker_who_leaves_leaves_nothing_loaded_on_the_member_that_was_done()
         asyncio.run(test())
 
 
-def test_a_member_that_fails_has_the_others_unload() -> None:
+def test_failed_member_makes_the_others_unload() -> None:
     async def test() -> None:
         async with AsyncExitStack() as stack:
             ada, bob, asker = await clients(stack, one, two)
@@ -131,7 +131,7 @@ def test_a_member_that_fails_has_the_others_unload() -> None:
         asyncio.run(test())
 
 
-def test_an_instance_tells_what_each_of_its_stages_can_hold() -> None:
+def test_instance_names_the_positions_of_each_stage() -> None:
     async def test() -> None:
         async with AsyncExitStack() as stack:
             ada, bob, asker = await clients(stack, one, two)
@@ -157,7 +157,7 @@ def test_an_instance_tells_what_each_of_its_stages_can_hold() -> None:
     ],
     ids=["another node's end point", "an end point without a key", "another node's engine"],
 )
-def test_a_member_that_names_what_is_not_its_own_gets_no_place_in_a_ring(named: ShardLoaded, sentence: str) -> None:
+def test_member_must_name_its_own_endpoint_and_engine(named: ShardLoaded, sentence: str) -> None:
     async def test() -> None:
         async with AsyncExitStack() as stack:
             ada, bob, asker = await clients(stack, one, two)
@@ -171,7 +171,7 @@ def test_a_member_that_names_what_is_not_its_own_gets_no_place_in_a_ring(named: 
         asyncio.run(test())
 
 
-def test_ring_grows_beside_the_old_instance_which_then_ends() -> None:
+def test_ring_grows_beside_the_old_instance() -> None:
     async def test() -> None:
         async with AsyncExitStack() as stack:
             ada, bob, asker = await clients(stack, one, two)
@@ -200,7 +200,7 @@ def test_ring_grows_beside_the_old_instance_which_then_ends() -> None:
         asyncio.run(test())
 
 
-def test_growth_that_fails_keeps_the_old_instance_and_is_not_tried_again_at_once() -> None:
+def test_failed_growth_keeps_the_old_instance() -> None:
     async def test() -> None:
         async with AsyncExitStack() as stack:
             ada, bob, asker = await clients(stack, one, two)

@@ -12,7 +12,7 @@ def instance(name: str, epoch: int = 1, model: str = "m", placer: str = "p", nod
     return Instance(name, model, epoch, stages, placer)
 
 
-def test_of_a_model_the_highest_epoch_counts() -> None:
+def test_newest_instance_has_the_highest_epoch() -> None:
     instances = Instances()
     for made in (instance("i2", 2), instance("i3", 3), instance("i1", 1)):
         instances.mark_up(made)
@@ -20,7 +20,7 @@ def test_of_a_model_the_highest_epoch_counts() -> None:
     assert instances.newest("other") is None
 
 
-def test_a_late_fact_does_not_bring_an_instance_back() -> None:
+def test_late_fact_does_not_bring_an_instance_back() -> None:
     instances = Instances()
     instances.mark_up(instance("i"))
     instances.mark_down("i")
@@ -30,14 +30,14 @@ def test_a_late_fact_does_not_bring_an_instance_back() -> None:
     assert instances.with_id("i") is None
 
 
-def test_an_end_that_comes_before_the_beginning_counts() -> None:
+def test_down_before_up_counts() -> None:
     instances = Instances()
     instances.mark_down("i")
     instances.mark_up(instance("i"))
     assert instances.with_id("i") is None
 
 
-def test_what_a_placer_no_longer_names_is_down() -> None:
+def test_instance_missing_from_its_placers_list_is_down() -> None:
     instances = Instances()
     instances.mark_up(instance("i"))
     instances.mark_up(instance("foreign", model="n", placer="q"))
@@ -47,13 +47,13 @@ def test_what_a_placer_no_longer_names_is_down() -> None:
     assert instances.placed_by("p") == (instance("j", 2),)
 
 
-def test_a_placer_speaks_only_for_what_it_placed() -> None:
+def test_placer_lists_only_its_own_instances() -> None:
     instances = Instances()
     instances.reconcile("p", [instance("i", placer="q")])
     assert instances.with_id("i") is None
 
 
-def test_instances_are_found_by_a_member() -> None:
+def test_instances_are_found_by_node() -> None:
     instances = Instances()
     instances.mark_up(instance("i", nodes="ab"))
     instances.mark_up(instance("j", nodes="bc", model="n"))
@@ -61,7 +61,7 @@ def test_instances_are_found_by_a_member() -> None:
     assert [held.instance_id for held in instances.with_node("c")] == ["j"]
 
 
-def test_the_next_epoch_is_higher_than_any_heard_of_even_of_the_fallen() -> None:
+def test_next_epoch_is_higher_than_any_seen() -> None:
     instances = Instances()
     assert instances.next_epoch("m") == 1
     instances.mark_up(instance("i", 6))
@@ -73,7 +73,7 @@ def test_the_next_epoch_is_higher_than_any_heard_of_even_of_the_fallen() -> None
     assert instances.next_epoch("other") == 1
 
 
-def test_the_memory_of_the_fallen_is_bounded() -> None:
+def test_number_of_remembered_ids_is_bounded() -> None:
     instances = Instances()
     for number in range(MAX_DOWN + 1):
         instances.mark_down(f"i{number}")

@@ -62,7 +62,7 @@ def child(node: NodeProcess, module: str) -> psutil.Process:
     return next(process for process in node.children() if module in " ".join(process.cmdline()))
 
 
-def test_a_killed_engine_ends_the_stream_with_a_sentence_and_the_next_chat_works() -> None:
+def test_killed_engine_ends_the_stream_and_the_next_chat_works() -> None:
     with nodes("ada", "bob", arguments=NUMPY) as (ada, bob):
         wait_for_nodes(ada, 2)
         ask(ada, max_tokens=2)
@@ -73,7 +73,7 @@ def test_a_killed_engine_ends_the_stream_with_a_sentence_and_the_next_chat_works
         assert set(layers(ada)) == {"ada", "bob"}
 
 
-def test_a_killed_node_ends_the_stream_with_a_sentence_and_the_rest_serve_the_next_chat() -> None:
+def test_killed_node_ends_the_stream_and_the_rest_serve_on() -> None:
     with nodes("ada", "bob", arguments=NUMPY) as (ada, bob):
         wait_for_nodes(ada, 2)
         ask(ada, max_tokens=2)
@@ -89,7 +89,7 @@ def test_a_killed_node_ends_the_stream_with_a_sentence_and_the_rest_serve_the_ne
 
 
 @pytest.mark.parametrize("module", ["gateway", "bus.hub", "actors.node_actor", "actors.topology_actor"])
-def test_a_killed_actor_is_started_again_and_chats_go_on(module: str) -> None:
+def test_killed_actor_is_restarted_and_chats_go_on(module: str) -> None:
     with nodes("ada", arguments=NUMPY) as (ada,):
         assert ask(ada, temperature=0) == ANSWER
         dead = child(ada, module)

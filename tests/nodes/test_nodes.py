@@ -63,7 +63,7 @@ def ask(node: NodeProcess, **settings: Any) -> str:
     return answer.choices[0].message.content or ""
 
 
-def test_a_chat_through_one_node_runs_over_the_layers_of_both() -> None:
+def test_chat_runs_over_the_layers_of_both_nodes() -> None:
     with nodes("ada", "bob", arguments=NUMPY) as (ada, bob):
         wait_for_nodes(ada, 2)
         assert ask(ada, temperature=0) == "The capital of France is Paris."
@@ -75,7 +75,7 @@ def test_a_chat_through_one_node_runs_over_the_layers_of_both() -> None:
         assert ask(bob, temperature=0) == "The capital of France is Paris."
 
 
-def test_one_two_and_three_nodes_write_the_same_text_from_one_seed() -> None:
+def test_one_two_and_three_nodes_write_the_same_text() -> None:
     texts = set()
     for names in (("a",), ("a", "b"), ("a", "b", "c")):
         with nodes(*names, arguments=NUMPY) as started:
@@ -140,7 +140,7 @@ async def gateway_work(bus: BusClient) -> AsyncIterator[str]:
                 yield header.kind
 
 
-def test_a_peer_named_by_hand_is_found_without_beacons() -> None:
+def test_peer_option_works_without_beacons() -> None:
     silent = ["--discovery-port", "0", *NUMPY]
     with (
         nodes("ada", arguments=silent) as (ada,),
@@ -150,7 +150,7 @@ def test_a_peer_named_by_hand_is_found_without_beacons() -> None:
         wait_for_nodes(ada, 2)
 
 
-def test_a_client_that_leaves_frees_every_stage() -> None:
+def test_disconnect_frees_every_stage() -> None:
     with nodes("ada", "bob", arguments=NUMPY) as (ada, _):
         wait_for_nodes(ada, 2)
         ask(ada, max_tokens=2)
@@ -196,7 +196,7 @@ async def stream_until(node: NodeProcess, leave: asyncio.Event) -> None:
                 return
 
 
-def test_ctrl_c_leaves_nothing_running_and_nothing_in_the_temporary_folder() -> None:
+def test_ctrl_c_leaves_no_process_and_no_run_folder() -> None:
     with nodes("ada", arguments=NUMPY) as (ada,):
         ask(ada, max_tokens=2)
         children = ada.children()

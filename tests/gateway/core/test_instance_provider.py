@@ -80,7 +80,7 @@ def test_gateway_asks_again_once_an_instance_is_down(warm_rig: Rig, named: bool)
     assert eventually(lambda: asks(warm_rig))
 
 
-def test_refused_opening_is_repeated_on_the_instance_that_the_placer_names(warm_rig: Rig) -> None:
+def test_refused_opening_is_repeated_on_another_instance(warm_rig: Rig) -> None:
     def ready(work: Work) -> Reply:
         warm_rig.tell("Hello again")
         return InstanceReady(warm_rig.instance)

@@ -77,9 +77,7 @@ def gone(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize(("content", "in_loop"), [("the man", True), ("the man " * SHORT, False)])
-def test_a_prompt_is_the_encoded_template_and_a_long_one_is_encoded_off_the_loop(
-    model: TextModel, content: str, in_loop: bool
-) -> None:
+def test_long_prompt_is_encoded_on_a_thread(model: TextModel, content: str, in_loop: bool) -> None:
     assert model.tokenizer.chat_template is not None
     text = model.tokenizer.chat_template.render([{"role": "user", "content": content}])
     ids = model.tokenizer.encode(text)
@@ -88,7 +86,7 @@ def test_a_prompt_is_the_encoded_template_and_a_long_one_is_encoded_off_the_loop
     assert (model.tokenizer.noted[0] == threading.get_ident()) == in_loop
 
 
-def test_the_loop_turns_while_a_long_prompt_is_encoded(model: TextModel) -> None:
+def test_loop_runs_while_a_long_prompt_is_encoded(model: TextModel) -> None:
     assert isinstance(model.tokenizer, NotingTokenizer)
     turns = itertools.count()
     model.tokenizer.at = lambda: next(turns)
@@ -109,14 +107,14 @@ def test_the_loop_turns_while_a_long_prompt_is_encoded(model: TextModel) -> None
     assert end - begin > 20  # it can turn a few times before the encoder has the GIL
 
 
-def test_what_a_template_refuses_is_a_fault_of_the_messages(model: TextModel) -> None:
+def test_refusal_of_the_template_is_an_invalid_request(model: TextModel) -> None:
     refusing = ChatTemplate("{{ raise_exception('roles must alternate') }}", None, None)
     with pytest.raises(GatewayError, match="refuses these messages: roles must alternate") as caught:
         prompt(with_template(model, refusing), "hello")
     assert (caught.value.kind, caught.value.field) == (ErrorKind.INVALID_REQUEST, RequestField.PROMPT)
 
 
-def test_a_template_that_cannot_be_rendered_now_is_no_fault_of_the_messages(model: TextModel) -> None:
+def test_unavailable_renderer_is_retryable(model: TextModel) -> None:
     async def main() -> None:
         await model.renderer.close()
         await model.tokens(Conversation(()))
@@ -151,7 +149,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         yield running
 
 
-def test_a_gateway_has_its_template_child_before_the_first_request_and_takes_it_along(rig: Rig) -> None:
+def test_template_child_starts_and_ends_with_the_gateway(rig: Rig) -> None:
     assert eventually(lambda: len(template_children(rig.gateway.pid)) == 1)
     (child,) = template_children(rig.gateway.pid)
     assert post(rig, PLAIN).status_code == 200
@@ -160,14 +158,14 @@ def test_a_gateway_has_its_template_child_before_the_first_request_and_takes_it_
     assert not child.is_running()
 
 
-def test_a_killed_gateway_leaves_no_template_child(rig: Rig) -> None:
+def test_killed_gateway_leaves_no_template_child(rig: Rig) -> None:
     assert eventually(lambda: len(template_children(rig.gateway.pid)) == 1)
     (child,) = template_children(rig.gateway.pid)
     rig.gateway.send_signal(signal.SIGKILL)
     assert eventually(lambda: gone(child))
 
 
-def test_a_bomb_in_a_model_is_a_refusal_in_time_and_the_gateway_goes_on(rig: Rig, tmp_path: Path) -> None:
+def test_endless_template_is_refused_in_time(rig: Rig, tmp_path: Path) -> None:
     settings = {
         "chat_template": "{% if messages[0].content == 'hello' %}" + TIME_BOMBS["nested ranges"] + "{% endif %}."
     }

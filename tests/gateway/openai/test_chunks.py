@@ -44,43 +44,43 @@ def test_every_chunk_fits_the_official_schema(chunk: dict[str, Any]) -> None:
     check("CreateChatCompletionStreamResponse", chunk)
 
 
-def test_a_whole_answer_fits_the_official_schema() -> None:
+def test_completion_fits_the_official_schema() -> None:
     check("CreateChatCompletionResponse", chunks.completion(IDENTITY, [("one", "stop"), ("", "length")], END))
 
 
-def test_an_error_fits_the_official_schema() -> None:
+def test_error_fits_the_official_schema() -> None:
     check("ErrorResponse", error_body(FieldError("a sentence", code="a_code", param="model")))
 
 
-def test_the_schemas_would_notice_a_wrong_object() -> None:
+def test_schema_rejects_a_wrong_object() -> None:
     chunk = {**chunks.role_chunk(IDENTITY, 0, usage=False), "object": "chat.completion"}
     with pytest.raises(Exception, match=r"chat\.completion"):
         check("CreateChatCompletionStreamResponse", chunk)
 
 
-def test_usage_is_null_only_where_a_chunk_of_usage_will_come() -> None:
+def test_usage_is_null_only_if_a_usage_chunk_follows() -> None:
     assert chunks.text_chunk(IDENTITY, 0, "x", usage=True)["usage"] is None
     assert "usage" not in chunks.text_chunk(IDENTITY, 0, "x", usage=False)
 
 
-def test_timings_give_rates_of_what_was_computed_without_the_first_token() -> None:
+def test_rates_leave_out_cached_and_first_tokens() -> None:
     body = chunks.timings_body(END)
     assert (body["prompt_per_second"], body["predicted_per_second"]) == (10.0, 10.0)
 
 
-def test_timings_give_no_rates_where_no_time_passed() -> None:
+def test_rates_are_zero_if_no_time_passed() -> None:
     body = chunks.timings_body(replace(END, usage=Usage(9, 4, 1), timings=Timings(0.0, 0.0, 0.0)))
     assert (body["prompt_per_second"], body["predicted_per_second"]) == (0.0, 0.0)
 
 
-def test_what_the_cache_held_is_part_of_the_prompt_in_usage_and_beside_it_in_timings() -> None:
+def test_cached_tokens_count_in_usage_and_apart_in_timings() -> None:
     usage, timings = chunks.usage_body(END.usage), chunks.timings_body(END)
     assert (usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]) == (9, 4)
     assert (timings["prompt_n"], timings["cache_n"], timings["queued_ms"]) == (5, 4, 1500.0)
 
 
 @given(st.text())
-def test_any_text_travels_as_one_ascii_line_and_comes_back_whole(text: str) -> None:
+def test_any_text_survives_as_one_ascii_line(text: str) -> None:
     event = chunks.event(chunks.text_chunk(IDENTITY, 0, text, usage=False))
     assert event.isascii()
     assert event.count(b"\n") == 2
