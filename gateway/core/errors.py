@@ -48,8 +48,8 @@ class GatewayError(Exception):
     """A request was refused or failed.
 
     `message` is one sentence with the next step, `code` a stable word for programs. `retryable` says whether the same
-    request may succeed later; None leaves that to the client's own rules. `retry_after_s` is when to try, 0 if nobody
-    knows.
+    request may succeed later; None leaves that to the client's own rules. `retry_after_s` is when to try, 0 if that
+    is not known.
     """
 
     def __init__(

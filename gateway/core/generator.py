@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 MAX_GENERATIONS = 128  # at a time
 DEFAULT_MAX_TOKENS = 2048  # a session reserves memory for its whole answer before the first token
 GONE = frozenset({FailureCode.NODE_LOST, FailureCode.REPLACED, FailureCode.STAGE_FAILED, FailureCode.UNREACHABLE})
-"""Failures that say that the instance does not stand any more; another one may take the request."""
+"""Failures that mean that the instance does not stand any more; another one may take the request."""
 
 
 class Generator:

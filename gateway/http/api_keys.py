@@ -136,6 +136,6 @@ def check_keys_required(host: str, keys: ApiKeys) -> None:
     """Raise CannotStart if a gateway that listens on `host` would serve any machine without a key."""
     if not keys.required and not is_loopback(host):
         raise CannotStart(
-            f"the API would be open to everyone who reaches {host}; make a key with `exobus key FILE` and pass "
+            f"the API would be open to every machine that reaches {host}; make a key with `exobus key FILE` and pass "
             "--api-keys FILE, or listen on 127.0.0.1"
         )

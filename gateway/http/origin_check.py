@@ -114,7 +114,7 @@ def _wrong_origin(headers: Headers, policy: OriginPolicy) -> HttpError | None:
 
 
 def _wrong_kind(method: str, headers: Headers) -> HttpError | None:
-    """A page can make a form send any body, but not one that is declared as JSON."""
+    """Refuse a body that a form could send: a page can make one send any body, but not declare it as JSON."""
     if method != "POST" and not _values(headers, b"transfer-encoding") and not _has_length(headers):
         return None
     kinds = _values(headers, b"content-type")

@@ -106,7 +106,7 @@ class _ChunkWriter:
             case GenerationFailed(error):
                 if not self.out.begun:
                     raise error
-                # Nothing follows, and no choice gets a finish reason: so clients see that the text is cut.
+                # Nothing follows, and no choice gets a finish reason, so clients see that the text is cut.
                 await self.out.send(chunks.event(error_body(error)), more=False)
         return isinstance(event, GenerationFinished | GenerationFailed)
 

@@ -1,4 +1,4 @@
-"""What a waiting stream is told, as server-sent comments, which clients skip."""
+"""Progress in words, as server-sent comments, which clients skip."""
 
 from __future__ import annotations
 

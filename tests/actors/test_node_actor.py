@@ -1,4 +1,4 @@
-"""The node actor as a member: what it tells the engine that it starts. A real hub; the other actors are played."""
+"""`actors.node_actor` and `actors.stage_host`: what an engine is told to load. A real hub, with actors of the test."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ Answers = Mapping[type[Work], Callable[[Work], Reply]]
 
 
 class Node:
-    """A node actor at work, and what its engines were told."""
+    """A running node actor, and the loads that its engines received."""
 
     def __init__(self, asker: BusClient) -> None:
         self.loads: list[EngineLoad] = []
         self.asker = asker
 
     async def load(self, instance_id: str, shard: Shard) -> EngineLoad:
-        """Have it load a shard; what its engine was told."""
+        """Have it load a shard; returns what its engine received."""
         await self.asker.request("node", ShardLoad(instance_id, 1, shard), ShardLoaded, WITHIN_S)
         return self.loads[-1]
 
@@ -65,14 +65,14 @@ class Node:
         await self.asker.request("node", ShardUnload(instance_id, 1), RequestDone, WITHIN_S)
 
     def load_engine(self, work: Work) -> Reply:
-        """Play the engine."""
+        """Record a load, and reply as an engine would."""
         assert isinstance(work, EngineLoad)
         self.loads.append(work)
         return ShardLoaded(f"{A}/engine-1", work.engine, ("tcp://127.0.0.1:1",), positions=5)
 
 
 async def play(bus: BusClient, answers: Answers) -> None:
-    """Answer each kind of work, for ever."""
+    """Reply to each kind of work until cancelled."""
     async for envelope in bus.deliveries():
         message = envelope.message
         if isinstance(message, Work) and type(message) in answers:
@@ -80,7 +80,7 @@ async def play(bus: BusClient, answers: Answers) -> None:
 
 
 def config(run_dir: Path, **settings: object) -> NodeConfig:
-    """Settings of a node whose engine needs no measuring."""
+    """Return the settings of a node whose engine needs no measuring."""
     fixed: dict[str, object] = {"node_id": A, "name": "ada", "incarnation": 1, "engine": "numpy", "memory": MEMORY}
     folders = dict.fromkeys(("run_dir", "data_dir", "cache_dir"), str(run_dir))
     return msgspec.convert({**fixed, **folders, **settings}, NodeConfig)
@@ -88,7 +88,7 @@ def config(run_dir: Path, **settings: object) -> NodeConfig:
 
 @asynccontextmanager
 async def running_node(run_dir: Path, **settings: object) -> AsyncIterator[Node]:
-    """A node actor among played ones."""
+    """Run a node actor among actors of the test."""
     async with AsyncExitStack() as stack:
         node = Node(await stack.enter_async_context(client(run_dir, A, "asker")))
         played: dict[str, Answers] = {

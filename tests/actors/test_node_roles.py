@@ -1,6 +1,6 @@
-"""Roles inside a node: what its node actor and its topology actor do for a member, a gateway and an observer.
+"""What the node actor and the topology actor of a member, a gateway and an observer do.
 
-A real hub; the other actors are played.
+A real hub, with actors of the test.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ HOME = new_join_code("home")
 
 
 def config(run_dir: Path, role: Role) -> NodeConfig:
-    """Settings of node A with a code of this role, and an engine that needs no measuring."""
+    """Return the settings of node A with a code of this role and an engine that needs no measuring."""
     code_file = run_dir / f"{role}-code"
     write_private(code_file, HOME.invite(role).text())
     named = {"node_id": A, "name": "ada", "incarnation": 1, "engine": "numpy", "memory": 1 << 30}
@@ -53,7 +53,7 @@ def config(run_dir: Path, role: Role) -> NodeConfig:
 
 
 async def asked(run_dir: Path, role: Role, work: Work, topology: Topology) -> RequestError:
-    """Why the node actor of a node of this role does not do some work."""
+    """Return the error of a node actor of this role for some work."""
     async with client(run_dir, A, "asker") as asker, client(run_dir, A, "topology") as graph:
         playing = asyncio.create_task(play(graph, {TopologyGet: lambda _: TopologyState(topology)}))
         actor = NodeActor(config(run_dir, role), BusClient(run_dir, A, "node"))
@@ -107,7 +107,7 @@ def record(node_id: str) -> NodeRecord:
 
 
 def said(node_id: str, of: str | None = None) -> tuple[NodeRecorded, Envelope]:
-    """The record of a node (its own, if no other is named), as it came from it."""
+    """Return a record, of the node itself if no other is named, with the envelope in which the node sent it."""
     message = NodeRecorded(record(of or node_id))
     return message, Envelope("node.record", new_header(message, f"{node_id}/node"), message)
 

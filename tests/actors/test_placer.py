@@ -1,4 +1,4 @@
-"""Placements carried out over two real hubs: what stays loaded, and what does not."""
+"""`actors.placer` over two real hubs: what is loaded and unloaded, and when a ring grows."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def answer(bus: BusClient, envelope: Envelope, reply: ShardLoaded | Reques
 
 
 def loaded(node_id: str, endpoint: str = "", actor: str = "") -> ShardLoaded:
-    """What an honest member answers; or one that names an end point or an actor of its choice."""
+    """Return what a member replies once it has loaded; a dishonest one names another endpoint or actor."""
     own = with_key("tcp://127.0.0.1:1", KEYS[node_id].public)
     return ShardLoaded(actor or f"{node_id}/engine", "numpy", (endpoint or own,), positions=POSITIONS[node_id])
 
@@ -91,7 +91,7 @@ async def join(bus: BusClient) -> None:
 
 
 async def clients(stack: AsyncExitStack, one: RunningHub, two: RunningHub) -> tuple[BusClient, BusClient, BusClient]:
-    """The two members of linked nodes, and who places."""
+    """Return the node actors of two linked nodes, and a client for the placer."""
     ada = await stack.enter_async_context(client(one.run_dir, A, "node"))
     bob = await stack.enter_async_context(client(two.run_dir, B, "node"))
     await link(ada, two.join_endpoint)
@@ -104,7 +104,7 @@ def test_cancelled_placement_leaves_nothing_loaded() -> None:
             ada, bob, asker = await clients(stack, one, two)
             placing = asyncio.create_task(placer(asker).ensure(CARD))
             await load(ada)
-            await heard(bob, ShardLoad)  # and never answers
+            await heard(bob, ShardLoad)  # and never replies
             placing.cancel()
             await heard(bob, RequestCancel)
             await asyncio.gather(unload(ada), unload(bob))

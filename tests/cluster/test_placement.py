@@ -1,4 +1,4 @@
-"""Who places a model, what a plan looks like, and what is said where none fits."""
+"""`cluster.placement`: which node places a model, what a plan looks like, and what is reported if none fits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def topology(**memory_mb: int) -> Topology:
 
 
 def shard_bytes(shard: Shard) -> int:
-    """10 MB a layer, 50 MB for the embedding at either end."""
+    """Return 10 MB a layer, and 50 MB for the embedding at either end."""
     ends = shard.is_first or shard.is_last
     return (10 * len(shard.layers) + 50 * ends) * MB
 

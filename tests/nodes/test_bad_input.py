@@ -1,4 +1,4 @@
-"""What a node says to what it cannot do: one clear sentence, a status that tells, nothing half-written."""
+"""Whole nodes that are asked for what they cannot do: one clear sentence, the right status, no partial files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ path = "{path}"
 
 
 def refused(tmp_path: Path, *arguments: str) -> tuple[int, str]:
-    """The exit status of a node that cannot start, and the one sentence that it says."""
+    """Return the exit status of a node that cannot start, and the one sentence that it prints."""
     own = [
         "--data-dir",
         str(tmp_path / "node"),

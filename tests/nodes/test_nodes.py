@@ -1,4 +1,4 @@
-"""Whole nodes with the default model: found, split, chatted with, stopped. Real processes, nothing stands in."""
+"""Whole nodes with the default model: found, split, chatted with, stopped. Real processes only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NUMPY = ["--engine", "numpy"]
 
 @pytest.fixture(scope="module", autouse=True)
 def files() -> Path:
-    """The default model, fetched before any clock runs."""
+    """Fetch the default model before any clock runs."""
     return default_model_path()
 
 
@@ -159,7 +159,7 @@ def test_disconnect_frees_every_stage() -> None:
 
 
 async def stages_freed_after_a_disconnect(node: NodeProcess) -> set[str]:
-    """The nodes whose stage was busy with a stream, and empty after its client went."""
+    """Return the nodes whose stage was busy with a stream, and free after its client disconnected."""
     config = node.config
     names = {record["node_id"]: record["name"] for record in node.get("/v1/topology")["nodes"]}
     bus = BusClient(config.run_path, config.node_id, "observer")
@@ -184,7 +184,7 @@ async def stages_freed_after_a_disconnect(node: NodeProcess) -> set[str]:
 
 
 async def stream_until(node: NodeProcess, leave: asyncio.Event) -> None:
-    """Read a long stream until `leave` is set, then drop the connection."""
+    """Read a long stream until `leave` is set, then disconnect."""
     question = {"model": DEFAULT_MODEL, "stream": True, "messages": QUESTION, "temperature": 1.0, "max_tokens": 4000}
     question["messages"] = [{"role": "user", "content": "Write a very long story about the sea."}]
     async with (

@@ -1,4 +1,4 @@
-"""A whole node whose memory for keys and values holds one chat: who waits, who is refused, what is kept."""
+"""A whole node whose memory for keys and values holds one chat: queueing, refusals, and the prefix cache."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def node() -> Iterator[NodeProcess]:
 
 
 def ask(node: NodeProcess, **fields: Any) -> httpx.Response:
-    """A whole answer, greedy."""
+    """Return the response to a greedy chat."""
     return httpx.post(f"{node.api}/v1/chat/completions", json=body(**fields), timeout=WITHIN_S)
 
 
 @contextmanager
 def asking(node: NodeProcess, **fields: Any) -> Iterator[Iterator[str]]:
-    """The lines of a stream that are not empty."""
+    """Stream a greedy chat, and yield its lines that are not empty."""
     fields |= {"stream": True, "stream_options": {"include_usage": True}}
     with httpx.stream("POST", f"{node.api}/v1/chat/completions", json=body(**fields), timeout=WITHIN_S) as response:
         yield (line for line in response.iter_lines() if line)

@@ -1,6 +1,4 @@
-"""`python -m tests.support.broken_gateway`: a gateway that fails where a message asks for it, quoting what it was
-given.
-"""
+"""`python -m tests.support.broken_gateway`: a gateway that fails where a message asks it to, and quotes the message."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ def _parse(body: bytes) -> ChatRequest:
     if IN_THE_ROUTE.encode() in body:
         _fail(body)
     if IN_A_TASK.encode() in body:
-        asyncio.get_running_loop().create_task(_fail_alone(body))  # nobody is to look at it
+        asyncio.get_running_loop().create_task(_fail_alone(body))  # nothing awaits it
     if IN_A_CALLBACK.encode() in body:
         asyncio.get_running_loop().call_soon(_fail, body)
     return parse(body)

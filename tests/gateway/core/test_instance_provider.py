@@ -26,7 +26,7 @@ REPLACED = Failure(FailureCode.REPLACED, "this instance is being replaced; ask a
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
-    """A gateway that knows no instance from facts yet."""
+    """Run a gateway that knows no instance from facts yet."""
     with running_rig(tmp_path) as rig:
         rig.tell("Hello world")
         assert asks(rig)
@@ -36,7 +36,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 
 @pytest.fixture
 def warm_rig(rig: Rig) -> Rig:
-    """A gateway that knows the instance, so that its chats ask for none."""
+    """Return a gateway that knows the instance, so that its chats ask for none."""
     rig.node.publish(InstanceUp(placed(rig)))
     assert eventually(lambda: not asks(rig))
     return rig

@@ -1,4 +1,4 @@
-"""No prompt and no key is in any log, whatever goes wrong: a real gateway that logs all it can."""
+"""`gateway.core.redaction`: no prompt and no key is in any log, whatever fails. A real gateway that logs all it can."""
 
 from __future__ import annotations
 

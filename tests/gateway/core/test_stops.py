@@ -1,4 +1,4 @@
-"""`gateway.core.stops`: the text is cut at the first stop string, however it was split into pieces."""
+"""`gateway.core.stops`: text is cut at the first stop string, however it is split into pieces."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ STOPS = st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=4)
 
 
 def filtered(pieces: Sequence[str], stops: Sequence[str]) -> tuple[str, bool]:
-    """What a filter shows of the pieces in all, and whether it stopped."""
+    """Return all that a filter shows of the pieces, and whether it stopped."""
     stop_filter = StopFilter(stops)
     shown = "".join(stop_filter.push(piece) for piece in pieces)
     return shown + stop_filter.flush(), stop_filter.stopped
 
 
 def cut_text(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The same by the definition: the stop that ends first, and of several there the longest."""
+    """Return the same by the definition: the stop that ends first, the longest of several that end there."""
     for end in range(len(text) + 1):
         ending = [stop for stop in stops if text[:end].endswith(stop)]
         if ending:

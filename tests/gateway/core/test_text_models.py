@@ -1,4 +1,4 @@
-"""The text side of a model: its prompt, its refusals, and the process of its template beside a real gateway's."""
+"""`gateway.core.text_models`: prompts, refusals, and the template process of a real gateway."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from tests.support.templates import TIME_BOMBS, rendering
 
 
 class NotingTokenizer(Tokenizer):
-    """Notes something before and after each encoding: the thread, if nothing else is asked for."""
+    """Records something before and after each encoding: the thread, by default."""
 
     noted: tuple[int, ...] = ()
     at: Callable[[], int] = staticmethod(threading.get_ident)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`."""
+        """Return the ids of `text`."""
         before = self.at()
         ids = super().encode(text)
         self.noted = (before, self.at())
@@ -43,7 +43,7 @@ class NotingTokenizer(Tokenizer):
 
 @pytest.fixture
 def model(tmp_path: Path) -> TextModel:
-    """The tiny model's text side; its renderer starts nothing before it is asked."""
+    """Return the tiny model's text side, whose renderer has started no process."""
     write_tokenizer_files(tmp_path)
     tokenizer = NotingTokenizer.load(tmp_path)
     assert tokenizer.chat_template is not None
@@ -51,7 +51,7 @@ def model(tmp_path: Path) -> TextModel:
 
 
 def prompt(model: TextModel, content: str) -> tuple[int, ...]:
-    """The prompt of one message; its renderer is closed behind it."""
+    """Return the prompt of one message, rendered in a process that ends afterwards."""
 
     async def main() -> tuple[int, ...]:
         async with rendering() as renderer:
@@ -67,12 +67,12 @@ def with_template(model: TextModel, template: ChatTemplate | None) -> TextModel:
 
 
 def template_children(gateway: int) -> list[psutil.Process]:
-    """The processes that a gateway started."""
+    """Return the template processes of a gateway."""
     return [child for child in psutil.Process(gateway).children() if "models.template_child" in child.cmdline()]
 
 
 def gone(process: psutil.Process) -> bool:
-    """Whether a process ended, even if nobody took note yet."""
+    """Return whether a process has ended, even if its parent has not noticed yet."""
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
@@ -143,7 +143,7 @@ def test_empty_prompt_is_refused(model: TextModel, prompt: Text | TokenIds) -> N
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
-    """A gateway that nobody has asked yet."""
+    """Run a gateway that has served no request yet."""
     with running_rig(tmp_path) as running:
         running.tell("Hello world")
         yield running

@@ -18,7 +18,7 @@ ONE, TWO, THREE = "first-key-0123456789", "second-key-0123456789", "third-key-01
 
 
 def key_file(folder: Path, *lines: str) -> Path:
-    """A file of keys that nobody else can read, written in place where there is one already."""
+    """Write a private file of keys, in place if there is one already."""
     path = folder / "api-keys"
     path.touch(mode=0o600)
     path.write_text("".join(f"{line}\n" for line in lines))
@@ -116,7 +116,7 @@ def test_missing_or_open_file_accepts_no_key(tmp_path: Path) -> None:
     assert keys.required
 
 
-# -- where keys are a must
+# -- when keys are required
 
 
 @pytest.mark.parametrize("host", ["192.168.1.10", "0.0.0.0", "::", "", "fd00::1", "studio.lan", "127.evil.example"])

@@ -1,4 +1,4 @@
-"""Clients that do next to nothing, and as slowly as they can, against the gateway's server with short deadlines."""
+"""`gateway.http.connection` and `gateway.http.bodies`: very slow clients against a server with short deadlines."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_disconnect_within_a_body_is_not_logged(served: Served, caplog: pytest.L
     assert not [record for record in caplog.records if record.levelno >= logging.INFO]
 
 
-# -- answers
+# -- completions
 
 
 def test_client_that_never_reads_is_aborted(served: Served) -> None:

@@ -13,7 +13,7 @@ WITHIN_S = 5.0
 
 
 async def never() -> Message:
-    """A client that stays connected and sends nothing."""
+    """Receive nothing from a client that stays connected."""
     await asyncio.Event().wait()
     raise AssertionError("an event that is never set was set")
 

@@ -1,6 +1,6 @@
-"""What a web page can make a browser send, and what no client of ours would: refused by a real gateway, byte for byte.
+"""`gateway.http.origin_check`: what a web page can make a browser send is refused by a real gateway, byte for byte.
 
-Each request is written to a raw socket, so that nothing between the test and the gateway tidies it up.
+Each request is written to a raw socket, so that no client library corrects it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHAT = "/v1/chat/completions"
 
 
 class Answer(NamedTuple):
-    """What came back: status, headers by lower-case name, and the body."""
+    """A response: status, headers by lower-case name, and the body."""
 
     status: int
     headers: dict[str, str]
@@ -42,7 +42,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 
 def exchange(rig: Rig, method: str, path: str, headers: list[str], body: bytes = b"", version: str = "1.1") -> Answer:
-    """Send these very lines and read the answer to its end. PORT in a header is the gateway's."""
+    """Send these exact lines and read the response to its end. PORT in a header is the gateway's port."""
     port = urlsplit(rig.url).port
     lines = [f"{method} {path} HTTP/{version}", *headers, "connection: close"]
     if body:

@@ -1,4 +1,4 @@
-"""Chat completions over real HTTP, a real bus and a real data plane, judged by the official client."""
+"""`gateway.openai.chat_completions` over real HTTP, a real bus and a real data plane, read by the official client."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from tests.support.stage import EPOCH
 BROKEN = Failure(FailureCode.STAGE_FAILED, "the engine ran out of memory")
 
 
-# -- answers
+# -- completions
 
 
 def test_official_client_gets_a_completion(client: openai.OpenAI) -> None:

@@ -1,4 +1,4 @@
-"""`gateway.openai.chunks`: what goes out fits OpenAI's own schemas, in ASCII, and says what it should."""
+"""`gateway.openai.chunks`: objects and chunks fit OpenAI's own schemas, in ASCII."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ END = GenerationFinished(Usage(9, 4, 21), Timings(queued_s=1.5, first_token_s=0.
 
 
 def check(name: str, body: dict[str, Any]) -> None:
-    """A body as a client reads it fits the official schema of that name."""
+    """Check that a body as clients read it fits the official schema of that name."""
     validator = Draft202012Validator({"$ref": f"#/components/schemas/{name}", "components": SCHEMAS["components"]})
     validator.validate(json.loads(encode_json(body)))
 

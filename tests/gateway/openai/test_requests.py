@@ -1,4 +1,4 @@
-"""`gateway.openai.requests`: every field is honoured, of no effect, or refused by name; nothing else can happen."""
+"""`gateway.openai.requests`: every field is honored, ignored on purpose, or refused by name."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ PLAIN: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content
 
 
 def parsed(**fields: Any) -> ChatRequest:
-    """The plain request with these fields besides."""
+    """Parse the plain request with these further fields."""
     return parse(json.dumps({**PLAIN, **fields}).encode())
 
 
 def refusal(body: Any) -> FieldError:
-    """The refusal of a body, which is JSON where it is not bytes."""
+    """Return the error of a body; what is not bytes is written as JSON."""
     with pytest.raises(FieldError) as caught:
         parse(body if isinstance(body, bytes) else json.dumps(body).encode())
     return caught.value
 
 
 def refused(**fields: Any) -> FieldError:
-    """The refusal of the plain request with these fields besides."""
+    """Return the error of the plain request with these further fields."""
     return refusal({**PLAIN, **fields})
 
 
 def refused_message(**fields: Any) -> FieldError:
-    """The refusal of a request whose second message has these fields."""
+    """Return the error of a request whose second message has these fields."""
     return refused(messages=[*PLAIN["messages"], {"role": "user", "content": "again", **fields}])
 
 
@@ -191,7 +191,7 @@ def test_templates_and_code_in_a_request_are_refused(name: str) -> None:
 
 
 def nested(levels: int) -> Any:
-    """So many lists, one in the other."""
+    """Return so many lists, one in the other."""
     return [] if levels == 1 else [nested(levels - 1)]
 
 
@@ -250,7 +250,7 @@ MESSAGES = st.lists(
 
 
 def outcome(value: object) -> ChatRequest | FieldError:
-    """What a JSON value becomes; any other exception is the caller's."""
+    """Return the request or the error that a JSON value gives; any other exception is raised."""
     try:
         return parse(json.dumps(value).encode())
     except FieldError as error:
