@@ -77,22 +77,24 @@ class Placer:
                 raise RequestError(FailureCode.INSUFFICIENT_MEMORY, str(error)) from None
             return await self._place(card, stages)
 
-    def grow(self, card: ModelCard, topology: Topology) -> None:
-        """Replace the standing instance in the background, if there are nodes that its ring should also have.
+    def grow(self, card: ModelCard, topology: Topology) -> bool:
+        """Begin to replace the standing instance, if there are nodes that its ring should also have.
 
-        Does nothing while the model is being placed, or if a growth to the same nodes was tried not long ago.
+        Returns whether it begins; the rest happens in the background. Does nothing while the model is being placed,
+        or if a growth to the same nodes was tried not long ago.
         """
         held = self._instances.newest(card.id)
         if held is None or card.id in self._growing or self._lock(card).locked():
-            return
+            return False
         wanted = larger_ring(topology, self._strategy, held, card.n_layers, card.least_bytes)
         tried, when = self._attempts.get(card.id, (frozenset(), 0.0))
         if not wanted or (wanted == tried and time.monotonic() - when < GROW_AGAIN_S):
-            return
+            return False
         self._attempts[card.id] = wanted, time.monotonic()
         task = asyncio.create_task(self._grow(card, held))
         self._growing[card.id] = task
         task.add_done_callback(lambda _: self._growing.pop(card.id))
+        return True
 
     async def stop(self) -> None:
         """Give up what grows; what was loaded for it is unloaded."""

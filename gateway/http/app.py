@@ -49,7 +49,7 @@ def middleware(policy: AccessPolicy, errors: ErrorResponses) -> list[Middleware]
     """
     pages = Middleware(
         CORSMiddleware,
-        allow_origins=sorted(policy.origins.origins),
+        allow_origins=sorted(policy.origins.listed_origins),
         allow_methods=["GET", "POST"],
         allow_headers=PAGE_HEADERS,
         expose_headers=["retry-after", "retry-after-ms", "x-request-id", "x-should-retry"],
@@ -58,6 +58,6 @@ def middleware(policy: AccessPolicy, errors: ErrorResponses) -> list[Middleware]
     return [
         Middleware(RequestId),
         Middleware(OriginCheck, policy=policy.origins, errors=errors),
-        *([pages] if policy.origins.origins else []),
+        *([pages] if policy.origins.listed_origins else []),
         Middleware(KeyCheck, keys=policy.keys, throttle=policy.throttle, errors=errors),
     ]

@@ -27,11 +27,11 @@ _ANYWHERE = frozenset({"", "0.0.0.0", "::"})  # noqa: S104  # addresses to liste
 
 @dataclass(frozen=True)
 class OriginPolicy:
-    """The host names of a gateway (IPv6 addresses in brackets), its port, and the origins whose pages may call it."""
+    """The host names of a gateway (IPv6 in brackets), its port, and the listed origins whose pages may call it."""
 
     hosts: frozenset[str]
     port: int
-    origins: frozenset[str]
+    listed_origins: frozenset[str]
 
     def accepts_host(self, host: str) -> bool:
         """Return whether a Host header names this gateway: one of its names, with its port or none."""
@@ -43,7 +43,7 @@ class OriginPolicy:
         scheme, _, host = origin.partition("://")
         name, _, port = (host, ":", "80") if self.port == 80 else host.rpartition(":")
         own = scheme == "http" and name in self.hosts and port == str(self.port)
-        return own or origin in self.origins
+        return own or origin in self.listed_origins
 
 
 def origin_policy(host: str, port: int, names: Iterable[str] = (), origins: Iterable[str] = ()) -> OriginPolicy:

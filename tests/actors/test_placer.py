@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
@@ -38,20 +39,23 @@ POSITIONS = {A: 5000, B: 6000}
 CARD = Catalogue.load().get(DEFAULT_MODEL)
 
 
-def member(node_id: str, name: str, engine: str = "numpy") -> NodeRecord:
-    """Return the record of a node with enough memory for any share of the model."""
-    return NodeRecord(node_id, name, 1, 1, DeviceCapabilities(memory_available=4 << 30, engine=engine))
+def member(node_id: str, name: str, engine: str = "numpy", memory: int = 4 << 30) -> NodeRecord:
+    """Return the record of a node; by default it has enough memory for any share of the model."""
+    return NodeRecord(node_id, name, 1, 1, DeviceCapabilities(memory_available=memory, engine=engine))
 
 
+TIGHT = 64 << 20  # not enough for a layer with the head
 ALONE = Topology().with_node(member(A, "ada"))
 MEMBERS = ALONE.with_node(member(B, "bob"))
+FULL = Topology().with_node(member(A, "ada", memory=TIGHT)).with_node(member(B, "bob", memory=TIGHT))
 
 
-def placer(bus: BusClient, instances: Instances | None = None) -> Placer:
-    """Return a placer in a cluster of two nodes."""
+def placer(bus: BusClient, instances: Instances | None = None, *looks: Topology) -> Placer:
+    """Return a placer that sees these topologies one after the other, and then two nodes with enough memory."""
+    seen = iter(looks)
 
     async def look() -> Topology:
-        return MEMBERS
+        return next(seen, MEMBERS)
 
     return Placer(bus, instances or Instances(), RingMemoryWeightedPartitioningStrategy(), look)
 
@@ -183,7 +187,7 @@ def test_ring_grows_beside_the_old_instance() -> None:
             old, instances = on_ada_alone(), Instances()
             instances.mark_up(old)
             growing = placer(asker, instances)
-            growing.grow(CARD, MEMBERS)
+            assert growing.grow(CARD, MEMBERS)
             loads = asyncio.gather(load(ada), load(bob))
             assert await growing.ensure(CARD) == old  # at once, while the larger ring is loading
             await asyncio.gather(loads, *(join(engine) for engine in engines))
@@ -208,8 +212,8 @@ def test_failed_growth_keeps_the_old_instance() -> None:
             old, instances = on_ada_alone(), Instances()
             instances.mark_up(old)
             growing = placer(asker, instances)
-            growing.grow(CARD, MEMBERS)
-            growing.grow(CARD, MEMBERS)  # one is running already
+            assert growing.grow(CARD, MEMBERS)
+            assert not growing.grow(CARD, MEMBERS)  # one is running already
             await load(ada)
             _, envelope = await heard(bob, ShardLoad)
             await answer(bob, envelope, RequestFailed(FailureCode.LOAD_FAILED, "the disk is gone"))
@@ -217,26 +221,50 @@ def test_failed_growth_keeps_the_old_instance() -> None:
             failed, _ = await heard(observer, InstanceFailed)
             assert failed.message == "the disk is gone"
             assert await growing.ensure(CARD) == old
-            growing.grow(CARD, MEMBERS)
-            with pytest.raises(TimeoutError):
-                await heard(ada, ShardLoad, 0.3)
+            assert not growing.grow(CARD, MEMBERS)  # the same nodes were tried a moment ago
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+@pytest.mark.parametrize(("after", "nodes"), [(MEMBERS, {A, B}), (FULL, {A})], ids=["room", "no room"])
+def test_ring_without_room_beside_the_old_one_grows_after_its_end(
+    monkeypatch: pytest.MonkeyPatch, after: Topology, nodes: set[str]
+) -> None:
+    monkeypatch.setattr("actors.placer.SETTLE_S", 0.0)
+
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, bob, asker = await clients(stack, one, two)
+            engines = {
+                node: await stack.enter_async_context(client(hub.run_dir, node, "engine"))
+                for hub, node in ((one, A), (two, B))
+            }
+            old, instances = on_ada_alone(), Instances()
+            instances.mark_up(old)
+            growing = placer(asker, instances, FULL, after)
+            assert growing.grow(CARD, MEMBERS)
+            await unload(ada)
+            waiting = asyncio.create_task(growing.ensure(CARD))  # nothing stands now
+            members = [ada, bob] if B in nodes else [ada]
+            await asyncio.gather(*(load(node) for node in members), *(join(engines[node]) for node in nodes))
+            assert set((await waiting).node_ids) == nodes
 
     with running_hub(A) as one, running_hub(B) as two:
         asyncio.run(test())
 
 
 def test_nothing_grows_without_another_node() -> None:
-    async def test() -> None:
-        async with AsyncExitStack() as stack:
-            ada, _, asker = await clients(stack, one, two)
+    async def test(run_dir: Path) -> None:
+        async with client(run_dir, A, "placer") as bus:
             instances = Instances()
-            growing = placer(asker, instances)
-            growing.grow(CARD, MEMBERS)  # nothing stands
+            growing = placer(bus, instances)
+            assert not growing.grow(CARD, MEMBERS)  # nothing stands
             instances.mark_up(on_ada_alone())
-            growing.grow(CARD, ALONE)
-            growing.grow(CARD, ALONE.with_node(member(B, "bob", engine="")))  # not measured yet
-            with pytest.raises(TimeoutError):
-                await heard(ada, ShardLoad, 0.3)
+            assert not growing.grow(CARD, ALONE)
+            assert not growing.grow(CARD, ALONE.with_node(member(B, "bob", engine="")))  # not measured yet
+            assert growing.grow(CARD, MEMBERS)
+            await growing.stop()
 
-    with running_hub(A) as one, running_hub(B) as two:
-        asyncio.run(test())
+    with running_hub(A) as hub:
+        asyncio.run(test(hub.run_dir))
