@@ -78,20 +78,18 @@ class Placer:
             return await self._place(card, stages)
 
     def grow(self, card: ModelCard, topology: Topology) -> bool:
-        """Begin to replace the standing instance, if there are nodes that its ring should also have.
+        """Begin to replace what stands of a model, if there are nodes that its ring should also have.
 
-        Returns whether it begins; the rest happens in the background. Does nothing while the model is being placed,
-        or if a growth to the same nodes was tried not long ago.
+        An older instance beside the newest is ended, too: two nodes that disagreed for a moment may each have placed
+        one. Returns whether it begins; the rest happens in the background. Does nothing while the model is being
+        placed, or if a growth to the same nodes was tried not long ago.
         """
         held = self._instances.newest(card.id)
         if held is None or card.id in self._growing or self._lock(card).locked():
             return False
-        wanted = larger_ring(topology, self._strategy, held, card.n_layers, card.least_bytes)
-        tried, when = self._attempts.get(card.id, (frozenset(), 0.0))
-        if not wanted or (wanted == tried and time.monotonic() - when < GROW_AGAIN_S):
+        if not self._instances.older(card.id) and not self._larger_ring(card, topology, held):
             return False
-        self._attempts[card.id] = wanted, time.monotonic()
-        task = asyncio.create_task(self._grow(card, held))
+        task = asyncio.create_task(self._grow(card))
         self._growing[card.id] = task
         task.add_done_callback(lambda _: self._growing.pop(card.id))
         return True
@@ -103,25 +101,37 @@ class Placer:
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_WITHIN_S)
 
-    async def _grow(self, card: ModelCard, held: Instance) -> None:
-        """Place a larger ring beside the old one if memory allows it, else after the end of the old one."""
+    async def _grow(self, card: ModelCard) -> None:
+        """Place a larger ring, if one is still wanted once the topology is known, and end all older instances."""
         async with self._lock(card):
-            if self._instances.newest(card.id) != held:
-                return
             try:
-                stages = self._plan(card, await self._look())
-            except DoesNotFit:
-                stages = ()
-            try:
-                if len(stages) > len(held.stages):
-                    await self._place(card, stages)
-                    await self._retire(held)
-                else:
-                    await self._retire(held)
-                    await asyncio.sleep(SETTLE_S)
-                    await self._place(card, self._plan_or_repeat(card, await self._look(), held))
+                topology = await self._look()
+                held = self._instances.newest(card.id)
+                if held and (wanted := self._larger_ring(card, topology, held)):
+                    self._attempts[card.id] = wanted, time.monotonic()
+                    await self._replace(card, held, topology)
+                for older in self._instances.older(card.id):
+                    await self._retire(older)
             except RequestError as error:
                 logger.warning("the ring of %s does not grow: %s", card.id, error.message)
+
+    def _larger_ring(self, card: ModelCard, topology: Topology, held: Instance) -> frozenset[str]:
+        """Return the nodes of the ring that is wanted now, unless it was tried not long ago."""
+        wanted = larger_ring(topology, self._strategy, held, card.n_layers, card.least_bytes)
+        tried, when = self._attempts.get(card.id, (frozenset(), 0.0))
+        return frozenset() if wanted == tried and time.monotonic() - when < GROW_AGAIN_S else wanted
+
+    async def _replace(self, card: ModelCard, held: Instance, topology: Topology) -> None:
+        """Place a larger ring beside an instance if memory allows it, else after its end."""
+        try:
+            stages = self._plan(card, topology)
+        except DoesNotFit:
+            stages = ()
+        if len(stages) <= len(held.stages):
+            await self._retire(held)
+            await asyncio.sleep(SETTLE_S)
+            stages = self._plan_or_repeat(card, await self._look(), held)
+        await self._place(card, stages)
 
     def _plan(self, card: ModelCard, topology: Topology) -> tuple[PlacedStage, ...]:
         return plan(topology, self._strategy, card.id, card.n_layers, card.least_bytes, card.head_layers)

@@ -39,6 +39,7 @@ class StageHost:
         self._bus = bus
         self._device = device
         self._engines: dict[str, str] = {}  # by instance id
+        self._draining: dict[str, asyncio.Lock] = {}  # by instance id
         self._budget = KvBudget()
 
     async def load(self, work: ShardLoad, card: ModelCard, nodes_here: int) -> ShardLoaded:
@@ -61,10 +62,15 @@ class StageHost:
         return loaded
 
     async def drain(self, instance_id: str) -> None:
-        """Wait until the sessions of a stage are over, then end it. Raises RequestError."""
-        if engine := self._engines.get(instance_id):
-            await self._bus.request(engine, StageDrain(), RequestDone, DRAIN_WITHIN_S)
-            await self.end(instance_id)
+        """Wait until the sessions of a stage are over, then end it. Raises RequestError.
+
+        An engine is drained once, though two placers that disagreed for a moment may both ask for it.
+        """
+        async with self._draining.setdefault(instance_id, asyncio.Lock()):
+            if engine := self._engines.get(instance_id):
+                await self._bus.request(engine, StageDrain(), RequestDone, DRAIN_WITHIN_S)
+                await self.end(instance_id)
+        self._draining.pop(instance_id, None)
 
     async def end(self, instance_id: str) -> None:
         """End a stage's process, if there is one. Raises RequestError."""

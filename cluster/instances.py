@@ -40,9 +40,13 @@ class Instances:
             self.mark_up(instance)
 
     def newest(self, model_id: str) -> Instance | None:
-        """Return the newest instance of a model."""
-        of_model = (instance for instance in self._standing.values() if instance.model_id == model_id)
-        return max(of_model, key=lambda instance: instance.epoch, default=None)
+        """Return the newest instance of a model; of two with the same epoch, all nodes choose the same."""
+        return max(self._of_model(model_id), key=lambda instance: (instance.epoch, instance.instance_id), default=None)
+
+    def older(self, model_id: str) -> tuple[Instance, ...]:
+        """Return the other instances of a model."""
+        newest = self.newest(model_id)
+        return tuple(instance for instance in self._of_model(model_id) if instance != newest)
 
     def with_id(self, instance_id: str) -> Instance | None:
         """Return the standing instance of this id."""
@@ -59,3 +63,6 @@ class Instances:
     def next_epoch(self, model_id: str) -> int:
         """Return an epoch higher than any that was seen for the model."""
         return self._epochs.get(model_id, 0) + 1
+
+    def _of_model(self, model_id: str) -> list[Instance]:
+        return [instance for instance in self._standing.values() if instance.model_id == model_id]

@@ -44,10 +44,10 @@ def member(node_id: str, name: str, engine: str = "numpy", memory: int = 4 << 30
     return NodeRecord(node_id, name, 1, 1, DeviceCapabilities(memory_available=memory, engine=engine))
 
 
-TIGHT = 64 << 20  # not enough for a layer with the head
+TIGHT, SMALL = 64 << 20, 400 << 20  # not enough for a layer with the head; enough for some layers, not for all
 ALONE = Topology().with_node(member(A, "ada"))
 MEMBERS = ALONE.with_node(member(B, "bob"))
-FULL = Topology().with_node(member(A, "ada", memory=TIGHT)).with_node(member(B, "bob", memory=TIGHT))
+FULL = Topology().with_node(member(A, "ada", memory=TIGHT)).with_node(member(B, "bob", memory=SMALL))
 
 
 def placer(bus: BusClient, instances: Instances | None = None, *looks: Topology) -> Placer:
@@ -222,6 +222,25 @@ def test_failed_growth_keeps_the_old_instance() -> None:
             assert failed.message == "the disk is gone"
             assert await growing.ensure(CARD) == old
             assert not growing.grow(CARD, MEMBERS)  # the same nodes were tried a moment ago
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_older_instance_beside_the_newest_is_ended() -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, _, asker = await clients(stack, one, two)
+            instances = Instances()
+            instances.mark_up(old := on_ada_alone())
+            stages = (*old.stages, PlacedStage(B, whole(CARD.id, CARD.n_layers), f"{B}/engine", "numpy"))
+            instances.mark_up(new := Instance("8899aabbccddeeff", CARD.id, 2, stages, B))
+            growing = placer(asker, instances)
+            assert growing.grow(CARD, MEMBERS)
+            ended, envelope = await heard(ada, ShardUnload)
+            assert ended.instance_id == old.instance_id
+            await answer(ada, envelope, RequestDone())
+            assert await growing.ensure(CARD) == new
 
     with running_hub(A) as one, running_hub(B) as two:
         asyncio.run(test())

@@ -1,4 +1,4 @@
-"""What stands, from facts that repeat, get lost and come late."""
+"""`cluster.instances`: what stands, from facts that repeat, get lost and come late."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ def test_newest_instance_has_the_highest_epoch() -> None:
         instances.mark_up(made)
     assert instances.newest("m") == instance("i3", 3)
     assert instances.newest("other") is None
+
+
+def test_older_instances_are_all_but_the_newest() -> None:
+    one, other = Instances(), Instances()
+    made = [instance("i1", 1), instance("i2", 2), instance("i3", 2)]
+    for at in range(3):
+        one.mark_up(made[at])
+        other.mark_up(made[2 - at])
+    assert one.newest("m") == other.newest("m") == instance("i3", 2)
+    assert one.older("m") == (made[0], made[1])
+    assert one.older("other") == ()
 
 
 def test_late_fact_does_not_bring_an_instance_back() -> None:
