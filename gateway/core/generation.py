@@ -22,6 +22,7 @@ class Generation:
         self.progress: Progress = Preparing()
         self.meter = GenerationMeter(request.choices)
         self._events: asyncio.Queue[Event] = asyncio.Queue(MAX_EVENTS)
+        self._closed = False
 
     async def next_event(self) -> Event:
         """Wait for the next event; the last one is GenerationFinished or GenerationFailed."""
@@ -29,7 +30,12 @@ class Generation:
 
     async def put(self, event: Event) -> None:
         """Add an event; waits while the client is slow."""
-        await self._events.put(event)
+        if not self._closed:
+            await self._events.put(event)
+
+    def close(self) -> None:
+        """Drop all further events: nothing reads them, and a full queue must not hold up the end of the sessions."""
+        self._closed = True
 
     def start(self, prompt_tokens: int) -> None:
         """Record that the sessions are about to open."""

@@ -28,7 +28,7 @@ from gateway.core.errors import (
 from gateway.core.events import GenerationFailed, GenerationFinished
 from gateway.core.generation import Generation
 from gateway.core.instance_provider import InstanceProvider
-from gateway.core.progress import LoadingModel, LoadingTokenizer, Progress
+from gateway.core.progress import LoadingModel, LoadingTokenizer, Progress, Queued, ReadingPrompt
 from gateway.core.redaction import describe
 from gateway.core.request import GenerationRequest, SamplingOptions
 from gateway.core.session import SessionFailed
@@ -55,9 +55,9 @@ class Generator:
         self._stopping = False
 
     def report(self, model_id: str, progress: Progress) -> None:
-        """Show progress of a model to the generations that wait for it."""
+        """Show progress of a model to the generations that wait for it; those with open sessions do not."""
         for generation in self._running:
-            if generation.model_id == model_id:
+            if generation.model_id == model_id and not isinstance(generation.progress, Queued | ReadingPrompt):
                 generation.progress = progress
 
     def stop(self) -> None:
@@ -73,6 +73,7 @@ class Generator:
         try:
             yield generation
         finally:
+            generation.close()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 

@@ -156,7 +156,7 @@ def test_memory_of_members_never_changes_a_ring(memory_mb: dict[str, int]) -> No
 
 
 @given(st.dictionaries(st.sampled_from("ab"), st.integers(1, 800), min_size=2, max_size=2))
-def test_member_counts_for_growth_however_little_memory_it_has_left(memory_mb: dict[str, int]) -> None:
+def test_member_counts_for_growth_without_free_memory(memory_mb: dict[str, int]) -> None:
     graph = measured(topology(**memory_mb, c=900))
     assert larger(graph, held("a", "b")) == {"id-a", "id-b", "id-c"}
 

@@ -105,7 +105,7 @@ def test_chat_goes_on_while_a_ring_grows() -> None:
             assert answer.result() == before
 
 
-def test_warm_chat_sends_nothing_over_the_bus_before_its_opening() -> None:
+def test_warm_chat_touches_no_bus_before_its_opening() -> None:
     with nodes("ada", arguments=NUMPY) as (ada,):
         cold, warm = asyncio.run(work_of_two_chats(ada))
     assert cold == ["download.want", "instance.ensure"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from gateway.core.generation import Generation
+from gateway.core.events import TextDelta
+from gateway.core.generation import MAX_EVENTS, Generation
 from gateway.core.progress import Progress, Queued, ReadingPrompt
 from gateway.core.request import GenerationRequest, Text
 from gateway.core.session import QueuePosition
@@ -30,7 +33,7 @@ def started() -> Generation:
         ({0: QueuePosition(0, 4), 1: QueuePosition(0, 8)}, ReadingPrompt(PROMPT_TOKENS), 4),
     ],
 )
-def test_two_choices_show_the_next_in_the_queue_and_count_what_both_found(
+def test_two_choices_share_progress_and_cached_tokens(
     positions: dict[int, QueuePosition], progress: Progress, cached: int
 ) -> None:
     generation = started()
@@ -48,7 +51,7 @@ def test_second_start_forgets_the_first_queue() -> None:
     assert generation.progress == ReadingPrompt(PROMPT_TOKENS)
 
 
-def test_times_follow_each_other_from_the_opening_to_the_last_token() -> None:
+def test_timings_are_never_negative() -> None:
     generation = started()
     for choice in range(2):
         generation.queued(choice, QueuePosition(0, 0))
@@ -57,3 +60,15 @@ def test_times_follow_each_other_from_the_opening_to_the_last_token() -> None:
     timings = generation.meter.timings()
     assert generation.meter.completion_tokens == 3
     assert min(timings.queued_s, timings.first_token_s, timings.decode_s) >= 0
+
+
+def test_closed_generation_drops_events_instead_of_waiting() -> None:
+    async def test() -> None:
+        generation = started()
+        for _ in range(MAX_EVENTS):
+            await generation.put(TextDelta(0, "text"))
+        generation.close()
+        async with asyncio.timeout(5.0):
+            await generation.put(TextDelta(0, "more"))
+
+    asyncio.run(test())

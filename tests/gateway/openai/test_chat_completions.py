@@ -259,6 +259,18 @@ def test_queued_stream_shows_how_many_are_ahead(rig: Rig) -> None:
     assert timings["queued_ms"] > timings["prompt_ms"]
 
 
+def test_queued_stream_does_not_show_progress_of_loading(rig: Rig) -> None:
+    rig.tell("Hello world", places=[3], cached=0)
+    with raw_request(rig, stream=True) as connection:
+        response = connection.getresponse()
+        assert response.readline() == b": exobus 3 answers are ahead of yours\n"
+        rig.download.publish(Status(MODEL, "placing it on one more node"))
+        assert response.readline() == b"\n"
+        assert [response.readline(), response.readline()] == [b": exobus 3 answers are ahead of yours\n", b"\n"]
+        rig.stage.telling.admits.set()
+        assert "one more node" not in response.read().decode()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_disconnect_in_the_queue_ends_the_session(rig: Rig, stream: bool) -> None:
     rig.tell("Hello world", places=[3])
