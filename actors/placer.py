@@ -1,6 +1,6 @@
-"""Carries out placements: load every shard, connect the ring, replace an instance when the ring should grow.
+"""Carries out placements: loads every shard, connects the ring, and replaces an instance whose ring should grow.
 
-What goes where is `cluster.placement`'s decision; here are the requests that make it so.
+Where layers go is decided by `cluster.placement`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
@@ -29,7 +30,7 @@ from bus.messages import (
 from cluster.failures import FailureCode
 from cluster.instances import Instances
 from cluster.partitioning import PartitioningStrategy
-from cluster.placement import DoesNotFit, Instance, PlacedStage, able, plan
+from cluster.placement import DoesNotFit, Instance, PlacedStage, larger_ring, plan
 from cluster.topology import Topology
 from models.card import ModelCard
 
@@ -38,10 +39,13 @@ logger = logging.getLogger(__name__)
 LOAD_WITHIN_S = 3600.0  # a first download may take that long
 DRAIN_WITHIN_S = 600.0
 JOIN_WITHIN_S = 10.0
+STOP_WITHIN_S = 1.0  # for requests to unload to leave; other actors of this node may have ended
+SETTLE_S = 3.0  # by then every node's record shows the memory that an unloaded stage has freed
+GROW_AGAIN_S = 300.0  # between two attempts to grow a ring to the same nodes
 
 
 class Placer:
-    """Places models one at a time each. `look` gives the topology as it is now."""
+    """Places models, one placement of a model at a time. `look` returns the topology as it is now."""
 
     def __init__(
         self,
@@ -54,63 +58,121 @@ class Placer:
         self._instances = instances
         self._strategy = strategy
         self._look = look
-        self._placing: dict[str, asyncio.Lock] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._growing: dict[str, asyncio.Task[None]] = {}
+        self._attempts: dict[str, tuple[frozenset[str], float]] = {}  # the nodes of the last growth, and when it was
 
     async def ensure(self, card: ModelCard) -> Instance:
-        """The standing instance, or a new one. Raises RequestError: what failed, in a sentence."""
-        async with self._placing.setdefault(card.id, asyncio.Lock()):
-            return await self._standing(card)
+        """Return the standing instance, or place one. Raises RequestError with what failed.
 
-    async def _standing(self, card: ModelCard) -> Instance:
-        """A standing instance is kept unless a node that should be in its ring is not."""
-        held = self._instances.of_model(card.id)
-        topology = await self._look()
-        members = able(topology, card.id, card.n_layers, card.least_bytes)
-        wanted = {part.node_id for part in self._strategy.partition(members, card.n_layers)}
-        if held is not None and wanted <= set(held.node_ids):
+        A standing instance is returned at once, also while a larger one is being placed beside it.
+        """
+        if held := self._instances.newest(card.id):
             return held
-        return await self._replace(card, held, topology)
+        async with self._lock(card):
+            if held := self._instances.newest(card.id):
+                return held
+            try:
+                stages = self._plan(card, await self._look())
+            except DoesNotFit as error:
+                raise RequestError(FailureCode.INSUFFICIENT_MEMORY, str(error)) from None
+            return await self._place(card, stages)
 
-    async def _replace(self, card: ModelCard, held: Instance | None, topology: Topology) -> Instance:
-        """Beside the old instance where memory allows it, else after its end."""
+    def grow(self, card: ModelCard, topology: Topology) -> bool:
+        """Begin to replace what stands of a model, if there are nodes that its ring should also have.
+
+        An older instance beside the newest is ended, too: two nodes that disagreed for a moment may each have placed
+        one. Returns whether it begins; the rest happens in the background. Does nothing while the model is being
+        placed, or if a growth to the same nodes was tried not long ago.
+        """
+        held = self._instances.newest(card.id)
+        if held is None or card.id in self._growing or self._lock(card).locked():
+            return False
+        if not self._instances.older(card.id) and not self._larger_ring(card, topology, held):
+            return False
+        task = asyncio.create_task(self._grow(card))
+        self._growing[card.id] = task
+        task.add_done_callback(lambda _: self._growing.pop(card.id))
+        return True
+
+    async def stop(self) -> None:
+        """Give up what grows; what was loaded for it is unloaded."""
+        for task in (tasks := list(self._growing.values())):
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_WITHIN_S)
+
+    async def _grow(self, card: ModelCard) -> None:
+        """Place a larger ring, if one is still wanted once the topology is known, and end all older instances."""
+        async with self._lock(card):
+            try:
+                topology = await self._look()
+                held = self._instances.newest(card.id)
+                if held and (wanted := self._larger_ring(card, topology, held)):
+                    self._attempts[card.id] = wanted, time.monotonic()
+                    await self._replace(card, held, topology)
+                for older in self._instances.older(card.id):
+                    await self._retire(older)
+            except RequestError as error:
+                logger.warning("the ring of %s does not grow: %s", card.id, error.message)
+
+    def _larger_ring(self, card: ModelCard, topology: Topology, held: Instance) -> frozenset[str]:
+        """Return the nodes of the ring that is wanted now, unless it was tried not long ago."""
+        wanted = larger_ring(topology, self._strategy, held, card.n_layers, card.least_bytes)
+        tried, when = self._attempts.get(card.id, (frozenset(), 0.0))
+        return frozenset() if wanted == tried and time.monotonic() - when < GROW_AGAIN_S else wanted
+
+    async def _replace(self, card: ModelCard, held: Instance, topology: Topology) -> None:
+        """Place a larger ring beside an instance if memory allows it, else after its end."""
         try:
             stages = self._plan(card, topology)
-        except DoesNotFit as error:
-            if held is None:
-                raise RequestError(FailureCode.INSUFFICIENT_MEMORY, str(error)) from None
+        except DoesNotFit:
+            stages = ()
+        if len(stages) <= len(held.stages):
             await self._retire(held)
-            return await self._replace(card, None, await self._look())
-        instance = await self._place(card, stages)
-        if held is not None:
-            await self._retire(held)
-        return instance
+            await asyncio.sleep(SETTLE_S)
+            stages = self._plan_or_repeat(card, await self._look(), held)
+        await self._place(card, stages)
 
     def _plan(self, card: ModelCard, topology: Topology) -> tuple[PlacedStage, ...]:
         return plan(topology, self._strategy, card.id, card.n_layers, card.least_bytes, card.head_layers)
 
+    def _plan_or_repeat(self, card: ModelCard, topology: Topology, held: Instance) -> tuple[PlacedStage, ...]:
+        """Return a plan, or the placement of an instance that has just ended: its nodes had room for that."""
+        try:
+            return self._plan(card, topology)
+        except DoesNotFit:
+            return tuple(PlacedStage(stage.node_id, stage.shard) for stage in held.stages)
+
+    def _lock(self, card: ModelCard) -> asyncio.Lock:
+        return self._locks.setdefault(card.id, asyncio.Lock())
+
     async def _place(self, card: ModelCard, stages: tuple[PlacedStage, ...]) -> Instance:
-        """Load all shards at once, then connect. On a failure nothing stays loaded."""
+        """Load all shards at once, then connect the ring. On a failure nothing stays loaded."""
         instance_id, epoch = secrets.token_hex(8), self._instances.next_epoch(card.id)
         await self._bus.publish(Status(card.id, f"placing {card.id} on {len(stages)} node{'s' * (len(stages) > 1)}"))
         loads = [self._load(stage, instance_id, epoch) for stage in stages]
         planned = Instance(instance_id, card.id, epoch, stages, self._bus.node_id)
         try:
+            # Every load runs to its end, also after one has failed: a stage that is still loading cannot be unloaded.
             results = await asyncio.gather(*loads, return_exceptions=True)
             instance = msgspec.structs.replace(planned, stages=_all_loaded(results))
-            await self._join(instance)
-        except BaseException as error:  # the asker may also have gone, while some members are done and some are not
+            join = StageJoin(instance)
+            joins = [self._bus.request(stage.actor, join, RequestDone, JOIN_WITHIN_S) for stage in instance.stages]
+            await asyncio.gather(*joins)
+        except BaseException as error:  # a cancellation, too, may come when some members have loaded and some have not
             await asyncio.shield(self._unload(planned))
             if isinstance(error, RequestError):
                 await self._bus.publish(InstanceFailed(card.id, error.code, error.message))
             raise
-        self._instances.stands(instance)
+        self._instances.mark_up(instance)
         await self._bus.publish(InstanceUp(instance))
         return instance
 
     async def _load(self, stage: PlacedStage, instance_id: str, epoch: int) -> PlacedStage:
         work = ShardLoad(instance_id, epoch, stage.shard)
         loaded = await self._bus.request(f"{stage.node_id}/node", work, ShardLoaded, LOAD_WITHIN_S)
-        _check_answer(stage.node_id, loaded)
+        _check_own(stage.node_id, loaded)
         return PlacedStage(
             stage.node_id,
             stage.shard,
@@ -121,20 +183,14 @@ class Placer:
             loaded.exact_rows,
         )
 
-    async def _join(self, instance: Instance) -> None:
-        join = StageJoin(instance)
-        await asyncio.gather(
-            *(self._bus.request(stage.actor, join, RequestDone, JOIN_WITHIN_S) for stage in instance.stages)
-        )
-
     async def _retire(self, instance: Instance) -> None:
         """End an instance once its sessions are over."""
-        self._instances.fell(instance.instance_id)
+        self._instances.mark_down(instance.instance_id)
         await self._unload(instance)
         await self._bus.publish(InstanceDown(instance.instance_id, instance.epoch, "it was replaced"))
 
     async def _unload(self, instance: Instance) -> None:
-        """The first stage before the others: once it is empty, no opening is on its way to them."""
+        """Unload the first stage before the others: once it is empty, no opening is on its way to them."""
         for stages in (instance.stages[:1], instance.stages[1:]):
             await asyncio.gather(*(self._unload_stage(instance, stage) for stage in stages))
 
@@ -146,8 +202,8 @@ class Placer:
             logger.warning("%s could not be unloaded: %s", stage.shard, error.message)
 
 
-def _check_answer(node_id: str, loaded: ShardLoaded) -> None:
-    """A member may lend the ring no process and no end point but its own. Raises RequestError."""
+def _check_own(node_id: str, loaded: ShardLoaded) -> None:
+    """Check that a member offers a process and endpoints of its own. Raises RequestError if it does not."""
     if Address.parse(loaded.actor).node != node_id:
         raise RequestError(FailureCode.LOAD_FAILED, f"node {node_id} names another node's engine, {loaded.actor}")
     try:
@@ -155,11 +211,11 @@ def _check_answer(node_id: str, loaded: ShardLoaded) -> None:
     except ValueError as error:
         raise RequestError(FailureCode.LOAD_FAILED, f"node {node_id} loaded its shard, but {error}") from None
     if others or not loaded.endpoints:
-        raise RequestError(FailureCode.LOAD_FAILED, f"node {node_id} names no end point of its own")
+        raise RequestError(FailureCode.LOAD_FAILED, f"node {node_id} names no endpoint of its own")
 
 
 def _all_loaded(results: Sequence[PlacedStage | BaseException]) -> tuple[PlacedStage, ...]:
-    """The stages, all of them. Raises the first failure."""
+    """Return the stages. Raises the first failure, if any."""
     stages = []
     for result in results:
         if isinstance(result, BaseException):

@@ -69,6 +69,7 @@ _RETRYABLE = frozenset(
     {
         FailureCode.BUSY,
         FailureCode.DOWNLOAD_FAILED,
+        FailureCode.ENGINE,
         FailureCode.FRAMES,
         FailureCode.LOAD_FAILED,
         FailureCode.NO_MEMBER,

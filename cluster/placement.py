@@ -1,4 +1,4 @@
-"""Which node places a model, and what an instance of it looks like. Pure; actors carry it out."""
+"""Which node places a model, where its layers go, and what an instance of it looks like. Actors carry it out."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ Endpoints = Annotated[tuple[Endpoint, ...], Meta(max_length=16)]
 class PlacedStage(msgspec.Struct, frozen=True):
     """One shard of an instance and the engine process that runs it.
 
-    `actor` is the engine's bus address, `endpoints` its data-plane addresses, best first, `positions` what its memory
-    for keys and values holds, `exact_rows` how many rows of a chunk its engine computes as it would each alone.
+    `actor` is the engine's bus address, `endpoints` its data-plane addresses, best first. `positions` is how many
+    positions its memory for keys and values holds, and `exact_rows` how many rows of a chunk its engine computes with
+    the same result as one by one.
     """
 
     node_id: Name
@@ -44,7 +45,7 @@ class Instance(msgspec.Struct, frozen=True):
 
     @property
     def node_ids(self) -> tuple[str, ...]:
-        """The members in ring order."""
+        """The nodes of the stages, in ring order."""
         return tuple(stage.node_id for stage in self.stages)
 
 
@@ -53,12 +54,16 @@ class DoesNotFit(Exception):
 
 
 def placer_of(model_id: str, node_ids: Iterable[str]) -> str:
-    """The node that places a model: highest random weight (Thaler & Ravishankar 1998). Needs one node or more."""
+    """Return the node that places a model, the same for all that ask; needs one node or more.
+
+    It is the one with the highest random weight (Thaler and Ravishankar, "A name-based mapping scheme for
+    rendezvous", 1996), so that models move only when their own placer leaves or a better one joins.
+    """
     return max(node_ids, key=lambda node_id: hashlib.sha256(f"{model_id}\0{node_id}".encode()).digest())
 
 
 def able(topology: Topology, model_id: str, n_layers: int, least_bytes: Callable[[Shard], int]) -> Topology:
-    """The topology without nodes that cannot hold even the last layer with the head: they would only be in the way."""
+    """Return the topology without the nodes that have no memory for even the last layer with the head."""
     least = least_bytes(Shard(model_id, n_layers - 1, n_layers, n_layers))
     for node in topology.nodes:
         if node.capabilities.memory_available < least:
@@ -74,10 +79,10 @@ def plan(
     least_bytes: Callable[[Shard], int],
     head: int = 0,
 ) -> tuple[PlacedStage, ...]:
-    """Stages for a model of `n_layers`, without actors or endpoints yet.
+    """Return stages for a model of `n_layers`, without actors or endpoints yet. Raises DoesNotFit.
 
     `least_bytes` gives the memory that a shard needs to be of use: weights, and keys and values of one session.
-    The model's head is as much work as `head` layers, which is balanced where memory allows it. Raises DoesNotFit.
+    The model's head is as much work as `head` layers; that is balanced if memory allows it.
     """
     members = able(topology, model_id, n_layers, least_bytes)
     for counted in (head, 0):
@@ -89,6 +94,29 @@ def plan(
     raise DoesNotFit(_shortage(topology, model_id, least_bytes(whole(model_id, n_layers))))
 
 
+def larger_ring(
+    topology: Topology,
+    strategy: PartitioningStrategy,
+    held: Instance,
+    n_layers: int,
+    least_bytes: Callable[[Shard], int],
+) -> frozenset[str]:
+    """Return the nodes that the ring of an instance should have, if those are more than it has; else none.
+
+    A node counts if it could take a layer, or holds one already: what memory the instance itself takes, and memory
+    that comes and goes, change nothing. A node that has just joined counts once its engines are measured.
+    """
+    could = able(topology, held.model_id, n_layers, least_bytes).node_ids
+    ready = tuple(
+        node
+        for node in topology.nodes
+        if node.capabilities.engine and (node.node_id in could or node.node_id in held.node_ids)
+    )
+    partitions = strategy.partition(msgspec.structs.replace(topology, nodes=ready), n_layers)
+    wanted = frozenset(partition.node_id for partition in partitions)
+    return wanted if len(wanted) > len(set(held.node_ids)) else frozenset()
+
+
 def _memory(topology: Topology, node_id: str) -> int:
     record = topology.node(node_id)
     return record.capabilities.memory_available if record else 0
@@ -98,8 +126,7 @@ def _shortage(topology: Topology, model_id: str, need: int) -> str:
     offers = ", ".join(f"{n.name} {_gb(n.capabilities.memory_available)}" for n in topology.nodes) or "no node"
     return (
         f"{model_id} needs {_gb(need)} of memory for its weights and one chat, and does not fit on the nodes here "
-        f"({offers} free); "
-        "add a node, free memory, or choose a smaller model"
+        f"({offers} free); add a node, free memory, or choose a smaller model"
     )
 
 

@@ -1,103 +1,139 @@
-"""What a client is told when a request fails: OpenAI's error shape as an exception. No HTTP here."""
+"""Why a request fails, independent of any API: a closed set of kinds, a stable code, and one sentence.
+
+An API family writes the error in its own shape; `gateway.http.errors` gives each kind its status.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from enum import Enum, StrEnum, auto
 
 from bus.client import RequestError
 from cluster.failures import FailureCode
-
-INVALID = "invalid_request_error"
-SERVER = "server_error"
-RETRY_AFTER_S = 2
-DO_NOT_RETRY = {"x-should-retry": "false"}
-CLOSE = {"connection": "close"}  # what else comes on this connection is no request
+from gateway.core.session import SessionFailed
 
 
-class ApiError(Exception):
-    """A refusal or a failure: HTTP status, one sentence, and what a program may act on."""
+class ErrorKind(Enum):
+    """What sort of failure it is, and so what a client can do about it."""
+
+    INVALID_REQUEST = auto()
+    NOT_FOUND = auto()
+    TOO_LARGE = auto()  # more than the model or its ring can ever hold
+    UNAUTHENTICATED = auto()
+    FORBIDDEN = auto()
+    RATE_LIMITED = auto()
+    UNAVAILABLE = auto()
+    INTERNAL = auto()
+
+
+class RequestField(Enum):
+    """The field of a `GenerationRequest` that an error is about."""
+
+    MODEL = auto()
+    PROMPT = auto()
+    MAX_TOKENS = auto()
+
+
+class GatewayCode(StrEnum):
+    """The codes of failures that arise in the gateway itself; those of other actors are `FailureCode`s."""
+
+    CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    INTERNAL_ERROR = "internal_error"
+    INVALID_API_KEY = "invalid_api_key"
+    TEMPLATE_UNAVAILABLE = "template_unavailable"
+    TOKENIZER_FAILED = "tokenizer_failed"
+    TOO_MANY_ATTEMPTS = "too_many_attempts"
+
+
+class GatewayError(Exception):
+    """A request was refused or failed.
+
+    `message` is one sentence with the next step, `code` a stable word for programs. `retryable` says whether the same
+    request may succeed later; None leaves that to the client's own rules. `retry_after_s` is when to try, 0 if that
+    is not known.
+    """
 
     def __init__(
         self,
-        status: int,
+        kind: ErrorKind,
         message: str,
         *,
-        kind: str = INVALID,
         code: str | None = None,
-        param: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        field: RequestField | None = None,
+        retryable: bool | None = None,
+        retry_after_s: int = 0,
     ) -> None:
         super().__init__(message)
-        self.status = status
-        self.message = message
         self.kind = kind
+        self.message = message
         self.code = code
-        self.param = param
-        self.headers = dict(headers or {})
-
-    def body(self) -> dict[str, Any]:
-        """`{"error": {message, type, param, code}}`."""
-        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+        self.field = field
+        self.retryable = retryable
+        self.retry_after_s = retry_after_s
 
 
-def unavailable(code: str, message: str, retry_after_s: int = 0) -> ApiError:
-    """503: the same request may work in `retry_after_s` seconds (0: in a moment)."""
-    return ApiError(503, message, kind=SERVER, code=code, headers=_retry_after(retry_after_s))
+def unavailable(code: str, message: str) -> GatewayError:
+    """Return the error of something that fails now and may work in a moment."""
+    return GatewayError(ErrorKind.UNAVAILABLE, message, code=code, retryable=True)
 
 
-def queue_full(message: str, retry_after_s: int = 0) -> ApiError:
-    """429: too much at one time; ask again in `retry_after_s` seconds (0: soon)."""
-    return ApiError(429, message, kind="rate_limit_error", code="queue_full", headers=_retry_after(retry_after_s))
+def model_not_found(message: str) -> GatewayError:
+    """Return the error of a model that no card describes."""
+    code, field = FailureCode.MODEL_NOT_FOUND, RequestField.MODEL
+    return GatewayError(ErrorKind.NOT_FOUND, message, code=code, field=field)
 
 
-def too_large(message: str, param: str) -> ApiError:
-    """400: more than the memory of the ring holds, however long one waits."""
-    return ApiError(400, message, code="too_large", param=param, headers=DO_NOT_RETRY)
+def queue_full(message: str) -> GatewayError:
+    """Return the error of too many requests at a time."""
+    return GatewayError(ErrorKind.RATE_LIMITED, message, code=FailureCode.QUEUE_FULL, retryable=True)
 
 
-def no_key(message: str) -> ApiError:
-    """401: an API key is wanted, and none came or one that is not known."""
-    return ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+def internal() -> GatewayError:
+    """Return the error of a fault of ours: the log has the cause, the client only learns where to look."""
+    sentence = "the gateway failed at this request; see its log on the node"
+    return GatewayError(ErrorKind.INTERNAL, sentence, code=GatewayCode.INTERNAL_ERROR)
 
 
-def too_many_attempts(seconds: int) -> ApiError:
-    """429: too many wrong keys from one address."""
-    sentence = f"too many wrong API keys came from your address; try again in {seconds} s"
-    return ApiError(429, sentence, kind="rate_limit_error", code="too_many_attempts", headers=_retry_after(seconds))
+_KINDS = {
+    FailureCode.FORBIDDEN: ErrorKind.FORBIDDEN,
+    FailureCode.INSUFFICIENT_MEMORY: ErrorKind.TOO_LARGE,
+    FailureCode.QUEUE_FULL: ErrorKind.RATE_LIMITED,
+    FailureCode.TOO_LARGE: ErrorKind.TOO_LARGE,
+}
+"""The kinds of failures that are more than something that does not work now."""
+
+_FIELDS = {
+    FailureCode.INSUFFICIENT_MEMORY: RequestField.MODEL,
+    FailureCode.TOO_LARGE: RequestField.MAX_TOKENS,
+}
 
 
-def too_slow() -> ApiError:
-    """408: the body did not come in time."""
-    return ApiError(408, "the body did not come in time; send it faster", code="timeout", headers=CLOSE)
-
-
-def _retry_after(seconds: int) -> dict[str, str]:
-    """The header of HTTP, and the one that OpenAI's clients look for first."""
-    asked = seconds or RETRY_AFTER_S
-    return {"retry-after": str(asked), "retry-after-ms": str(asked * 1000)}
-
-
-def internal() -> ApiError:
-    """500: a fault of ours; the log has what happened, the client only where to look."""
-    return ApiError(
-        500, "the gateway failed at this request; see its log on the node", kind=SERVER, code="internal_error"
+def error_of_failure(code: FailureCode, message: str, retry_after_s: int = 0) -> GatewayError:
+    """Return a failure of an actor or a stage as a client should see it."""
+    if code is FailureCode.MODEL_NOT_FOUND:
+        return model_not_found(message)
+    if code is FailureCode.INTERNAL:
+        return GatewayError(ErrorKind.INTERNAL, message, code=GatewayCode.INTERNAL_ERROR)
+    return GatewayError(
+        _KINDS.get(code, ErrorKind.UNAVAILABLE),
+        message,
+        code=code,
+        field=_FIELDS.get(code),
+        retryable=code.retryable,
+        retry_after_s=retry_after_s,
     )
 
 
-def from_bus(error: RequestError) -> ApiError:
-    """What an actor answered, as a client should see it."""
-    if error.code == FailureCode.MODEL_NOT_FOUND:
-        return model_not_found(error.message)
-    if error.code == FailureCode.INSUFFICIENT_MEMORY:
-        return ApiError(400, error.message, code=error.code, param="model", headers=DO_NOT_RETRY)
-    if error.code == FailureCode.FORBIDDEN:
-        return ApiError(403, error.message, code=error.code, headers=DO_NOT_RETRY)
-    if error.code == FailureCode.INTERNAL:
-        return ApiError(500, error.message, kind=SERVER, code="internal_error")
-    return unavailable(error.code, error.message)
+def error_of_request(error: RequestError) -> GatewayError:
+    """Return the failure of work that was requested on the bus."""
+    return error_of_failure(error.code, error.message)
 
 
-def model_not_found(message: str) -> ApiError:
-    """404 for a model that no card describes."""
-    return ApiError(404, message, code="model_not_found", param="model")
+def error_of_session(error: SessionFailed, *, begun: bool) -> GatewayError:
+    """Return the failure of a session.
+
+    If tokens have come already (`begun`), the client has a part of the text and must learn that the rest is missing;
+    a retry would not continue it.
+    """
+    if begun and error.code not in (FailureCode.QUEUE_FULL, FailureCode.TOO_LARGE):
+        return GatewayError(ErrorKind.INTERNAL, error.message, code=error.code, retryable=False)
+    return error_of_failure(error.code, error.message, error.retry_after_s)

@@ -1,115 +1,76 @@
-"""One answer while it is worked out, and the events that it gives. Pure but for the queue."""
+"""What a generation yields: deltas of its choices, their ends, and its own end with usage and timings. Values only."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import StrEnum
 
-from gateway.core.errors import ApiError
-from gateway.core.session import QueuePosition
-from gateway.openai.chunks import Timings
-from gateway.openai.requests import ChatRequest
+from gateway.core.errors import GatewayError
 
-EVENTS = 64  # between the sessions and whoever writes the response; a slow reader makes the sessions' tasks wait
+
+class FinishReason(StrEnum):
+    """Why a choice ended by itself."""
+
+    STOP = "stop"  # the model's end token, or a stop string
+    LENGTH = "length"  # the token limit
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Text of one choice."""
+class Usage:
+    """Token counts. The prompt counts once however many choices there are; `cached_tokens` of it were not computed."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went, in seconds.
+
+    `first_token_s` runs from the end of the queue to the first token of any choice, `decode_s` from there to the last.
+    """
+
+    queued_s: float
+    first_token_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """More text of one choice, never half a character."""
 
     choice: int
     text: str
 
 
+Delta = TextDelta
+"""What is added to a choice. Tool calls and reasoning will be further members of this union."""
+
+
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """One choice is over: `stop` or `length`."""
+class ChoiceFinished:
+    """One choice is complete."""
 
     choice: int
-    reason: str
+    reason: FinishReason
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """All choices are over."""
+class GenerationFinished:
+    """All choices are complete. `seed` is the first choice's; `nodes` is how many machines took part."""
 
+    usage: Usage
     timings: Timings
+    seed: int
+    nodes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """The answer cannot go on."""
+class GenerationFailed:
+    """The generation cannot go on; nothing follows."""
 
-    error: ApiError
-
-
-Event = Piece | Finished | Ended | Failed
+    error: GatewayError
 
 
-@dataclass(slots=True, eq=False)
-class Answer:
-    """A request being answered: its events, and in words what it waits for until the first. Times are monotonic."""
-
-    request: ChatRequest
-    model_id: str = ""
-    waits_for: str = "preparing"
-    events: asyncio.Queue[Event] = field(default_factory=lambda: asyncio.Queue(EVENTS))
-    places: dict[int, QueuePosition] = field(default_factory=dict)  # of the choices that were told one
-    prompt_tokens: int = 0
-    opened: float = 0.0
-    admitted: float = 0.0
-    first_token: float = 0.0
-    last_token: float = 0.0
-    completion_tokens: int = 0
-
-    def open(self, prompt_tokens: int) -> None:
-        """Its sessions are about to open."""
-        self.prompt_tokens = prompt_tokens
-        self.opened = time.monotonic()
-        self._say_what_it_waits_for()
-
-    def place(self, choice: int, place: QueuePosition) -> None:
-        """Where the session of one choice stands in the queue."""
-        self.places[choice] = place
-        if not place.ahead:
-            self.admitted = self.admitted or time.monotonic()
-        self._say_what_it_waits_for()
-
-    def count_token(self) -> None:
-        """A token came, in whichever choice."""
-        self.last_token = time.monotonic()
-        self.first_token = self.first_token or self.last_token
-        self.completion_tokens += 1
-
-    def timings(self, seed: int, nodes: int) -> Timings:
-        """What there is to say once every choice is over: each has had one token or more."""
-        begun = self.admitted or self.opened
-        return Timings(
-            prompt_tokens=self.prompt_tokens,
-            cached_tokens=self.cached_tokens,
-            queued_s=begun - self.opened,
-            first_token_s=self.first_token - begun,
-            completion_tokens=self.completion_tokens,
-            decode_s=self.last_token - self.first_token,
-            seed=seed,
-            nodes=nodes,
-        )
-
-    @property
-    def cached_tokens(self) -> int:
-        """Prompt tokens that were in the cache when the request came: what every choice found there.
-
-        A prompt counts once however many choices there are, and a choice that finds the prompt of the choice before
-        it saves nothing that this count should show.
-        """
-        found = [place.cached for place in self.places.values()]
-        return min(found) if len(found) == self.request.choices else 0
-
-    def _say_what_it_waits_for(self) -> None:
-        """The choice that is served next speaks for the others."""
-        if ahead := [place.ahead for place in self.places.values() if place.ahead]:
-            few = min(ahead)
-            self.waits_for = f"{few} answers are ahead of yours" if few > 1 else "1 answer is ahead of yours"
-        else:
-            self.waits_for = f"reading a prompt of {self.prompt_tokens} tokens"
+Event = Delta | ChoiceFinished | GenerationFinished | GenerationFailed

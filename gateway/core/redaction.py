@@ -1,4 +1,4 @@
-"""What a log may say of a failure: its type and its place, never its words, which may quote a prompt or a key."""
+"""Log lines about failures: their types and places, never their messages, which may quote a prompt or a key."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-MOST_PLACES = 12  # of each failure, the innermost ones
+MAX_PLACES = 12  # of each failure, the innermost ones
 
 
-def described(error: BaseException) -> str:
-    """A failure and what it came from, as types and places. Pure."""
-    return "; after ".join(_described(each) for each in _chain(error))
+def describe(error: BaseException) -> str:
+    """Return a failure and its causes as types and places."""
+    return "; after ".join(_describe_one(each) for each in _chain(error))
 
 
-def _described(error: BaseException) -> str:
-    frames = traceback.extract_tb(error.__traceback__, limit=-MOST_PLACES)
+def _describe_one(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__, limit=-MAX_PLACES)
     places = " > ".join(f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames)
     inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
-    parts = "".join(f" [{described(each)}]" for each in inner)
+    parts = "".join(f" [{describe(each)}]" for each in inner)
     return f"{type(error).__name__} at {places or 'no place'}{parts}"
 
 
@@ -37,24 +37,24 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 class RedactionFilter(logging.Filter):
-    """Writes every traceback of a log record without the words of its exceptions."""
+    """Writes the traceback of a log record without the messages of its exceptions."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Always lets the record through."""
+        """Redact the record; it is always logged."""
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if error is not None:
-            record.exc_text = described(error)
+            record.exc_text = describe(error)
         return True
 
 
-def keep_words_out_of_logs(loop: asyncio.AbstractEventLoop) -> None:
-    """From now on no log of this process and this loop tells what an exception said."""
+def redact_logs(loop: asyncio.AbstractEventLoop) -> None:
+    """Keep the messages of exceptions out of all logs of this process and this loop from now on."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(RedactionFilter())
     loop.set_exception_handler(_unhandled)
 
 
 def _unhandled(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """As asyncio would, but without its representations of tasks, which contain those of their exceptions."""
+    """Log as asyncio would, but without the representations of tasks, which contain those of their exceptions."""
     error = context.get("exception")
-    logger.error("%s: %s", context.get("message", "unhandled"), described(error) if error else "no exception")
+    logger.error("%s: %s", context.get("message", "unhandled"), describe(error) if error else "no exception")

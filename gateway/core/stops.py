@@ -1,4 +1,4 @@
-"""Cuts a text that comes in pieces at the first of some stop strings, and shows no part of one. Pure."""
+"""Cuts a text that comes in pieces at the first of some stop strings, and never shows a part of one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 
 class StopFilter:
-    """Of the stop strings in a text, the one that ends first counts; of several that end there, the longest.
+    """Cuts at the stop string that ends first; of several that end at the same place, at the longest.
 
-    So the result does not depend on how the text was cut into pieces.
+    The result does not depend on how the text was cut into pieces.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -17,7 +17,7 @@ class StopFilter:
         self._held = ""
 
     def push(self, piece: str) -> str:
-        """The text that may be shown now; nothing more after a stop string came."""
+        """Return the text that can be shown now; empty once a stop string was found."""
         if self.stopped or not self._stops:
             return "" if self.stopped else piece
         text = self._held + piece
@@ -30,7 +30,7 @@ class StopFilter:
         return text[: len(text) - held]
 
     def flush(self) -> str:
-        """What was held back and turned out to be no stop string, at the end of the text."""
+        """Return what was held back and, as the text ends here, is no stop string."""
         held, self._held = self._held, ""
         return held
 
@@ -39,7 +39,7 @@ class StopFilter:
         return min(found)[1] if found else None
 
     def _held_back(self, text: str) -> int:
-        """The length of the longest end of the text that may be the beginning of a stop string."""
+        """Return the length of the longest end of the text that may begin a stop string."""
         longest = min(max(map(len, self._stops)) - 1, len(text))
         ends = (size for size in range(longest, 0, -1) if any(stop.startswith(text[-size:]) for stop in self._stops))
         return next(ends, 0)

@@ -1,7 +1,7 @@
-"""The API keys of a gateway: read from a file, compared in constant time. No HTTP here.
+"""The API keys of a gateway, read from a file and compared in constant time.
 
-The file is read again when it changes. A file with a fault can only take keys away: of one with a bad line the keys
-stay that it still lists, of one that is gone or open to others none.
+The file is read again when it changes. A faulty file can only take keys away: with a bad line, the keys that it still
+lists remain; if it is missing or open to others, none do.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import hashlib
 import hmac
 import logging
 import os
-import stat
 from pathlib import Path
 from typing import NamedTuple
 
 from bus.process import CannotStart
 from common.config import is_loopback
+from common.private_files import is_private
 
 MIN_KEY = 16
 MAX_KEY = 256
@@ -25,24 +25,24 @@ logger = logging.getLogger(__name__)
 
 
 class ApiKeyFileError(Exception):
-    """The file cannot be used as it is; the message is one sentence that names it and quotes nothing of it."""
+    """The file cannot be used as it is; the message is one sentence that names it and quotes nothing from it."""
 
 
 class KeyFile(NamedTuple):
-    """What a file of keys says: the keys that are well formed, and what is wrong with it (empty: nothing)."""
+    """The well-formed keys of a file, and what is wrong with it (empty: nothing)."""
 
     keys: tuple[str, ...]
     fault: str
 
 
 def parse_keys(text: str) -> KeyFile:
-    """One key a line; empty lines and those that begin with `#` are skipped. Pure."""
+    """Parse one key a line; empty lines and those that begin with `#` are skipped."""
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
     written = [(number, line) for number, line in lines if line and not line.startswith("#")]
     keys = tuple(line for _, line in written if _well_formed(line))
     bad = [number for number, line in written if not _well_formed(line)]
     if bad:
-        return KeyFile(keys, f"line {bad[0]} is no key: a key has {MIN_KEY} to {MAX_KEY} visible ASCII characters")
+        return KeyFile(keys, f"line {bad[0]} is not a key: a key has {MIN_KEY} to {MAX_KEY} visible ASCII characters")
     return KeyFile(keys, "" if keys else "there is no key in it; add one with `exobus key FILE`")
 
 
@@ -51,14 +51,15 @@ def _well_formed(key: str) -> bool:
 
 
 def read_keys(path: Path) -> KeyFile:
-    """What a file says. Raises PrivateFileError where it cannot be read, or others can read or write it."""
+    """Read a file. Raises ApiKeyFileError if it cannot be read, or others can read or write it."""
     try:
         with path.open("rb") as file:
-            fault = _open_to_others(os.fstat(file.fileno()))
+            status = os.fstat(file.fileno())
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ApiKeyFileError(f"the API keys in {path} cannot be read ({error.strerror})") from None
-    if fault:
+    if not is_private(status):
+        fault = "belong to another user" if status.st_uid != os.getuid() else "can be read or written by others"
         raise ApiKeyFileError(f"the API keys in {path} {fault}; run: chmod 600 {path}")
     if len(data) > MAX_FILE_BYTES:
         raise ApiKeyFileError(
@@ -67,26 +68,18 @@ def read_keys(path: Path) -> KeyFile:
     return parse_keys(data.decode("utf-8", "replace"))
 
 
-def _open_to_others(found: os.stat_result) -> str:
-    if found.st_uid != os.getuid():
-        return "belong to another user"
-    if stat.S_IMODE(found.st_mode) & 0o077:
-        return "can be read or written by others"
-    return ""
-
-
 class ApiKeys:
-    """The keys that let a client in. Without a file there are none, and none is asked for."""
+    """The keys that clients may use. Without a file there are none, and none is required."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read the file. Raises CannotStart where it cannot be used."""
+        """Read the file. Raises CannotStart if it cannot be used."""
         self.required = path is not None
         self._path = path
-        self._seen = _Seen()
+        self._read_state = _FileState()
         self._digests: frozenset[bytes] = frozenset()
         if path is None:
             return
-        self._seen = _look(path)
+        self._read_state = _state_of(path)
         try:
             keys, fault = read_keys(path)
         except ApiKeyFileError as error:
@@ -96,15 +89,15 @@ class ApiKeys:
         self._digests = frozenset(map(_digest, keys))
 
     def accepts(self, key: str) -> bool:
-        """Whether this is one of the keys; it takes as long for every key that is not."""
+        """Return whether this is one of the keys; takes the same time for every key that is not."""
         self._read_again()
         digest = _digest(key)
         return sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
 
     def _read_again(self) -> None:
-        if self._path is None or (seen := _look(self._path)) == self._seen:
+        if self._path is None or (state := _state_of(self._path)) == self._read_state:
             return
-        self._seen = seen
+        self._read_state = state
         try:
             keys, fault = read_keys(self._path)
         except ApiKeyFileError as error:
@@ -118,8 +111,8 @@ class ApiKeys:
             logger.info("the file of API keys has changed; it holds %d", len(keys))
 
 
-class _Seen(NamedTuple):
-    """How a file looked when it was read last; zeros where there was none."""
+class _FileState(NamedTuple):
+    """The state of a file when it was read last; zeros if there was none."""
 
     modified_ns: int = 0
     changed_ns: int = 0
@@ -127,22 +120,22 @@ class _Seen(NamedTuple):
     inode: int = 0
 
 
-def _look(path: Path) -> _Seen:
+def _state_of(path: Path) -> _FileState:
     try:
         found = path.stat()
     except OSError:
-        return _Seen()
-    return _Seen(found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
+        return _FileState()
+    return _FileState(found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
 
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
-def check_open(host: str, keys: ApiKeys) -> None:
-    """Raises CannotStart where a gateway on this address would let in whoever reaches it."""
+def check_keys_required(host: str, keys: ApiKeys) -> None:
+    """Raise CannotStart if a gateway that listens on `host` would serve any machine without a key."""
     if not keys.required and not is_loopback(host):
         raise CannotStart(
-            f"the API would be open to everyone who reaches {host}; make a key with `exobus key FILE` and pass "
+            f"the API would be open to every machine that reaches {host}; make a key with `exobus key FILE` and pass "
             "--api-keys FILE, or listen on 127.0.0.1"
         )

@@ -1,47 +1,49 @@
-"""Counts wrong keys by client address, so that nobody can try many. Pure; times in seconds, monotonic."""
+"""Limits how many wrong API keys a client address may try. Times are monotonic seconds, given by the caller."""
 
 from __future__ import annotations
 
 import ipaddress
 import math
-from collections import OrderedDict, deque
+from collections import deque
 
-MOST_FAILURES = 10
+from cachetools import LRUCache
+
+MAX_FAILURES = 10
 WITHIN_S = 60.0
-MOST_ADDRESSES = 4096  # remembered; of more, those that failed longest ago are forgotten
+MAX_ADDRESSES = 4096
 
 
 class AuthThrottle:
-    """Who failed how often of late."""
+    """At most `most` failures of an address in any `within_s` seconds.
 
-    def __init__(self, most: int = MOST_FAILURES, within_s: float = WITHIN_S, addresses: int = MOST_ADDRESSES) -> None:
+    Remembers the failures of `addresses` addresses; of more, it forgets those that were quiet the longest.
+    """
+
+    def __init__(self, most: int = MAX_FAILURES, within_s: float = WITHIN_S, addresses: int = MAX_ADDRESSES) -> None:
         self._most = most
         self._within_s = within_s
-        self._addresses = addresses
-        self._failures: OrderedDict[str, deque[float]] = OrderedDict()
+        self._failures: LRUCache[str, deque[float]] = LRUCache(addresses)
 
     def wait_s(self, address: str, now: float) -> int:
-        """In how many whole seconds this address may try again; 0: at once."""
-        times = self._failures.get(group(address))
+        """Return the whole seconds until this address may try again; 0 if it may now."""
+        times = self._failures.get(client_of(address))
         if times is None or len(times) < self._most:
             return 0
         return max(0, math.ceil(times[0] + self._within_s - now))
 
-    def failed(self, address: str, now: float) -> None:
-        """A wrong key came from there."""
-        key = group(address)
-        self._failures.setdefault(key, deque(maxlen=self._most)).append(now)
-        self._failures.move_to_end(key)
-        if len(self._failures) > self._addresses:
-            self._failures.popitem(last=False)
+    def record_failure(self, address: str, now: float) -> None:
+        """Record a wrong key from this address."""
+        client = client_of(address)
+        if client not in self._failures:
+            self._failures[client] = deque(maxlen=self._most)
+        self._failures[client].append(now)
 
     def __len__(self) -> int:
-        """How many addresses are remembered."""
         return len(self._failures)
 
 
-def group(address: str) -> str:
-    """What counts as one client: an address; of IPv6 the /64, as one machine has all of it."""
+def client_of(address: str) -> str:
+    """Return what counts as one client: an address, or the /64 of an IPv6 address, all of which one machine can use."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

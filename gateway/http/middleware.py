@@ -1,86 +1,115 @@
-"""Who gets past the door: browser checks and API keys, as plain ASGI in front of the routes."""
+"""What every request passes before the routes, as plain ASGI: its id, the origin check, the API key check."""
 
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Iterator
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.core.errors import ApiError, no_key, too_many_attempts
+from gateway.core.errors import ErrorKind, GatewayCode, GatewayError
 from gateway.http.api_keys import ApiKeys
 from gateway.http.auth_throttle import AuthThrottle
-from gateway.http.origin_check import Headers, Site, refusal
-from gateway.http.responses import error_response
+from gateway.http.errors import ErrorResponses
+from gateway.http.origin_check import Headers, OriginPolicy, refusal
 
 logger = logging.getLogger(__name__)
 
-OPEN_PATH = "/health"  # whoever asks learns that we live, and nothing else
+OPEN_PATH = "/health"  # needs no key; without one it only says that the gateway lives
+
+
+class RequestId:
+    """Gives every response an `x-request-id`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        request_id = f"req_{secrets.token_hex(16)}".encode()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
 
 
 class OriginCheck:
-    """Refuses what a web page may have made somebody's browser send."""
+    """Refuses requests that a foreign web page may have made its reader's browser send."""
 
-    def __init__(self, app: ASGIApp, site: Site) -> None:
+    def __init__(self, app: ASGIApp, policy: OriginPolicy, errors: ErrorResponses) -> None:
         self._app = app
-        self._site = site
+        self._policy = policy
+        self._errors = errors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         target = scope["raw_path"] + b"?" + scope["query_string"]
-        found = refusal(scope["method"], target, scope["headers"], self._site)
-        if found is None:
-            await self._app(scope, receive, send)
-        else:
-            await error_response(ApiError(*found))(scope, receive, send)
+        error = refusal(scope["method"], target, scope["headers"], self._policy)
+        app = self._app if error is None else self._errors.response(scope, error)
+        await app(scope, receive, send)
 
 
 class KeyCheck:
-    """Asks for an API key where there are any; the routes see in `state.known` whether one came."""
+    """Requires an API key if there are any. Routes find in `state.authenticated` whether the client may see more."""
 
-    def __init__(self, app: ASGIApp, keys: ApiKeys, attempts: AuthThrottle) -> None:
+    def __init__(self, app: ASGIApp, keys: ApiKeys, throttle: AuthThrottle, errors: ErrorResponses) -> None:
         self._app = app
         self._keys = keys
-        self._attempts = attempts
+        self._throttle = throttle
+        self._errors = errors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        app = self._app
         try:
-            scope.setdefault("state", {})["known"] = self._known(scope)
-        except ApiError as error:
-            await error_response(error)(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
+            scope.setdefault("state", {})["authenticated"] = self._authenticate(scope)
+        except GatewayError as error:
+            app = self._errors.response(scope, error)
+        await app(scope, receive, send)
 
-    def _known(self, scope: Scope) -> bool:
-        """Whether the client has a right to be here. Raises ApiError where it may not even ask."""
+    def _authenticate(self, scope: Scope) -> bool:
+        """Return whether the client has shown a key, or needs none. Raises GatewayError if it may not go on."""
         if not self._keys.required:
             return True
-        presented = set(presented_keys(scope["headers"]))
-        if presented:
-            return self._checked(presented, scope["client"][0] if scope.get("client") else "")
-        if scope["path"] == OPEN_PATH:
-            return False
-        raise no_key("this gateway wants an API key; send it as `Authorization: Bearer KEY`")
-
-    def _checked(self, presented: set[str], address: str) -> bool:
-        now = time.monotonic()
-        if wait_s := self._attempts.wait_s(address, now):
-            raise too_many_attempts(wait_s)
-        if len(presented) == 1 and self._keys.accepts(*presented):
+        keys = set(presented_keys(scope["headers"]))
+        if not keys:
+            if scope["path"] == OPEN_PATH:
+                return False
+            raise _invalid_key("this gateway requires an API key; send it as `Authorization: Bearer KEY`")
+        address, now = scope["client"][0] if scope.get("client") else "", time.monotonic()
+        self._check_throttle(address, now)
+        if len(keys) == 1 and self._keys.accepts(*keys):
             return True
-        self._attempts.failed(address, now)
-        if self._attempts.wait_s(address, now):
+        self._throttle.record_failure(address, now)
+        if self._throttle.wait_s(address, now):
             logger.warning("too many wrong API keys from %s; it has to wait", address)
-        raise no_key("this gateway does not know that API key; ask whoever runs it for one")
+        raise _invalid_key("this gateway does not know that API key; ask the person who runs it for one")
+
+    def _check_throttle(self, address: str, now: float) -> None:
+        if wait_s := self._throttle.wait_s(address, now):
+            raise GatewayError(
+                ErrorKind.RATE_LIMITED,
+                f"too many wrong API keys came from your address; try again in {wait_s} s",
+                code=GatewayCode.TOO_MANY_ATTEMPTS,
+                retryable=True,
+                retry_after_s=wait_s,
+            )
 
 
 def presented_keys(headers: Headers) -> Iterator[str]:
-    """Every key that a request brings, in either of the headers that clients use. Pure."""
+    """Yield every key that a request brings, in either of the headers that clients use."""
     for name, value in headers:
         text = value.decode("latin-1").strip()
         if name == b"x-api-key":
             yield text
         elif name == b"authorization" and text[:7].lower() == "bearer ":
             yield text[7:].strip()
+
+
+def _invalid_key(message: str) -> GatewayError:
+    return GatewayError(ErrorKind.UNAUTHENTICATED, message, code=GatewayCode.INVALID_API_KEY)

@@ -1,9 +1,9 @@
-"""The HTTP server around the gateway's application, with its limits. Signals and sockets are its caller's."""
+"""The HTTP server around the gateway's application, with its limits. Its caller opens the sockets and stops it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import cast
@@ -11,29 +11,31 @@ from typing import cast
 import uvicorn
 from starlette.types import ASGIApp
 
-from gateway.http.connection import Connection, ConnectionLimits, Waiting
+from gateway.http.connection import Connection, ConnectionLimits, IdleConnections
+from gateway.http.errors import HttpError
 from gateway.http.origin_check import MAX_HEADER_BYTES
 
 
 class Server(uvicorn.Server):
-    """Signals are the actor's."""
+    """A server that leaves signals to the actor."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
+        """Capture no signals."""
         yield
 
 
-def make_server(app: ASGIApp, limits: ConnectionLimits) -> Server:
-    """A server that is ready to serve."""
+def make_server(app: ASGIApp, limits: ConnectionLimits, error_body: Callable[[HttpError], bytes]) -> Server:
+    """Return a server that is ready to serve; `error_body` writes errors that precede the application."""
+    protocol = partial(Connection, limits=limits, idle=IdleConnections(), error_body=error_body)
     settings = uvicorn.Config(
         app,
-        http=cast(type[asyncio.Protocol], partial(Connection, waiting=Waiting(limits))),
+        http=cast(type[asyncio.Protocol], protocol),
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         timeout_keep_alive=limits.idle_s,
-        proxy_headers=False,  # else any process of this machine could name whatever address it likes
+        proxy_headers=False,  # else any process of this machine could claim any address
         log_config=None,
-        log_level="error",  # its warnings are written by whoever sends nonsense
+        log_level="error",  # clients cause its warnings with anything that is not HTTP
         access_log=False,
         lifespan="off",
         ws="none",

@@ -1,20 +1,20 @@
-"""The objects of the chat API, completions and chunks, as plain dictionaries, and their JSON. Pure."""
+"""The objects of the chat API, completions and chunks, as plain dictionaries."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.core.errors import ApiError
+from gateway.core.events import GenerationFinished, Usage
+from gateway.http.json_response import encode_json
 
 DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What is the same in every chunk of an answer. `created` is Unix seconds."""
+    """What all chunks of a response have in common. `created` is Unix seconds."""
 
     id: str
     created: int
@@ -22,100 +22,73 @@ class Identity:
     fingerprint: str
 
 
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """How long an answer took, in seconds, and on how many nodes. `seed` is that of the first choice.
-
-    `first_token_s` runs from the end of the queue. `decode_s` runs from the first token to the last, so the first
-    does not count in the rate. `cached_tokens` of the `prompt_tokens` were not computed again.
-    """
-
-    prompt_tokens: int
-    cached_tokens: int
-    queued_s: float
-    first_token_s: float
-    completion_tokens: int
-    decode_s: float
-    seed: int
-    nodes: int
-
-    def body(self) -> dict[str, Any]:
-        """With the names of llama-server, where `prompt_n` is what was computed, and ours beside them."""
-        computed = self.prompt_tokens - self.cached_tokens
-        return {
-            "cache_n": self.cached_tokens,
-            "prompt_n": computed,
-            "prompt_ms": round(self.first_token_s * 1e3, 3),
-            "prompt_per_second": _rate(computed, self.first_token_s),
-            "predicted_n": self.completion_tokens,
-            "predicted_ms": round(self.decode_s * 1e3, 3),
-            "predicted_per_second": _rate(self.completion_tokens - 1, self.decode_s),
-            "queued_ms": round(self.queued_s * 1e3, 3),
-            "seed": self.seed,
-            "nodes": self.nodes,
-        }
-
-
 def role_chunk(identity: Identity, choice: int, *, usage: bool) -> dict[str, Any]:
-    """The first chunk of a choice."""
+    """Return the first chunk of a choice."""
     return _chunk(identity, choice, {"role": "assistant", "content": ""}, None, usage)
 
 
 def text_chunk(identity: Identity, choice: int, text: str, *, usage: bool) -> dict[str, Any]:
-    """A chunk of text. `usage` tells whether the stream ends with a chunk of usage; then the others say null."""
+    """Return a chunk of text. `usage` says whether a chunk of usage ends the stream; the others have null then."""
     return _chunk(identity, choice, {"content": text}, None, usage)
 
 
 def finish_chunk(identity: Identity, choice: int, reason: str, *, usage: bool) -> dict[str, Any]:
-    """The last chunk of a choice, with an empty delta."""
+    """Return the last chunk of a choice, with an empty delta."""
     return _chunk(identity, choice, {}, reason, usage)
 
 
-def usage_chunk(identity: Identity, timings: Timings) -> dict[str, Any]:
-    """The last chunk of a stream that was asked for usage; it has no choice."""
+def usage_chunk(identity: Identity, end: GenerationFinished) -> dict[str, Any]:
+    """Return the last chunk of a stream that was asked for usage; it has no choice."""
     body = _head(identity, "chat.completion.chunk")
-    return {**body, "choices": [], "usage": usage_of(timings), "timings": timings.body()}
+    return {**body, "choices": [], "usage": usage_body(end.usage), "timings": timings_body(end)}
 
 
-def completion(identity: Identity, choices: Sequence[tuple[str, str]], timings: Timings) -> dict[str, Any]:
-    """The whole answer; `choices` are (text, finish reason)."""
+def completion(identity: Identity, choices: Sequence[tuple[str, str]], end: GenerationFinished) -> dict[str, Any]:
+    """Return the whole completion; `choices` are (text, finish reason)."""
     return {
         **_head(identity, "chat.completion"),
         "choices": [_choice(index, text, reason) for index, (text, reason) in enumerate(choices)],
-        "usage": usage_of(timings),
-        "timings": timings.body(),
+        "usage": usage_body(end.usage),
+        "timings": timings_body(end),
     }
 
 
-def usage_of(timings: Timings) -> dict[str, Any]:
-    """Token counts: the prompt's once, the answers' of all choices together."""
+def usage_body(usage: Usage) -> dict[str, Any]:
+    """Return the token counts: the prompt's once, and the answers' of all choices together."""
     return {
-        "prompt_tokens": timings.prompt_tokens,
-        "completion_tokens": timings.completion_tokens,
-        "total_tokens": timings.prompt_tokens + timings.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": timings.cached_tokens},
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 
-def encode(body: Mapping[str, Any]) -> bytes:
-    """JSON in ASCII: no client trips over U+2028, and no byte is half a character."""
-    return json.dumps(body, separators=(",", ":")).encode("ascii")
+def timings_body(end: GenerationFinished) -> dict[str, Any]:
+    """Return llama-server's `timings`, with some fields of ours.
+
+    `prompt_n` counts what was computed, not what was cached. The first token does not count in the decode rate, as
+    the time runs from it.
+    """
+    usage, timings = end.usage, end.timings
+    computed = usage.prompt_tokens - usage.cached_tokens
+    return {
+        "cache_n": usage.cached_tokens,
+        "prompt_n": computed,
+        "prompt_ms": round(timings.first_token_s * 1e3, 3),
+        "prompt_per_second": _rate(computed, timings.first_token_s),
+        "predicted_n": usage.completion_tokens,
+        "predicted_ms": round(timings.decode_s * 1e3, 3),
+        "predicted_per_second": _rate(usage.completion_tokens - 1, timings.decode_s),
+        "queued_ms": round(timings.queued_s * 1e3, 3),
+        "seed": end.seed,
+        "nodes": end.nodes,
+    }
 
 
 def event(body: Mapping[str, Any]) -> bytes:
-    """A server-sent event."""
-    return b"data: " + encode(body) + b"\n\n"
-
-
-def comment(text: str) -> bytes:
-    """A server-sent comment: a sign of life that clients skip."""
-    return f": exobus {' '.join(text.split())}\n\n".encode()
-
-
-def error_event(error: ApiError) -> bytes:
-    """How a stream tells that it failed; nothing follows it, and no choice gets a finish reason."""
-    return event(error.body())
+    """Return a server-sent event."""
+    return b"data: " + encode_json(body) + b"\n\n"
 
 
 def _chunk(identity: Identity, choice: int, delta: dict[str, str], reason: str | None, usage: bool) -> dict[str, Any]:

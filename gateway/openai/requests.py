@@ -1,6 +1,6 @@
-"""A chat request: parsed, validated and refused field by field. Pure; knows no model, no HTTP.
+"""A chat request's body: parsed, validated, and refused field by field. Knows no model.
 
-No field is silently ignored: each is honoured, or on the list of those that change nothing, or refused by name.
+No field is silently ignored: each is honored, or on the list of those that change nothing, or refused by name.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from cluster.sampling import SEEDS
-from gateway.core.errors import ApiError
+from gateway.core.request import Conversation, GenerationRequest, Message, SamplingOptions
+from gateway.openai.errors import FieldError
 
 MAX_BODY_BYTES = 8 << 20
 MAX_STOPS = 4
 MAX_STOP_BYTES = 256
 MAX_MESSAGES = 4096
 MAX_CHOICES = 8
-MAX_NAME = 256  # characters of whatever names something
+MAX_NAME = 256  # characters of a name
 MAX_TOKENS = 1 << 31  # far more than any context; what is left of the context bounds it further
-MAX_FIELD_BYTES = 16 << 10  # of a field that is not honoured, as JSON
-MAX_DEPTH = 64  # of such a field; those that are honoured have the depth of their types
-MAX_QUOTED = 300  # characters of a refusal that may be the client's own
+MAX_FIELD_BYTES = 16 << 10  # of a field that is not honored, as JSON
+MAX_DEPTH = 64  # of such a field; those that are honored have the depth of their types
+MAX_QUOTED = 300  # characters of the client's own in an error
 
 # Accepted, and of no effect on the answer.
 IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
@@ -81,12 +82,11 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Name | None = None
     tool_call_id: Name | None = None
 
-    def for_template(self) -> dict[str, str]:
-        """As chat templates expect it: text parts joined with nothing between, `developer` as `system`."""
+    def message(self) -> Message:
+        """Return the message for chat templates: text parts joined with nothing between, `developer` as `system`."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         role = "system" if self.role == "developer" else self.role
-        named = {"name": self.name, "tool_call_id": self.tool_call_id}
-        return {"role": role, "content": content} | {key: text for key, text in named.items() if text is not None}
+        return Message(role, content, self.name, self.tool_call_id)
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -97,7 +97,7 @@ class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The fields that are honoured. None means: the model's default."""
+    """The fields that are honored. None means: the model's default."""
 
     model: Annotated[str, Meta(min_length=1, max_length=MAX_NAME)]
     messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=MAX_MESSAGES)]
@@ -120,7 +120,7 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The stop strings, whichever way they were written."""
+        """The stop strings, written as one or as a list."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
@@ -133,38 +133,50 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         """Whether a stream ends with a chunk of usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    def generation(self) -> GenerationRequest:
+        """Return what is asked for, without how the response is written."""
+        return GenerationRequest(
+            model=self.model,
+            prompt=Conversation(tuple(message.message() for message in self.messages)),
+            sampling=SamplingOptions(self.temperature, self.top_p, self.top_k, self.min_p),
+            max_tokens=self.token_limit,
+            stops=self.stops,
+            choices=self.choices,
+            seed=self.seed,
+        )
 
-def _as_written(honoured: type[msgspec.Struct], others: Iterable[str], **instead: Any) -> type[msgspec.Struct]:
-    """How it stands in a body: its fields, some of another type `instead`, and the `others`, which stay JSON.
+
+def _body_struct(honored: type[msgspec.Struct], others: Iterable[str], **instead: Any) -> type[msgspec.Struct]:
+    """Return a struct for a body: the honored fields, some of another type `instead`, and the `others` as raw JSON.
 
     Decoding into types stops at the first byte that fits none, so that a hostile body costs no more than a good one.
     """
     fields: list[Any] = [(name, Raw, Raw()) for name in others]
-    for field in msgspec.structs.fields(honoured):
+    for field in msgspec.structs.fields(honored):
         kind, default = instead.get(field.name, field.type), UNSET if field.name in instead else field.default
         fields.append((field.name, kind) if default is msgspec.NODEFAULT else (field.name, kind, default))
-    return msgspec.defstruct(f"Written{honoured.__name__}", fields, forbid_unknown_fields=True, kw_only=True)
+    return msgspec.defstruct(f"{honored.__name__}Body", fields, forbid_unknown_fields=True, kw_only=True)
 
 
-_Message = _as_written(ChatMessage, NEUTRAL_IN_MESSAGE, content=str | list[TextPart] | None | UnsetType)
+_Message = _body_struct(ChatMessage, NEUTRAL_IN_MESSAGE, content=str | list[TextPart] | None | UnsetType)
 _Messages = Annotated[list[_Message], Meta(min_length=1, max_length=MAX_MESSAGES)]  # type: ignore[valid-type]
-_Request = _as_written(ChatRequest, (*NEUTRAL, *sorted(IGNORED)), messages=_Messages | UnsetType)
+_Request = _body_struct(ChatRequest, (*NEUTRAL, *sorted(IGNORED)), messages=_Messages | UnsetType)
 _decoder = msgspec.json.Decoder(_Request)
 
 
 def parse(body: bytes) -> ChatRequest:
-    """A valid request. Raises ApiError 400, which names the field, for anything else."""
+    """Return a valid request. Raises FieldError, which names the field, for anything else."""
     written = _decode(body)
     _check_others(written, NEUTRAL, "")
     _check_ignored(written)
     if written.messages is UNSET:
-        raise _wrong("messages", "is required")
+        raise _invalid("messages", "is required")
     messages = [_message(message, f"messages[{at}].") for at, message in enumerate(written.messages)]
-    request = ChatRequest(**{**_honoured(written, ChatRequest), "messages": messages})
+    request = ChatRequest(**{**_honored(written, ChatRequest), "messages": messages})
     _check_stops(request)
     _check_seed(request)
     if request.stream_options is not None and not request.stream:
-        raise _wrong("stream_options", "is only allowed with stream: true")
+        raise _invalid("stream_options", "is only allowed with stream: true")
     return request
 
 
@@ -172,113 +184,113 @@ def _decode(body: bytes) -> Any:
     try:
         return _decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _refusal(str(error)) from None
+        raise _validation_error(str(error)) from None
     except RecursionError:
-        raise ApiError(400, f"the body is nested more than {MAX_DEPTH} deep; send less") from None
+        raise FieldError(f"the body is nested more than {MAX_DEPTH} deep; send less") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ApiError(400, f"the body is not valid JSON ({error}); send one JSON object") from None
+        raise FieldError(f"the body is not valid JSON ({error}); send one JSON object") from None
 
 
-def _honoured(written: Any, kind: type[msgspec.Struct]) -> dict[str, Any]:
+def _honored(written: Any, kind: type[msgspec.Struct]) -> dict[str, Any]:
     return {name: getattr(written, name) for name in kind.__struct_fields__}
 
 
 def _message(written: Any, where: str) -> ChatMessage:
     _check_others(written, NEUTRAL_IN_MESSAGE, where)
     if written.content is UNSET:
-        raise _wrong(f"{where}content", "is required")
+        raise _invalid(f"{where}content", "is required")
     if written.content is None:
-        raise _wrong(f"{where}content", "is not valid: expected text or an array of text parts, got null")
-    return ChatMessage(**_honoured(written, ChatMessage))
+        raise _invalid(f"{where}content", "is not valid: expected text or an array of text parts, got null")
+    return ChatMessage(**_honored(written, ChatMessage))
 
 
 def _check_others(written: Any, neutral: dict[str, tuple[Any, ...]], prefix: str) -> None:
-    """Fields that are not supported may only ask for nothing."""
+    """Check that fields that are not supported ask for nothing."""
     for name, accepted in neutral.items():
-        value = _small(getattr(written, name), prefix + name)
+        value = _value(getattr(written, name), prefix + name)
         if value is not None and value not in accepted:
             raise _unsupported(prefix + name, f"`{prefix}{name}` is not supported; leave it out")
 
 
 def _check_ignored(written: Any) -> None:
     for name in sorted(IGNORED):
-        _small(getattr(written, name), name)
+        _value(getattr(written, name), name)
 
 
-def _small(raw: Raw, name: str) -> Any:
-    """What the JSON says, None where there is none. Raises ApiError where there is too much of it."""
+def _value(raw: Raw, name: str) -> Any:
+    """Return the value of a field, None if it is absent. Raises FieldError if it is too large or too deep."""
     data = memoryview(raw)
     if not data:
         return None
     if len(data) > MAX_FIELD_BYTES:
-        raise _wrong(name, f"is larger than {MAX_FIELD_BYTES >> 10} KiB; send less")
+        raise _invalid(name, f"is larger than {MAX_FIELD_BYTES >> 10} KiB; send less")
     try:
         value = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise _wrong(name, "is not valid JSON") from None
-    if _deeper(value, MAX_DEPTH):
-        raise _wrong(name, f"is nested more than {MAX_DEPTH} deep; send less")
+        raise _invalid(name, "is not valid JSON") from None
+    if _is_deeper(value, MAX_DEPTH):
+        raise _invalid(name, f"is nested more than {MAX_DEPTH} deep; send less")
     return value
 
 
-def _deeper(value: Any, levels: int) -> bool:
+def _is_deeper(value: Any, levels: int) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return inner is not None and (levels == 0 or any(_deeper(item, levels - 1) for item in inner))
+    return inner is not None and (levels == 0 or any(_is_deeper(item, levels - 1) for item in inner))
 
 
 def _check_stops(request: ChatRequest) -> None:
     if len(request.stops) > MAX_STOPS:
-        raise _wrong("stop", f"may hold {MAX_STOPS} strings at most, got {len(request.stops)}")
+        raise _invalid("stop", f"may hold {MAX_STOPS} strings at most, got {len(request.stops)}")
     for at, stop in enumerate(request.stops):
         if not 1 <= len(stop.encode()) <= MAX_STOP_BYTES:
             name = "stop" if isinstance(request.stop, str) else f"stop[{at}]"
-            raise _wrong(name, f"must have 1 to {MAX_STOP_BYTES} bytes")
+            raise _invalid(name, f"must have 1 to {MAX_STOP_BYTES} bytes")
 
 
 def _check_seed(request: ChatRequest) -> None:
     if request.seed is not None and not -SEEDS // 2 <= request.seed < SEEDS:
-        raise _wrong("seed", "must be an integer of 64 bits")
+        raise _invalid("seed", "must be an integer of 64 bits")
 
 
 _AT = re.compile(r" - at `\$\.?(?P<path>[\w.\[\]]*)`\Z")
 _MISSING = re.compile(r"Object missing required field `(?P<name>\w+)`")
-_STRANGE = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
+_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
 _PART = re.compile(r"(?P<part>messages\[\d+\]\.content\[\d+\])(?P<type>\.type)?")
 
 
-def _refusal(error: str) -> ApiError:
-    """msgspec's message, with the path in it made the `param`."""
+def _validation_error(error: str) -> FieldError:
+    """Return the error of msgspec's message, with the path in it as the `param`."""
     match = _AT.search(error)
     reason, path = (error[: match.start()], match["path"]) if match else (error, "")
     prefix = f"{path}." if path else ""
-    strange = _STRANGE.fullmatch(reason)
-    if (part := _PART.fullmatch(path)) and (part["type"] or strange):
-        return _no_text(part["part"], strange["name"] if strange else "")
+    unknown = _UNKNOWN.fullmatch(reason)
+    if (part := _PART.fullmatch(path)) and (part["type"] or unknown):
+        return _not_text(part["part"], unknown["name"] if unknown else "")
     if missing := _MISSING.match(reason):
-        return _wrong(prefix + missing["name"], "is required")
-    if strange:
-        return _unknown(strange["name"], prefix)
+        return _invalid(prefix + missing["name"], "is required")
+    if unknown:
+        return _unknown_field(unknown["name"], prefix)
     if not path:
-        return ApiError(400, "the body must be a JSON object with at least model and messages")
-    return _wrong(path, f"is not valid: {reason[:1].lower()}{reason[1:MAX_QUOTED]}")
+        return FieldError("the body must be a JSON object with at least model and messages")
+    return _invalid(path, f"is not valid: {reason[:1].lower()}{reason[1:MAX_QUOTED]}")
 
 
-def _no_text(part: str, field: str) -> ApiError:
+def _not_text(part: str, field: str) -> FieldError:
     what = f"has a field `{field[:MAX_NAME]}`" if field else "is of another type"
-    return _unsupported(part, f'`{part}` {what}; this model reads text parts only: {{"type": "text", "text": "…"}}')
+    return _unsupported(part, f'`{part}` {what}; only text parts are read: {{"type": "text", "text": "…"}}')
 
 
-def _wrong(name: str, what: str) -> ApiError:
-    return ApiError(400, f"`{name}` {what}", param=name)
+def _invalid(name: str, what: str) -> FieldError:
+    return FieldError(f"`{name}` {what}", param=name)
 
 
-def _unsupported(name: str, sentence: str) -> ApiError:
-    return ApiError(400, sentence, code="unsupported_parameter", param=name)
+def _unsupported(name: str, sentence: str) -> FieldError:
+    return FieldError(sentence, code="unsupported_parameter", param=name)
 
 
-def _unknown(name: str, prefix: str) -> ApiError:
+def _unknown_field(name: str, prefix: str) -> FieldError:
     known = _Message.__struct_fields__ if prefix.startswith("messages") else _Request.__struct_fields__
     shown = prefix + name[:80]
     near = difflib.get_close_matches(name[:80], known, n=1)
     hint = f"did you mean `{prefix}{near[0]}`?" if near else "leave it out"
-    return ApiError(400, f"there is no field `{shown}`; {hint}", code="unknown_parameter", param=shown)
+    return FieldError(f"there is no field `{shown}`; {hint}", code="unknown_parameter", param=shown)

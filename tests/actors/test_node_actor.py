@@ -1,4 +1,4 @@
-"""The node actor as a member: what it tells the engine that it starts. A real hub; the other actors are played."""
+"""`actors.node_actor` and `actors.stage_host`: what an engine is told to load. A real hub, with actors of the test."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ Answers = Mapping[type[Work], Callable[[Work], Reply]]
 
 
 class Node:
-    """A node actor at work, and what its engines were told."""
+    """A running node actor, and the loads that its engines received."""
 
     def __init__(self, asker: BusClient) -> None:
         self.loads: list[EngineLoad] = []
         self.asker = asker
 
     async def load(self, instance_id: str, shard: Shard) -> EngineLoad:
-        """Have it load a shard; what its engine was told."""
+        """Have it load a shard; returns what its engine received."""
         await self.asker.request("node", ShardLoad(instance_id, 1, shard), ShardLoaded, WITHIN_S)
         return self.loads[-1]
 
@@ -65,14 +65,14 @@ class Node:
         await self.asker.request("node", ShardUnload(instance_id, 1), RequestDone, WITHIN_S)
 
     def load_engine(self, work: Work) -> Reply:
-        """Play the engine."""
+        """Record a load, and reply as an engine would."""
         assert isinstance(work, EngineLoad)
         self.loads.append(work)
         return ShardLoaded(f"{A}/engine-1", work.engine, ("tcp://127.0.0.1:1",), positions=5)
 
 
 async def play(bus: BusClient, answers: Answers) -> None:
-    """Answer each kind of work, for ever."""
+    """Reply to each kind of work until cancelled."""
     async for envelope in bus.deliveries():
         message = envelope.message
         if isinstance(message, Work) and type(message) in answers:
@@ -80,7 +80,7 @@ async def play(bus: BusClient, answers: Answers) -> None:
 
 
 def config(run_dir: Path, **settings: object) -> NodeConfig:
-    """Settings of a node whose engine needs no measuring."""
+    """Return the settings of a node whose engine needs no measuring."""
     fixed: dict[str, object] = {"node_id": A, "name": "ada", "incarnation": 1, "engine": "numpy", "memory": MEMORY}
     folders = dict.fromkeys(("run_dir", "data_dir", "cache_dir"), str(run_dir))
     return msgspec.convert({**fixed, **folders, **settings}, NodeConfig)
@@ -88,7 +88,7 @@ def config(run_dir: Path, **settings: object) -> NodeConfig:
 
 @asynccontextmanager
 async def running_node(run_dir: Path, **settings: object) -> AsyncIterator[Node]:
-    """A node actor among played ones."""
+    """Run a node actor among actors of the test."""
     async with AsyncExitStack() as stack:
         node = Node(await stack.enter_async_context(client(run_dir, A, "asker")))
         played: dict[str, Answers] = {
@@ -114,7 +114,7 @@ async def running_node(run_dir: Path, **settings: object) -> AsyncIterator[Node]
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def test_an_engine_gets_half_of_what_the_weights_leave_and_the_nodes_precision() -> None:
+def test_engine_gets_half_of_the_free_memory_and_the_precision() -> None:
     async def test() -> None:
         async with running_node(hub.run_dir, precision="exact") as node:
             told = await node.load("i", WHOLE)
@@ -126,7 +126,7 @@ def test_an_engine_gets_half_of_what_the_weights_leave_and_the_nodes_precision()
         asyncio.run(test())
 
 
-def test_a_small_model_gets_what_its_slots_can_use_and_no_more(tmp_path: Path) -> None:
+def test_small_model_gets_no_more_than_its_slots_use(tmp_path: Path) -> None:
     async def test() -> None:
         async with running_node(hub.run_dir, cards_dir=str(tmp_path)) as node:
             told = await node.load("i", Shard(TINY, 0, 3, 4))
@@ -139,7 +139,7 @@ def test_a_small_model_gets_what_its_slots_can_use_and_no_more(tmp_path: Path) -
         asyncio.run(test())
 
 
-def test_the_users_bound_on_keys_and_values_holds() -> None:
+def test_kv_memory_option_is_the_limit() -> None:
     async def test() -> None:
         async with running_node(hub.run_dir, kv_memory=10**6) as node:
             assert (await node.load("i", WHOLE)).kv_bytes == 10**6
@@ -148,7 +148,7 @@ def test_the_users_bound_on_keys_and_values_holds() -> None:
         asyncio.run(test())
 
 
-def test_a_second_model_leaves_the_first_what_it_was_promised_until_that_ends() -> None:
+def test_second_model_leaves_the_first_its_reserved_memory() -> None:
     async def test() -> None:
         async with running_node(hub.run_dir) as node:
             first = (await node.load("i", WHOLE)).kv_bytes

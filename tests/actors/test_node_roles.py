@@ -1,6 +1,6 @@
-"""Roles inside a node: what its node actor and its topology actor do for a member, a gateway and an observer.
+"""What the node actor and the topology actor of a member, a gateway and an observer do.
 
-A real hub; the other actors are played.
+A real hub, with actors of the test.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from bus.messages import (
     Work,
 )
 from bus.wire import Envelope, new_header
-from cluster.failures import FailureCode
 from cluster.join_code import new_join_code
 from cluster.placement import Instance, placer_of
 from cluster.roles import Role
@@ -35,7 +34,6 @@ from cluster.shard import whole
 from cluster.topology import NodeRecord, Topology
 from common.config import NodeConfig
 from common.private_files import write_private
-from gateway.core.errors import DO_NOT_RETRY, from_bus
 from models.catalogue import DEFAULT_MODEL, Catalogue
 from tests.actors.test_node_actor import play
 from tests.support.bus import WITHIN_S, client, described, new_node, running_hub
@@ -46,7 +44,7 @@ HOME = new_join_code("home")
 
 
 def config(run_dir: Path, role: Role) -> NodeConfig:
-    """Settings of node A with a code of this role, and an engine that needs no measuring."""
+    """Return the settings of node A with a code of this role and an engine that needs no measuring."""
     code_file = run_dir / f"{role}-code"
     write_private(code_file, HOME.invite(role).text())
     named = {"node_id": A, "name": "ada", "incarnation": 1, "engine": "numpy", "memory": 1 << 30}
@@ -55,7 +53,7 @@ def config(run_dir: Path, role: Role) -> NodeConfig:
 
 
 async def asked(run_dir: Path, role: Role, work: Work, topology: Topology) -> RequestError:
-    """Why the node actor of a node of this role does not do some work."""
+    """Return the error of a node actor of this role for some work."""
     async with client(run_dir, A, "asker") as asker, client(run_dir, A, "topology") as graph:
         playing = asyncio.create_task(play(graph, {TopologyGet: lambda _: TopologyState(topology)}))
         actor = NodeActor(config(run_dir, role), BusClient(run_dir, A, "node"))
@@ -77,19 +75,19 @@ def why_not(role: Role, work: Work, topology: Topology | None = None) -> Request
         return asyncio.run(asked(hub.run_dir, role, work, topology or Topology()))
 
 
-def test_an_observers_gateway_is_told_to_chat_elsewhere() -> None:
+def test_observer_may_not_request_an_instance() -> None:
     error = why_not(Role.OBSERVER, InstanceEnsure(CARD.id), Topology().with_node(record("b" * 16)))
     assert error.code == "forbidden"
     assert "chat through another" in error.message
 
 
-def test_a_gateway_has_a_member_place_and_never_itself() -> None:
+def test_gateway_asks_a_member_to_place() -> None:
     other = next(f"{n:016x}" for n in range(100) if placer_of(CARD.id, {A, f"{n:016x}"}) == A)
     error = why_not(Role.GATEWAY, InstanceEnsure(CARD.id), Topology().with_node(record(other)))
     assert f"node {other} is not linked" in error.message  # so it was asked
 
 
-def test_a_gateway_that_no_member_is_linked_to_says_so() -> None:
+def test_gateway_without_a_member_reports_it() -> None:
     error = why_not(Role.GATEWAY, InstanceEnsure(CARD.id))
     assert (error.code, "no member of cluster home is linked" in error.message) == ("no_member", True)
 
@@ -109,7 +107,7 @@ def record(node_id: str) -> NodeRecord:
 
 
 def said(node_id: str, of: str | None = None) -> tuple[NodeRecorded, Envelope]:
-    """The record of a node (its own, if no other is named), as it came from it."""
+    """Return a record, of the node itself if no other is named, with the envelope in which the node sent it."""
     message = NodeRecorded(record(of or node_id))
     return message, Envelope("node.record", new_header(message, f"{node_id}/node"), message)
 
@@ -126,7 +124,7 @@ async def graph(actor: TopologyActor) -> set[str]:
 
 
 @pytest.mark.parametrize(("role", "counts"), [(Role.MEMBER, True), (Role.GATEWAY, False), (Role.OBSERVER, False)])
-def test_the_records_of_members_count_and_of_nobody_else(role: Role, counts: bool) -> None:
+def test_only_records_of_linked_members_count(role: Role, counts: bool) -> None:
     other = new_node()
 
     async def test(run_dir: Path) -> None:
@@ -149,7 +147,7 @@ def test_the_records_of_members_count_and_of_nobody_else(role: Role, counts: boo
 
 
 @pytest.mark.parametrize(("role", "counts"), [(Role.MEMBER, True), (Role.GATEWAY, False), (Role.OBSERVER, False)])
-def test_a_node_that_is_no_member_is_not_in_its_own_graph(role: Role, counts: bool) -> None:
+def test_only_members_are_in_their_own_graph(role: Role, counts: bool) -> None:
     async def test(run_dir: Path) -> None:
         async with client(run_dir, A, "topology") as bus:
             actor = TopologyActor(config(run_dir, role), bus)
@@ -171,12 +169,12 @@ def test_a_node_that_is_no_member_is_not_in_its_own_graph(role: Role, counts: bo
         ("another", "", True),
     ],
 )
-def test_an_api_on_loopback_is_shown_on_its_own_machine_only(machine: str, api: str, shown: bool) -> None:
+def test_loopback_api_is_shown_on_its_own_machine_only(machine: str, api: str, shown: bool) -> None:
     record = NodeRecord("b" * 16, "bob", 1, 1, api=api, machine=machine)
     assert as_seen_from("ours", record).api == (api if shown else "")
 
 
-def test_an_instance_that_is_told_of_twice_is_known_once_and_only_so_many_are() -> None:
+def test_repeated_instances_count_once_and_are_bounded() -> None:
     async def test(run_dir: Path) -> None:
         async with client(run_dir, A, "topology") as bus:
             actor = TopologyActor(config(run_dir, Role.MEMBER), bus)
@@ -189,9 +187,3 @@ def test_an_instance_that_is_told_of_twice_is_known_once_and_only_so_many_are() 
 
     with running_hub(A) as hub:
         asyncio.run(test(hub.run_dir))
-
-
-def test_a_client_of_an_observer_is_told_that_it_may_not_and_not_to_try_again() -> None:
-    error = from_bus(RequestError(FailureCode.FORBIDDEN, "this node only observes"))
-    assert (error.status, error.code) == (403, "forbidden")
-    assert error.headers == DO_NOT_RETRY

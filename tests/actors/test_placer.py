@@ -1,21 +1,35 @@
-"""Placements carried out over two real hubs: what stays loaded, and what does not."""
+"""`actors.placer` over two real hubs: what is loaded and unloaded, and when a ring grows."""
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
 from actors.placer import Placer
 from bus.client import BusClient, RequestError
-from bus.messages import RequestCancel, RequestDone, RequestFailed, ShardLoad, ShardLoaded, ShardUnload, StageJoin
+from bus.messages import (
+    InstanceDown,
+    InstanceFailed,
+    InstanceUp,
+    RequestCancel,
+    RequestDone,
+    RequestFailed,
+    ShardLoad,
+    ShardLoaded,
+    ShardUnload,
+    StageJoin,
+)
 from bus.net.endpoints import with_key
 from bus.wire import Envelope
 from cluster.capabilities import DeviceCapabilities
 from cluster.failures import FailureCode
 from cluster.instances import Instances
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
+from cluster.placement import Instance, PlacedStage
+from cluster.shard import whole
 from cluster.topology import NodeRecord, Topology
 from models.catalogue import DEFAULT_MODEL, Catalogue
 from tests.support.bus import KEYS, RunningHub, client, heard, link, new_node, running_hub
@@ -23,21 +37,33 @@ from tests.support.bus import KEYS, RunningHub, client, heard, link, new_node, r
 A, B = new_node(), new_node()
 POSITIONS = {A: 5000, B: 6000}
 CARD = Catalogue.load().get(DEFAULT_MODEL)
-MEMBERS = (
-    Topology()
-    .with_node(
-        NodeRecord(A, "ada", 1, 1, DeviceCapabilities(memory_available=4 << 30)),
-    )
-    .with_node(NodeRecord(B, "bob", 1, 1, DeviceCapabilities(memory_available=4 << 30)))
-)
 
 
-async def look() -> Topology:
-    return MEMBERS
+def member(node_id: str, name: str, engine: str = "numpy", memory: int = 4 << 30) -> NodeRecord:
+    """Return the record of a node; by default it has enough memory for any share of the model."""
+    return NodeRecord(node_id, name, 1, 1, DeviceCapabilities(memory_available=memory, engine=engine))
 
 
-def placer(bus: BusClient) -> Placer:
-    return Placer(bus, Instances(), RingMemoryWeightedPartitioningStrategy(), look)
+TIGHT, SMALL = 64 << 20, 400 << 20  # not enough for a layer with the head; enough for some layers, not for all
+ALONE = Topology().with_node(member(A, "ada"))
+MEMBERS = ALONE.with_node(member(B, "bob"))
+FULL = Topology().with_node(member(A, "ada", memory=TIGHT)).with_node(member(B, "bob", memory=SMALL))
+
+
+def placer(bus: BusClient, instances: Instances | None = None, *looks: Topology) -> Placer:
+    """Return a placer that sees these topologies one after the other, and then two nodes with enough memory."""
+    seen = iter(looks)
+
+    async def look() -> Topology:
+        return next(seen, MEMBERS)
+
+    return Placer(bus, instances or Instances(), RingMemoryWeightedPartitioningStrategy(), look)
+
+
+def on_ada_alone() -> Instance:
+    """Return an instance that was placed before bob joined."""
+    stage = PlacedStage(A, whole(CARD.id, CARD.n_layers), f"{A}/engine", "numpy")
+    return Instance("0011223344556677", CARD.id, 1, (stage,), A)
 
 
 async def answer(bus: BusClient, envelope: Envelope, reply: ShardLoaded | RequestDone | RequestFailed) -> None:
@@ -45,7 +71,7 @@ async def answer(bus: BusClient, envelope: Envelope, reply: ShardLoaded | Reques
 
 
 def loaded(node_id: str, endpoint: str = "", actor: str = "") -> ShardLoaded:
-    """What an honest member answers; or one that names an end point or an actor of its choice."""
+    """Return what a member replies once it has loaded; a dishonest one names another endpoint or actor."""
     own = with_key("tcp://127.0.0.1:1", KEYS[node_id].public)
     return ShardLoaded(actor or f"{node_id}/engine", "numpy", (endpoint or own,), positions=POSITIONS[node_id])
 
@@ -69,20 +95,20 @@ async def join(bus: BusClient) -> None:
 
 
 async def clients(stack: AsyncExitStack, one: RunningHub, two: RunningHub) -> tuple[BusClient, BusClient, BusClient]:
-    """The two members of linked nodes, and who places."""
+    """Return the node actors of two linked nodes, and a client for the placer."""
     ada = await stack.enter_async_context(client(one.run_dir, A, "node"))
     bob = await stack.enter_async_context(client(two.run_dir, B, "node"))
     await link(ada, two.join_endpoint)
     return ada, bob, await stack.enter_async_context(client(one.run_dir, A, "placer"))
 
 
-def test_an_asker_who_leaves_leaves_nothing_loaded_on_the_member_that_was_done() -> None:
+def test_cancelled_placement_leaves_nothing_loaded() -> None:
     async def test() -> None:
         async with AsyncExitStack() as stack:
             ada, bob, asker = await clients(stack, one, two)
             placing = asyncio.create_task(placer(asker).ensure(CARD))
             await load(ada)
-            await heard(bob, ShardLoad)  # and never answers
+            await heard(bob, ShardLoad)  # and never replies
             placing.cancel()
             await heard(bob, RequestCancel)
             await asyncio.gather(unload(ada), unload(bob))
@@ -93,7 +119,7 @@ def test_an_asker_who_leaves_leaves_nothing_loaded_on_the_member_that_was_done()
         asyncio.run(test())
 
 
-def test_a_member_that_fails_has_the_others_unload() -> None:
+def test_failed_member_makes_the_others_unload() -> None:
     async def test() -> None:
         async with AsyncExitStack() as stack:
             ada, bob, asker = await clients(stack, one, two)
@@ -109,7 +135,7 @@ def test_a_member_that_fails_has_the_others_unload() -> None:
         asyncio.run(test())
 
 
-def test_an_instance_tells_what_each_of_its_stages_can_hold() -> None:
+def test_instance_names_the_positions_of_each_stage() -> None:
     async def test() -> None:
         async with AsyncExitStack() as stack:
             ada, bob, asker = await clients(stack, one, two)
@@ -129,13 +155,13 @@ def test_an_instance_tells_what_each_of_its_stages_can_hold() -> None:
 @pytest.mark.parametrize(
     ("named", "sentence"),
     [
-        (loaded(B, with_key("tcp://127.0.0.1:1", KEYS[A].public)), "names no end point of its own"),
+        (loaded(B, with_key("tcp://127.0.0.1:1", KEYS[A].public)), "names no endpoint of its own"),
         (loaded(B, "tcp://127.0.0.1:1"), "does not name its node's key"),
         (loaded(B, actor=f"{A}/engine"), "names another node's engine"),
     ],
     ids=["another node's end point", "an end point without a key", "another node's engine"],
 )
-def test_a_member_that_names_what_is_not_its_own_gets_no_place_in_a_ring(named: ShardLoaded, sentence: str) -> None:
+def test_member_must_name_its_own_endpoint_and_engine(named: ShardLoaded, sentence: str) -> None:
     async def test() -> None:
         async with AsyncExitStack() as stack:
             ada, bob, asker = await clients(stack, one, two)
@@ -147,3 +173,117 @@ def test_a_member_that_names_what_is_not_its_own_gets_no_place_in_a_ring(named: 
 
     with running_hub(A) as one, running_hub(B) as two:
         asyncio.run(test())
+
+
+def test_ring_grows_beside_the_old_instance() -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, bob, asker = await clients(stack, one, two)
+            engines = [
+                await stack.enter_async_context(client(hub.run_dir, node, "engine"))
+                for hub, node in ((one, A), (two, B))
+            ]
+            observer = await stack.enter_async_context(client(one.run_dir, A, "observer", InstanceUp, InstanceDown))
+            old, instances = on_ada_alone(), Instances()
+            instances.mark_up(old)
+            growing = placer(asker, instances)
+            assert growing.grow(CARD, MEMBERS)
+            loads = asyncio.gather(load(ada), load(bob))
+            assert await growing.ensure(CARD) == old  # at once, while the larger ring is loading
+            await asyncio.gather(loads, *(join(engine) for engine in engines))
+            up, _ = await heard(observer, InstanceUp)
+            assert set(up.instance.node_ids) == {A, B}
+            assert await growing.ensure(CARD) == up.instance  # at once, while the old one drains
+            drain, envelope = await heard(ada, ShardUnload)
+            assert drain.instance_id == old.instance_id
+            await answer(ada, envelope, RequestDone())
+            down, _ = await heard(observer, InstanceDown)
+            assert (down.instance_id, down.reason) == (old.instance_id, "it was replaced")
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_failed_growth_keeps_the_old_instance() -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, bob, asker = await clients(stack, one, two)
+            observer = await stack.enter_async_context(client(one.run_dir, A, "observer", InstanceFailed))
+            old, instances = on_ada_alone(), Instances()
+            instances.mark_up(old)
+            growing = placer(asker, instances)
+            assert growing.grow(CARD, MEMBERS)
+            assert not growing.grow(CARD, MEMBERS)  # one is running already
+            await load(ada)
+            _, envelope = await heard(bob, ShardLoad)
+            await answer(bob, envelope, RequestFailed(FailureCode.LOAD_FAILED, "the disk is gone"))
+            await asyncio.gather(unload(ada), unload(bob))
+            failed, _ = await heard(observer, InstanceFailed)
+            assert failed.message == "the disk is gone"
+            assert await growing.ensure(CARD) == old
+            assert not growing.grow(CARD, MEMBERS)  # the same nodes were tried a moment ago
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_older_instance_beside_the_newest_is_ended() -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, _, asker = await clients(stack, one, two)
+            instances = Instances()
+            instances.mark_up(old := on_ada_alone())
+            stages = (*old.stages, PlacedStage(B, whole(CARD.id, CARD.n_layers), f"{B}/engine", "numpy"))
+            instances.mark_up(new := Instance("8899aabbccddeeff", CARD.id, 2, stages, B))
+            growing = placer(asker, instances)
+            assert growing.grow(CARD, MEMBERS)
+            ended, envelope = await heard(ada, ShardUnload)
+            assert ended.instance_id == old.instance_id
+            await answer(ada, envelope, RequestDone())
+            assert await growing.ensure(CARD) == new
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+@pytest.mark.parametrize(("after", "nodes"), [(MEMBERS, {A, B}), (FULL, {A})], ids=["room", "no room"])
+def test_ring_grows_after_the_old_one_if_memory_is_short(
+    monkeypatch: pytest.MonkeyPatch, after: Topology, nodes: set[str]
+) -> None:
+    monkeypatch.setattr("actors.placer.SETTLE_S", 0.0)
+
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, bob, asker = await clients(stack, one, two)
+            engines = {
+                node: await stack.enter_async_context(client(hub.run_dir, node, "engine"))
+                for hub, node in ((one, A), (two, B))
+            }
+            old, instances = on_ada_alone(), Instances()
+            instances.mark_up(old)
+            growing = placer(asker, instances, FULL, after)
+            assert growing.grow(CARD, MEMBERS)
+            await unload(ada)
+            waiting = asyncio.create_task(growing.ensure(CARD))  # nothing stands now
+            members = [ada, bob] if B in nodes else [ada]
+            await asyncio.gather(*(load(node) for node in members), *(join(engines[node]) for node in nodes))
+            assert set((await waiting).node_ids) == nodes
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_nothing_grows_without_another_node() -> None:
+    async def test(run_dir: Path) -> None:
+        async with client(run_dir, A, "placer") as bus:
+            instances = Instances()
+            growing = placer(bus, instances)
+            assert not growing.grow(CARD, MEMBERS)  # nothing stands
+            instances.mark_up(on_ada_alone())
+            assert not growing.grow(CARD, ALONE)
+            assert not growing.grow(CARD, ALONE.with_node(member(B, "bob", engine="")))  # not measured yet
+            assert growing.grow(CARD, MEMBERS)
+            await growing.stop()
+
+    with running_hub(A) as hub:
+        asyncio.run(test(hub.run_dir))

@@ -1,4 +1,4 @@
-"""Who places a model, what a plan looks like, and what is said where none fits."""
+"""`cluster.placement`: which node places a model, what a plan looks like, and what is reported if none fits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cluster.capabilities import DeviceCapabilities
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
-from cluster.placement import DoesNotFit, Instance, PlacedStage, able, placer_of, plan
+from cluster.placement import DoesNotFit, Instance, PlacedStage, able, larger_ring, placer_of, plan
 from cluster.shard import Shard, whole
 from cluster.topology import NodeRecord, Topology
 from models.catalogue import DEFAULT_MODEL, Catalogue
@@ -28,7 +28,7 @@ def topology(**memory_mb: int) -> Topology:
 
 
 def shard_bytes(shard: Shard) -> int:
-    """10 MB a layer, 50 MB for the embedding at either end."""
+    """Return 10 MB a layer, and 50 MB for the embedding at either end."""
     ends = shard.is_first or shard.is_last
     return (10 * len(shard.layers) + 50 * ends) * MB
 
@@ -39,9 +39,7 @@ def test_every_node_finds_the_same_placer(data: st.DataObject, nodes: set[str], 
 
 
 @given(node_sets, st.text(max_size=20), st.text("0123456789abcdef", min_size=16, max_size=16))
-def test_models_move_only_when_their_placer_leaves_or_a_better_one_comes(
-    nodes: set[str], model: str, newcomer: str
-) -> None:
+def test_model_moves_only_with_its_placer_or_a_better_one(nodes: set[str], model: str, newcomer: str) -> None:
     placer = placer_of(model, nodes)
     assert placer_of(model, {*nodes, newcomer}) in (placer, newcomer)
     for leaver in nodes - {placer}:
@@ -54,12 +52,12 @@ def test_models_spread_over_all_nodes() -> None:
     assert min(placed.count(node) for node in nodes) > 60
 
 
-def test_a_plan_names_nodes_and_shards_in_ring_order() -> None:
+def test_plan_names_nodes_and_shards_in_ring_order() -> None:
     stages = plan(topology(a=300, b=900), STRATEGY, "m", 8, shard_bytes)
     assert stages == (PlacedStage("id-b", Shard("m", 0, 6, 8)), PlacedStage("id-a", Shard("m", 6, 8, 8)))
 
 
-def test_what_fits_nowhere_is_said_in_one_sentence_with_need_and_offers() -> None:
+def test_model_that_fits_nowhere_is_reported_with_both_sizes() -> None:
     with pytest.raises(DoesNotFit) as refused:
         plan(topology(alpha=70, beta=60), STRATEGY, "big", 100, shard_bytes)
     sentence = str(refused.value)
@@ -69,12 +67,12 @@ def test_what_fits_nowhere_is_said_in_one_sentence_with_need_and_offers() -> Non
     assert "add a node" in sentence
 
 
-def test_the_need_is_named_even_where_no_node_can_take_part() -> None:
+def test_shortage_is_reported_without_any_node() -> None:
     with pytest.raises(DoesNotFit, match=r"m needs 0\.1 GB .*\(no node free\)"):
         plan(Topology(), STRATEGY, "m", 8, shard_bytes)
 
 
-def test_a_node_too_small_for_one_layer_does_not_stand_in_the_way_of_the_others() -> None:
+def test_node_too_small_for_one_layer_is_left_out() -> None:
     graph = topology(large=1000, tiny=30)
     assert able(graph, "m", 8, shard_bytes).node_ids == ("id-large",)
     assert plan(graph, STRATEGY, "m", 8, shard_bytes) == (PlacedStage("id-large", Shard("m", 0, 8, 8)),)
@@ -82,7 +80,7 @@ def test_a_node_too_small_for_one_layer_does_not_stand_in_the_way_of_the_others(
 
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 800), max_size=6), st.integers(1, 40))
-def test_a_plan_never_asks_a_node_for_more_than_it_has(memory_mb: dict[str, int], n_layers: int) -> None:
+def test_plan_never_exceeds_the_memory_of_a_node(memory_mb: dict[str, int], n_layers: int) -> None:
     graph = topology(**memory_mb)
     try:
         stages = plan(graph, STRATEGY, "m", n_layers, shard_bytes)
@@ -93,7 +91,7 @@ def test_a_plan_never_asks_a_node_for_more_than_it_has(memory_mb: dict[str, int]
         assert shard_bytes(stage.shard) <= memory_mb[stage.node_id.removeprefix("id-")] * MB
 
 
-def test_a_node_that_holds_the_weights_but_no_chat_beside_them_is_too_small() -> None:
+def test_node_needs_room_for_one_chat_beside_the_weights() -> None:
     card = Catalogue.load().get(DEFAULT_MODEL)
     shard = whole(card.id, card.n_layers)
     weights, need = card.shard_bytes(shard) // MB, card.least_bytes(shard) // MB + 1
@@ -103,18 +101,67 @@ def test_a_node_that_holds_the_weights_but_no_chat_beside_them_is_too_small() ->
         plan(topology(a=need - 1), STRATEGY, card.id, card.n_layers, card.least_bytes)
 
 
-def test_a_model_of_a_short_context_needs_no_more_than_that() -> None:
+def test_short_context_needs_less_memory() -> None:
     card = msgspec.structs.replace(Catalogue.load().get(DEFAULT_MODEL), context_length=100)
     shard = Shard(card.id, 0, 3, card.n_layers)
     assert card.least_kv_bytes(shard) == card.kv_bytes(shard, 100) == 100 * 3 * 2 * 3 * 64 * 4
 
 
-def test_an_instance_knows_its_nodes_in_ring_order() -> None:
+def test_instance_lists_its_nodes_in_ring_order() -> None:
     stages = (PlacedStage("b", Shard("m", 0, 1, 2)), PlacedStage("a", Shard("m", 1, 2, 2)))
     assert Instance("i", "m", 1, stages).node_ids == ("b", "a")
 
 
-def test_where_memory_is_too_short_to_balance_the_head_layers_are_shared_out_without_it() -> None:
+def test_head_is_not_balanced_if_memory_is_short() -> None:
     for available, layers in ((1000, [19, 11]), (200, [15, 15])):
         stages = plan(topology(a=available, b=available), STRATEGY, "m", 30, shard_bytes, head=8)
         assert [len(stage.shard.layers) for stage in stages] == layers
+
+
+def held(*nodes: str) -> Instance:
+    """Return an instance with one of eight layers on each node, and the rest on the last."""
+    bounds = [*range(len(nodes)), 8]
+    stages = (PlacedStage(f"id-{node}", Shard("m", bounds[at], bounds[at + 1], 8)) for at, node in enumerate(nodes))
+    return Instance("i", "m", 1, tuple(stages))
+
+
+def measured(graph: Topology) -> Topology:
+    """Return the topology with an engine on every node."""
+    for node in graph.nodes:
+        engine = msgspec.structs.replace(node.capabilities, engine="numpy")
+        graph = graph.with_node(msgspec.structs.replace(node, sequence=node.sequence + 1, capabilities=engine))
+    return graph
+
+
+def larger(graph: Topology, instance: Instance, n_layers: int = 8) -> frozenset[str]:
+    return larger_ring(graph, STRATEGY, instance, n_layers, shard_bytes)
+
+
+def test_ring_grows_over_a_node_that_has_joined() -> None:
+    assert larger(measured(topology(a=900, b=900)), held("a")) == {"id-a", "id-b"}
+    assert larger(measured(topology(a=900, b=900)), held("a", "b")) == frozenset()
+
+
+def test_ring_waits_for_the_engines_of_a_new_node() -> None:
+    assert larger(topology(a=900, b=900), held("a")) == frozenset()
+
+
+def test_node_without_memory_does_not_make_a_ring_grow() -> None:
+    assert larger(measured(topology(a=900, b=10)), held("a")) == frozenset()
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.integers(1, 800), min_size=3, max_size=3))
+def test_memory_of_members_never_changes_a_ring(memory_mb: dict[str, int]) -> None:
+    assert larger(measured(topology(**memory_mb)), held("a", "b", "c")) == frozenset()
+
+
+@given(st.dictionaries(st.sampled_from("ab"), st.integers(1, 800), min_size=2, max_size=2))
+def test_member_counts_for_growth_without_free_memory(memory_mb: dict[str, int]) -> None:
+    graph = measured(topology(**memory_mb, c=900))
+    assert larger(graph, held("a", "b")) == {"id-a", "id-b", "id-c"}
+
+
+def test_ring_never_has_more_nodes_than_layers() -> None:
+    graph = measured(topology(a=100, b=100, c=900))
+    two = Instance("i", "m", 1, tuple(PlacedStage(f"id-{n}", Shard("m", at, at + 1, 2)) for at, n in enumerate("ab")))
+    assert larger(graph, two, n_layers=2) == frozenset()

@@ -1,4 +1,4 @@
-"""What a node says to what it cannot do: one clear sentence, a status that tells, nothing half-written."""
+"""Whole nodes that are asked for what they cannot do: one clear sentence, the right status, no partial files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ path = "{path}"
 
 
 def refused(tmp_path: Path, *arguments: str) -> tuple[int, str]:
-    """The exit status of a node that cannot start, and the one sentence that it says."""
+    """Return the exit status of a node that cannot start, and the one sentence that it prints."""
     own = [
         "--data-dir",
         str(tmp_path / "node"),
@@ -75,7 +75,7 @@ def taken_port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("option", ["--api-port", "--bus-port", "--join-port"])
-def test_a_port_that_is_taken_is_named_with_the_option_that_changes_it(tmp_path: Path, option: str) -> None:
+def test_taken_port_is_named(tmp_path: Path, option: str) -> None:
     with taken_port() as port:
         status, sentence = refused(tmp_path, option, str(port))
     assert status == 1
@@ -83,7 +83,7 @@ def test_a_port_that_is_taken_is_named_with_the_option_that_changes_it(tmp_path:
     assert "port" in sentence
 
 
-def test_a_data_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_unusable_data_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     status, sentence = refused(tmp_path, "--data-dir", str(tmp_path / "file" / "node"))
     assert status == 1
@@ -111,16 +111,14 @@ def test_two_nodes_cannot_share_a_data_folder(tmp_path: Path) -> None:
         (("--name", "../up"), "node name"),
     ],
 )
-def test_an_option_that_cannot_be_meant_is_refused_before_anything_starts(
-    tmp_path: Path, arguments: tuple[str, ...], wanted: str
-) -> None:
+def test_invalid_option_is_refused_before_the_start(tmp_path: Path, arguments: tuple[str, ...], wanted: str) -> None:
     status, sentence = refused(tmp_path, *arguments)
     assert status == 2
     assert wanted in sentence
     assert not (tmp_path / "node").exists()
 
 
-def test_a_model_card_that_cannot_be_read_ends_the_node_with_its_sentence(tmp_path: Path) -> None:
+def test_unreadable_card_ends_the_node_with_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "cards").mkdir()
     (tmp_path / "cards" / "broken.toml").write_text('id = "broken"\n')
     status, sentence = refused(tmp_path, "--cards", str(tmp_path / "cards"))
@@ -133,7 +131,7 @@ def ask(node: NodeProcess, model: str) -> httpx.Response:
     return httpx.post(f"{node.api}/v1/chat/completions", json=body, timeout=60.0)
 
 
-def test_without_a_network_the_answer_says_so_and_nothing_is_left_in_the_cache(tmp_path: Path) -> None:
+def test_missing_network_is_reported_and_leaves_no_files(tmp_path: Path) -> None:
     with taken_port() as port:
         closed = port
     offline = {
@@ -153,7 +151,7 @@ def test_without_a_network_the_answer_says_so_and_nothing_is_left_in_the_cache(t
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.suffix in (".gguf", ".whl", ".part")]
 
 
-def test_a_damaged_model_is_refused_in_a_sentence_and_the_node_goes_on_with_a_sound_one(tmp_path: Path) -> None:
+def test_damaged_model_is_refused_and_others_still_work(tmp_path: Path) -> None:
     cards = tmp_path / "cards"
     cards.mkdir()
     write_tiny_gguf(tmp_path / "cut.gguf")

@@ -1,4 +1,4 @@
-"""A whole node whose memory for keys and values holds one chat: who waits, who is refused, what is kept."""
+"""A whole node whose memory for keys and values holds one chat: queueing, refusals, and the prefix cache."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def node() -> Iterator[NodeProcess]:
 
 
 def ask(node: NodeProcess, **fields: Any) -> httpx.Response:
-    """A whole answer, greedy."""
+    """Return the response to a greedy chat."""
     return httpx.post(f"{node.api}/v1/chat/completions", json=body(**fields), timeout=WITHIN_S)
 
 
 @contextmanager
 def asking(node: NodeProcess, **fields: Any) -> Iterator[Iterator[str]]:
-    """The lines of a stream that are not empty."""
+    """Stream a greedy chat, and yield its lines that are not empty."""
     fields |= {"stream": True, "stream_options": {"include_usage": True}}
     with httpx.stream("POST", f"{node.api}/v1/chat/completions", json=body(**fields), timeout=WITHIN_S) as response:
         yield (line for line in response.iter_lines() if line)
@@ -45,7 +45,7 @@ def body(**fields: Any) -> dict[str, Any]:
     return {"model": DEFAULT_MODEL, "messages": [QUESTION], "temperature": 0, **fields}
 
 
-def test_a_chat_waits_while_another_has_the_memory_and_is_admitted_when_that_leaves(node: NodeProcess) -> None:
+def test_chat_waits_for_memory_and_is_then_admitted(node: NodeProcess) -> None:
     with ExitStack() as talking:
         first = talking.enter_context(asking(node, max_tokens=450))
         assert any(line.startswith("data: ") for line in first)
@@ -58,18 +58,18 @@ def test_a_chat_waits_while_another_has_the_memory_and_is_admitted_when_that_lea
     assert (usage["usage"]["completion_tokens"], usage["timings"]["queued_ms"] > 0) == (8, True)
 
 
-def test_a_prompt_that_was_read_before_is_not_computed_again(node: NodeProcess) -> None:
+def test_repeated_prompt_is_cached(node: NodeProcess) -> None:
     before, again = ask(node, max_tokens=4).json(), ask(node, max_tokens=4).json()
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] >= 64
     assert again["choices"] == before["choices"]
 
 
-def test_a_node_holds_as_many_positions_as_it_was_given_memory_for(node: NodeProcess) -> None:
+def test_positions_follow_from_the_kv_memory(node: NodeProcess) -> None:
     (instance,) = node.get("/v1/topology")["instances"]
     assert [stage["positions"] for stage in instance["stages"]] == [POSITIONS]
 
 
-def test_a_prompt_that_the_memory_cannot_hold_is_refused_with_the_next_step(node: NodeProcess) -> None:
+def test_oversized_prompt_is_refused_with_the_next_step(node: NodeProcess) -> None:
     response = ask(node, messages=[{"role": "user", "content": "word " * POSITIONS}])
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (400, "too_large", "messages")

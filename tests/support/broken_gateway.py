@@ -1,13 +1,11 @@
-"""`python -m tests.support.broken_gateway`: a gateway that fails where a message asks for it, quoting what it was
-given.
-"""
+"""`python -m tests.support.broken_gateway`: a gateway that fails where a message asks it to, and quotes the message."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from bus.process import run_actor
+from gateway.core.request import Prompt
 from gateway.core.text_models import TextModel
 from gateway.gateway_actor import GatewayActor
 from gateway.openai import chat_completions as completions
@@ -35,21 +33,21 @@ def _parse(body: bytes) -> ChatRequest:
     if IN_THE_ROUTE.encode() in body:
         _fail(body)
     if IN_A_TASK.encode() in body:
-        asyncio.get_running_loop().create_task(_fail_alone(body))  # nobody is to look at it
+        asyncio.get_running_loop().create_task(_fail_alone(body))  # nothing awaits it
     if IN_A_CALLBACK.encode() in body:
         asyncio.get_running_loop().call_soon(_fail, body)
     return parse(body)
 
 
-async def _prompt(self: TextModel, conversation: Sequence[dict[str, str]]) -> tuple[int, ...]:
-    if any(IN_THE_ANSWER in message["content"] for message in conversation):
-        _fail(conversation)
-    return await _whole_prompt(self, conversation)
+async def _tokens(self: TextModel, prompt: Prompt) -> tuple[int, ...]:
+    if IN_THE_ANSWER in repr(prompt):
+        _fail(prompt)
+    return await _real_tokens(self, prompt)
 
 
-_whole_prompt = TextModel.prompt
+_real_tokens = TextModel.tokens
 
 if __name__ == "__main__":
     completions.parse = _parse  # type: ignore[attr-defined]  # it is imported there
-    TextModel.prompt = _prompt  # type: ignore[method-assign]
+    TextModel.tokens = _tokens  # type: ignore[method-assign]
     run_actor(GatewayActor, GatewayActor.name)

@@ -1,4 +1,4 @@
-"""Chat requests to the gateway of a rig, as bytes on the wire and as they come back."""
+"""Chat requests to the gateway of a rig, and their responses."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ PLAIN: dict[str, Any] = {"model": MODEL, "messages": MESSAGES}
 
 
 def post(rig: Rig, body: Any, timeout: float = WITHIN_S) -> httpx.Response:
-    """A chat request as it is."""
+    """Send a chat request as it is."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return httpx.post(f"{rig.url}/v1/chat/completions", content=content, headers=JSON, timeout=timeout)
 
 
 def streamed_lines(rig: Rig, **fields: Any) -> list[str]:
-    """The lines of a streamed answer that are not empty."""
+    """Stream a chat, and return its lines that are not empty."""
     response = post(rig, {**PLAIN, "stream": True, **fields})
     assert response.status_code == 200, response.text
     return [line for line in response.text.split("\n") if line]
 
 
 def chunks_of(lines: list[str]) -> list[dict[str, Any]]:
-    """The chunks among a stream's lines."""
+    """Return the chunks among a stream's lines."""
     return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
 
 
 def text_of(chunks: list[dict[str, Any]], choice: int = 0) -> str:
-    """The text of one choice of a stream."""
+    """Return the text of one choice of a stream."""
     deltas = [c["delta"] for chunk in chunks for c in chunk["choices"] if c["index"] == choice]
     return "".join(delta.get("content", "") for delta in deltas)
 
 
 @contextmanager
 def held_up(rig: Rig) -> Iterator[None]:
-    """While the block runs, the node answers no question for an instance."""
+    """Have the node leave requests for an instance unanswered during the block."""
     rig.node.answering.clear()
     try:
         yield
@@ -56,7 +56,7 @@ def held_up(rig: Rig) -> Iterator[None]:
 
 @contextmanager
 def answering(rig: Rig, answer: Callable[[Work], Reply]) -> Iterator[None]:
-    """While the block runs, the node answers so when it is asked for an instance."""
+    """Have the node reply so to requests for an instance during the block."""
     before = rig.node.answers[InstanceEnsure]
     rig.node.answers[InstanceEnsure] = answer
     try:
@@ -67,7 +67,7 @@ def answering(rig: Rig, answer: Callable[[Work], Reply]) -> Iterator[None]:
 
 @contextmanager
 def raw_request(rig: Rig, **fields: Any) -> Iterator[HTTPConnection]:
-    """A chat request that was sent and whose answer nobody read yet."""
+    """Send a chat request without reading its response."""
     connection = HTTPConnection(urlsplit(rig.url).netloc, timeout=WITHIN_S)
     connection.request("POST", "/v1/chat/completions", json.dumps({**PLAIN, **fields}), JSON)
     try:

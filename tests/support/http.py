@@ -9,14 +9,31 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.types import ASGIApp
 
+from gateway.core.errors import GatewayError
 from gateway.http.connection import ConnectionLimits
+from gateway.http.errors import ErrorResponses
 from gateway.http.server import Server, make_server
+from gateway.openai.errors import error_body
 from tests.support.stage import WITHIN_S
 
-MANY = 4096  # steps of one hundredth of a second; a server that never gives up is one that fails
+MANY = 4096  # steps of a hundredth of a second; a server that has not closed by then fails
+
+
+class ErrorsOnly:
+    """An API family without routes, for applications of tests: errors in OpenAI's shape."""
+
+    routes = ()
+
+    def error_body(self, error: GatewayError) -> dict[str, Any]:
+        """Return an error in OpenAI's shape."""
+        return error_body(error)
+
+
+ERRORS = ErrorResponses([ErrorsOnly()])
 
 
 @dataclass
@@ -28,7 +45,7 @@ class Served:
 
     @contextmanager
     def connected(self, data: bytes = b"") -> Iterator[socket.socket]:
-        """A client that sent this."""
+        """Connect a client that sends this."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=WITHIN_S) as client:
             client.sendall(data)
             yield client
@@ -36,8 +53,8 @@ class Served:
 
 @contextmanager
 def serving(app: ASGIApp, limits: ConnectionLimits) -> Iterator[Served]:
-    """A server with these limits, ended with the block."""
-    server = make_server(app, limits)
+    """Run a server with these limits during the block."""
+    server = make_server(app, limits, ERRORS.body)
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
     thread.start()
@@ -50,7 +67,7 @@ def serving(app: ASGIApp, limits: ConnectionLimits) -> Iterator[Served]:
 
 
 def trickled(client: socket.socket, data: bytes = b"x") -> bytes:
-    """All that comes back while bytes are sent one by one, until the other side closes."""
+    """Return all that comes back while bytes are sent one by one, until the other side closes."""
     received = b""
     client.settimeout(0.01)
     for _ in range(MANY):
@@ -68,7 +85,7 @@ def trickled(client: socket.socket, data: bytes = b"x") -> bytes:
 
 
 def rest(client: socket.socket) -> bytes:
-    """What is still to be read until the other side closes."""
+    """Return what can still be read until the other side closes."""
     client.settimeout(WITHIN_S)
     received = b""
     with suppress(ConnectionResetError):
@@ -88,7 +105,7 @@ def error(answer: bytes) -> dict[str, str]:
 
 
 def one_answer(client: socket.socket, received: bytes = b"") -> bytes:
-    """One answer on a connection that stays open, of which this was received already."""
+    """Return one response on a connection that stays open; `received` of it was read already."""
     while b"}" not in received:
         part = client.recv(1 << 16)
         assert part

@@ -1,4 +1,4 @@
-"""No prompt and no key is in any log, whatever goes wrong: a real gateway that logs all it can."""
+"""`gateway.core.redaction`: no prompt and no key is in any log, whatever fails. A real gateway that logs all it can."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from gateway.core.redaction import described
+from gateway.core.redaction import describe
 from tests.gateway.http.test_api_keys import key_file
 from tests.support.broken_gateway import PLACES
 from tests.support.chat import PLAIN
@@ -54,7 +54,7 @@ def raw(rig: Rig, data: bytes) -> bytes:
         return rest(client)
 
 
-def test_requests_that_go_well_leave_no_words_in_the_log(rig: Rig, log: Path) -> None:
+def test_successful_requests_are_not_quoted_in_the_log(rig: Rig, log: Path) -> None:
     assert MARK in ask(rig, saying("hello")).text
     assert ask(rig, saying("hello", stream=True)).status_code == 200
     assert MARK not in log.read_text()
@@ -74,14 +74,12 @@ def test_requests_that_go_well_leave_no_words_in_the_log(rig: Rig, log: Path) ->
     ],
     ids=str,
 )
-def test_requests_that_are_refused_may_be_quoted_to_the_client_and_never_in_the_log(
-    rig: Rig, log: Path, body: object
-) -> None:
+def test_refused_requests_are_not_quoted_in_the_log(rig: Rig, log: Path, body: object) -> None:
     assert 400 <= ask(rig, body).status_code < 500
     assert MARK not in log.read_text()
 
 
-def test_keys_that_are_refused_are_not_in_the_log(rig: Rig, log: Path) -> None:
+def test_refused_keys_are_not_in_the_log(rig: Rig, log: Path) -> None:
     assert ask(rig, PLAIN, authorization=f"Bearer {WRONG}").status_code == 401
     assert ask(rig, PLAIN, **{"x-api-key": WRONG}).status_code == 401
     assert MARK not in log.read_text()
@@ -99,13 +97,13 @@ def test_keys_that_are_refused_are_not_in_the_log(rig: Rig, log: Path) -> None:
         f"connection: close\r\nx-api-key: {KEY}\r\n\r\n",
     ],
 )
-def test_what_is_hardly_http_is_not_in_the_log(rig: Rig, log: Path, data: str) -> None:
+def test_invalid_http_is_not_in_the_log(rig: Rig, log: Path, data: str) -> None:
     assert raw(rig, data.encode())
     assert MARK not in log.read_text()
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_fault_of_ours_is_logged_by_type_and_place_without_its_words(rig: Rig, log: Path, place: str) -> None:
+def test_internal_faults_are_logged_without_their_messages(rig: Rig, log: Path, place: str) -> None:
     before = log.read_text().count("ValueError at")
     response = ask(rig, saying(place))
     assert response.status_code == (500 if place in PLACES[:2] else 200)
@@ -122,14 +120,14 @@ def test_a_fault_of_ours_is_logged_by_type_and_place_without_its_words(rig: Rig,
     assert MARK not in text
 
 
-def test_a_description_has_the_places_of_a_failure_its_causes_and_its_parts_and_no_words() -> None:
+def test_description_has_types_and_places_but_no_messages() -> None:
     try:
         try:
             raise KeyError("words")
         except KeyError:
             raise ExceptionGroup("words", [ValueError("words"), OSError(2, "words")]) from None
     except ExceptionGroup as error:
-        text = described(error)
+        text = describe(error)
     assert text.startswith("ExceptionGroup at test_redaction.py:")
     assert "ValueError" in text
     assert "FileNotFoundError" in text

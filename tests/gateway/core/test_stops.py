@@ -1,4 +1,4 @@
-"""`gateway.core.stops`: the text is cut at the first stop string, however it was split into pieces."""
+"""`gateway.core.stops`: text is cut at the first stop string, however it is split into pieces."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ STOPS = st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=4)
 
 
 def filtered(pieces: Sequence[str], stops: Sequence[str]) -> tuple[str, bool]:
-    """What a filter shows of the pieces in all, and whether it stopped."""
+    """Return all that a filter shows of the pieces, and whether it stopped."""
     stop_filter = StopFilter(stops)
     shown = "".join(stop_filter.push(piece) for piece in pieces)
     return shown + stop_filter.flush(), stop_filter.stopped
 
 
 def cut_text(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The same by the definition: the stop that ends first, and of several there the longest."""
+    """Return the same by the definition: the stop that ends first, the longest of several that end there."""
     for end in range(len(text) + 1):
         ending = [stop for stop in stops if text[:end].endswith(stop)]
         if ending:
@@ -31,29 +31,27 @@ def cut_text(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 
 
 @given(LETTERS, STOPS, st.lists(st.integers(0, 30)))
-def test_the_shown_pieces_join_to_the_cut_text_whatever_the_pieces(
-    text: str, stops: list[str], cuts: list[int]
-) -> None:
+def test_text_is_cut_however_it_is_split(text: str, stops: list[str], cuts: list[int]) -> None:
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [text[begin:end] for begin, end in pairwise(edges)]
     assert filtered(pieces, stops) == cut_text(text, stops)
 
 
 @given(LETTERS, STOPS)
-def test_nothing_shown_is_ever_taken_back(text: str, stops: list[str]) -> None:
+def test_shown_text_is_never_part_of_a_stop_string(text: str, stops: list[str]) -> None:
     stop_filter, shown = StopFilter(stops), ""
     for letter in text:
         shown += stop_filter.push(letter)
         assert cut_text(text, stops)[0].startswith(shown)
 
 
-def test_a_stop_string_split_over_pieces_is_never_shown() -> None:
+def test_split_stop_string_is_never_shown() -> None:
     stop_filter = StopFilter(["</end>"])
     assert [stop_filter.push(piece) for piece in ("text<", "/e", "nd>", "more")] == ["text", "", "", ""]
     assert stop_filter.stopped
 
 
-def test_what_only_looked_like_a_stop_string_comes_out_at_the_next_piece_or_the_end() -> None:
+def test_unfinished_stop_string_is_shown_later() -> None:
     stop_filter = StopFilter(["</end>"])
     assert stop_filter.push("a</e") == "a"
     assert stop_filter.push("x</") == "</ex"
@@ -61,5 +59,5 @@ def test_what_only_looked_like_a_stop_string_comes_out_at_the_next_piece_or_the_
     assert not stop_filter.stopped
 
 
-def test_without_stop_strings_every_piece_passes_at_once() -> None:
+def test_text_passes_at_once_without_stop_strings() -> None:
     assert StopFilter([]).push("abc") == "abc"

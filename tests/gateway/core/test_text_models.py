@@ -1,4 +1,4 @@
-"""The text side of a model: its prompt, its refusals, and the process of its template beside a real gateway's."""
+"""`gateway.core.text_models`: prompts, refusals, and the template process of a real gateway."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway.core.errors import ApiError
+from gateway.core.errors import ErrorKind, GatewayCode, GatewayError, RequestField
+from gateway.core.request import Conversation, Message, Text, TokenIds
 from gateway.core.text_models import SHORT, TextModel
 from models.catalogue import Catalogue
 from models.templates.chat_template import ChatTemplate
@@ -27,13 +28,13 @@ from tests.support.templates import TIME_BOMBS, rendering
 
 
 class NotingTokenizer(Tokenizer):
-    """Notes something before and after each encoding: the thread, if nothing else is asked for."""
+    """Records something before and after each encoding: the thread, by default."""
 
     noted: tuple[int, ...] = ()
     at: Callable[[], int] = staticmethod(threading.get_ident)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`."""
+        """Return the ids of `text`."""
         before = self.at()
         ids = super().encode(text)
         self.noted = (before, self.at())
@@ -42,45 +43,50 @@ class NotingTokenizer(Tokenizer):
 
 @pytest.fixture
 def model(tmp_path: Path) -> TextModel:
-    """The tiny model's text side; its renderer starts nothing before it is asked."""
+    """Return the tiny model's text side, whose renderer has started no process."""
     write_tokenizer_files(tmp_path)
     tokenizer = NotingTokenizer.load(tmp_path)
     assert tokenizer.chat_template is not None
-    return TextModel(Catalogue.load().get("smollm2-135m"), tokenizer, tokenizer.chat_template, TemplateRenderer())
+    return TextModel(Catalogue.load().get("smollm2-135m"), tokenizer, TemplateRenderer())
 
 
 def prompt(model: TextModel, content: str) -> tuple[int, ...]:
-    """The prompt of one message; its renderer is closed behind it."""
+    """Return the prompt of one message, rendered in a process that ends afterwards."""
 
     async def main() -> tuple[int, ...]:
         async with rendering() as renderer:
-            return await replace(model, renderer=renderer).prompt([{"role": "user", "content": content}])
+            return await replace(model, renderer=renderer).tokens(Conversation((Message("user", content),)))
 
     return asyncio.run(main())
 
 
+def with_template(model: TextModel, template: ChatTemplate | None) -> TextModel:
+    """Return the model with another chat template."""
+    model.tokenizer.chat_template = template
+    return model
+
+
 def template_children(gateway: int) -> list[psutil.Process]:
-    """The processes that a gateway started."""
+    """Return the template processes of a gateway."""
     return [child for child in psutil.Process(gateway).children() if "models.templates.child" in child.cmdline()]
 
 
 def gone(process: psutil.Process) -> bool:
-    """Whether a process ended, even if nobody took note yet."""
+    """Return whether a process has ended, even if its parent has not noticed yet."""
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize(("content", "in_loop"), [("the man", True), ("the man " * SHORT, False)])
-def test_a_prompt_is_the_encoded_template_and_a_long_one_is_encoded_off_the_loop(
-    model: TextModel, content: str, in_loop: bool
-) -> None:
-    text = model.template.render([{"role": "user", "content": content}])
+def test_long_prompt_is_encoded_on_a_thread(model: TextModel, content: str, in_loop: bool) -> None:
+    assert model.tokenizer.chat_template is not None
+    text = model.tokenizer.chat_template.render([{"role": "user", "content": content}])
     ids = model.tokenizer.encode(text)
     assert prompt(model, content) == tuple(ids)
     assert isinstance(model.tokenizer, NotingTokenizer)
     assert (model.tokenizer.noted[0] == threading.get_ident()) == in_loop
 
 
-def test_the_loop_turns_while_a_long_prompt_is_encoded(model: TextModel) -> None:
+def test_loop_runs_while_a_long_prompt_is_encoded(model: TextModel) -> None:
     assert isinstance(model.tokenizer, NotingTokenizer)
     turns = itertools.count()
     model.tokenizer.at = lambda: next(turns)
@@ -93,7 +99,7 @@ def test_the_loop_turns_while_a_long_prompt_is_encoded(model: TextModel) -> None
     async def main() -> None:
         async with rendering() as renderer:
             turning = asyncio.create_task(turn())
-            await replace(model, renderer=renderer).prompt([{"role": "user", "content": "the man " * 250_000}])
+            await replace(model, renderer=renderer).tokens(Conversation((Message("user", "the man " * 250_000),)))
             turning.cancel()
 
     asyncio.run(main())
@@ -101,33 +107,49 @@ def test_the_loop_turns_while_a_long_prompt_is_encoded(model: TextModel) -> None
     assert end - begin > 20  # it can turn a few times before the encoder has the GIL
 
 
-def test_what_a_template_refuses_is_a_fault_of_the_messages(model: TextModel) -> None:
-    refusing = replace(model, template=ChatTemplate("{{ raise_exception('roles must alternate') }}", None, None))
-    with pytest.raises(ApiError, match="refuses these messages: roles must alternate") as caught:
-        prompt(refusing, "hello")
-    assert (caught.value.status, caught.value.param) == (400, "messages")
+def test_refusal_of_the_template_is_an_invalid_request(model: TextModel) -> None:
+    refusing = ChatTemplate("{{ raise_exception('roles must alternate') }}", None, None)
+    with pytest.raises(GatewayError, match="refuses these messages: roles must alternate") as caught:
+        prompt(with_template(model, refusing), "hello")
+    assert (caught.value.kind, caught.value.field) == (ErrorKind.INVALID_REQUEST, RequestField.PROMPT)
 
 
-def test_a_template_that_cannot_be_rendered_now_is_no_fault_of_the_messages(model: TextModel) -> None:
+def test_unavailable_renderer_is_retryable(model: TextModel) -> None:
     async def main() -> None:
         await model.renderer.close()
-        await model.prompt([])
+        await model.tokens(Conversation(()))
 
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(GatewayError) as caught:
         asyncio.run(main())
-    assert (caught.value.status, caught.value.code) == (503, "template_unavailable")
-    assert "retry-after" in caught.value.headers
+    assert (caught.value.kind, caught.value.code) == (ErrorKind.UNAVAILABLE, GatewayCode.TEMPLATE_UNAVAILABLE)
+    assert caught.value.retryable
+
+
+def test_text_and_token_ids_need_no_template(model: TextModel) -> None:
+    plain = with_template(model, None)
+    ids = asyncio.run(plain.tokens(Text("the man")))
+    assert ids == tuple(plain.tokenizer.encode("the man"))
+    assert asyncio.run(plain.tokens(TokenIds(ids))) == ids
+    with pytest.raises(GatewayError, match="choose an instruct model") as caught:
+        asyncio.run(plain.tokens(Conversation((Message("user", "hello"),))))
+    assert caught.value.field is RequestField.MODEL
+
+
+@pytest.mark.parametrize("prompt", [Text(""), TokenIds(())])
+def test_empty_prompt_is_refused(model: TextModel, prompt: Text | TokenIds) -> None:
+    with pytest.raises(GatewayError, match="empty"):
+        asyncio.run(model.tokens(prompt))
 
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
-    """A gateway that nobody has asked yet."""
+    """Run a gateway that has served no request yet."""
     with running_rig(tmp_path) as running:
         running.tell("Hello world")
         yield running
 
 
-def test_a_gateway_has_its_template_child_before_the_first_request_and_takes_it_along(rig: Rig) -> None:
+def test_template_child_starts_and_ends_with_the_gateway(rig: Rig) -> None:
     assert eventually(lambda: len(template_children(rig.gateway.pid)) == 1)
     (child,) = template_children(rig.gateway.pid)
     assert post(rig, PLAIN).status_code == 200
@@ -136,14 +158,14 @@ def test_a_gateway_has_its_template_child_before_the_first_request_and_takes_it_
     assert not child.is_running()
 
 
-def test_a_killed_gateway_leaves_no_template_child(rig: Rig) -> None:
+def test_killed_gateway_leaves_no_template_child(rig: Rig) -> None:
     assert eventually(lambda: len(template_children(rig.gateway.pid)) == 1)
     (child,) = template_children(rig.gateway.pid)
     rig.gateway.send_signal(signal.SIGKILL)
     assert eventually(lambda: gone(child))
 
 
-def test_a_bomb_in_a_model_is_a_refusal_in_time_and_the_gateway_goes_on(rig: Rig, tmp_path: Path) -> None:
+def test_endless_template_is_refused_in_time(rig: Rig, tmp_path: Path) -> None:
     settings = {
         "chat_template": "{% if messages[0].content == 'hello' %}" + TIME_BOMBS["nested ranges"] + "{% endif %}."
     }

@@ -1,4 +1,4 @@
-"""Clients that do next to nothing, and as slowly as they can, against the gateway's server with short deadlines."""
+"""`gateway.http.connection` and `gateway.http.bodies`: very slow clients against a server with short deadlines."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from gateway.http.app import ERRORS
-from gateway.http.connection import MOST_CONNECTIONS, ConnectionLimits, most_connections
-from gateway.http.responses import Bodies, BodyLimits, Json
-from tests.support.http import Served, error, one_answer, rest, serving, status, trickled
+from gateway.http.bodies import BodyLimits, RequestBodies
+from gateway.http.connection import MAX_CONNECTIONS, ConnectionLimits, max_connections
+from gateway.http.json_response import JsonResponse
+from tests.support.http import ERRORS, Served, error, one_answer, rest, serving, status, trickled
 from tests.support.ring import eventually
 from tests.support.stage import WITHIN_S
 
@@ -28,17 +28,17 @@ GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 
 
 def application(held: threading.Event) -> Starlette:
-    bodies = Bodies(BODY)
+    bodies = RequestBodies(BODY)
 
     async def root(request: Request) -> Response:
-        return Json({"ok": True})
+        return JsonResponse({"ok": True})
 
     async def read(request: Request) -> Response:
-        return Json({"bytes": len(await bodies.read(request))})
+        return JsonResponse({"bytes": len(await bodies.read(request))})
 
     async def hold(request: Request) -> Response:
         await asyncio.to_thread(held.wait, WITHIN_S)
-        return Json({"held": True})
+        return JsonResponse({"held": True})
 
     async def flood(request: Request) -> Response:
         async def endless() -> AsyncIterator[bytes]:
@@ -49,7 +49,7 @@ def application(held: threading.Event) -> Starlette:
         return StreamingResponse(endless())
 
     routes = [Route("/", root), Route("/read", read, methods=["POST"]), Route("/hold", hold), Route("/flood", flood)]
-    return Starlette(routes=routes, exception_handlers=ERRORS)
+    return Starlette(routes=routes, exception_handlers=ERRORS.handlers())
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +61,26 @@ def served() -> Iterator[Served]:
 # -- heads
 
 
-def test_a_head_that_comes_byte_by_byte_is_not_waited_for(served: Served) -> None:
+def test_slow_request_head_times_out(served: Served) -> None:
     with served.connected(b"GET / HTTP/1.1\r\nx-slow: ") as client:
         answer = trickled(client)
     assert status(answer) == 408
     assert "in time" in error(answer)["message"]
 
 
-def test_a_client_that_says_nothing_is_not_waited_for(served: Served) -> None:
+def test_silent_connection_is_closed(served: Served) -> None:
     with served.connected() as client:
         assert rest(client) == b""
 
 
-def test_the_second_head_of_a_connection_has_the_same_deadline(served: Served) -> None:
+def test_second_head_has_the_same_deadline(served: Served) -> None:
     with served.connected(GET) as client:
         assert status(one_answer(client)) == 200
         client.sendall(b"GET / HTTP/1.1\r\nx-slow: ")
         assert status(trickled(client)) == 408
 
 
-def test_a_connection_between_requests_is_kept_a_while_and_then_closed(served: Served) -> None:
+def test_idle_connection_is_kept_a_while_then_closed(served: Served) -> None:
     with served.connected(GET) as client:
         assert status(one_answer(client)) == 200
         client.sendall(GET)
@@ -88,7 +88,7 @@ def test_a_connection_between_requests_is_kept_a_while_and_then_closed(served: S
         assert rest(client) == b""
 
 
-def test_headers_that_never_end_are_refused_however_they_are_cut(served: Served) -> None:
+def test_endless_headers_are_refused(served: Served) -> None:
     with served.connected(b"GET / HTTP/1.1\r\n") as client:
         for number in range(33):
             client.sendall(b"x-%d: %s\r\n" % (number, b"v" * 1000))  # the last of them is too much
@@ -109,7 +109,7 @@ def test_headers_that_never_end_are_refused_however_they_are_cut(served: Served)
         b"\r\n\r\n\r\n\r\n",
     ],
 )
-def test_what_is_no_http_is_refused_in_the_shape_of_all_errors(served: Served, data: bytes) -> None:
+def test_invalid_http_gets_an_error_in_the_usual_shape(served: Served, data: bytes) -> None:
     with served.connected(data) as client:
         answer = rest(client)
     assert status(answer) == 400
@@ -126,14 +126,14 @@ def posted(length: str) -> bytes:
 @pytest.mark.parametrize(
     ("head", "piece"), [("content-length: 900", b""), ("content-length: 900\r\nexpect: 100-continue", b"")]
 )
-def test_a_body_that_stops_is_not_waited_for(served: Served, head: str, piece: bytes) -> None:
+def test_stalled_body_times_out(served: Served, head: str, piece: bytes) -> None:
     with served.connected(posted(head) + b"begun") as client:
         answer = rest(client).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n").lstrip(b"\r\n")
     assert status(answer) == 408
     assert "did not come in time" in error(answer)["message"]
 
 
-def test_a_body_that_comes_steadily_may_take_longer_than_one_that_stops(served: Served) -> None:
+def test_steady_body_may_exceed_the_first_deadline(served: Served) -> None:
     with served.connected(posted("content-length: 100")) as client:
         answer = b""
         for _ in range(100):
@@ -149,13 +149,13 @@ def test_a_body_that_comes_steadily_may_take_longer_than_one_that_stops(served: 
 
 
 @pytest.mark.parametrize("length", ["content-length: 99999999999", "content-length: 1001"])
-def test_a_body_that_says_it_is_too_large_is_refused_before_it_comes(served: Served, length: str) -> None:
+def test_declared_oversized_body_is_refused_at_once(served: Served, length: str) -> None:
     with served.connected(posted(length)) as client:
         assert status(one_answer(client)) == 413
         assert trickled(client) == b""
 
 
-def test_a_body_without_a_length_is_refused_once_it_is_too_large(served: Served) -> None:
+def test_chunked_body_is_refused_once_too_large(served: Served) -> None:
     with served.connected(posted("transfer-encoding: chunked")) as client:
         for _ in range(11):
             client.sendall(b"64\r\n" + b"x" * 100 + b"\r\n")
@@ -163,7 +163,7 @@ def test_a_body_without_a_length_is_refused_once_it_is_too_large(served: Served)
         assert trickled(client, b"1\r\nx\r\n") == b""
 
 
-def test_bodies_that_come_in_together_are_bounded_together(served: Served) -> None:
+def test_bodies_together_are_bounded(served: Served) -> None:
     with served.connected(posted("content-length: 999")) as one, served.connected(posted("content-length: 999")) as two:
         for client in (one, two):
             client.sendall(b"x" * 998)
@@ -176,7 +176,7 @@ def test_bodies_that_come_in_together_are_bounded_together(served: Served) -> No
         assert status(one_answer(later)) == 200
 
 
-def test_a_connection_whose_body_was_refused_and_came_to_its_end_goes_on(served: Served) -> None:
+def test_connection_survives_a_refused_body(served: Served) -> None:
     with served.connected(posted("content-length: 1001")) as client:
         assert status(one_answer(client)) == 413
         client.sendall(b"x" * 1001 + GET)
@@ -184,7 +184,7 @@ def test_a_connection_whose_body_was_refused_and_came_to_its_end_goes_on(served:
 
 
 @pytest.mark.parametrize("path", ["read", "flood"])
-def test_nonsense_in_the_middle_of_a_body_ends_the_connection_and_nothing_of_it_is_logged(
+def test_invalid_chunk_ends_the_connection_without_a_log_line(
     served: Served, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -199,9 +199,7 @@ def test_nonsense_in_the_middle_of_a_body_ends_the_connection_and_nothing_of_it_
     assert "Traceback" not in caplog.text
 
 
-def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_no_trace(
-    served: Served, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_disconnect_within_a_body_is_not_logged(served: Served, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with served.connected(posted("content-length: 900") + b"begun"):
         assert eventually(lambda: bool(served.server.server_state.tasks))
@@ -209,10 +207,10 @@ def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_no_trace(
     assert not [record for record in caplog.records if record.levelno >= logging.INFO]
 
 
-# -- answers
+# -- completions
 
 
-def test_a_client_that_reads_nothing_is_cut_off(served: Served) -> None:
+def test_client_that_never_reads_is_aborted(served: Served) -> None:
     with served.connected(GET.replace(b"GET /", b"GET /flood")) as client:
         assert client.recv(100)
         assert eventually(lambda: not served.server.server_state.connections)
@@ -222,7 +220,7 @@ def test_a_client_that_reads_nothing_is_cut_off(served: Served) -> None:
 # -- how many
 
 
-def test_beyond_the_bound_the_connection_that_waited_longest_makes_room() -> None:
+def test_longest_idle_connection_is_aborted_at_the_limit() -> None:
     patient = ConnectionLimits(most=4, head_s=60, idle_s=60)
     with serving(application(threading.Event()), patient) as served:
         clients = [socket.create_connection(("127.0.0.1", served.port), timeout=WITHIN_S) for _ in range(4)]
@@ -241,7 +239,7 @@ def test_beyond_the_bound_the_connection_that_waited_longest_makes_room() -> Non
                 client.close()
 
 
-def test_where_every_connection_has_a_request_a_new_one_is_closed_and_none_of_them() -> None:
+def test_new_connection_is_closed_while_all_have_requests() -> None:
     held = threading.Event()
     with serving(application(held), ConnectionLimits(most=2)) as served:
         hold = GET.replace(b"GET /", b"GET /hold")
@@ -253,7 +251,7 @@ def test_where_every_connection_has_a_request_a_new_one_is_closed_and_none_of_th
             assert [status(one_answer(client)) for client in (one, two)] == [200, 200]
 
 
-def test_hundreds_of_idle_connections_do_not_keep_an_honest_client_out() -> None:
+def test_idle_connections_do_not_block_others() -> None:
     with serving(application(threading.Event()), ConnectionLimits(most=32, head_s=60)) as served:
         idle = [socket.create_connection(("127.0.0.1", served.port), timeout=WITHIN_S) for _ in range(300)]
         try:
@@ -265,12 +263,12 @@ def test_hundreds_of_idle_connections_do_not_keep_an_honest_client_out() -> None
                 client.close()
 
 
-def test_the_bound_leaves_open_files_for_everything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_limit_spares_file_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     for files, most in (
-        (1 << 20, MOST_CONNECTIONS),
+        (1 << 20, MAX_CONNECTIONS),
         (1024, 768),
         (100, 64),
-        (resource.RLIM_INFINITY, MOST_CONNECTIONS),
+        (resource.RLIM_INFINITY, MAX_CONNECTIONS),
     ):
         monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
-        assert most_connections() == most
+        assert max_connections() == most

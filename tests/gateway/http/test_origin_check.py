@@ -1,6 +1,6 @@
-"""What a web page can make a browser send, and what no client of ours would: refused by a real gateway, byte for byte.
+"""`gateway.http.origin_check`: what a web page can make a browser send is refused by a real gateway, byte for byte.
 
-Each request is written to a raw socket, so that nothing between the test and the gateway tidies it up.
+Each request is written to a raw socket, so that no client library corrects it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.process import CannotStart
-from gateway.http.origin_check import Site, refusal, site
+from gateway.http.origin_check import origin_policy, refusal
 from tests.support.chat import PLAIN
 from tests.support.ring import Rig, running_rig
 from tests.support.stage import WITHIN_S
@@ -27,7 +27,7 @@ CHAT = "/v1/chat/completions"
 
 
 class Answer(NamedTuple):
-    """What came back: status, headers by lower-case name, and the body."""
+    """A response: status, headers by lower-case name, and the body."""
 
     status: int
     headers: dict[str, str]
@@ -42,7 +42,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 
 def exchange(rig: Rig, method: str, path: str, headers: list[str], body: bytes = b"", version: str = "1.1") -> Answer:
-    """Send these very lines and read the answer to its end. PORT in a header is the gateway's."""
+    """Send these exact lines and read the response to its end. PORT in a header is the gateway's port."""
     port = urlsplit(rig.url).port
     lines = [f"{method} {path} HTTP/{version}", *headers, "connection: close"]
     if body:
@@ -134,12 +134,12 @@ LONG = [
 ]
 
 
-def test_there_are_enough_forged_requests() -> None:
+def test_there_are_forty_forged_requests() -> None:
     assert len(FORGED_HOSTS) + len(FORGED_ORIGINS) + len(FORGED_KINDS) >= 40
 
 
 @pytest.mark.parametrize(("status", "headers"), [*FORGED_HOSTS, *FORGED_ORIGINS, *LONG], ids=str)
-def test_a_forged_chat_request_is_refused_and_reaches_no_model(rig: Rig, status: int, headers: list[str]) -> None:
+def test_forged_chat_is_refused_and_reaches_no_model(rig: Rig, status: int, headers: list[str]) -> None:
     opened = len(rig.stage.openings)
     answer = exchange(rig, "POST", CHAT, [*headers, JSON], json.dumps(PLAIN).encode())
     assert answer.status == status
@@ -150,38 +150,36 @@ def test_a_forged_chat_request_is_refused_and_reaches_no_model(rig: Rig, status:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH"])
 @pytest.mark.parametrize(("status", "headers"), [FORGED_HOSTS[0], *FORGED_ORIGINS[:2], FORGED_ORIGINS[18]], ids=str)
-def test_a_forged_request_is_refused_whatever_its_method(
-    rig: Rig, method: str, status: int, headers: list[str]
-) -> None:
+def test_forged_request_is_refused_with_any_method(rig: Rig, method: str, status: int, headers: list[str]) -> None:
     for path in ("/v1/models", "/health", "/nowhere"):
         assert exchange(rig, method, path, headers).status == status
 
 
 @pytest.mark.parametrize(("status", "kinds"), FORGED_KINDS, ids=str)
-def test_a_body_that_is_not_called_json_is_refused(rig: Rig, status: int, kinds: list[str]) -> None:
+def test_body_not_declared_as_json_is_refused(rig: Rig, status: int, kinds: list[str]) -> None:
     opened = len(rig.stage.openings)
     assert exchange(rig, "POST", CHAT, [HOME, *kinds], json.dumps(PLAIN).encode()).status == status
     assert len(rig.stage.openings) == opened
 
 
-def test_a_long_path_is_refused(rig: Rig) -> None:
+def test_long_path_is_refused(rig: Rig) -> None:
     assert exchange(rig, "GET", f"/v1/models/{'m' * 9000}", [HOME]).status == 414
     assert exchange(rig, "GET", f"/v1/models?{'m' * 9000}", [HOME]).status == 414
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "MAKEUP"])
-def test_a_route_takes_the_methods_that_it_has_and_none_other(rig: Rig, method: str) -> None:
+def test_route_refuses_other_methods(rig: Rig, method: str) -> None:
     for path in ("/v1/models", "/v1/models/tiny", "/v1/topology", "/health"):
         answer = exchange(rig, method, path, [HOME, JSON])
         assert (answer.status, sorted(answer.headers["allow"].split(", "))) == (405, ["GET", "HEAD"])
     assert exchange(rig, "GET", CHAT, [HOME]).status == 405
 
 
-def test_the_url_of_another_host_is_not_served(rig: Rig) -> None:
+def test_url_of_another_host_is_not_served(rig: Rig) -> None:
     assert exchange(rig, "GET", "http://evil.example/v1/models", [HOME]).status == 404
 
 
-def test_an_old_request_without_a_host_is_refused(rig: Rig) -> None:
+def test_request_without_a_host_is_refused(rig: Rig) -> None:
     assert exchange(rig, "GET", "/v1/models", [], version="1.0").status == 400
 
 
@@ -209,7 +207,7 @@ def test_an_old_request_without_a_host_is_refused(rig: Rig) -> None:
     "kind",
     [JSON, "content-type: application/json; charset=utf-8", 'Content-Type: Application/JSON;charset="UTF-8"'],
 )
-def test_an_honest_chat_request_is_answered(rig: Rig, headers: list[str], kind: str) -> None:
+def test_honest_chat_is_answered(rig: Rig, headers: list[str], kind: str) -> None:
     answer = exchange(rig, "POST", CHAT, [*headers, kind], json.dumps(PLAIN).encode())
     assert answer.status == 200
     assert json.loads(answer.body)["choices"][0]["message"]["content"] == "Hello world"
@@ -221,7 +219,7 @@ def test_an_honest_chat_request_is_answered(rig: Rig, headers: list[str], kind: 
 PREFLIGHT = [HOME, f"origin: {LISTED}", "sec-fetch-site: cross-site", "access-control-request-method: POST"]
 
 
-def test_a_listed_page_may_ask_whether_it_may_send_json_and_a_key(rig: Rig) -> None:
+def test_listed_page_may_preflight_json_and_a_key(rig: Rig) -> None:
     wanted = "access-control-request-headers: authorization,content-type,x-api-key,x-stainless-os"
     answer = exchange(rig, "OPTIONS", CHAT, [*PREFLIGHT, wanted])
     assert answer.status == 200
@@ -232,19 +230,19 @@ def test_a_listed_page_may_ask_whether_it_may_send_json_and_a_key(rig: Rig) -> N
     assert "access-control-allow-credentials" not in answer.headers
 
 
-def test_a_listed_page_may_not_send_other_headers_or_methods(rig: Rig) -> None:
+def test_listed_page_may_not_send_other_headers_or_methods(rig: Rig) -> None:
     assert exchange(rig, "OPTIONS", CHAT, [*PREFLIGHT, "access-control-request-headers: x-evil"]).status == 400
     assert exchange(rig, "OPTIONS", CHAT, [*PREFLIGHT[:-1], "access-control-request-method: DELETE"]).status == 400
 
 
-def test_a_page_that_is_not_listed_gets_no_leave(rig: Rig) -> None:
+def test_preflight_of_an_unlisted_page_is_refused(rig: Rig) -> None:
     asked = [HOME, "origin: https://evil.example", "access-control-request-method: POST"]
     answer = exchange(rig, "OPTIONS", CHAT, asked)
     assert answer.status == 403
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-def test_a_listed_page_may_read_the_answer_and_no_other_page_may(rig: Rig) -> None:
+def test_only_a_listed_page_may_read_the_response(rig: Rig) -> None:
     answer = exchange(rig, "GET", "/v1/models", [HOME, f"origin: {LISTED}"])
     assert (answer.headers["access-control-allow-origin"], answer.headers["vary"]) == (LISTED, "Origin")
     assert "access-control-allow-origin" not in exchange(rig, "GET", "/v1/models", [HOME]).headers
@@ -263,8 +261,8 @@ HEADER = st.tuples(
 
 
 @given(st.sampled_from(["GET", "POST", "OPTIONS"]), st.lists(HEADER, max_size=6))
-def test_what_passes_names_us_once_and_comes_from_nowhere_else(method: str, headers: list[tuple[bytes, bytes]]) -> None:
-    if refusal(method, b"/", headers, site("127.0.0.1", 52415)) is None:
+def test_accepted_request_names_this_host_and_origin(method: str, headers: list[tuple[bytes, bytes]]) -> None:
+    if refusal(method, b"/", headers, origin_policy("127.0.0.1", 52415)) is None:
         named = dict(headers)
         assert [name for name, _ in headers].count(b"host") == 1
         assert named[b"host"].lower() in (b"127.0.0.1:52415", b"127.0.0.1", b"localhost", b"localhost:52415")
@@ -272,8 +270,8 @@ def test_what_passes_names_us_once_and_comes_from_nowhere_else(method: str, head
         assert method != "POST" or named[b"content-type"].lower() == b"application/json"
 
 
-def test_a_request_names_one_host() -> None:
-    known, ours = site("127.0.0.1", 1), (b"host", b"127.0.0.1:1")
+def test_request_must_name_one_host() -> None:
+    known, ours = origin_policy("127.0.0.1", 1), (b"host", b"127.0.0.1:1")
     assert refusal("GET", b"/", [ours], known) is None
     for headers in ([], [ours, ours], [ours, (b"host", b"evil.example")]):
         refused = refusal("GET", b"/", headers, known)
@@ -281,34 +279,34 @@ def test_a_request_names_one_host() -> None:
         assert refused.status == 400
 
 
-def test_the_address_that_is_listened_on_is_a_name_and_the_wildcard_is_none() -> None:
-    assert site("192.168.1.10", 1).knows_host("192.168.1.10:1")
-    assert site("fd00::1", 1).knows_host("[fd00::1]:1")
-    assert not site("0.0.0.0", 1).knows_host("0.0.0.0:1")
-    assert not site("::", 1).knows_host("[::]:1")
+def test_listening_address_is_a_name_but_a_wildcard_is_not() -> None:
+    assert origin_policy("192.168.1.10", 1).accepts_host("192.168.1.10:1")
+    assert origin_policy("fd00::1", 1).accepts_host("[fd00::1]:1")
+    assert not origin_policy("0.0.0.0", 1).accepts_host("0.0.0.0:1")
+    assert not origin_policy("::", 1).accepts_host("[::]:1")
 
 
-def test_on_the_usual_port_of_http_an_origin_has_none() -> None:
-    known = site("127.0.0.1", 80)
-    assert known.knows_origin("http://localhost")
-    assert not known.knows_origin("https://localhost")
+def test_origin_on_port_80_has_no_port() -> None:
+    known = origin_policy("127.0.0.1", 80)
+    assert known.accepts_origin("http://localhost")
+    assert not known.accepts_origin("https://localhost")
 
 
 @pytest.mark.parametrize(
     "origin", ["*", "null", "https://*.example", "chat.example", "https://a.example/path", "https://a, b"]
 )
-def test_a_list_of_origins_takes_whole_origins_only(origin: str) -> None:
+def test_only_whole_origins_can_be_listed(origin: str) -> None:
     with pytest.raises(CannotStart, match="--cors"):
-        site("127.0.0.1", 1, origins=[origin])
+        origin_policy("127.0.0.1", 1, origins=[origin])
 
 
 @pytest.mark.parametrize("name", ["*", "a b", "http://a", "a:80", "", "a/b"])
-def test_a_list_of_names_takes_host_names_only(name: str) -> None:
+def test_only_host_names_can_be_listed(name: str) -> None:
     with pytest.raises(CannotStart, match="--api-name"):
-        site("127.0.0.1", 1, names=[name])
+        origin_policy("127.0.0.1", 1, names=[name])
 
 
-def test_an_application_of_a_page_is_an_origin_too() -> None:
-    known: Site = site("127.0.0.1", 1, origins=["tauri://localhost", "https://A.example/"])
-    assert known.knows_origin("tauri://localhost")
-    assert known.knows_origin("https://a.example")
+def test_desktop_app_can_be_an_origin() -> None:
+    known = origin_policy("127.0.0.1", 1, origins=["tauri://localhost", "https://A.example/"])
+    assert known.accepts_origin("tauri://localhost")
+    assert known.accepts_origin("https://a.example")

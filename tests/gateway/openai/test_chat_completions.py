@@ -1,8 +1,6 @@
-"""Chat completions over real HTTP, a real bus and a real data plane, judged by the official client."""
+"""`gateway.openai.chat_completions` over real HTTP, a real bus and a real data plane, read by the official client."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import msgspec
 import numpy as np
@@ -44,38 +42,16 @@ from tests.support.ring import (
     NODE_ID,
     Rig,
     eventually,
-    running_rig,
 )
-from tests.support.stage import EPOCH, WITHIN_S
+from tests.support.stage import EPOCH
 
 BROKEN = Failure(FailureCode.STAGE_FAILED, "the engine ran out of memory")
 
 
-@pytest.fixture(scope="module")
-def module_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with running_rig(tmp_path_factory.mktemp("gateway")) as rig:
-        yield rig
+# -- completions
 
 
-@pytest.fixture
-def rig(module_rig: Rig) -> Iterator[Rig]:
-    """The module's rig; after each test every session is closed and the gateway lives."""
-    module_rig.tell("Hello world")
-    yield module_rig
-    assert module_rig.all_closed()
-    assert module_rig.gateway.poll() is None
-
-
-@pytest.fixture
-def client(rig: Rig) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{rig.url}/v1", api_key="unused", max_retries=0, timeout=WITHIN_S) as client:
-        yield client
-
-
-# -- answers
-
-
-def test_the_official_client_gets_a_whole_answer(client: openai.OpenAI) -> None:
+def test_official_client_gets_a_completion(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(model=MODEL, messages=MESSAGES)
     assert answer.choices[0].message.content == "Hello world"
     assert answer.choices[0].finish_reason == "stop"
@@ -83,12 +59,12 @@ def test_the_official_client_gets_a_whole_answer(client: openai.OpenAI) -> None:
     assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 
 
-def test_the_official_client_streams_the_same_text(client: openai.OpenAI) -> None:
+def test_official_client_streams_the_same_text(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "Hello world"
 
 
-def test_the_stream_helper_of_the_official_client_works_with_usage(client: openai.OpenAI) -> None:
+def test_official_stream_helper_works_with_usage(client: openai.OpenAI) -> None:
     with client.chat.completions.stream(
         model=MODEL, messages=MESSAGES, stream_options={"include_usage": True}
     ) as stream:
@@ -99,13 +75,13 @@ def test_the_stream_helper_of_the_official_client_works_with_usage(client: opena
     assert final.usage.completion_tokens > 0
 
 
-def test_every_chunk_and_the_whole_answer_fit_the_official_types(rig: Rig) -> None:
+def test_chunks_and_completion_fit_the_official_types(rig: Rig) -> None:
     for chunk in chunks_of(streamed_lines(rig, n=2, stream_options={"include_usage": True})):
         TypeAdapter(ChatCompletionChunk).validate_python(chunk, strict=True)
     TypeAdapter(ChatCompletion).validate_python(post(rig, PLAIN).json(), strict=True)
 
 
-def test_a_stream_says_the_role_once_and_finishes_on_a_chunk_of_its_own(rig: Rig) -> None:
+def test_stream_has_one_role_chunk_and_a_finish_chunk(rig: Rig) -> None:
     lines = streamed_lines(rig)
     chunks = chunks_of(lines)
     assert lines[-1] == "data: [DONE]"
@@ -116,7 +92,7 @@ def test_a_stream_says_the_role_once_and_finishes_on_a_chunk_of_its_own(rig: Rig
     assert not any("usage" in c for c in chunks)
 
 
-def test_usage_comes_in_a_last_chunk_without_choices_when_it_is_asked_for(rig: Rig) -> None:
+def test_requested_usage_comes_in_a_last_chunk(rig: Rig) -> None:
     chunks = chunks_of(streamed_lines(rig, stream_options={"include_usage": True}, seed=5))
     assert all(c["usage"] is None for c in chunks[:-1])
     assert chunks[-1]["choices"] == []
@@ -124,14 +100,14 @@ def test_usage_comes_in_a_last_chunk_without_choices_when_it_is_asked_for(rig: R
     assert (chunks[-1]["timings"]["seed"], chunks[-1]["timings"]["nodes"]) == (5, 1)
 
 
-def test_a_stream_has_the_headers_that_proxies_need(rig: Rig) -> None:
+def test_stream_has_the_headers_that_proxies_need(rig: Rig) -> None:
     headers = post(rig, {**PLAIN, "stream": True}).headers
     assert headers["content-type"] == "text/event-stream; charset=utf-8"
     assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-cache", "no")
     assert headers["x-request-id"].startswith("req_")
 
 
-def test_json_is_ascii_and_no_chunk_holds_half_a_character(rig: Rig) -> None:
+def test_chunks_are_ascii_with_whole_characters(rig: Rig) -> None:
     rig.tell("thé 日本 \u2028 🙂")
     lines = streamed_lines(rig)
     assert text_of(chunks_of(lines)) == "thé 日本 \u2028 🙂"
@@ -139,19 +115,19 @@ def test_json_is_ascii_and_no_chunk_holds_half_a_character(rig: Rig) -> None:
     assert "\ufffd" not in text_of(chunks_of(lines))
 
 
-def test_an_answer_cut_inside_a_character_ends_with_a_replacement(rig: Rig) -> None:
+def test_text_cut_inside_a_character_ends_with_a_replacement(rig: Rig) -> None:
     rig.tell("né")
     assert post(rig, {**PLAIN, "max_tokens": 2}).json()["choices"][0]["message"]["content"] == "n\ufffd"
 
 
-def test_the_token_limit_reaches_the_stage_and_ends_the_answer(rig: Rig) -> None:
+def test_token_limit_ends_the_text(rig: Rig) -> None:
     choice = post(rig, {**PLAIN, "max_tokens": 3}).json()
     assert choice["choices"][0]["finish_reason"] == "length"
     assert choice["usage"]["completion_tokens"] == 3
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_stop_string_split_over_tokens_is_cut_out_and_ends_the_session(rig: Rig, stream: bool) -> None:
+def test_stop_string_over_several_tokens_ends_the_session(rig: Rig, stream: bool) -> None:
     rig.tell("before STOP after", end=False, silent=True)
     if stream:
         chunks = chunks_of(streamed_lines(rig, stop=["STOP"]))
@@ -162,7 +138,7 @@ def test_a_stop_string_split_over_tokens_is_cut_out_and_ends_the_session(rig: Ri
     assert (text, reason) == ("before ", "stop")
 
 
-def test_several_choices_are_sessions_side_by_side_with_seeds_that_follow_each_other(rig: Rig) -> None:
+def test_choices_are_sessions_with_consecutive_seeds(rig: Rig) -> None:
     known = set(rig.stage.openings)
     chunks = chunks_of(streamed_lines(rig, n=3, seed=2**64 - 1))
     assert [text_of(chunks, choice) for choice in range(3)] == ["Hello world"] * 3
@@ -170,14 +146,14 @@ def test_several_choices_are_sessions_side_by_side_with_seeds_that_follow_each_o
     assert sorted(seeds) == [0, 1, 2**64 - 1]
 
 
-def test_what_was_asked_for_reaches_the_sampler_and_the_card_fills_the_rest(rig: Rig) -> None:
+def test_sampling_options_override_the_card(rig: Rig) -> None:
     post(rig, {**PLAIN, "temperature": 0, "top_k": 5, "min_p": 0.125, "seed": 9})
     sampling = list(rig.stage.openings.values())[-1].sampling
     assert (sampling.temperature, sampling.top_k, sampling.min_p, sampling.seed) == (0.0, 5, 0.125, 9)
     assert sampling.top_p == 0.75  # the card's
 
 
-def test_the_prompt_on_the_stage_is_the_rendered_template(rig: Rig) -> None:
+def test_stage_receives_the_rendered_template(rig: Rig) -> None:
     post(rig, PLAIN)
     opening = list(rig.stage.openings.values())[-1]
     assert isinstance(rig.tokenizer.chat_template, ChatTemplate)
@@ -187,20 +163,20 @@ def test_the_prompt_on_the_stage_is_the_rendered_template(rig: Rig) -> None:
     assert opening.eos == rig.tokenizer.eos_token_ids
 
 
-def test_frames_to_a_stage_carry_the_epoch_and_count_without_a_gap(rig: Rig) -> None:
+def test_frames_carry_the_epoch_and_consecutive_numbers(rig: Rig) -> None:
     post(rig, PLAIN)
     assert rig.stage.epochs == {EPOCH}
     assert rig.stage.sequences == list(range(1, len(rig.stage.sequences) + 1))
 
 
-def test_a_token_that_comes_twice_is_taken_once(rig: Rig) -> None:
+def test_repeated_token_counts_once(rig: Rig) -> None:
     rig.tell("Hello world", twice=True)
     assert post(rig, PLAIN).json()["choices"][0]["message"]["content"] == "Hello world"
 
 
 @pytest.mark.parametrize("at_once", [2, 3, 64])
 @pytest.mark.parametrize("twice", [False, True])
-def test_several_tokens_in_a_frame_are_the_same_answer(rig: Rig, at_once: int, twice: bool) -> None:
+def test_several_tokens_in_a_frame_give_the_same_text(rig: Rig, at_once: int, twice: bool) -> None:
     rig.tell("Hello world", at_once=at_once, twice=twice)
     answer = post(rig, PLAIN).json()
     assert answer["choices"][0]["message"]["content"] == "Hello world"
@@ -208,7 +184,7 @@ def test_several_tokens_in_a_frame_are_the_same_answer(rig: Rig, at_once: int, t
     assert answer["usage"]["completion_tokens"] == len(rig.stage.telling.tokens)
 
 
-def test_a_frame_of_several_tokens_that_reaches_the_limit_ends_the_answer_there(rig: Rig) -> None:
+def test_token_limit_within_a_frame_ends_the_text(rig: Rig) -> None:
     rig.tell("Hello world", at_once=3)
     answer = post(rig, {**PLAIN, "max_tokens": 4}).json()
     assert (answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 4)
@@ -228,14 +204,14 @@ def test_a_frame_of_several_tokens_that_reaches_the_limit_ends_the_answer_there(
         (Flag.KEEP, b"x"),
     ],
 )
-def test_a_frame_that_makes_no_sense_is_dropped_and_the_answer_goes_on(
+def test_malformed_frame_is_dropped_and_the_text_goes_on(
     rig: Rig, flags: int, payload: bytes | npt.NDArray[np.generic]
 ) -> None:
     rig.tell("Hello world", nonsense=[(flags, payload)])
     assert post(rig, PLAIN).json()["choices"][0]["message"]["content"] == "Hello world"
 
 
-def test_what_the_cache_held_is_told_in_usage_and_timings(rig: Rig) -> None:
+def test_cached_tokens_are_in_usage_and_timings(rig: Rig) -> None:
     rig.tell("Hello world", cached=4)
     whole = post(rig, PLAIN).json()
     assert whole["usage"]["prompt_tokens_details"]["cached_tokens"] == 4
@@ -245,7 +221,7 @@ def test_what_the_cache_held_is_told_in_usage_and_timings(rig: Rig) -> None:
     assert streamed["usage"]["prompt_tokens_details"]["cached_tokens"] == 4
 
 
-def test_observers_hear_tokens_and_the_end_but_never_the_prompt(rig: Rig) -> None:
+def test_observers_receive_tokens_but_never_the_prompt(rig: Rig) -> None:
     rig.node.heard.clear()
     post(rig, {**PLAIN, "messages": [{"role": "user", "content": "a secret"}]})
     session = f"{list(rig.stage.openings)[-1]:016x}"
@@ -259,7 +235,7 @@ def test_observers_hear_tokens_and_the_end_but_never_the_prompt(rig: Rig) -> Non
 # -- waiting
 
 
-def test_a_waiting_stream_shows_what_it_waits_for(rig: Rig) -> None:
+def test_waiting_stream_shows_progress(rig: Rig) -> None:
     with held_up(rig), raw_request(rig, stream=True) as connection:
         response = connection.getresponse()  # the response begins with the first sign of life
         assert response.readline().startswith(b": exobus loading tiny")
@@ -271,7 +247,7 @@ def test_a_waiting_stream_shows_what_it_waits_for(rig: Rig) -> None:
         assert text_of(chunks_of(response.read().decode().split("\n"))) == "Hello world"
 
 
-def test_a_stream_in_the_queue_says_how_many_are_ahead_until_it_is_admitted(rig: Rig) -> None:
+def test_queued_stream_shows_how_many_are_ahead(rig: Rig) -> None:
     rig.tell("Hello world", places=[5, 3], cached=0)
     with raw_request(rig, stream=True, stream_options={"include_usage": True}) as connection:
         response = connection.getresponse()
@@ -283,8 +259,20 @@ def test_a_stream_in_the_queue_says_how_many_are_ahead_until_it_is_admitted(rig:
     assert timings["queued_ms"] > timings["prompt_ms"]
 
 
+def test_queued_stream_does_not_show_progress_of_loading(rig: Rig) -> None:
+    rig.tell("Hello world", places=[3], cached=0)
+    with raw_request(rig, stream=True) as connection:
+        response = connection.getresponse()
+        assert response.readline() == b": exobus 3 answers are ahead of yours\n"
+        rig.download.publish(Status(MODEL, "placing it on one more node"))
+        assert response.readline() == b"\n"
+        assert [response.readline(), response.readline()] == [b": exobus 3 answers are ahead of yours\n", b"\n"]
+        rig.stage.telling.admits.set()
+        assert "one more node" not in response.read().decode()
+
+
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_the_queue_ends_its_session(rig: Rig, stream: bool) -> None:
+def test_disconnect_in_the_queue_ends_the_session(rig: Rig, stream: bool) -> None:
     rig.tell("Hello world", places=[3])
     opened = len(rig.stage.openings)
     with raw_request(rig, stream=stream):
@@ -292,7 +280,7 @@ def test_a_client_that_leaves_the_queue_ends_its_session(rig: Rig, stream: bool)
     assert eventually(lambda: len(rig.stage.closed) == opened + 1)
 
 
-def test_a_failure_after_a_sign_of_life_is_told_in_the_stream(rig: Rig) -> None:
+def test_failure_after_a_comment_is_written_into_the_stream(rig: Rig) -> None:
     def too_large(work: Work) -> Reply:
         raise RequestError(FailureCode.INSUFFICIENT_MEMORY, "it needs 9 GB")
 
@@ -309,7 +297,7 @@ def test_a_failure_after_a_sign_of_life_is_told_in_the_stream(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_ends_its_session(rig: Rig, stream: bool) -> None:
+def test_disconnect_ends_the_session(rig: Rig, stream: bool) -> None:
     rig.tell("Hello", end=False, silent=True)
     opened = len(rig.stage.openings)
     with raw_request(rig, stream=stream):
@@ -319,7 +307,7 @@ def test_a_client_that_leaves_ends_its_session(rig: Rig, stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_before_any_token_ends_all_its_sessions(rig: Rig, stream: bool) -> None:
+def test_disconnect_before_any_token_ends_all_sessions(rig: Rig, stream: bool) -> None:
     rig.stage.telling.tokens = []
     opened = len(rig.stage.openings)
     with raw_request(rig, stream=stream, n=4):
@@ -328,7 +316,7 @@ def test_a_client_that_leaves_before_any_token_ends_all_its_sessions(rig: Rig, s
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_while_the_model_loads_opens_no_session(rig: Rig, stream: bool) -> None:
+def test_disconnect_during_loading_opens_no_session(rig: Rig, stream: bool) -> None:
     opened = len(rig.stage.openings)
     rig.node.heard.clear()
     with held_up(rig):
@@ -343,16 +331,14 @@ def test_a_client_that_leaves_while_the_model_loads_opens_no_session(rig: Rig, s
 
 
 @pytest.mark.parametrize(("wait_s", "header"), [(0, "2"), (1, "1")])
-def test_a_stage_that_fails_before_the_first_token_makes_the_request_worth_repeating(
-    rig: Rig, wait_s: int, header: str
-) -> None:
+def test_failure_before_the_first_token_is_retryable(rig: Rig, wait_s: int, header: str) -> None:
     rig.tell("", end=False, failure=msgspec.structs.replace(BROKEN, retry_after_s=wait_s))
     response = post(rig, {**PLAIN, "stream": True})
     assert (response.status_code, response.headers["retry-after"]) == (503, header)
     assert response.json()["error"]["message"] == "the engine ran out of memory"
 
 
-def test_a_stage_that_fails_later_ends_the_stream_without_a_finish_reason(rig: Rig, client: openai.OpenAI) -> None:
+def test_later_failure_ends_the_stream_without_a_finish_reason(rig: Rig, client: openai.OpenAI) -> None:
     rig.tell("Hello", end=False, failure=BROKEN)
     lines = streamed_lines(rig)
     *chunks, last = chunks_of(lines)
@@ -364,14 +350,14 @@ def test_a_stage_that_fails_later_ends_the_stream_without_a_finish_reason(rig: R
         list(client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True))
 
 
-def test_a_lost_token_ends_the_answer_instead_of_a_text_with_a_hole(rig: Rig) -> None:
+def test_lost_token_fails_the_request(rig: Rig) -> None:
     rig.tell("Hello world", skip=3)
     response = post(rig, PLAIN)
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "token_lost"
 
 
-def test_sessions_on_an_instance_that_goes_down_end_at_once(rig: Rig) -> None:
+def test_sessions_end_when_their_instance_goes_down(rig: Rig) -> None:
     rig.tell("Hello", end=False, silent=True)
     opened = len(rig.stage.openings)
     with raw_request(rig, stream=True) as connection:

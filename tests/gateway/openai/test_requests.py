@@ -1,4 +1,4 @@
-"""`gateway.openai.requests`: every field is honoured, of no effect, or refused by name; nothing else can happen."""
+"""`gateway.openai.requests`: every field is honored, ignored on purpose, or refused by name."""
 
 from __future__ import annotations
 
@@ -9,42 +9,43 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.errors import ApiError
+from gateway.http.errors import status_of
+from gateway.openai.errors import FieldError, error_body
 from gateway.openai.requests import IGNORED, NEUTRAL, NEUTRAL_IN_MESSAGE, ChatRequest, parse
 
 PLAIN: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
 
 
 def parsed(**fields: Any) -> ChatRequest:
-    """The plain request with these fields besides."""
+    """Parse the plain request with these further fields."""
     return parse(json.dumps({**PLAIN, **fields}).encode())
 
 
-def refusal(body: Any) -> ApiError:
-    """The refusal of a body, which is JSON where it is not bytes."""
-    with pytest.raises(ApiError) as caught:
+def refusal(body: Any) -> FieldError:
+    """Return the error of a body; what is not bytes is written as JSON."""
+    with pytest.raises(FieldError) as caught:
         parse(body if isinstance(body, bytes) else json.dumps(body).encode())
     return caught.value
 
 
-def refused(**fields: Any) -> ApiError:
-    """The refusal of the plain request with these fields besides."""
+def refused(**fields: Any) -> FieldError:
+    """Return the error of the plain request with these further fields."""
     return refusal({**PLAIN, **fields})
 
 
-def refused_message(**fields: Any) -> ApiError:
-    """The refusal of a request whose second message has these fields."""
+def refused_message(**fields: Any) -> FieldError:
+    """Return the error of a request whose second message has these fields."""
     return refused(messages=[*PLAIN["messages"], {"role": "user", "content": "again", **fields}])
 
 
-def test_the_plain_request_leaves_every_choice_to_the_model() -> None:
+def test_plain_request_leaves_everything_to_the_model() -> None:
     request = parsed()
     assert (request.token_limit, request.temperature, request.stops, request.choices) == (None, None, (), 1)
     assert not request.stream
     assert not request.include_usage
 
 
-def test_every_honoured_field_is_read() -> None:
+def test_every_honored_field_is_read() -> None:
     request = parsed(
         temperature=0.5, top_p=0.9, top_k=40, min_p=0.05, max_tokens=7, stop="END", seed=2**64 - 1, n=3,
         stream=True, stream_options={"include_usage": True},
@@ -55,48 +56,48 @@ def test_every_honoured_field_is_read() -> None:
     assert request.include_usage
 
 
-def test_the_newer_name_of_the_token_limit_wins() -> None:
+def test_newer_name_of_the_token_limit_wins() -> None:
     assert parsed(max_tokens=5, max_completion_tokens=6).token_limit == 6
 
 
-def test_null_leaves_an_honoured_field_to_the_model() -> None:
+def test_null_leaves_a_field_to_the_model() -> None:
     optional = set(ChatRequest.__struct_fields__) - {"model", "messages"}
     assert parsed(**dict.fromkeys(optional)) == parsed()
 
 
-def test_text_parts_are_joined_with_nothing_between_and_developer_becomes_system() -> None:
+def test_text_parts_are_joined_and_developer_becomes_system() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     request = parsed(messages=[{"role": "developer", "content": parts}, {"role": "tool", "content": "3"}])
-    assert [message.for_template() for message in request.messages] == [
+    assert [message.message().for_template() for message in request.messages] == [
         {"role": "system", "content": "onetwo"},
         {"role": "tool", "content": "3"},
     ]
 
 
-def test_a_message_given_back_as_the_api_gave_it_is_accepted() -> None:
+def test_message_of_a_response_is_accepted_back() -> None:
     nothing: dict[str, Any] = {"refusal": None, "tool_calls": None, "annotations": []}
     given_back = {"role": "assistant", "content": "hi", **nothing}
     assert len(parsed(messages=[*PLAIN["messages"], given_back]).messages) == 2
 
 
 @pytest.mark.parametrize("name", sorted(IGNORED))
-def test_a_field_of_no_effect_is_accepted(name: str) -> None:
+def test_ignored_field_is_accepted(name: str) -> None:
     assert parsed(**{name: "anything"}) == parsed()
 
 
 @pytest.mark.parametrize("name", sorted(NEUTRAL))
-def test_an_unsupported_field_is_accepted_where_it_asks_for_nothing_and_refused_by_name_else(name: str) -> None:
+def test_unsupported_field_is_refused_unless_neutral(name: str) -> None:
     for neutral in (None, *NEUTRAL[name]):
         assert parsed(**{name: neutral}) == parsed()
     error = refused(**{name: {"asks": "for something"}})
-    assert (error.status, error.code, error.param) == (400, "unsupported_parameter", name)
+    assert (error.code, error.param) == ("unsupported_parameter", name)
     assert f"`{name}`" in error.message
 
 
 @pytest.mark.parametrize("name", sorted(NEUTRAL_IN_MESSAGE))
-def test_an_unsupported_field_of_a_message_is_refused_by_its_place(name: str) -> None:
+def test_unsupported_field_of_a_message_is_refused_by_path(name: str) -> None:
     error = refused_message(**{name: [{"asks": "for something"}]})
-    assert (error.status, error.code, error.param) == (400, "unsupported_parameter", f"messages[1].{name}")
+    assert (error.code, error.param) == ("unsupported_parameter", f"messages[1].{name}")
 
 
 @pytest.mark.parametrize(
@@ -151,26 +152,27 @@ def test_an_unsupported_field_of_a_message_is_refused_by_its_place(name: str) ->
         ),
     ],
 )
-def test_a_wrong_type_or_value_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+def test_invalid_value_is_refused_by_path(fields: dict[str, Any], param: str) -> None:
     error = refused(**fields)
-    assert (error.status, error.kind, error.param) == (400, "invalid_request_error", param)
+    body = error_body(error)["error"]
+    assert (status_of(error), body["type"], body["param"]) == (400, "invalid_request_error", param)
     assert f"`{param}`" in error.message
 
 
 @pytest.mark.parametrize("name", ["model", "messages"])
-def test_a_missing_field_is_named(name: str) -> None:
+def test_missing_field_is_named(name: str) -> None:
     error = refusal({key: value for key, value in PLAIN.items() if key != name})
     assert (error.param, error.message) == (name, f"`{name}` is required")
 
 
-def test_a_part_that_is_no_text_is_named_by_its_place() -> None:
+def test_part_without_text_is_refused_by_path() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:"}}
     error = refused_message(content=[{"type": "text", "text": "what is this?"}, picture])
     assert (error.code, error.param) == ("unsupported_parameter", "messages[1].content[1]")
 
 
 @pytest.mark.parametrize("kind", ["image_url", "input_audio", "file", "video_url"])
-def test_what_would_have_to_be_fetched_is_refused_wherever_it_is_named(kind: str) -> None:
+def test_content_to_be_fetched_is_refused(kind: str) -> None:
     inside = {"url": "http://169.254.169.254/latest"}
     for part in (
         {"type": kind, "text": "x"},
@@ -183,18 +185,18 @@ def test_what_would_have_to_be_fetched_is_refused_wherever_it_is_named(kind: str
 
 
 @pytest.mark.parametrize("name", ["chat_template", "prompt_template", "tokenizer", "trust_remote_code"])
-def test_no_request_brings_a_template_or_code_of_its_own(name: str) -> None:
+def test_templates_and_code_in_a_request_are_refused(name: str) -> None:
     error = refused(**{name: "{{ cycler.__init__.__globals__ }}"})
     assert (error.code, error.param) == ("unknown_parameter", name)
 
 
 def nested(levels: int) -> Any:
-    """So many lists, one in the other."""
+    """Return so many lists, one in the other."""
     return [] if levels == 1 else [nested(levels - 1)]
 
 
 @pytest.mark.parametrize("name", ["metadata", "user", "tools"])
-def test_json_is_at_most_64_deep(name: str) -> None:
+def test_json_deeper_than_64_is_refused(name: str) -> None:
     error = refused(**{name: nested(66)})
     assert (error.param, error.message) == (name, f"`{name}` is nested more than 64 deep; send less")
     assert parsed(metadata=nested(64)) == parsed()
@@ -203,36 +205,36 @@ def test_json_is_at_most_64_deep(name: str) -> None:
 @pytest.mark.parametrize(
     "body", [b"[" * (8 << 20), b'{"metadata": ' + b"[" * (8 << 20), b'{"metadata": ' + b'{"a":' * (1 << 20)]
 )
-def test_a_body_that_is_nothing_but_depth_is_refused(body: bytes) -> None:
-    assert refusal(body).status == 400
+def test_deeply_nested_body_is_refused(body: bytes) -> None:
+    assert status_of(refusal(body)) == 400
 
 
 @pytest.mark.parametrize("value", [b'"\\ud800"', b'"\xff"', b"1" * 5000, b"1e999", b'"\\q"'])
-def test_what_is_no_json_inside_a_field_of_no_effect_is_refused_by_name(value: bytes) -> None:
+def test_invalid_json_in_an_ignored_field_is_refused(value: bytes) -> None:
     error = refusal(b'{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "user": ' + value + b"}")
-    assert error.status == 400
+    assert status_of(error) == 400
     assert "valid JSON" in error.message
 
 
-def test_a_refusal_quotes_no_more_than_a_little_of_the_request() -> None:
+def test_error_quotes_little_of_the_request() -> None:
     for error in (refused(**{"x" * 10**6: 1}), refused_message(role="x" * 10**6), refused_message(**{"x" * 10**6: 1})):
         assert len(error.message) < 500
 
 
-def test_an_unknown_field_is_refused_with_the_nearest_name() -> None:
+def test_unknown_field_is_refused_with_a_suggestion() -> None:
     error = refused(temprature=1)
-    assert (error.status, error.code, error.param) == (400, "unknown_parameter", "temprature")
+    assert (error.code, error.param) == ("unknown_parameter", "temprature")
     assert "did you mean `temperature`?" in error.message
 
 
-def test_an_unknown_field_of_a_message_is_refused_by_its_place() -> None:
+def test_unknown_field_of_a_message_is_refused_by_path() -> None:
     assert refused_message(contents="x").param == "messages[1].contents"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"null", b'{"model": "\xff"}', b"[" * 100_000, b'"\\ud800"'])
-def test_a_body_that_is_no_json_object_is_refused_with_a_sentence(body: bytes) -> None:
+def test_body_that_is_not_an_object_is_refused(body: bytes) -> None:
     error = refusal(body)
-    assert error.status == 400
+    assert status_of(error) == 400
     assert "JSON" in error.message
 
 
@@ -247,30 +249,30 @@ MESSAGES = st.lists(
 )
 
 
-def outcome(value: object) -> ChatRequest | ApiError:
-    """What a JSON value becomes; any other exception is the caller's."""
+def outcome(value: object) -> ChatRequest | FieldError:
+    """Return the request or the error that a JSON value gives; any other exception is raised."""
     try:
         return parse(json.dumps(value).encode())
-    except ApiError as error:
+    except FieldError as error:
         return error
 
 
 @given(JSON | st.dictionaries(FIELDS, JSON | MESSAGES))
-def test_any_json_is_either_a_request_or_a_refusal_with_a_sentence(value: object) -> None:
+def test_any_json_is_parsed_or_refused(value: object) -> None:
     result = outcome(value)
-    assert isinstance(result, ChatRequest) or (result.status == 400 and result.message)
+    assert isinstance(result, ChatRequest) or (status_of(result) == 400 and result.message)
 
 
 @given(st.dictionaries(FIELDS, JSON))
-def test_the_plain_request_with_any_fields_is_either_a_request_or_a_refusal_that_names_one(
+def test_any_fields_are_parsed_or_refused_by_name(
     fields: dict[str, Any],
 ) -> None:
     result = outcome({**PLAIN, **fields})
-    if isinstance(result, ApiError):
-        assert result.status == 400
+    if isinstance(result, FieldError):
+        assert status_of(result) == 400
         assert (result.param or "").partition(".")[0].partition("[")[0] in fields
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_refused_as_no_json_or_as_no_request(body: bytes) -> None:
-    assert refusal(body).status == 400
+def test_any_bytes_are_refused(body: bytes) -> None:
+    assert status_of(refusal(body)) == 400

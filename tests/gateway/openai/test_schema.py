@@ -1,4 +1,4 @@
-"""An outside judge attacks a real gateway for a while: schemathesis, with our requests and OpenAI's answers."""
+"""schemathesis attacks a real gateway for a while, with our schema of requests and OpenAI's of responses."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def reference(name: str) -> dict[str, str]:
 
 
 def answers(kind: dict[str, Any], **others: dict[str, Any]) -> dict[str, Any]:
-    """What a route may answer: this, or an error in OpenAI's shape; 503 is the only fault that is the node's."""
+    """Return the responses of a route: this one, or an error in OpenAI's shape; of server errors only 503."""
     error = {"description": "refused", "content": {"application/json": {"schema": reference("ErrorResponse")}}}
     done = {"description": "done", "content": {"application/json": {"schema": kind}, **others}}
     return {"200": done, "4XX": error, "503": error}
 
 
 def description() -> dict[str, Any]:
-    """The gateway in OpenAPI: requests as the gateway itself declares them, answers as OpenAI does."""
+    """Return the gateway's OpenAPI schema: requests from our own types, responses from OpenAI's."""
     _, ours = msgspec.json.schema_components([ChatRequest], ref_template="#/components/schemas/{name}")
     stop = {"type": "string", "minLength": 1}
     ours["ChatRequest"]["properties"] |= {
@@ -84,7 +84,7 @@ def attack(rig: Rig, folder: Path, seconds: int, *which: str) -> int:
     """Attack the routes that match for a while; the number of requests that were tried. Any finding fails the test."""
     (folder / "openapi.json").write_text(json.dumps(description()))
     (folder / "schemathesis.toml").write_text(SETTINGS)
-    seed = os.environ.get("SCHEMATHESIS_SEED", "1")  # one that changes would fail a build for somebody else's change
+    seed = os.environ.get("SCHEMATHESIS_SEED", "1")  # a changing seed could fail the build of an unrelated change
     limits = [
         "--seed",
         seed,
@@ -115,7 +115,7 @@ def log(rig: Rig) -> str:
     return Path(rig.config.data_dir, "gateway.log").read_text()
 
 
-def test_an_attack_on_chats_finds_no_fault_and_no_answer_of_another_shape(rig: Rig, tmp_path: Path) -> None:
+def test_generated_chats_never_break_the_schema(rig: Rig, tmp_path: Path) -> None:
     assert attack(rig, tmp_path, CHAT_S, "--include-path", CHAT) > 100
     assert len(rig.stage.openings) > 20
     assert rig.all_closed()
@@ -123,7 +123,7 @@ def test_an_attack_on_chats_finds_no_fault_and_no_answer_of_another_shape(rig: R
     assert "Error at" not in log(rig)
 
 
-def test_an_attack_on_the_other_routes_finds_no_fault_either(rig: Rig, tmp_path: Path) -> None:
+def test_generated_requests_never_break_other_routes(rig: Rig, tmp_path: Path) -> None:
     assert attack(rig, tmp_path, REPORTS_S, "--exclude-path", CHAT) > 50
     assert rig.gateway.poll() is None
     assert "Error at" not in log(rig)

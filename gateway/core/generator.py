@@ -1,0 +1,201 @@
+"""From a generation request to the sessions that answer it: text model, prompt, instance, one session a choice."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from bus.client import BusClient
+from cluster.failures import FailureCode
+from cluster.openings import Opening
+from cluster.placement import Instance
+from cluster.sampling import SEEDS, SamplingParams
+from gateway.core.choice import ChoiceRun, ChoiceText
+from gateway.core.data_plane import DataPlane
+from gateway.core.errors import (
+    ErrorKind,
+    GatewayCode,
+    GatewayError,
+    RequestField,
+    error_of_session,
+    internal,
+    queue_full,
+)
+from gateway.core.events import GenerationFailed, GenerationFinished
+from gateway.core.generation import Generation
+from gateway.core.instance_provider import InstanceProvider
+from gateway.core.progress import LoadingModel, LoadingTokenizer, Progress, Queued, ReadingPrompt
+from gateway.core.redaction import describe
+from gateway.core.request import GenerationRequest, SamplingOptions
+from gateway.core.session import SessionFailed
+from gateway.core.text_models import TextModel, TextModels
+from models.card import SamplingDefaults
+
+logger = logging.getLogger(__name__)
+
+MAX_GENERATIONS = 128  # at a time
+DEFAULT_MAX_TOKENS = 2048  # a session reserves memory for its whole answer before the first token
+GONE = frozenset({FailureCode.NODE_LOST, FailureCode.REPLACED, FailureCode.STAGE_FAILED, FailureCode.UNREACHABLE})
+"""Failures that mean that the instance does not stand any more; another one may take the request."""
+
+
+class Generator:
+    """Runs generations; holds what all of them share."""
+
+    def __init__(self, bus: BusClient, models: TextModels, plane: DataPlane, instances: InstanceProvider) -> None:
+        self._bus = bus
+        self._models = models
+        self._plane = plane
+        self._instances = instances
+        self._running: set[Generation] = set()
+        self._stopping = False
+
+    def report(self, model_id: str, progress: Progress) -> None:
+        """Show progress of a model to the generations that wait for it; those with open sessions do not."""
+        for generation in self._running:
+            if generation.model_id == model_id and not isinstance(generation.progress, Queued | ReadingPrompt):
+                generation.progress = progress
+
+    def stop(self) -> None:
+        """End all sessions with an error, and start no new ones for them."""
+        self._stopping = True
+        self._plane.fail_where(lambda _: True, "this gateway is stopping; try again")
+
+    @asynccontextmanager
+    async def running(self, request: GenerationRequest) -> AsyncIterator[Generation]:
+        """Run a generation during the block; the end of the block cancels what is left of it."""
+        generation = Generation(request)
+        task = asyncio.create_task(self._run(generation))
+        try:
+            yield generation
+        finally:
+            generation.close()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _run(self, generation: Generation) -> None:
+        """Put all events of a generation; a failure is the last of them."""
+        try:
+            if len(self._running) >= MAX_GENERATIONS:
+                raise queue_full(f"this gateway answers {MAX_GENERATIONS} requests already; try again soon")
+            self._running.add(generation)
+            await generation.put(await self._generate(generation))
+        except SessionFailed as failure:
+            begun = generation.meter.completion_tokens > 0
+            await generation.put(GenerationFailed(error_of_session(failure, begun=begun)))
+        except GatewayError as error:
+            await generation.put(GenerationFailed(error))
+        except Exception as error:
+            logger.error("a generation failed: %s", describe(error))
+            await generation.put(GenerationFailed(internal()))
+        finally:
+            self._running.discard(generation)
+
+    async def _generate(self, generation: Generation) -> GenerationFinished:
+        """Run all choices on the newest instance that is known, or else on one that the placer names.
+
+        If the known one turns out to be gone before the first token, the placer is asked once. Raises SessionFailed
+        and GatewayError.
+        """
+        work = await self._prepare(generation)
+        instance = self._instances.newest(generation.model_id) or await self._ensure(generation)
+        try:
+            await self._run_choices(generation, work, instance)
+        except SessionFailed as failure:
+            if self._stopping or generation.meter.completion_tokens or failure.code not in GONE:
+                raise
+            instance = await self._ensure(generation)
+            await self._run_choices(generation, work, instance)
+        meter, nodes = generation.meter, len(set(instance.node_ids))
+        return GenerationFinished(meter.usage(), meter.timings(), work.seed, nodes)
+
+    async def _prepare(self, generation: Generation) -> _Prepared:
+        request = generation.request
+        card = self._models.card(request.model)
+        generation.model_id = card.id
+        generation.progress = LoadingTokenizer(card.id)
+        model = await self._models.get(card)
+        prompt = await model.tokens(request.prompt)
+        max_tokens = token_limit(request.max_tokens, len(prompt), card.context_length)
+        seed = secrets.randbits(53) if request.seed is None else request.seed  # readers of JSON keep 53 bits exactly
+        return _Prepared(model, prompt, max_tokens, seed)
+
+    async def _ensure(self, generation: Generation) -> Instance:
+        generation.progress = LoadingModel(generation.model_id)
+        return await self._instances.ensure(generation.model_id)
+
+    async def _run_choices(self, generation: Generation, work: _Prepared, instance: Instance) -> None:
+        """Run all choices side by side; the first failure ends the others."""
+        request, prompt, tokenizer = generation.request, work.prompt, work.model.tokenizer
+        max_tokens = memory_limit(work.max_tokens, len(prompt), instance)
+        generation.start(len(prompt))
+        try:
+            async with asyncio.TaskGroup() as choices:
+                for index in range(request.choices):
+                    seed = (work.seed + index) % SEEDS
+                    sampling = sampling_params(request.sampling, work.model.card.defaults, seed)
+                    eos, reply_to = tokenizer.eos_token_ids, self._plane.endpoints
+                    opening = Opening(prompt, len(prompt), max_tokens, eos, sampling, reply_to)
+                    choice = ChoiceRun(index, generation, ChoiceText(tokenizer, request.stops))
+                    choices.create_task(choice.run(self._plane, self._bus, instance, opening))
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None  # any others came while the rest was being cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What a generation needs besides an instance."""
+
+    model: TextModel
+    prompt: tuple[int, ...]
+    max_tokens: int
+    seed: int
+
+
+def token_limit(asked: int | None, prompt_tokens: int, context_length: int) -> int:
+    """Return how many tokens a choice may have in the model's context.
+
+    That is what was asked for, else DEFAULT_MAX_TOKENS, at most what the prompt leaves. Raises GatewayError with both
+    numbers if the prompt leaves no room for one token.
+    """
+    left = context_length - prompt_tokens
+    if left < 1:
+        sentence = (
+            f"the prompt has {prompt_tokens} tokens, and the model's context holds {context_length} with at least "
+            "one of the answer; shorten the messages"
+        )
+        code, field = GatewayCode.CONTEXT_LENGTH_EXCEEDED, RequestField.PROMPT
+        raise GatewayError(ErrorKind.TOO_LARGE, sentence, code=code, field=field)
+    return min(asked or DEFAULT_MAX_TOKENS, left)
+
+
+def memory_limit(max_tokens: int, prompt_tokens: int, instance: Instance) -> int:
+    """Return `max_tokens`, or what the ring's smallest memory for keys and values holds beside the prompt.
+
+    Raises GatewayError with both numbers if the prompt leaves no room for one token. A stage that does not name its
+    positions sets no limit here; it refuses what is too large for it.
+    """
+    held = min((stage.positions for stage in instance.stages if stage.positions), default=0)
+    if held and prompt_tokens >= held:
+        sentence = (
+            f"the prompt has {prompt_tokens} tokens, and the nodes' memory for keys and values holds {held} with at "
+            "least one of the answer; shorten the messages, or give the nodes more (--kv-memory)"
+        )
+        code, field = FailureCode.TOO_LARGE, RequestField.PROMPT
+        raise GatewayError(ErrorKind.TOO_LARGE, sentence, code=code, field=field, retryable=False)
+    return min(max_tokens, held - prompt_tokens) if held else max_tokens
+
+
+def sampling_params(options: SamplingOptions, defaults: SamplingDefaults, seed: int) -> SamplingParams:
+    """Return the options that were asked for, and the model's defaults for the rest."""
+    return SamplingParams(
+        temperature=defaults.temperature if options.temperature is None else options.temperature,
+        top_p=defaults.top_p if options.top_p is None else options.top_p,
+        top_k=defaults.top_k if options.top_k is None else options.top_k,
+        min_p=defaults.min_p if options.min_p is None else options.min_p,
+        seed=seed,
+    )

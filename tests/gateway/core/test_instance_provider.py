@@ -1,0 +1,128 @@
+"""`gateway.core.instance_provider`: sessions open on the instance that facts name; one is asked for only if need be."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bus.messages import InstanceDown, InstanceEnsure, InstanceReady, InstanceUp, NodeRecorded, Reply, Work
+from cluster.failures import FailureCode
+from cluster.openings import Failure
+from cluster.placement import Instance
+from cluster.roles import Role
+from cluster.topology import NodeRecord
+from gateway.core.instance_provider import InstanceProvider
+from tests.support.bus import client
+from tests.support.chat import PLAIN, answering, post
+from tests.support.ring import NODE_ID, Rig, eventually, running_rig
+from tests.support.stage import EPOCH
+
+REPLACED = Failure(FailureCode.REPLACED, "this instance is being replaced; ask again", 1)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """Run a gateway that knows no instance from facts yet."""
+    with running_rig(tmp_path) as rig:
+        rig.tell("Hello world")
+        assert asks(rig)
+        yield rig
+        assert rig.all_closed()
+
+
+@pytest.fixture
+def warm_rig(rig: Rig) -> Rig:
+    """Return a gateway that knows the instance, so that its chats ask for none."""
+    rig.node.publish(InstanceUp(placed(rig)))
+    assert eventually(lambda: not asks(rig))
+    return rig
+
+
+def asked(rig: Rig) -> int:
+    """Return how many times the node was asked for an instance so far."""
+    return sum(isinstance(message, InstanceEnsure) for message in rig.node.heard)
+
+
+def asks(rig: Rig) -> bool:
+    """Return whether the gateway asks the node for an instance before it answers a chat."""
+    before = asked(rig)
+    assert post(rig, PLAIN).status_code == 200
+    return asked(rig) > before
+
+
+def placed(rig: Rig, instance_id: str = "0011223344556677", epoch: int = EPOCH) -> Instance:
+    """Return the rig's instance as this node would have placed it."""
+    return msgspec.structs.replace(rig.instance, instance_id=instance_id, epoch=epoch, placer=NODE_ID)
+
+
+def record(*instances: Instance) -> NodeRecorded:
+    """Return the node's record with the instances that it placed."""
+    return NodeRecorded(NodeRecord(NODE_ID, "rig", 1, 1), instances)
+
+
+def test_instance_that_came_up_is_used_without_asking(warm_rig: Rig) -> None:
+    assert not asks(warm_rig)
+
+
+def test_instance_in_a_record_is_used_without_asking(rig: Rig) -> None:
+    rig.node.publish(record(placed(rig)))
+    assert eventually(lambda: not asks(rig))
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["by instance.down", "by a record that does not list it"])
+def test_gateway_asks_again_once_an_instance_is_down(warm_rig: Rig, named: bool) -> None:
+    down = InstanceDown(placed(warm_rig).instance_id, EPOCH, "engine-1 ended")
+    warm_rig.node.publish(down if named else record())
+    assert eventually(lambda: asks(warm_rig))
+
+
+def test_refused_opening_is_repeated_on_another_instance(warm_rig: Rig) -> None:
+    def ready(work: Work) -> Reply:
+        warm_rig.tell("Hello again")
+        return InstanceReady(warm_rig.instance)
+
+    warm_rig.tell("", end=False, failure=REPLACED)
+    before, opened = asked(warm_rig), len(warm_rig.stage.openings)
+    with answering(warm_rig, ready):
+        assert "Hello again" in post(warm_rig, PLAIN).text
+    assert (asked(warm_rig), len(warm_rig.stage.openings)) == (before + 1, opened + 2)
+
+
+def test_opening_that_is_refused_twice_fails(warm_rig: Rig) -> None:
+    warm_rig.tell("", end=False, failure=REPLACED)
+    before, opened = asked(warm_rig), len(warm_rig.stage.openings)
+    response = post(warm_rig, PLAIN)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "replaced")
+    assert response.headers["retry-after"] == "1"
+    assert (asked(warm_rig), len(warm_rig.stage.openings)) == (before + 1, opened + 2)
+
+
+def test_loss_after_the_first_token_is_not_repeated(warm_rig: Rig) -> None:
+    warm_rig.tell("Hello", end=False, failure=REPLACED)
+    before = asked(warm_rig)
+    response = post(warm_rig, PLAIN)
+    assert (response.status_code, response.headers["x-should-retry"]) == (500, "false")
+    assert asked(warm_rig) == before
+
+
+def test_full_queue_is_not_repeated(warm_rig: Rig) -> None:
+    warm_rig.tell("", end=False, failure=Failure(FailureCode.QUEUE_FULL, "64 generations wait already", 7))
+    before = asked(warm_rig)
+    assert post(warm_rig, PLAIN).status_code == 429
+    assert asked(warm_rig) == before
+
+
+def test_observer_knows_no_instance(rig: Rig) -> None:
+    async def newest(role: Role) -> Instance | None:
+        async with client(rig.config.run_path, NODE_ID, "asker") as bus:
+            provider = InstanceProvider(bus, role)
+            provider.known.mark_up(rig.instance)
+            return provider.newest(rig.instance.model_id)
+
+    assert asyncio.run(newest(Role.MEMBER)) == rig.instance
+    assert asyncio.run(newest(Role.GATEWAY)) == rig.instance
+    assert asyncio.run(newest(Role.OBSERVER)) is None

@@ -1,0 +1,35 @@
+"""`gateway.http.node_routes`, and what is no route, of a real gateway."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.support.ring import (
+    NODE_ID,
+    POSITIONS,
+    Rig,
+    eventually,
+)
+
+
+def test_health_names_the_node_and_its_readiness(rig: Rig) -> None:
+    body = httpx.get(f"{rig.url}/health").json()
+    assert (body["status"], body["node"], body["node_id"]) == ("ok", "rig", NODE_ID)
+    assert eventually(lambda: httpx.get(f"{rig.url}/health").json()["ready"] is True)
+
+
+def test_topology_names_nodes_and_their_layers(rig: Rig) -> None:
+    body = httpx.get(f"{rig.url}/v1/topology").json()
+    assert [node["name"] for node in body["nodes"]] == ["rig"]
+    (stage,) = body["instances"][0]["stages"]
+    assert (stage["node"], stage["start_layer"], stage["end_layer"]) == ("rig", 0, 4)
+    assert stage["positions"] == POSITIONS
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/v1/chat/completions", 405)])
+def test_unknown_route_gets_an_error_in_the_usual_shape(rig: Rig, method: str, path: str, status: int) -> None:
+    response = httpx.request(method, f"{rig.url}{path}")
+    assert response.status_code == status
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    assert (response.headers.get("allow") == "POST") == (status == 405)

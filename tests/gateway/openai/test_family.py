@@ -1,0 +1,18 @@
+"""`gateway.openai.family`: the list of models, of a real gateway."""
+
+from __future__ import annotations
+
+import openai
+import pytest
+
+from tests.support.ring import (
+    MODEL,
+)
+
+
+def test_models_are_listed_and_found_by_id_and_alias(client: openai.OpenAI) -> None:
+    assert {"tiny", "smollm2-135m"} <= {model.id for model in client.models.list()}
+    assert client.models.retrieve("tiny-chat").id == MODEL
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("organisation/tinny")
+    assert caught.value.code == "model_not_found"
