@@ -57,11 +57,11 @@ class GatewayActor(DataPlaneActor):
         )
         texts = TextModels(self.bus, Catalogue.load(config.cards_path), self._renderer)
         await self.follow_links()
-        self._plane = DataPlane(config.run_path, self._reach)
+        self._plane = DataPlane(config.run_path, self._access)
         self._chat = Chat(self.bus, texts, self._plane)
         app = build_app(config, self.bus, texts, self._chat, doors)
         self._server = make_server(app, ConnectionLimits(most=most_connections()))
-        for running in (self._server.serve([listener]), self._plane.hear()):
+        for running in (self._server.serve([listener]), self._plane.run()):
             task = asyncio.create_task(running)
             task.add_done_callback(lambda _: self.stop())
             self._tasks.append(task)

@@ -24,7 +24,7 @@ MAY_IMPORT = {
 }
 PACKAGES = tuple(MAY_IMPORT)
 WITHOUT_SOCKETS = ("common", "cluster", "models", "engines")
-PURE_RING_MODULES = ("admission", "batching", "prefix_cache", "prompt_lookup", "ring_admission", "sessions")
+PURE_RING_MODULES = ("admission", "batching", "prefix_cache", "prompt_lookup", "ring_memory", "sessions")
 MOST_FILES = 20  # of one folder, without `__init__.py`
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 

@@ -68,7 +68,7 @@ class ChoiceRun:
             raise
         finally:
             seconds = round(time.monotonic() - begun, 6)
-            prompt_tokens = session.opening.prompt_tokens
+            prompt_tokens = session.opening.first_position
             await bus.publish(SessionFinished(session.name, reason, prompt_tokens, self.tokens, seconds))
 
     async def _generate(self, bus: BusClient, session: Session) -> None:

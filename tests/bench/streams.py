@@ -12,11 +12,11 @@ from pathlib import Path
 import msgspec
 
 from bus.client import BusClient
-from bus.dataplane.access import ClusterAccess, best_endpoint
-from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame
-from bus.dataplane.transport import Array, Transport
+from bus.dataplane.access import LOCAL, Access, best_endpoint
+from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame, Payload
+from bus.dataplane.transport import Transport
 from bus.messages import InstanceEnsure, InstanceReady
-from cluster.openings import Failure, Opening
+from cluster.openings import Opening, SessionFailure
 from cluster.placement import Instance
 from cluster.sampling import SamplingParams
 from common.config import NodeConfig
@@ -39,13 +39,13 @@ class Timed:
 class Heard:
     """What came for one session: tokens; (sessions ahead, prompt tokens found stored) as often as told; the end."""
 
-    prompt_tokens: int
+    first_position: int
     opened_ns: int
     tokens: list[Timed] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
     passes: int = 0  # frames with tokens
     finished: bool = False
-    failure: Failure | None = None
+    failure: SessionFailure | None = None
 
     @property
     def ids(self) -> list[int]:
@@ -71,9 +71,9 @@ def place(config: NodeConfig, model_id: str) -> Instance:
 class Streams:
     """One thread's sessions on one instance."""
 
-    def __init__(self, run_dir: Path, instance: Instance, reach: ClusterAccess | None = None) -> None:
+    def __init__(self, run_dir: Path, instance: Instance, access: Access = LOCAL) -> None:
         self._instance = instance
-        self._ring = Transport(run_dir, f"bench-{secrets.token_hex(4)}", reach)
+        self._transport = Transport(run_dir, f"bench-{secrets.token_hex(4)}", access)
         self._first = best_endpoint(instance.stages[0].endpoints)
         self._heard: dict[int, Heard] = {}
 
@@ -95,7 +95,7 @@ class Streams:
         """Ask for `tokens` tokens, greedy, with so many guessed ahead at most; the session's number."""
         session = secrets.randbits(63)
         sampling = SamplingParams(temperature=0.0)
-        opening = Opening(tuple(prompt), len(prompt), tokens, frozenset(), sampling, self._ring.endpoints, drafts)
+        opening = Opening(tuple(prompt), len(prompt), tokens, frozenset(), sampling, self._transport.endpoints, drafts)
         self._heard[session] = Heard(len(prompt), time.monotonic_ns())
         self._send(Flag.OPEN, session, msgspec.msgpack.encode(opening))
         return session
@@ -124,7 +124,7 @@ class Streams:
         """Take in frames until it is enough. AssertionError when nothing comes, or a stage fails and none shall."""
         deadline = time.monotonic() + TOKEN_WITHIN_S
         while not enough():
-            if (received := self._ring.receive(LOOK_EVERY_MS)) is not None:
+            if (received := self._transport.receive(LOOK_EVERY_MS)) is not None:
                 frame, payload, _ = received
                 self._take(frame, payload, failures)
                 deadline = time.monotonic() + TOKEN_WITHIN_S
@@ -132,23 +132,23 @@ class Streams:
 
     def close(self) -> None:
         """Close the sockets."""
-        self._ring.close()
+        self._transport.close()
 
     def _send(self, flag: int, session: int, payload: bytes) -> None:
         frame = Frame(flag, self._instance.epoch, session, stage=GATEWAY_STAGE)
-        self._ring.send(self._first, frame, payload)
+        self._transport.send(self._first, frame, payload)
 
-    def _take(self, frame: Frame, payload: Array, failures: bool) -> None:
+    def _take(self, frame: Frame, payload: Payload, failures: bool) -> None:
         heard, now = self._heard.get(frame.session), time.monotonic_ns()
         if heard is None:
             return  # it was closed while this was under way
         if frame.flags & Flag.FAILED:
-            heard.failure = msgspec.msgpack.decode(payload.tobytes(), type=Failure)
+            heard.failure = msgspec.msgpack.decode(payload.tobytes(), type=SessionFailure)
             assert failures, heard.failure.message
-        elif frame.flags & Flag.PLACE:
+        elif frame.flags & Flag.QUEUE_POSITION:
             heard.places.append((int(payload[0]), int(payload[1])))
         else:
-            assert frame.position == heard.prompt_tokens + len(heard.tokens), "a token was lost, or came twice"
+            assert frame.position == heard.first_position + len(heard.tokens), "a token was lost, or came twice"
             heard.tokens += [Timed(int(token), now, frame.compute_ns) for token in payload]
             heard.passes += 1
             heard.finished = bool(frame.flags & Flag.FINISHED)

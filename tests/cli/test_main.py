@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.failures import FailureCode
-from cluster.openings import Failure
+from cluster.openings import SessionFailure
 from tests.support.ring import MODEL, NODE_ID, POSITIONS, ROOT, Rig, running_rig
 
-BROKEN = Failure(FailureCode.STAGE_FAILED, "the engine ran out of memory")
+BROKEN = SessionFailure(FailureCode.STAGE_FAILED, "the engine ran out of memory")
 NOWHERE = "http://127.0.0.1:9"
 HEAVY = ("zmq", "numpy", "httpx", "msgspec", "asyncio", "rich", "starlette", "tokenizers")
 
@@ -98,7 +98,7 @@ def test_run_with_stats_tells_what_the_cache_held(rig: Rig) -> None:
     rig.tell("Hello world", cached=5)
     result = exobus("run", MODEL, "hello", "--stats", "--api", rig.url)
     opening = list(rig.stage.openings.values())[-1]
-    assert f" · prompt {opening.prompt_tokens} (5 cached) · 1 node" in result.stderr
+    assert f" · prompt {opening.first_position} (5 cached) · 1 node" in result.stderr
 
 
 def test_run_as_json_prints_the_whole_answer(rig: Rig) -> None:

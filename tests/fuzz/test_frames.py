@@ -26,7 +26,7 @@ SHARES = {
     "frame": 200_000,
     "opening": 50_000,
     "failure": 50_000,
-    "keeping": 50_000,
+    "store": 50_000,
     "unknown": 50_000,
     "beacon": 50_000,
     "beacon-body": 50_000,

@@ -24,7 +24,7 @@ from bus.messages import (
 )
 from bus.process import CANNOT_START
 from cluster.failures import FailureCode
-from cluster.openings import Failure
+from cluster.openings import SessionFailure
 from tests.support.chat import MESSAGES, PLAIN, answering, post, raw_request
 from tests.support.ring import (
     CONTEXT_LENGTH,
@@ -131,7 +131,7 @@ def test_what_the_node_answers_becomes_the_right_status(
 def test_a_full_queue_is_a_rate_limit_that_says_when_to_come_back(
     client: openai.OpenAI, rig: Rig, stream: bool
 ) -> None:
-    rig.tell("", end=False, failure=Failure(FailureCode.QUEUE_FULL, "64 sessions wait already", retry_after_s=7))
+    rig.tell("", end=False, failure=SessionFailure(FailureCode.QUEUE_FULL, "64 sessions wait already", retry_after_s=7))
     with pytest.raises(openai.RateLimitError) as caught:
         client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=stream)
     error, headers = caught.value, caught.value.response.headers
@@ -141,7 +141,7 @@ def test_a_full_queue_is_a_rate_limit_that_says_when_to_come_back(
 
 
 def test_the_official_client_comes_back_when_the_queue_said(rig: Rig) -> None:
-    rig.tell("", end=False, failure=Failure(FailureCode.QUEUE_FULL, "come back", retry_after_s=1))
+    rig.tell("", end=False, failure=SessionFailure(FailureCode.QUEUE_FULL, "come back", retry_after_s=1))
     with openai.OpenAI(base_url=f"{rig.url}/v1", api_key="unused", max_retries=1, timeout=WITHIN_S) as client:
         opened = len(rig.stage.openings)
         with pytest.raises(openai.RateLimitError):
@@ -151,7 +151,7 @@ def test_the_official_client_comes_back_when_the_queue_said(rig: Rig) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_session_that_no_memory_here_can_hold_is_not_worth_repeating(rig: Rig, stream: bool) -> None:
-    rig.tell("", end=False, failure=Failure(FailureCode.TOO_LARGE, "the session needs 900 positions"))
+    rig.tell("", end=False, failure=SessionFailure(FailureCode.TOO_LARGE, "the session needs 900 positions"))
     response = post(rig, {**PLAIN, "stream": stream})
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (400, "too_large", "max_tokens")

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from ring.prefix_cache import BLOCK
-from ring.ring_admission import MOST_WAITING
+from ring.ring_memory import MOST_WAITING
 from ring.scheduler import PROMPT_CHUNK
 from tests.bench.fairness import jain
 from tests.support.synthetic_engine import DECODE_ROWS, Call, Model

@@ -14,20 +14,21 @@ import numpy as np
 import pytest
 
 from bus.dataplane import transport as data_plane
-from bus.dataplane.access import ClusterAccess, best_endpoint
+from bus.dataplane.access import LOCAL, Access, ClusterAccess, best_endpoint
 from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame
 from bus.dataplane.transport import Transport
-from cluster import placement
-from cluster.openings import Failure, Opening
-from cluster.placement import Instance
+from cluster.openings import Opening, SessionFailure
+from cluster.placement import Instance, PlacedStage
 from cluster.sampling import SamplingParams
 from cluster.shard import Shard, whole
 from engines.numpy.engine import NumpyEngine
 from gateway.core.token_log import TokenLog
-from ring import stage as module
+from ring import relay
+from ring import stage as stage_module
+from ring.loaded_shard import LoadedShard, load_shard
+from ring.ring_view import ring_view
 from ring.scheduler import PROMPT_CHUNK
 from ring.stage_thread import StageThread
-from ring.types import ring_view
 from tests.support import engines as rig_engines
 from tests.support.access import only_tcp
 from tests.support.bus import WITHIN_S, in_time, run_folder
@@ -59,8 +60,8 @@ class Heard:
 
     log: TokenLog = field(default_factory=TokenLog)
     finished: bool = False
-    failure: Failure | None = None
-    prompt_tokens: int = 0
+    failure: SessionFailure | None = None
+    first_position: int = 0
     passes: int = 0
     places: list[tuple[int, int]] = field(default_factory=list)
 
@@ -68,8 +69,8 @@ class Heard:
 class Gateway:
     """Opens sessions on the first stage and hears their tokens, on the test's own thread."""
 
-    def __init__(self, run_dir: Path, first: str, name: str = "gateway", place: ClusterAccess | None = None) -> None:
-        self.ring = Transport(run_dir, name, place)
+    def __init__(self, run_dir: Path, first: str, name: str = "gateway", access: Access = LOCAL) -> None:
+        self.transport = Transport(run_dir, name, access)
         self.sessions: dict[int, Heard] = {}
         self._first = first
 
@@ -84,24 +85,24 @@ class Gateway:
         drafts: int = 0,
     ) -> None:
         eos: frozenset[int] = frozenset()
-        reply_endpoint = reply_to or self.ring.endpoints
+        reply_endpoint = reply_to or self.transport.endpoints
         opening = Opening(tuple(prompt), len(prompt), max_tokens, eos, sampling, reply_endpoint, drafts)
-        self.sessions[session] = Heard(prompt_tokens=len(prompt))
+        self.sessions[session] = Heard(first_position=len(prompt))
         frame = Frame(Flag.OPEN, epoch, session, stage=GATEWAY_STAGE)
-        self.ring.send(self._first, frame, msgspec.msgpack.encode(opening))
+        self.transport.send(self._first, frame, msgspec.msgpack.encode(opening))
 
     def close(self, session: int) -> None:
-        self.ring.send(self._first, Frame(Flag.CLOSE, EPOCH, session, stage=GATEWAY_STAGE), b"")
+        self.transport.send(self._first, Frame(Flag.CLOSE, EPOCH, session, stage=GATEWAY_STAGE), b"")
 
     def send(self, frame: Frame, payload: np.ndarray | bytes) -> None:
-        self.ring.send(self._first, frame, payload)
+        self.transport.send(self._first, frame, payload)
 
     def hear(self, *sessions: int, tokens: int = 10**9) -> None:
         """Take in frames until all these sessions have ended, or have as many tokens."""
         deadline = time.monotonic() + WITHIN_S
         while not all(self._over(session, tokens) for session in sessions):
             assert time.monotonic() < deadline, f"still waiting: {self.sessions}"
-            if (received := self.ring.receive(50)) is not None:
+            if (received := self.transport.receive(50)) is not None:
                 self._take(received[0], received[1])
 
     def _over(self, session: int, tokens: int) -> bool:
@@ -112,15 +113,15 @@ class Gateway:
         heard = self.sessions[frame.session]
         assert frame.epoch == EPOCH
         if frame.flags & Flag.FAILED:
-            heard.failure = msgspec.msgpack.decode(payload.tobytes(), type=Failure)
+            heard.failure = msgspec.msgpack.decode(payload.tobytes(), type=SessionFailure)
             return
-        if frame.flags & Flag.PLACE:
+        if frame.flags & Flag.QUEUE_POSITION:
             heard.places.append((int(payload[0]), int(payload[1])))
             return
         assert not heard.finished, "a token after the end"
         heard.passes += 1
         for at, token in enumerate(payload.tolist()):
-            assert heard.log.accept(frame.position + at - heard.prompt_tokens, token)
+            assert heard.log.accept(frame.position + at - heard.first_position, token)
         heard.finished = bool(frame.flags & Flag.FINISHED)
 
 
@@ -156,23 +157,23 @@ class Rig:
 
 
 @contextmanager
-def rig(weights: Path, count: int, positions: int = 4096, places: Sequence[ClusterAccess] = ()) -> Iterator[Rig]:
-    """Stages on one machine; or, with `places`, each on a node of its own and the gateway on the last of these."""
+def rig(weights: Path, count: int, positions: int = 4096, nodes: Sequence[ClusterAccess] = ()) -> Iterator[Rig]:
+    """Run stages on one machine; or, with `nodes`, each on a node of its own and the gateway on the last of these."""
     with run_folder() as run_dir:
         shards = [Shard("tiny", a, b, N_LAYERS) for a, b in zip(CUTS[count], CUTS[count][1:], strict=False)]
         stages = [
-            started(shard, weights, run_dir, index, places[index] if places else None)
+            started(shard, weights, run_dir, index, nodes[index] if nodes else LOCAL)
             for index, shard in enumerate(shards)
         ]
-        instance = Instance("i", "tiny", EPOCH, tuple(placed(stages, shards, positions, places)))
+        instance = Instance("i", "tiny", EPOCH, tuple(placed(stages, shards, positions, nodes)))
         for index, stage in enumerate(stages):
             stage.join_ring(ring_view(instance, f"n/stage-{index}")).result(WITHIN_S)
         first = best_endpoint(instance.stages[0].endpoints)
-        gateway = Gateway(run_dir, first, place=places[-1] if places else None)
+        gateway = Gateway(run_dir, first, access=nodes[-1] if nodes else LOCAL)
         try:
             yield Rig(stages, gateway, instance, run_dir)
         finally:
-            gateway.ring.close()
+            gateway.transport.close()
             for stage in stages:
                 stage.finish().result(WITHIN_S)
                 stage.join(WITHIN_S)
@@ -180,19 +181,23 @@ def rig(weights: Path, count: int, positions: int = 4096, places: Sequence[Clust
 
 
 def placed(
-    stages: Sequence[StageThread], shards: Sequence[Shard], positions: int, places: Sequence[ClusterAccess]
-) -> Iterator[placement.PlacedStage]:
+    stages: Sequence[StageThread], shards: Sequence[Shard], positions: int, nodes: Sequence[ClusterAccess]
+) -> Iterator[PlacedStage]:
     """The stages as their placer knows them."""
     for index, (stage, shard) in enumerate(zip(stages, shards, strict=True)):
-        node_id, endpoints = "n", stage.loaded.result(WITHIN_S)
-        if places:
-            node_id, endpoints = places[index].pair.node_id, only_tcp(endpoints)
-        yield placement.PlacedStage(node_id, shard, f"n/stage-{index}", "numpy", endpoints, positions, stage.exact_rows)
+        loaded = stage.loaded.result(WITHIN_S)
+        node_id, endpoints = "n", loaded.endpoints
+        if nodes:
+            node_id, endpoints = nodes[index].own_id, only_tcp(endpoints)
+        yield PlacedStage(node_id, shard, f"n/stage-{index}", "numpy", endpoints, positions, loaded.exact_rows)
 
 
-def started(shard: Shard, weights: Path, run_dir: Path, index: int, place: ClusterAccess | None = None) -> StageThread:
-    ring = lambda: Transport(run_dir, f"stage-{index}", place)  # noqa: E731
-    stage = StageThread("numpy", shard, EPOCH, weights, ring, kv_bytes=1 << 24)
+def started(shard: Shard, weights: Path, run_dir: Path, index: int, access: Access = LOCAL) -> StageThread:
+    def load() -> LoadedShard:
+        transport = lambda: Transport(run_dir, f"stage-{index}", access)  # noqa: E731
+        return load_shard("numpy", shard, EPOCH, weights, transport, kv_bytes=1 << 24)
+
+    stage = StageThread(load)
     stage.start()
     return stage
 
@@ -207,6 +212,33 @@ def test_a_ring_of_any_size_gives_the_tokens_of_the_whole_model(
         assert ring.generate(1, PROMPT, 24, sampling) == expected
         assert ring.all_closed()
         assert not any(stage.dropped for stage in ring.stages)
+
+
+@pytest.mark.parametrize("count", CUTS)
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("drafts", [0, 4])
+def test_replay_continues_with_the_same_tokens(
+    weights: Path, reference: rig_engines.Ring, count: int, sampling: SamplingParams, drafts: int
+) -> None:
+    total = 40
+    expected = reference.generate(PROMPT, total, sampling).tokens
+    with rig(weights, count) as ring:
+        for session, done in enumerate((1, 7, 21, total - 1)):
+            prompt = [*PROMPT, *expected[:done]]
+            assert ring.generate(session, prompt, total - done, sampling, drafts) == expected[done:]
+            heard = ring.gateway.sessions[session]
+            assert (heard.first_position, heard.finished) == (len(PROMPT) + done, True)
+
+
+def test_replay_elsewhere_takes_over_a_running_session(weights: Path, reference: rig_engines.Ring) -> None:
+    expected = reference.generate(PROMPT, 60, SAMPLED).tokens
+    with rig(weights, 2) as first, rig(weights, 3) as second:
+        first.gateway.open(1, PROMPT, 60, SAMPLED)
+        first.gateway.hear(1, tokens=20)
+        first.gateway.close(1)
+        done = first.gateway.sessions[1].log.tokens
+        assert 20 <= len(done) < 60, "the session has ended, so there is nothing to take over"
+        assert done + second.generate(2, [*PROMPT, *done], 60 - len(done), SAMPLED) == expected
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -242,7 +274,7 @@ def test_a_close_in_the_midst_frees_the_slots_of_all_stages(weights: Path, refer
             ring.gateway.close(session)
         assert ring.all_closed()
         for stage in ring.stages:
-            assert stage.stage._sessions._next_slot <= 3, "slots are not used again"
+            assert stage.stage.sessions._next_slot <= 3, "slots are not used again"
         assert ring.generate(99, PROMPT, 8, GREEDY) == reference.generate(PROMPT, 8).tokens
 
 
@@ -314,8 +346,8 @@ def test_parts_that_do_not_fit_together_fail_their_session_only(weights: Path, r
         ring.gateway.open(1, max_tokens=400)
         ring.gateway.hear(1, tokens=1)
         second = best_endpoint(ring.instance.stages[1].endpoints)
-        ring.gateway.ring.send(second, Frame(Flag.MORE, EPOCH, 1), np.zeros((2, 3), np.float32))
-        ring.gateway.ring.send(second, Frame(0, EPOCH, 1), np.zeros((2, 4), np.float32))
+        ring.gateway.transport.send(second, Frame(Flag.MORE, EPOCH, 1), np.zeros((2, 3), np.float32))
+        ring.gateway.transport.send(second, Frame(0, EPOCH, 1), np.zeros((2, 4), np.float32))
         assert "do not fit together" in ring.failure(1)
         assert ring.generate(2, PROMPT, 4, GREEDY) == reference.generate(PROMPT, 4).tokens
 
@@ -353,8 +385,7 @@ def test_a_drain_ends_with_the_last_session_and_takes_no_new_ones(weights: Path)
         ring.gateway.open(1, max_tokens=400)
         ring.gateway.hear(1, tokens=1)
         drained: list[Future[None]] = [stage.drain() for stage in ring.stages]
-        place = ring_view(ring.instance, "n/stage-0")
-        ring.stages[0].join_ring(place).result(WITHIN_S)  # commands are served in order: the drain has begun
+        ring.stages[0]._call(lambda: None).result(WITHIN_S)  # commands are carried out in order: the drain has begun
         ring.gateway.hear(1, tokens=3)
         ring.gateway.open(2)
         assert "this instance is being replaced" in ring.failure(2)
@@ -370,17 +401,17 @@ def test_a_drain_of_an_idle_stage_is_done_at_once(weights: Path) -> None:
 
 
 def test_a_session_of_which_nothing_was_heard_is_closed(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "IDLE_FURTHER_ON_S", 0.2)
-    monkeypatch.setattr(module, "REAP_EVERY_S", 0.05)
-    monkeypatch.setattr(module, "IDLE_WAIT_MS", 20)
+    monkeypatch.setattr(relay, "FOLLOWER_IDLE_S", 0.2)
+    monkeypatch.setattr(stage_module, "REAP_EVERY_S", 0.05)
+    monkeypatch.setattr(stage_module, "IDLE_WAIT_MS", 20)
     with rig(weights, 2) as ring:
         stranded = Gateway(ring.run_dir, best_endpoint(ring.instance.stages[1].endpoints), "stranded")
         stranded.open(1)  # on the second stage, to which no hidden states will come
         stranded.hear(1)
         failure = stranded.sessions[1].failure
-        stranded.ring.close()
+        stranded.transport.close()
         assert failure is not None
-        assert "nothing was heard of this generation" in failure.message
+        assert "made no progress" in failure.message
         assert ring.all_closed()
 
 
@@ -402,8 +433,8 @@ def test_a_stage_counts_what_it_did(weights: Path) -> None:
 
 def test_a_stranger_has_no_place_in_a_ring(weights: Path) -> None:
     with rig(weights, 2) as ring:
-        place = ring_view(ring.instance, "n/stage-1")
-        assert (place.index, place.following) == (1, place.first)
+        view = ring_view(ring.instance, "n/stage-1")
+        assert (view.index, view.next_endpoint) == (1, view.first_endpoint)
         with pytest.raises(StopIteration):
             ring_view(ring.instance, "n/stage-9")
 

@@ -15,19 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bus.dataplane.access import best_endpoint
-from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame
-from bus.dataplane.transport import Array, Transport
+from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame, Payload
+from bus.dataplane.transport import Transport
 from cluster.failures import FailureCode
-from cluster.openings import LONGEST_FAILURE, MOST_DRAFTS, Failure, Opening
+from cluster.openings import LONGEST_FAILURE, MOST_DRAFTS, Opening, SessionFailure
 from cluster.sampling import SamplingParams
 from cluster.shard import whole
 from engines.numpy.engine import NumpyEngine
-from ring import stage as module
+from ring import coordinator, stage
 from ring.frame_writer import Outgoing
+from ring.loaded_shard import LoadedShard
 from ring.prefix_cache import CacheUpdate
+from ring.ring_view import RingView
+from ring.roles import join_ring
 from ring.scheduler import PROMPT_CHUNK
-from ring.sessions import StageSession
-from ring.stage import Stage
+from ring.sessions import StageSession, StageSessions
 from ring.step_queue import BadChunk, StepQueue
 from tests.ring.test_stage import EPOCH, GREEDY, N_LAYERS, PROMPT, Rig, reference, rig, weights
 from tests.support import engines as rig_engines
@@ -43,9 +45,9 @@ OPENING: dict[str, Any] = msgspec.to_builtins(
 )
 
 
-def second(ring: Rig, frame: Frame, payload: Array) -> None:
+def second(ring: Rig, frame: Frame, payload: Payload) -> None:
     """A process of this user sends to the second stage: it is believed to be the first one."""
-    ring.gateway.ring.send(best_endpoint(ring.instance.stages[1].endpoints), frame, payload)
+    ring.gateway.transport.send(best_endpoint(ring.instance.stages[1].endpoints), frame, payload)
 
 
 def at(position: int, flags: int = 0) -> Frame:
@@ -62,16 +64,16 @@ def ends_alone(ring: Rig, reference: rig_engines.Ring, sentence: str) -> None:
 def standing_still(ring: Rig) -> StageSession:
     """Session 1 is open on both stages, and the second hears nothing of it but what the test sends; as the first."""
     first = ring.stages[0].stage
-    deliver = first._deliver
+    send = first.send
 
-    def only_openings(session: StageSession, mail: Outgoing) -> None:
-        if session.session != 1 or mail[1].flags & Flag.OPEN:
-            deliver(session, mail)
+    def only_openings(session: StageSession, outgoing: Outgoing) -> None:
+        if session.session != 1 or outgoing[1].flags & Flag.OPEN:
+            send(session, outgoing)
 
-    first._deliver = only_openings  # type: ignore[method-assign]
+    first.send = only_openings  # type: ignore[method-assign]
     ring.gateway.open(1, max_tokens=400)
     assert in_time(lambda: ring.open_sessions() == [1, 1] and ring.stages[0].counts.forwards == 1)
-    return first._sessions.by_id[1]
+    return first.sessions.by_id[1]
 
 
 @pytest.mark.parametrize("rows", [1, 7, PROMPT_CHUNK])
@@ -81,7 +83,7 @@ def test_a_chunk_without_end_fails_its_session(weights: Path, reference: rig_eng
         for part in range(PROMPT_CHUNK // rows + 1):
             second(ring, at(rows * part, Flag.MORE), np.zeros((rows, WIDTH), np.float32))
         ends_alone(ring, reference, f"more than {PROMPT_CHUNK} rows")
-        assert not ring.stages[1].stage._in._parts
+        assert not ring.stages[1].stage.queue._parts
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_a_chunk_without_end_fails_its_session(weights: Path, reference: rig_eng
     ],
 )
 def test_hidden_states_that_cannot_be_fail_their_session(
-    weights: Path, reference: rig_engines.Ring, frame: Frame, rows: Array, sentence: str
+    weights: Path, reference: rig_engines.Ring, frame: Frame, rows: Payload, sentence: str
 ) -> None:
     with rig(weights, 2) as ring:
         standing_still(ring)
@@ -110,8 +112,7 @@ def test_hidden_states_that_cannot_be_fail_their_session(
 def test_more_chunks_than_a_ring_lets_go_fail_their_session(weights: Path, reference: rig_engines.Ring) -> None:
     with rig(weights, 2) as ring:
         standing_still(ring)
-        stage = ring.stages[1].stage
-        stage._schedule.next_prompts = list  # type: ignore[method-assign]  # the engine is slow
+        ring.stages[1].stage.input.next_prompts = list  # type: ignore[method-assign]  # the engine is slow
         for position in range(8):
             second(ring, at(position), ROW)
         assert "more chunks came than were due" in ring.failure(1)
@@ -123,9 +124,9 @@ def test_hidden_states_that_are_no_numbers_end_in_their_session(
     weights: Path, reference: rig_engines.Ring, value: float
 ) -> None:
     with rig(weights, 2) as ring:
-        out = ring.stages[0].stage._out
-        honest = out.hidden
-        out.hidden = lambda step, output, rest: honest(  # type: ignore[method-assign]
+        frames = ring.stages[0].stage.frames
+        honest = frames.hidden_states
+        frames.hidden_states = lambda step, output, rest: honest(  # type: ignore[method-assign]
             step, np.full_like(output, value) if step.session.session == 1 else output, rest
         )
         ring.gateway.open(1, max_tokens=60)
@@ -173,16 +174,16 @@ def test_a_token_outside_the_vocabulary_fails_its_session(
 def test_a_passage_says_no_more_than_was_sent(weights: Path) -> None:
     with rig(weights, 2) as ring:
         session = standing_still(ring)
-        ring.gateway.send(at(2**32 - 1, Flag.THROUGH), np.empty(0, np.int32))
-        assert in_time(lambda: session.through == len(PROMPT))
+        ring.gateway.send(at(2**32 - 1, Flag.COMPUTED), np.empty(0, np.int32))
+        assert in_time(lambda: session.computed == len(PROMPT))
 
 
 def test_a_token_is_due_once_and_in_order() -> None:
     session = StageSession(1, 0, Opening((1,) * 9, 9, 5, frozenset(), GREEDY, ()), 0.0)
     session.tokens = [1] * 9
-    assert [position for position in range(12) if session.due(position, 1)] == [9]
-    session.returned(9, [5, 6, 7])  # with two drafts
-    assert [position for position in range(14) if session.due(position, 1)] == [10, 11, 12]
+    assert [position for position in range(12) if session.expects(position, 1)] == [9]
+    session.put(9, [5, 6, 7])  # with two drafts
+    assert [position for position in range(14) if session.expects(position, 1)] == [10, 11, 12]
 
 
 @pytest.mark.parametrize(
@@ -192,10 +193,10 @@ def test_a_token_is_due_once_and_in_order() -> None:
         {"prompt": [-1, *PROMPT[1:]]},
         {"prompt": [2**31, *PROMPT[1:]]},
         {"prompt": [0.5, *PROMPT[1:]]},
-        {"prompt": [1] * 300_000, "prompt_tokens": 300_000},
-        {"prompt_tokens": len(PROMPT) + 1},
-        {"prompt_tokens": 2**40},
-        {"prompt_tokens": -1},
+        {"prompt": [1] * 300_000, "first_position": 300_000},
+        {"first_position": len(PROMPT) + 1},
+        {"first_position": 2**40},
+        {"first_position": -1},
         {"max_tokens": 0},
         {"max_tokens": 2**31},
         {"eos": list(range(257))},
@@ -221,10 +222,10 @@ def test_a_token_is_due_once_and_in_order() -> None:
 @pytest.mark.parametrize("target", [0, 1], ids=["first", "second"])
 def test_an_opening_beyond_its_bounds_takes_no_place(weights: Path, field: dict[str, Any], target: int) -> None:
     with rig(weights, 2) as ring:
-        opening = {**OPENING, "reply_to": ring.gateway.ring.endpoints, **field}
+        opening = {**OPENING, "reply_to": ring.gateway.transport.endpoints, **field}
         payload = msgspec.msgpack.encode(opening)
         frame = Frame(Flag.OPEN, EPOCH, 1, stage=GATEWAY_STAGE)
-        ring.gateway.ring.send(best_endpoint(ring.instance.stages[target].endpoints), frame, payload)
+        ring.gateway.transport.send(best_endpoint(ring.instance.stages[target].endpoints), frame, payload)
         assert in_time(lambda: ring.stages[target].dropped == {"opening": 1})
         assert ring.open_sessions() == [0, 0]
 
@@ -234,8 +235,8 @@ def test_an_opening_beyond_its_bounds_takes_no_place(weights: Path, field: dict[
     [
         ({"prompt": [1] * 300_000}, "prompt"),
         ({"prompt": [1, 2, -1]}, "prompt[2]"),
-        ({"prompt_tokens": 2**18 + 1}, "prompt_tokens"),
-        ({"prompt_tokens": 0}, "prompt_tokens"),
+        ({"first_position": 2**18 + 1}, "first_position"),
+        ({"first_position": 0}, "first_position"),
         ({"max_tokens": 2**30 + 1}, "max_tokens"),
         ({"eos": list(range(257))}, "eos"),
         ({"reply_to": ["ipc:///a/b.ring"] * 9}, "reply_to"),
@@ -255,7 +256,7 @@ def test_each_field_of_an_opening_has_a_bound_of_its_own(field: dict[str, Any], 
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=400))
 def test_no_bytes_are_more_than_an_opening_or_none(payload: bytes) -> None:
-    for kind in (Opening, CacheUpdate, Failure, SamplingParams):
+    for kind in (Opening, CacheUpdate, SessionFailure, SamplingParams):
         with suppress(msgspec.DecodeError):
             msgspec.msgpack.decode(payload, type=kind)
 
@@ -264,13 +265,13 @@ def test_a_keeping_beyond_its_bounds_is_counted(weights: Path) -> None:
     with rig(weights, 2) as ring:
         standing_still(ring)
         for keeping in ({"start": -1}, {"numbers": [-1]}, {"drop": list(range(200_000))}):
-            second(ring, at(0, Flag.KEEP), np.frombuffer(msgspec.msgpack.encode(keeping), np.uint8))
-        second(ring, at(0, Flag.KEEP), np.frombuffer(b"\x81\xa1x" + b"\x91" * 10_000, np.uint8))
-        assert in_time(lambda: ring.stages[1].dropped == {"keeping": 4})
+            second(ring, at(0, Flag.STORE), np.frombuffer(msgspec.msgpack.encode(keeping), np.uint8))
+        second(ring, at(0, Flag.STORE), np.frombuffer(b"\x81\xa1x" + b"\x91" * 10_000, np.uint8))
+        assert in_time(lambda: ring.stages[1].dropped == {"store": 4})
 
 
 def test_a_failures_sentence_has_an_end(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REPLACED", Failure(FailureCode.REPLACED, "x" * 100_000))
+    monkeypatch.setattr(coordinator, "REPLACED", SessionFailure(FailureCode.REPLACED, "x" * 100_000))
     with rig(weights, 1) as ring:
         ring.stages[0].drain().result()
         ring.gateway.open(1)
@@ -278,9 +279,9 @@ def test_a_failures_sentence_has_an_end(weights: Path, monkeypatch: pytest.Monke
 
 
 def test_a_stage_holds_no_more_sessions_than_slots(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_SLOTS", 3)
+    monkeypatch.setattr(stage, "MAX_SLOTS", 3)
     with rig(weights, 2) as ring:
-        opening = msgspec.msgpack.encode({**OPENING, "reply_to": ring.gateway.ring.endpoints})
+        opening = msgspec.msgpack.encode({**OPENING, "reply_to": ring.gateway.transport.endpoints})
         for session in range(5):
             second(ring, Frame(Flag.OPEN, EPOCH, session), np.frombuffer(opening, np.uint8))
         assert in_time(lambda: ring.stages[1].dropped == {"opening": 2})
@@ -288,39 +289,42 @@ def test_a_stage_holds_no_more_sessions_than_slots(weights: Path, monkeypatch: p
 
 
 class Torrent(Transport):
-    """A ring in which the next frame is always there."""
+    """A transport in which the next frame is always there."""
 
     def __init__(self) -> None:
         self.dropped: Counter[str] = Counter()
 
-    def receive(self, milliseconds: int = 0) -> tuple[Frame, Array, str]:
+    def connect(self, endpoint: str) -> None:
+        pass
+
+    def receive(self, milliseconds: int = 0) -> tuple[Frame, Payload, str]:
         return Frame(Flag.TOKEN, EPOCH + 1, 1), ROW, ""
 
 
 def test_frames_without_end_do_not_keep_a_stage_from_its_turn(weights: Path) -> None:
     engine, torrent = NumpyEngine(), Torrent()
     engine.load(whole("tiny", N_LAYERS), weights)
-    Stage(engine, whole("tiny", N_LAYERS), EPOCH, torrent).turn()
-    assert torrent.dropped == {"another epoch": module.FRAMES_A_TURN}
+    join_ring(LoadedShard(engine, EPOCH, torrent, 4096), RingView(0, ("n",), "", "", 4096)).turn()
+    assert torrent.dropped == {"another epoch": stage.FRAMES_A_TURN}
 
 
 @given(st.lists(st.tuples(st.integers(0, 70), st.booleans(), st.integers(0, 90)), max_size=40))
 def test_whatever_parts_come_no_more_than_a_chunk_of_rows_is_held(parts: list[tuple[int, bool, int]]) -> None:
     opening = Opening((1,) * 60, 60, 20, frozenset(), GREEDY, ())
-    session, inlet = StageSession(1, 0, opening, 0.0), StepQueue(PROMPT_CHUNK)
+    sessions = StageSessions()
+    session, queue = sessions.add(1, opening, 0.0), StepQueue(sessions, PROMPT_CHUNK)
     for rows, more, position in parts:
         frame = Frame(Flag.MORE if more else 0, 1, 1, position, rows)
         try:
-            inlet.hidden(session, frame, np.zeros((rows, 2), np.float32))
+            queue.add_hidden(session, frame, np.zeros((rows, 2), np.float32))
         except BadChunk:
-            inlet.close(session)
-        held = inlet._parts.get(1, [])
+            queue.discard_parts(session)
+        held = queue._parts.get(1, [])
         assert sum(len(part) for part in held) <= PROMPT_CHUNK
         assert len(held) <= PROMPT_CHUNK
-        for queue in (inlet.steps, inlet.prompts):
-            for step in queue.next_whole():
-                assert 1 <= len(step.inputs) <= PROMPT_CHUNK
-                assert 0 <= step.position <= step.end <= opening.positions + MOST_DRAFTS
+        for step in queue.pop_decode() + queue.pop_prompts():
+            assert 1 <= len(step.inputs) <= PROMPT_CHUNK
+            assert 0 <= step.position <= step.end <= opening.positions + MOST_DRAFTS
 
 
 def test_a_folder_of_ones_own_is_needed_to_be_answered_over_ipc(weights: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from bus.dataplane import transport as data_plane
 from cluster.sampling import SamplingParams
-from ring import ring_admission as entrance
-from ring import stage
+from ring import ring_memory, stage
+from ring.coordinator import RingCoordinator
 from ring.prefix_cache import BLOCK
 from tests.ring.test_stage import CUTS, GREEDY, N_LAYERS, PROMPT, SAMPLED, Rig, reference, rig, weights
 from tests.support import engines as rig_engines
@@ -120,7 +120,7 @@ def test_a_session_that_leaves_the_queue_makes_room_in_it(weights: Path) -> None
 
 
 def test_who_waits_for_a_gateway_that_is_gone_leaves_the_queue(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entrance, "TELL_AGAIN_S", 0.05)
+    monkeypatch.setattr(ring_memory, "REPORT_EVERY_S", 0.05)
     monkeypatch.setattr(stage, "IDLE_WAIT_MS", 20)
     monkeypatch.setattr(data_plane, "SEND_WITHIN_MS", 200)
     with rig(weights, 2, positions=64) as ring:
@@ -137,7 +137,7 @@ def test_who_waits_for_a_gateway_that_is_gone_leaves_the_queue(weights: Path, mo
 
 
 def test_a_full_queue_refuses_with_a_time_to_come_back(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entrance, "MOST_WAITING", 2)
+    monkeypatch.setattr(ring_memory, "MOST_WAITING", 2)
     with rig(weights, 1, positions=64) as ring:
         for session in range(4):
             ring.gateway.open(session, PROMPT, max_tokens=50)
@@ -192,13 +192,15 @@ def test_a_stage_that_lost_stored_blocks_fails_one_session_and_the_ring_starts_a
     with rig(weights, 3) as ring:
         ring.generate(1, prompt, 4, GREEDY)
         assert ring.all_closed()
-        ring.stages[1].stage._passes.blocks.clear()
+        coordinator = ring.stages[0].stage.input
+        assert isinstance(coordinator, RingCoordinator)
+        ring.stages[1].stage.runner.blocks.drop(range(1000))
         ring.gateway.open(2, prompt, max_tokens=4)
         assert "is gone from a stage" in ring.failure(2)
         assert ring.all_closed()
-        assert in_time(lambda: bool(ring.stages[0].stage._entrance._void))
+        assert in_time(lambda: bool(coordinator._memory._to_drop))
         for session in (3, 4):
             assert ring.generate(session, prompt, 4, GREEDY) == reference.generate(prompt, 4).tokens
         assert cached(ring, 3) == 0
         assert cached(ring, 4) == 3 * BLOCK
-        assert len({stage.stage._passes.blocks.numbers for stage in ring.stages}) == 1
+        assert len({frozenset(stage.stage.runner.blocks._blocks) for stage in ring.stages}) == 1

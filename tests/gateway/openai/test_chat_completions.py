@@ -26,7 +26,7 @@ from bus.messages import (
     Work,
 )
 from cluster.failures import FailureCode
-from cluster.openings import Failure
+from cluster.openings import SessionFailure
 from models.chat_template import ChatTemplate
 from tests.support.chat import (
     MESSAGES,
@@ -48,7 +48,7 @@ from tests.support.ring import (
 )
 from tests.support.stage import EPOCH, WITHIN_S
 
-BROKEN = Failure(FailureCode.STAGE_FAILED, "the engine ran out of memory")
+BROKEN = SessionFailure(FailureCode.STAGE_FAILED, "the engine ran out of memory")
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_the_prompt_on_the_stage_is_the_rendered_template(rig: Rig) -> None:
     assert isinstance(rig.tokenizer.chat_template, ChatTemplate)
     rendered = rig.tokenizer.chat_template.render(MESSAGES)
     assert list(opening.prompt) == rig.tokenizer.encode(rendered)
-    assert opening.prompt_tokens == len(opening.prompt)
+    assert opening.first_position == len(opening.prompt)
     assert opening.eos == rig.tokenizer.eos_token_ids
 
 
@@ -220,12 +220,12 @@ def test_a_frame_of_several_tokens_that_reaches_the_limit_ends_the_answer_there(
         (Flag.FAILED, b"no message pack"),
         (Flag.FAILED, msgspec.msgpack.encode({"code": 5})),
         (Flag.FAILED, b""),
-        (Flag.PLACE, np.array([1], np.int32)),
-        (Flag.PLACE, np.array([-1, 0], np.int32)),
-        (Flag.PLACE, np.array([1, 0], np.float32)),
+        (Flag.QUEUE_POSITION, np.array([1], np.int32)),
+        (Flag.QUEUE_POSITION, np.array([-1, 0], np.int32)),
+        (Flag.QUEUE_POSITION, np.array([1, 0], np.float32)),
         (Flag.TOKEN, np.empty(0, np.int32)),
         (Flag.TOKEN, np.array([[1, 2]], np.int32)),
-        (Flag.KEEP, b"x"),
+        (Flag.STORE, b"x"),
     ],
 )
 def test_a_frame_that_makes_no_sense_is_dropped_and_the_answer_goes_on(
