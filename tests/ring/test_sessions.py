@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cluster.openings import Opening
 from cluster.sampling import SamplingParams
-from ring.sessions import StageSessions
+from ring.sessions import StageSession, StageSessions
 
 
 def opening(prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 5) -> Opening:
@@ -81,3 +81,11 @@ def test_session_decodes_once_its_prompt_is_sent() -> None:
     assert (sessions.decoding, sessions.in_flight) == (1, 0)
     sessions.remove(1)
     assert (sessions.decoding, sessions.in_flight) == (0, 0)
+
+
+def test_token_is_expected_once_and_in_order() -> None:
+    session = StageSession(1, 0, opening((1,) * 9), 0.0)
+    session.tokens = [1] * 9
+    assert [position for position in range(12) if session.expects(position, 1)] == [9]
+    session.put(9, [5, 6, 7])  # with two drafts
+    assert [position for position in range(14) if session.expects(position, 1)] == [10, 11, 12]
