@@ -66,26 +66,26 @@ class FrameWriter:
         return self._ring.first_endpoint, frame, np.empty(0, np.int32)
 
     def send_admission(self, session: StageSession, cached: int) -> None:
-        """Tell the gateway that the session runs, and that `cached` tokens of its prompt need not be computed."""
+        """Report to the gateway that the session runs, and that `cached` tokens of its prompt need not be computed."""
         self._send_queue_position(session.session, session.reply_to, 0, cached)
 
     def send_queue_position(self, session: int, opening: Opening, ahead: int) -> bool:
-        """Tell the gateway that `ahead` sessions wait before this one. Returns False if it cannot be reached."""
+        """Report to the gateway that `ahead` sessions wait before this one. Returns False if it cannot be reached."""
         reply_to = self._reply_endpoint(opening)
         return bool(reply_to) and self._send_queue_position(session, reply_to, ahead + 1, 0)
 
     def send_refusal(self, session: int, opening: Opening, failure: SessionFailure) -> None:
-        """Tell the gateway that a session was not admitted."""
+        """Report to the gateway that a session was not admitted."""
         if reply_to := self._reply_endpoint(opening):
             self.send_failure(session, reply_to, failure)
 
     def send_failure(self, session: int, reply_to: str, failure: SessionFailure) -> None:
-        """Tell the gateway why a session is over."""
+        """Report to the gateway why a session is over."""
         failure = msgspec.structs.replace(failure, message=failure.message[:LONGEST_FAILURE])
         self._send(reply_to, self._frame(session, Flag.FAILED), msgspec.msgpack.encode(failure), "gateway unreachable")
 
     def send_close(self, session: StageSession, endpoint: str) -> None:
-        """Tell a stage that the session is over."""
+        """Send a session's CLOSE to a stage."""
         self._send(endpoint, self._frame(session.session, Flag.CLOSE), b"", "stage unreachable")
 
     def _reply_endpoint(self, opening: Opening) -> str:

@@ -34,7 +34,7 @@ class RingMemory:
         self._waiting: dict[int, Opening] = {}
         self._admitted_at: dict[int, float] = {}
         self._mean_s = ASSUMED_DURATION_S
-        self._to_drop: tuple[int, ...] = ()  # blocks that left the index and that no frame has told the stages to drop
+        self._to_drop: tuple[int, ...] = ()  # blocks that left the index and that the stages still have to drop
         self._report_all_at = 0.0
 
     @property

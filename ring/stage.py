@@ -81,7 +81,7 @@ class InputRole(ABC):
 
     @abstractmethod
     def may_reply_to(self, owner: str, sender: str) -> bool:
-        """Whether a session that `sender` opens here may be `owner`'s, whose endpoints the opening names."""
+        """Whether an opening that comes from `sender` may name endpoints of the node `owner`."""
 
     @abstractmethod
     def open(self, session_id: int, opening: Opening, reply_to: str) -> None:
@@ -299,7 +299,7 @@ class Stage:
             self.fail(session, SessionFailure(FailureCode.STAGE_FAILED, message))
 
     def fail(self, session: StageSession, failure: SessionFailure) -> None:
-        """Tell the gateway why, and close the session here and on the other stages."""
+        """Report to the gateway why, and close the session here and on the other stages."""
         if session.session not in self.sessions.by_id:
             return
         limited.warning(failure.code, "session %x: %s", session.session, failure.message)

@@ -49,14 +49,14 @@ class TokenSampler(OutputRole):
             return 1
         due = 1 + len(self._drafts(step.session))
         if len(step.inputs) != due:
-            raise EngineError(f"{len(step.inputs)} rows came where {due} were due")
+            raise EngineError(f"{len(step.inputs)} rows came instead of {due}")
         return due
 
     def started(self, session: StageSession, cached: int) -> None:
-        """Begin to look for drafts, and tell the gateway that the session runs.
+        """Begin to look for drafts, and report the admission to the gateway.
 
-        The last stage tells it and not the first, which admitted the session: on one connection, so that the admission
-        comes before the first token.
+        The last stage reports it, though the first one admitted the session: the tokens come over the same connection,
+        so the admission always arrives before them.
         """
         if session.opening.drafts:
             self._states[session.session] = DraftState(PromptLookup(session.opening.prompt))

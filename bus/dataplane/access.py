@@ -135,7 +135,7 @@ def best_endpoint(endpoints: Sequence[str], node_id: str = "") -> str:
         elif not node_id or node_of(endpoint) == node_id:
             return endpoint
         else:
-            raise ValueError(f"{endpoint} does not belong to node {node_id}, which is said to be there")
+            raise ValueError(f"{endpoint} does not belong to node {node_id}, as the instance says")
     raise ValueError(f"none of the endpoints {', '.join(endpoints)} can be reached from this machine")
 
 

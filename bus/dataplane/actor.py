@@ -19,7 +19,7 @@ class DataPlaneActor(Actor):
     """Keeps the allowlist of its node's access up to date. Subclasses call `follow_links` before they listen."""
 
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
-        """Raises PrivateFileError if the node's key cannot be read."""
+        """Read the node's key. Raises PrivateFileError if it cannot be read."""
         super().__init__(bus)
         self._config = config
         self._access = access_of(config)

@@ -105,7 +105,7 @@ class Transport:
             return NO_SOURCE, b""
         if source in self._inbound:
             message = inbox.recv()
-        else:  # only a message that is not copied tells who sent it
+        else:  # only a message that is not copied gives its sender
             part = inbox.recv(copy=False)
             self._inbound.add(source, part)
             message = part.bytes

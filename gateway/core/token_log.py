@@ -20,6 +20,6 @@ class TokenLog:
         if index < len(self.tokens):
             return False
         if index > len(self.tokens):
-            raise TokenGap(f"token {index} came where {len(self.tokens)} was due")
+            raise TokenGap(f"token {index} came instead of {len(self.tokens)}")
         self.tokens.append(token)
         return True

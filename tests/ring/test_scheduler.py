@@ -1,4 +1,4 @@
-"""What a ring of stages in processes of their own computes, for whom, and in which order. No test measures time."""
+"""`ring.scheduler`: what rings of stages in processes of their own compute, in which order. None measures time."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def is_decode(call: Call) -> bool:
 def open_running(ring: SyntheticRing, count: int, tokens: int = 1) -> list[int]:
     """Sessions without an end, which all have as many tokens."""
     sessions = [ring.streams.open(prompt_of(4, seed), NO_END) for seed in range(count)]
-    heard = [ring.streams.heard(session) for session in sessions]
-    ring.streams.hear(*heard, tokens=tokens)
+    received = [ring.streams.received(session) for session in sessions]
+    ring.streams.receive(*received, tokens=tokens)
     return sessions
 
 
 def finish(ring: SyntheticRing, prompt: Sequence[int], tokens: int) -> list[int]:
     """A whole session beside others."""
-    heard = ring.streams.heard(session := ring.streams.open(prompt, tokens))
-    ring.streams.hear(heard)
+    received = ring.streams.received(session := ring.streams.open(prompt, tokens))
+    ring.streams.receive(received)
     ring.streams.end(session)
-    return heard.ids
+    return received.ids
 
 
 @pytest.mark.parametrize("stages", [1, 2, 4])
@@ -79,17 +79,17 @@ def test_early_close_frees_the_slot_on_every_stage(entering: bool) -> None:
         ring.streams.end(left)
         assert ring.comes_to(lambda stage: (stage.sessions, stage.slots) == (held - 1, held - 1))
         for seed, session in enumerate(running):
-            heard = ring.streams.heard(session)
-            ring.streams.hear(heard, tokens=len(heard.tokens) + 5)
-            assert heard.ids == expected_tokens(SLOW, prompt_of(4, seed), len(heard.ids))
+            received = ring.streams.received(session)
+            ring.streams.receive(received, tokens=len(received.tokens) + 5)
+            assert received.ids == expected_tokens(SLOW, prompt_of(4, seed), len(received.ids))
 
 
 def test_eight_streams_get_equal_shares() -> None:
     with synthetic_ring(SLOW, 4) as ring:
-        heard = [ring.streams.heard(session) for session in open_running(ring, 8)]
-        before = [len(session.tokens) for session in heard]
-        ring.streams.hear_until(lambda: sum(len(session.tokens) for session in heard) >= sum(before) + 240)
-        given = [len(session.tokens) - start for session, start in zip(heard, before, strict=True)]
+        received = [ring.streams.received(session) for session in open_running(ring, 8)]
+        before = [len(session.tokens) for session in received]
+        ring.streams.receive_until(lambda: sum(len(session.tokens) for session in received) >= sum(before) + 240)
+        given = [len(session.tokens) - start for session, start in zip(received, before, strict=True)]
         assert jain(given) >= 0.95, given
 
 
@@ -97,8 +97,8 @@ def test_eight_streams_get_equal_shares() -> None:
 def test_scattered_sessions_merge_into_micro_batches(stages: int) -> None:
     with synthetic_ring(SLOW, stages) as ring:
         sessions = [session for _ in range(2 * stages) for session in open_running(ring, 1)]
-        heard = [ring.streams.heard(session) for session in sessions]
-        ring.streams.hear(*heard, tokens=max(len(session.tokens) for session in heard) + 30)
+        received = [ring.streams.received(session) for session in sessions]
+        ring.streams.receive(*received, tokens=max(len(session.tokens) for session in received) + 30)
         for stage in ring.look(journal=True):
             assert {len(call.chunks) for call in list(stage.calls)[-20:]} == {2}
 
@@ -145,13 +145,13 @@ def test_sessions_wait_in_order_for_memory(stages: int) -> None:
     wanted = [60, 90, 10]  # positions; the last would fit beside the first, and does not overtake
     with synthetic_ring(FREE, stages, positions=100) as ring:
         sessions = [ring.streams.open(prompt_of(4, seed), most - 4) for seed, most in enumerate(wanted)]
-        running, big, small = (ring.streams.heard(session) for session in sessions)
-        ring.streams.hear_until(lambda: running.finished and bool(small.places))
-        assert (running.places, big.places, small.places) == ([(0, 0)], [(1, 0)], [(2, 0)])
+        running, big, small = (ring.streams.received(session) for session in sessions)
+        ring.streams.receive_until(lambda: running.finished and bool(small.queue_positions))
+        assert (running.queue_positions, big.queue_positions, small.queue_positions) == ([(0, 0)], [(1, 0)], [(2, 0)])
         assert ring.comes_to(lambda stage: stage.slots == 1)
         ring.streams.end(sessions[0])
-        ring.streams.hear(big, small)
-        assert (big.places, small.places) == ([(1, 0), (0, 0)], [(2, 0), (0, 0)])
+        ring.streams.receive(big, small)
+        assert (big.queue_positions, small.queue_positions) == ([(1, 0), (0, 0)], [(2, 0), (0, 0)])
         assert big.ids == expected_tokens(FREE, prompt_of(4, 1), 86)
         assert small.ids == expected_tokens(FREE, prompt_of(4, 2), 6)
 
@@ -159,12 +159,12 @@ def test_sessions_wait_in_order_for_memory(stages: int) -> None:
 def test_sessions_behind_a_closed_one_move_up() -> None:
     with synthetic_ring(FREE, 2, positions=100) as ring:
         sessions = [ring.streams.open(prompt_of(4, seed), 96) for seed in range(4)]
-        last = ring.streams.heard(sessions[-1])
-        ring.streams.hear_until(lambda: last.places == [(3, 0)])
+        last = ring.streams.received(sessions[-1])
+        ring.streams.receive_until(lambda: last.queue_positions == [(3, 0)])
         ring.streams.end(sessions[1])
-        ring.streams.hear_until(lambda: last.places == [(3, 0), (2, 0)])
+        ring.streams.receive_until(lambda: last.queue_positions == [(3, 0), (2, 0)])
         ring.streams.end(sessions[0])
-        ring.streams.hear_until(lambda: last.places == [(3, 0), (2, 0), (1, 0)])
+        ring.streams.receive_until(lambda: last.queue_positions == [(3, 0), (2, 0), (1, 0)])
         assert ring.comes_to(lambda stage: stage.slots == 1)
 
 
@@ -172,9 +172,9 @@ def test_full_queue_gives_retry_after_and_too_large_is_refused() -> None:
     with synthetic_ring(FREE, 2, positions=100) as ring:
         for seed in range(1 + MOST_WAITING):
             ring.streams.open(prompt_of(4, seed), 96)
-        refused = ring.streams.heard(ring.streams.open(prompt_of(4), 8))
-        endless = ring.streams.heard(ring.streams.open(prompt_of(4), 97))
-        ring.streams.hear_until(lambda: bool(refused.failure and endless.failure), failures=True)
+        refused = ring.streams.received(ring.streams.open(prompt_of(4), 8))
+        endless = ring.streams.received(ring.streams.open(prompt_of(4), 97))
+        ring.streams.receive_until(lambda: bool(refused.failure and endless.failure), failures=True)
         assert refused.failure is not None
         assert endless.failure is not None
         assert (refused.failure.code, endless.failure.code) == ("queue_full", "too_large")
@@ -189,12 +189,12 @@ def test_shared_prefix_is_not_computed_again(stages: int) -> None:
     with synthetic_ring(FREE, stages) as ring:
         for end in ends:
             before = [stage.counts.rows for stage in ring.look()]
-            heard = ring.streams.heard(session := ring.streams.open([*shared, *end], tokens))
-            ring.streams.hear(heard)
+            received = ring.streams.received(session := ring.streams.open([*shared, *end], tokens))
+            ring.streams.receive(received)
             ring.streams.end(session)
-            assert heard.ids == expected_tokens(FREE, [*shared, *end], tokens)
+            assert received.ids == expected_tokens(FREE, [*shared, *end], tokens)
             known = 0 if end is ends[0] else len(shared)
-            assert heard.places == [(0, known)]
+            assert received.queue_positions == [(0, known)]
             rows = len(shared) + len(end) - known + tokens - 1
             assert [stage.counts.rows - had for stage, had in zip(ring.look(), before, strict=True)] == [rows] * stages
 
@@ -206,11 +206,11 @@ def test_drafts_save_passes_in_a_repeating_text(stages: int) -> None:
         expected = expected_tokens(REPEATING, prompt, tokens)
         passes = []
         for drafts in (0, 8):
-            heard = ring.streams.heard(session := ring.streams.open(prompt, tokens, drafts))
-            ring.streams.hear(heard)
+            received = ring.streams.received(session := ring.streams.open(prompt, tokens, drafts))
+            ring.streams.receive(received)
             ring.streams.end(session)
-            assert heard.ids == expected
-            passes.append(heard.passes)
+            assert received.ids == expected
+            passes.append(received.passes)
         assert passes[0] == tokens
         assert passes[1] <= tokens / 1.5
         counts = ring.look()[-1].counts
@@ -220,7 +220,7 @@ def test_drafts_save_passes_in_a_repeating_text(stages: int) -> None:
 def test_drafts_change_no_token_of_other_texts() -> None:
     prompts = [prompt_of(40, seed) for seed in range(6)]
     with synthetic_ring(FREE, 2) as ring:
-        heard = [ring.streams.heard(ring.streams.open([*prompt, *prompt], 60, drafts=8)) for prompt in prompts]
-        ring.streams.hear(*heard)
-        for prompt, session in zip(prompts, heard, strict=True):
+        received = [ring.streams.received(ring.streams.open([*prompt, *prompt], 60, drafts=8)) for prompt in prompts]
+        ring.streams.receive(*received)
+        for prompt, session in zip(prompts, received, strict=True):
             assert session.ids == expected_tokens(FREE, [*prompt, *prompt], 60)

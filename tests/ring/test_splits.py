@@ -1,4 +1,4 @@
-"""However a model is split over stages and engines, it says the same: every split, real decode steps."""
+"""A model gives the same tokens however it is split over stages and engines: every split, real decode steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Crowds of strangers at the doors of a hub in a process of its own: for the tests, and for the benchmark's figures."""
+"""Crowds of unknown clients at the ports of a hub in a process of its own: for the tests and for the benchmark."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REAPED_WITHIN_S = 15.0
 
 @contextmanager
 def hub_with(descriptors: int = 0) -> Iterator[tuple[HubProcess, Path]]:
-    """A hub in a process of its own, with at most so many open files."""
+    """Run a hub in a process of its own, with at most so many open files."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
@@ -38,13 +38,13 @@ def hub_with(descriptors: int = 0) -> Iterator[tuple[HubProcess, Path]]:
 
 
 def ports(state: HubState) -> list[int]:
-    """Of the bus, and of the join port."""
+    """Return the bus port and the join port."""
     return [int(address_of(endpoint).rpartition(":")[2]) for endpoint in (state.endpoint, state.join_endpoint)]
 
 
 def knock_together(endpoint: str, count: int) -> int:
-    """So many unknown keys at once, each with a fact on its way and the right key of the hub. How many got in."""
-    fact, let_in = Status("m", "from a stranger"), 0
+    """Connect so many unknown keys at once, each with a fact to send. Return how many got in."""
+    fact, accepted = Status("m", "from a stranger"), 0
     with zmq.Context() as context, ExitStack() as stack:
         poller, left = zmq.Poller(), set()
         for _ in range(count):
@@ -59,23 +59,23 @@ def knock_together(endpoint: str, count: int) -> int:
             connect(dealer, endpoint, pair)
             dealer.send_multipart(encode("status", new_header(fact, f"{pair.node_id}/node", sequence=1), fact))
         while left:
-            told = poller.poll(10_000)
-            assert told, f"{len(left)} of {count} were told nothing within 10 s"
-            for monitor, _ in told:
+            events = poller.poll(10_000)
+            assert events, f"{len(left)} of {count} had no answer within 10 s"
+            for monitor, _ in events:
                 event = struct.unpack("=HI", monitor.recv_multipart()[0])[0]
-                let_in += event == zmq.Event.HANDSHAKE_SUCCEEDED
+                accepted += event == zmq.Event.HANDSHAKE_SUCCEEDED
                 poller.unregister(monitor)
                 left.remove(monitor)
-    return let_in
+    return accepted
 
 
 def idle(crowd: ExitStack, port: int) -> socket.socket:
-    """A connection that says nothing."""
+    """Open a connection that sends nothing."""
     return crowd.enter_context(socket.create_connection(("127.0.0.1", port), 10.0))
 
 
 def seconds_until_closed(crowd: Sequence[socket.socket]) -> float:
-    """Read each to its end: the other side's greeting, then nothing. TimeoutError where one stays open."""
+    """Read each to its end: the other side's greeting, then nothing. Raises TimeoutError if one stays open."""
     begun = time.monotonic()
     for one in crowd:
         one.settimeout(REAPED_WITHIN_S)
@@ -88,7 +88,7 @@ def seconds_until_closed(crowd: Sequence[socket.socket]) -> float:
 
 
 def seconds_to_join(run_dir: Path, join_endpoint: int) -> float:
-    """The guest's hub knocks, and a link stands."""
+    """Have the guest's hub join; return how long it takes until the link stands."""
 
     async def join() -> float:
         async with client(run_dir, GUEST, "guest") as guest:
@@ -100,7 +100,7 @@ def seconds_to_join(run_dir: Path, join_endpoint: int) -> float:
 
 
 def join_in_the_end(run_dir: Path, join_endpoint: int) -> None:
-    """As discovery does: knock again while nobody answers."""
+    """Try to join again while there is no answer, as discovery does."""
 
     async def join() -> None:
         async with client(run_dir, GUEST, "guest") as guest, asyncio.timeout(20.0):
@@ -114,20 +114,20 @@ def join_in_the_end(run_dir: Path, join_endpoint: int) -> None:
     asyncio.run(join())
 
 
-def half_a_frame(stranger: socket.socket, claimed: int) -> None:
-    """A ZMTP greeting for CURVE, and then a command that never ends."""
+def half_a_frame(client: socket.socket, claimed: int) -> None:
+    """Send a ZMTP greeting for CURVE, and then a command that never ends."""
     greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"CURVE".ljust(20, b"\0") + bytes(32)
-    stranger.settimeout(2.0)
+    client.settimeout(2.0)
     try:
-        stranger.sendall(greeting)
-        stranger.recv(64)
-        stranger.sendall(b"\x06" + struct.pack(">Q", claimed))
-        stranger.sendall(b"\x05HELLO" + os.urandom(min(claimed - 4096, 4 * MIB)))
+        client.sendall(greeting)
+        client.recv(64)
+        client.sendall(b"\x06" + struct.pack(">Q", claimed))
+        client.sendall(b"\x05HELLO" + os.urandom(min(claimed - 4096, 4 * MIB)))
     except (ConnectionError, TimeoutError):
         pass  # refused earlier than it might have been
 
 
 def half_frames(crowd: ExitStack, port: int, count: int) -> None:
-    """So many strangers that claim the largest frame a port takes, or far more, send what they can, and wait."""
+    """Open so many connections that claim the largest frame a port takes, or far more, send what they can, and wait."""
     for number in range(count):
         half_a_frame(idle(crowd, port), CONTROL_BYTES - 1 if number % 2 else 16 * MIB)

@@ -1,4 +1,4 @@
-"""A first stage for tests: it tells a prepared text to every session, over the real data plane."""
+"""A stage for tests that sends a prepared text to every session, over the real data plane."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ WITHIN_S = 15.0
 
 @dataclass
 class Telling:
-    """What the stage says to every session, and how."""
+    """What the stage sends to every session, and how."""
 
     tokens: list[int] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)  # how many sessions are ahead, told at the opening
+    places: list[int] = field(default_factory=list)  # how many sessions are ahead, sent at the opening
     admits: threading.Event = field(default_factory=threading.Event)  # clear: the session stays in the queue
-    cached: int = -1  # told at admission, unless negative
+    cached: int = -1  # sent at admission, unless negative
     silent: bool = False  # after `tokens`, nothing: neither end nor failure
     failure: SessionFailure | None = None  # after `tokens`
     at_once: int = 1  # tokens a frame
@@ -42,7 +42,7 @@ class Telling:
 
 
 class StageThread(threading.Thread):
-    """A first stage that is also the last: answers an opening with what `telling` says."""
+    """A ring of one stage: replies to an opening with `telling`."""
 
     def __init__(self, run_dir: Path, access: Access = LOCAL) -> None:
         super().__init__(name="stage", daemon=True)
@@ -83,8 +83,8 @@ class StageThread(threading.Thread):
             self.openings[frame.session] = msgspec.msgpack.decode(payload.tobytes(), type=Opening)
             self._due[frame.session] = (time.monotonic(), 0)
             places = [(Flag.QUEUE_POSITION, _place(ahead, 0)) for ahead in self.telling.places]
-            for flags, told in (*self.telling.nonsense, *places):
-                transport.send(best_endpoint(self.openings[frame.session].reply_to), frame._replace(flags=flags), told)
+            for flags, reply in (*self.telling.nonsense, *places):
+                transport.send(best_endpoint(self.openings[frame.session].reply_to), frame._replace(flags=flags), reply)
         elif frame.flags & Flag.CLOSE:
             self.closed.append(frame.session)
             self._due.pop(frame.session, None)

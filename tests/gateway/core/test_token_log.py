@@ -15,7 +15,7 @@ def test_log_accepts_each_index_once_in_order(indices: list[int]) -> None:
     for index in indices:
         due = len(log.tokens)
         if index > due:
-            with pytest.raises(TokenGap, match=f"token {index} came where {due} was due"):
+            with pytest.raises(TokenGap, match=f"token {index} came instead of {due}"):
                 log.accept(index, 100 + index)
         else:
             assert log.accept(index, 100 + index) == (index == due)
