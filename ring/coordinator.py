@@ -18,9 +18,10 @@ from common.rate_limit import RateLimitedLogger
 from engines.engine import MAX_SLOTS, EngineError
 from ring.frame_policy import accepted_by_first
 from ring.ring_memory import RingMemory
+from ring.roles import InputRole
 from ring.scheduler import Scheduler
 from ring.sessions import StageSession
-from ring.stage import InputRole, Stage
+from ring.stage import Stage
 from ring.steps import Step
 
 limited = RateLimitedLogger(logging.getLogger(__name__))
@@ -33,7 +34,7 @@ class RingCoordinator(InputRole):
     """The first stage's input: sessions from gateways, and the tokens that come round the ring."""
 
     def __init__(self, stage: Stage) -> None:
-        super().__init__(stage)
+        self._stage = stage
         self._memory = RingMemory(stage.ring.positions, MAX_SLOTS)
         self._scheduler = Scheduler(stage.sessions, stage.queue, stage.ring.size)
         self._draining = False

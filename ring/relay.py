@@ -13,8 +13,9 @@ from common.limits import UNREADABLE
 from engines.engine import EngineError, FloatArray
 from ring.frame_policy import accepted_by_later
 from ring.prefix_cache import CacheUpdate
+from ring.roles import InputRole, OutputRole
 from ring.sessions import StageSession
-from ring.stage import InputRole, OutputRole, Stage
+from ring.stage import Stage
 from ring.step_queue import BadChunk
 from ring.steps import Step
 
@@ -27,7 +28,7 @@ class Follower(InputRole):
     """The input of a stage that is not the first: openings, hidden states and cache updates from the stage before."""
 
     def __init__(self, stage: Stage) -> None:
-        super().__init__(stage)
+        self._stage = stage
         self._previous = stage.ring.nodes[stage.ring.index - 1]
         self._queue = stage.queue
 
@@ -115,6 +116,9 @@ class Follower(InputRole):
 class Forwarder(OutputRole):
     """The output of a stage that is not the last: hidden states, openings and cache updates for the next one."""
 
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
     def logits_wanted(self, step: Step) -> int:
         """Return 0: the engine of such a stage has no logits."""
         return 0
@@ -135,3 +139,7 @@ class Forwarder(OutputRole):
         for step, output in computed:
             rest -= 1
             stage.send(step.session, stage.frames.hidden_states(step, output, rest))
+
+    def closed(self, session: StageSession) -> None:
+        """Pass the CLOSE on to the next stage."""
+        self._stage.frames.send_close(session, self._stage.ring.next_endpoint)

@@ -1,15 +1,14 @@
 """One stage of a ring: frames in, micro-batches through the engine, frames out.
 
-`Stage` is what every stage does. What depends on its place in the ring is in two roles: the first stage's input role is
-the `RingCoordinator`, the others' a `Follower`; the last stage's output role is the `TokenSampler`, the others' a
-`Forwarder`. `ring.roles` chooses them. Text is unknown here.
+This is what every stage does; what depends on its place in the ring is in its two roles (`ring.roles`). Text is unknown
+here.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -22,12 +21,13 @@ from cluster.failures import FailureCode
 from cluster.openings import Opening, SessionFailure
 from common.limits import UNREADABLE
 from common.rate_limit import RateLimitedLogger
-from engines.engine import MAX_SLOTS, EngineError, FloatArray
+from engines.engine import MAX_SLOTS, EngineError
 from ring.frame_writer import FrameWriter, Outgoing
 from ring.loaded_shard import LoadedShard
 from ring.model_runner import ModelRunner
-from ring.prefix_cache import BLOCK, CacheUpdate, PrefixLost
+from ring.prefix_cache import BLOCK, PrefixLost
 from ring.ring_view import RingView
+from ring.roles import InputRole, OutputRole
 from ring.scheduler import PROMPT_CHUNK
 from ring.sessions import StageSession, StageSessions
 from ring.step_queue import StepQueue
@@ -59,106 +59,6 @@ class StageCounts:
     busy_seconds: float = 0.0
 
 
-class InputRole(ABC):
-    """How a stage gets its sessions and their rows. The first stage's are its own, the others' come down the ring."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-
-    @property
-    @abstractmethod
-    def waiting(self) -> int:
-        """How many sessions wait to be admitted."""
-
-    @property
-    @abstractmethod
-    def idle_limit_s(self) -> float:
-        """After how many seconds without a step a session is taken for lost."""
-
-    @abstractmethod
-    def accepts(self, frame: Frame, sender: str) -> bool:
-        """Whether a frame may come from this node; see `ring.frame_policy`."""
-
-    @abstractmethod
-    def may_reply_to(self, owner: str, sender: str) -> bool:
-        """Whether an opening that comes from `sender` may name endpoints of the node `owner`."""
-
-    @abstractmethod
-    def open(self, session_id: int, opening: Opening, reply_to: str) -> None:
-        """Handle an opening. Raises KeyError or ValueError if the session cannot be opened."""
-
-    @abstractmethod
-    def receive(self, session: StageSession, frame: Frame, payload: Payload) -> None:
-        """Handle a frame of a session that is open here, neither OPEN nor CLOSE."""
-
-    @property
-    @abstractmethod
-    def busy(self) -> bool:
-        """Whether there is something to compute now."""
-
-    @abstractmethod
-    def next_steps(self) -> list[Step]:
-        """Return a micro-batch of decode steps; empty if none is due."""
-
-    @abstractmethod
-    def next_prompts(self) -> list[Step]:
-        """Return a micro-batch of prompt chunks; empty if none is due."""
-
-    @abstractmethod
-    def failed(self, session: StageSession) -> None:
-        """Handle that this stage failed a session, which is closed already."""
-
-    @abstractmethod
-    def admit(self) -> None:
-        """Start the sessions that may run now. Called every turn."""
-
-    @abstractmethod
-    def started(self, session: StageSession, cached: int) -> None:
-        """Handle that a session has its slot, with its first `cached` positions restored."""
-
-    @abstractmethod
-    def closing(self, session: StageSession, frame: Frame) -> None:
-        """Handle the CLOSE of a session, which is still open."""
-
-    @abstractmethod
-    def closed(self, session_id: int) -> None:
-        """Forget a session that is over, or that waited and is given up. It may be unknown."""
-
-    @abstractmethod
-    def drain(self) -> None:
-        """Refuse new sessions from now on, and those that wait."""
-
-
-class OutputRole(ABC):
-    """Where a stage's outputs go: to the next stage, or from the last one as tokens to the gateway and the first."""
-
-    drafted = 0
-    accepted = 0
-
-    def __init__(self, stage: Stage) -> None:
-        self._stage = stage
-
-    @abstractmethod
-    def logits_wanted(self, step: Step) -> int:
-        """Return of how many of a step's last rows the logits are wanted. Raises EngineError for an invalid step."""
-
-    @abstractmethod
-    def started(self, session: StageSession, cached: int) -> None:
-        """Handle that a session has its slot, with its first `cached` positions restored."""
-
-    @abstractmethod
-    def store(self, session: StageSession, update: CacheUpdate) -> None:
-        """Pass a cache update on."""
-
-    @abstractmethod
-    def deliver(self, computed: list[tuple[Step, FloatArray]]) -> None:
-        """Send on what the engine made of a micro-batch."""
-
-    def closed(self, session: StageSession) -> None:
-        """Forget a session, and pass its CLOSE on."""
-        self._stage.frames.send_close(session, self._stage.ring.next_endpoint)
-
-
 class Stage:
     """The sessions of one shard. One thread creates it and calls `turn` over and over.
 
@@ -166,7 +66,11 @@ class Stage:
     """
 
     def __init__(
-        self, shard: LoadedShard, ring: RingView, input_role: type[InputRole], output_role: type[OutputRole]
+        self,
+        shard: LoadedShard,
+        ring: RingView,
+        input_role: Callable[[Stage], InputRole],
+        output_role: Callable[[Stage], OutputRole],
     ) -> None:
         """Connect to the next and the first stage. Raises ValueError if an endpoint is malformed or not linked."""
         for endpoint in (ring.next_endpoint, ring.first_endpoint):

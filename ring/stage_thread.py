@@ -8,10 +8,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from ring.coordinator import RingCoordinator
 from ring.loaded_shard import LoadedShard
+from ring.relay import Follower, Forwarder
 from ring.ring_view import RingView
-from ring.roles import join_ring
 from ring.stage import Stage, StageCounts
+from ring.token_sampler import LoneTokenSampler, TokenSampler
 
 
 class StageThread(threading.Thread):
@@ -100,3 +102,15 @@ class StageThread(threading.Thread):
 
     def _end(self) -> None:
         self._finished = True
+
+
+def join_ring(shard: LoadedShard, ring: RingView) -> Stage:
+    """Return the stage that a loaded shard is in a ring, connected to the next and the first stage.
+
+    Raises ValueError if an endpoint is malformed or its node is not linked.
+    """
+    if ring.size == 1:
+        return Stage(shard, ring, RingCoordinator, LoneTokenSampler)
+    if ring.index == 0:
+        return Stage(shard, ring, RingCoordinator, Forwarder)
+    return Stage(shard, ring, Follower, TokenSampler if ring.index == ring.size - 1 else Forwarder)

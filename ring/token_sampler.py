@@ -14,8 +14,9 @@ from engines.sampling import sample
 from ring.frame_writer import OutgoingArray
 from ring.prefix_cache import CacheUpdate
 from ring.prompt_lookup import PromptLookup, accepted
+from ring.roles import OutputRole
 from ring.sessions import StageSession
-from ring.stage import OutputRole, Stage
+from ring.stage import Stage
 from ring.steps import SampledTokens, Step
 
 
@@ -35,7 +36,7 @@ class TokenSampler(OutputRole):
     """
 
     def __init__(self, stage: Stage) -> None:
-        super().__init__(stage)
+        self._stage = stage
         self._exact_rows = stage.ring.exact_rows
         self._states: dict[int, DraftState] = {}
 
@@ -68,7 +69,7 @@ class TokenSampler(OutputRole):
     def closed(self, session: StageSession) -> None:
         """Forget the drafts, and pass the CLOSE on to the first stage."""
         self._states.pop(session.session, None)
-        super().closed(session)
+        self._stage.frames.send_close(session, self._stage.ring.next_endpoint)
 
     def deliver(self, computed: list[tuple[Step, FloatArray]]) -> None:
         """Sample a token for each session that is due; send tokens round the ring, and then to the gateways.

@@ -26,9 +26,9 @@ from ring.frame_writer import Outgoing
 from ring.loaded_shard import LoadedShard
 from ring.prefix_cache import CacheUpdate
 from ring.ring_view import RingView
-from ring.roles import join_ring
 from ring.scheduler import PROMPT_CHUNK
 from ring.sessions import StageSession
+from ring.stage_thread import join_ring
 from tests.support.bus import in_time, run_folder
 from tests.support.engines import Ring
 from tests.support.models import TINY_VOCAB
