@@ -1,6 +1,4 @@
-"""The roles of the stages between: every stage but the first follows the one before it, and every stage but the last
-forwards to the next.
-"""
+"""The roles of a stage that relays: its input unless it is the first stage, and its output unless it is the last."""
 
 from __future__ import annotations
 
@@ -31,6 +29,7 @@ class Follower(InputRole):
         self._stage = stage
         self._previous = stage.ring.nodes[stage.ring.index - 1]
         self._queue = stage.queue
+        self._most_pending = stage.ring.size + 1  # the first stage never sends on more chunks of a prompt
 
     def accepts(self, frame: Frame, sender: str) -> bool:
         """Whether a frame comes from the stage before."""
@@ -50,7 +49,7 @@ class Follower(InputRole):
             self._receive_update(session, payload)
             return
         try:
-            if session.pending > self._stage.ring.size + 1:  # the first stage never sends on more of a prompt
+            if session.pending > self._most_pending:
                 raise BadChunk("more chunks came than were due; try again")
             self._queue.add_hidden(session, frame, payload)
         except BadChunk as error:

@@ -7,7 +7,7 @@ from statistics import median
 
 from ring.scheduler import PROMPT_CHUNK
 from tests.bench.figures import Figure
-from tests.bench.streams import Received
+from tests.bench.streams import StreamResult
 from tests.support.synthetic import Seen
 from tests.support.synthetic_engine import DECODE_ROWS, Model
 from tests.support.synthetic_ring import synthetic_ring
@@ -39,7 +39,7 @@ def measure() -> list[Figure]:
     return [Figure("stall_ratio", longest / (2 * steady + chunk), "ratio", "≤ 1", baseline=steady, note=note)]
 
 
-def _gaps_ms(received: Received) -> list[float]:
+def _gaps_ms(received: StreamResult) -> list[float]:
     return [(b.at_ns - a.at_ns) / 1e6 for a, b in pairwise(received.tokens)]
 
 

@@ -36,7 +36,7 @@ class Timed:
 
 
 @dataclass(slots=True)
-class Received:
+class StreamResult:
     """What came for one session: tokens; (sessions ahead, prompt tokens found stored) as often as reported; the end."""
 
     first_position: int
@@ -75,7 +75,7 @@ class Streams:
         self._instance = instance
         self._transport = Transport(run_dir, f"bench-{secrets.token_hex(4)}", access)
         self._first = best_endpoint(instance.stages[0].endpoints)
-        self._sessions: dict[int, Received] = {}
+        self._sessions: dict[int, StreamResult] = {}
 
     def generate(self, prompt: tuple[int, ...], tokens: int) -> list[Timed]:
         """Decode exactly `tokens` tokens, greedily. Raises AssertionError if a stage fails or no token comes."""
@@ -96,11 +96,11 @@ class Streams:
         session = secrets.randbits(63)
         sampling = SamplingParams(temperature=0.0)
         opening = Opening(tuple(prompt), len(prompt), tokens, frozenset(), sampling, self._transport.endpoints, drafts)
-        self._sessions[session] = Received(len(prompt), time.monotonic_ns())
+        self._sessions[session] = StreamResult(len(prompt), time.monotonic_ns())
         self._send(Flag.OPEN, session, msgspec.msgpack.encode(opening))
         return session
 
-    def received(self, session: int) -> Received:
+    def received(self, session: int) -> StreamResult:
         """What came so far; it grows while `hear_until` runs."""
         return self._sessions[session]
 
@@ -116,7 +116,7 @@ class Streams:
         for session in list(self._sessions):
             self.end(session)
 
-    def receive(self, *sessions: Received, tokens: int = 1 << 62) -> None:
+    def receive(self, *sessions: StreamResult, tokens: int = 1 << 62) -> None:
         """Take in frames until each of these has ended, or has as many tokens."""
         self.receive_until(lambda: all(received.finished or len(received.tokens) >= tokens for received in sessions))
 

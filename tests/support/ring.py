@@ -44,7 +44,7 @@ from common.config import NodeConfig, write_config
 from models.tokenizer import Tokenizer
 from tests.support.bus import hub_config
 from tests.support.models import EOS_TOKEN_ID, write_tokenizer_files
-from tests.support.stage import EPOCH, WITHIN_S, StageThread, Telling
+from tests.support.stage import EPOCH, WITHIN_S, Telling, TextStage
 
 ROOT = Path(__file__).parent.parent.parent
 NODE_ID = "00112233445566aa"
@@ -158,7 +158,7 @@ class Rig:
     url: str
     config: NodeConfig
     gateway: subprocess.Popen[bytes]
-    stage: StageThread
+    stage: TextStage
     node: ActorThread
     download: ActorThread
     tokenizer: Tokenizer
@@ -218,10 +218,10 @@ def running_rig(folder: Path, module: str = "gateway", **settings: object) -> It
     node_folder = open_folder(folder)
     run_dir = node_folder.run_dir
     config = make_config(run_dir, folder, **settings)
-    threads: list[StageThread | ActorThread] = []
+    threads: list[TextStage | ActorThread] = []
     try:
         with running_hub(run_dir):
-            stage = StageThread(run_dir)
+            stage = TextStage(run_dir)
             stage.start()
             threads.append(stage)
             instance = make_instance(stage.endpoints.get(timeout=WITHIN_S))

@@ -41,7 +41,7 @@ class Telling:
             self.admits.set()
 
 
-class StageThread(threading.Thread):
+class TextStage(threading.Thread):
     """A ring of one stage: replies to an opening with `telling`."""
 
     def __init__(self, run_dir: Path, access: Access = LOCAL) -> None:

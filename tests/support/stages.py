@@ -35,7 +35,7 @@ CUTS: dict[int, tuple[int, ...]] = {1: (0, 4), 2: (0, 3, 4), 3: (0, 1, 3, 4)}
 
 
 @dataclass
-class Received:
+class SessionResult:
     """What came for one session."""
 
     log: TokenLog = field(default_factory=TokenLog)
@@ -51,7 +51,7 @@ class Gateway:
 
     def __init__(self, run_dir: Path, first: str, name: str = "gateway", access: Access = LOCAL) -> None:
         self.transport = Transport(run_dir, name, access)
-        self.sessions: dict[int, Received] = {}
+        self.sessions: dict[int, SessionResult] = {}
         self._first = first
 
     def open(
@@ -67,7 +67,7 @@ class Gateway:
         eos: frozenset[int] = frozenset()
         reply_endpoint = reply_to or self.transport.endpoints
         opening = Opening(tuple(prompt), len(prompt), max_tokens, eos, sampling, reply_endpoint, drafts)
-        self.sessions[session] = Received(first_position=len(prompt))
+        self.sessions[session] = SessionResult(first_position=len(prompt))
         frame = Frame(Flag.OPEN, epoch, session, stage=GATEWAY_STAGE)
         self.transport.send(self._first, frame, msgspec.msgpack.encode(opening))
 
