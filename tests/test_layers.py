@@ -73,6 +73,11 @@ def test_pure_ring_modules_import_no_bus(module: str) -> None:
     assert not names & {"bus", "engines", "numpy", "zmq"}
 
 
+def test_connection_table_imports_no_sockets() -> None:
+    names = set(imported(ROOT / "bus" / "dataplane" / "connections.py"))
+    assert not [name for name in names if name.partition(".")[0] in ("bus", "zmq", "asyncio")]
+
+
 @pytest.mark.parametrize("folder", sorted({file.parent for file in FILES}), ids=str)
 def test_folder_has_about_twenty_files_at_most(folder: Path) -> None:
     assert len([file for file in FILES if file.parent == folder and file.name != "__init__.py"]) <= MOST_FILES
