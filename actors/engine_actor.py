@@ -1,4 +1,4 @@
-"""The process of one stage: serves load, join and drain on the control bus while its stage thread computes."""
+"""The process of one stage: load, join and drain on the control bus, while the stage computes on a thread."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ from cluster.failures import FailureCode
 from common.config import NodeConfig
 from engines.engine import EngineError
 from models.errors import ModelError
+from ring.loaded_shard import load_shard
+from ring.ring_view import ring_view
+from ring.stage import StageCounts
 from ring.stage_thread import StageThread
-from ring.types import StageCounts, ring_view
 
 LOAD_WITHIN_S = 600.0
 
@@ -40,57 +42,65 @@ class EngineActor(DataPlaneActor):
 
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
         super().__init__(config, bus)
-        self._stage: StageThread | None = None
+        self._thread: StageThread | None = None
         self._load: EngineLoad | None = None
         self._reported = StageCounts()
 
     async def started(self) -> None:
-        """Only linked nodes' frames are taken."""
+        """Accept the frames of linked nodes only."""
         await self.follow_links()
 
     async def stopping(self) -> None:
-        """End the stage after the step that it computes."""
-        if self._stage and self._stage.loaded.done() and self._stage.is_alive():
-            self._stage.finish()
-            await asyncio.to_thread(self._stage.join, 1.0)
+        """End the stage after the pass that runs."""
+        if self._thread and self._thread.loaded.done() and self._thread.is_alive():
+            self._thread.finish()
+            await asyncio.to_thread(self._thread.join, 1.0)
 
     @on(EngineLoad)
     async def load(self, message: EngineLoad, envelope: Envelope) -> ShardLoaded:
-        """Read the shard on the stage's own thread, and listen."""
-        if self._stage is not None:
+        """Load the shard on the stage's own thread, and listen."""
+        if self._thread is not None:
             raise RequestError(
                 FailureCode.CONFLICT, f"{self.bus.address} holds a stage already; ask for another engine"
             )
         begun = time.monotonic()
         self._load = message
-        run_dir, name, reach = self._config.run_path, self.bus.name, self._reach
-        self._stage = StageThread(
-            message.engine,
-            message.shard,
-            message.epoch,
-            Path(message.path),
-            precision=message.precision,
-            kv_bytes=message.kv_bytes,
-            ring=lambda: Transport(run_dir, name, reach),
+        run_dir, name, access = self._config.run_path, self.bus.name, self._access
+        self._thread = StageThread(
+            lambda: load_shard(
+                message.engine,
+                message.shard,
+                message.epoch,
+                Path(message.path),
+                lambda: Transport(run_dir, name, access),
+                kv_bytes=message.kv_bytes,
+                precision=message.precision,
+            )
         )
-        self._stage.start()
+        self._thread.start()
         try:
-            endpoints = await asyncio.wait_for(asyncio.wrap_future(self._stage.loaded), LOAD_WITHIN_S)
+            shard = await asyncio.wait_for(asyncio.wrap_future(self._thread.loaded), LOAD_WITHIN_S)
         except (EngineError, ModelError, OSError, MemoryError) as error:
             raise RequestError(
                 FailureCode.LOAD_FAILED, f"{message.engine} cannot load {message.shard}: {error}"
             ) from error
-        resident, seconds = psutil.Process().memory_info().rss, time.monotonic() - begun
-        positions, exact_rows = self._stage.positions, self._stage.exact_rows
-        return ShardLoaded(self.bus.address, message.engine, endpoints, seconds, resident, positions, exact_rows)
+        return ShardLoaded(
+            self.bus.address,
+            message.engine,
+            shard.endpoints,
+            time.monotonic() - begun,
+            psutil.Process().memory_info().rss,
+            shard.positions,
+            shard.exact_rows,
+        )
 
     @on(StageJoin)
     async def join(self, message: StageJoin, envelope: Envelope) -> RequestDone:
-        """Connect to the next stage, and to the first."""
-        stage = self._loaded()
+        """Connect to the next stage and to the first one."""
+        thread = self._loaded()
         try:
-            await asyncio.wrap_future(stage.join_ring(ring_view(message.instance, self.bus.address)))
-        except ValueError as error:  # no end point, another node's, or one that is not linked
+            await asyncio.wrap_future(thread.join_ring(ring_view(message.instance, self.bus.address)))
+        except ValueError as error:  # a malformed endpoint, one of another node, or one of a node that is not linked
             raise RequestError(FailureCode.UNREACHABLE, f"{self.bus.address} cannot join the ring: {error}") from error
         return RequestDone()
 
@@ -102,24 +112,28 @@ class EngineActor(DataPlaneActor):
 
     @every(1.0)
     async def report(self) -> None:
-        """Say what the stage did, once a second while it works; a dead stage ends the process."""
-        if self._stage is None or self._load is None or not self._stage.loaded.done():
+        """Publish what the stage did, once a second while it works. Raises RuntimeError if its thread has ended."""
+        if self._thread is None or self._load is None or not self._thread.loaded.done():
             return
-        if self._stage.loaded.exception() is None and not self._stage.is_alive():
+        if self._thread.loaded.exception() is None and not self._thread.is_alive():
             raise RuntimeError("the stage's thread ended; see the log above")
-        counts = self._stage.counts
+        counts = self._thread.counts
         if counts != self._reported:
-            self._reported = counts
-            await self.bus.publish(self._stats(self._load, counts))
-
-    def _stats(self, load: EngineLoad, counts: StageCounts) -> EngineStats:
-        dropped = self._stage.dropped if self._stage else {}
-        return EngineStats(self.bus.address, load.shard.model_id, load.epoch, **asdict(counts), dropped=dropped)
+            self._reported, load = counts, self._load
+            await self.bus.publish(
+                EngineStats(
+                    self.bus.address,
+                    load.shard.model_id,
+                    load.epoch,
+                    **asdict(counts),
+                    dropped=self._thread.dropped,
+                )
+            )
 
     def _loaded(self) -> StageThread:
-        if self._stage is None or not self._stage.loaded.done():
+        if self._thread is None or not self._thread.loaded.done():
             raise RequestError(FailureCode.CONFLICT, f"{self.bus.address} has no stage yet; load a shard first")
-        return self._stage
+        return self._thread
 
 
 if __name__ == "__main__":

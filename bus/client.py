@@ -146,7 +146,7 @@ class BusClient:
         return header.id
 
     async def request(self, to: str, work: Work, expects: type[R], deadline_s: float) -> R:
-        """Send work and return the reply. Raises RequestError: the failure in the reply, `timeout`, `undeliverable`…
+        """Send work and return the reply. Raises RequestError: the failure in the reply, `timeout` or `undeliverable`.
 
         A request that is cancelled or times out here is cancelled there.
         """

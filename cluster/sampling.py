@@ -1,4 +1,4 @@
-"""What a request may ask of the sampler, as a value. Choosing tokens is `engines.sampler`'s."""
+"""How a request's tokens are sampled, as a value. `engines.sampler` chooses the tokens."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ SEEDS = 2**64
 
 
 class SamplingParams(msgspec.Struct, frozen=True):
-    """How to choose a token. The defaults sample from the plain distribution with seed 0.
+    """How to choose a token. The defaults sample from the plain distribution, seed 0. Values out of range are refused.
 
-    temperature: 0 is greedy, else logits are divided by it. top_k: keep the k likeliest, 0 keeps all.
-    top_p: keep the likeliest whose probabilities first reach it, in 0..1, 1 keeps all. min_p: keep what
-    has at least this share of the likeliest's probability, 0 keeps all. seed: any integer of 64 bits.
+    temperature: 0 is greedy, else logits are divided by it, at most 100. top_k: keep the k likeliest tokens, 0 keeps
+    all. top_p: keep the likeliest tokens whose probabilities first reach it, in 0..1, 1 keeps all. min_p: keep tokens
+    with at least this share of the likeliest token's probability, 0 keeps all. seed: any integer of 64 bits.
     """
 
     temperature: float = 1.0

@@ -64,14 +64,14 @@ class GatewayActor(DataPlaneActor):
         origins = origin_policy(config.api_host, port, config.api_names, config.cors)
         models = TextModels(self.bus, Catalogue.load(config.cards_path), self._renderer)
         await self.follow_links()
-        self._plane = DataPlane(config.run_path, self._reach)
+        self._plane = DataPlane(config.run_path, self._access)
         self._generator = Generator(self.bus, models, self._plane, self._instances)
         families = (OpenAiFamily(self._generator, models),)
         errors = ErrorResponses(families)
         policy = AccessPolicy(origins, keys, AuthThrottle())
         app = build_app(families, NodeRoutes(config, self.bus).routes, policy, errors)
         self._server = make_server(app, ConnectionLimits(most=max_connections()), errors.body)
-        for running in (self._server.serve([listener]), self._plane.hear()):
+        for running in (self._server.serve([listener]), self._plane.run()):
             task = asyncio.create_task(running)
             task.add_done_callback(lambda _: self.stop())
             self._tasks.append(task)

@@ -1,13 +1,13 @@
 """Which sessions of a ring run and which wait, by the positions of keys and values that they may come to hold.
 
-The first stage decides for the whole ring, with the smallest stage's number of positions; the others obey in the order
-of its frames. Strictly first come, first served: a big session at the head is never overtaken, so nobody starves.
+The first stage decides for the whole ring, with the smallest stage's number of positions; the others follow in the
+order of its frames. Strictly first come, first served: a large session at the head is never overtaken, so none starves.
 
-The memory is shared with the prefix store (`ring.prefix_cache`), and live sessions come first: the store may hold what
-they leave, `Admission.free`, and all that it holds can be dropped. So who is admitted never depends on what is stored:
+The memory is shared with the prefix store (`ring.prefix_cache`), and running sessions come first: the store may hold
+what they leave, `Admission.free`, and all that it holds can be dropped. So admission never depends on what is stored:
 after each `admit` the first stage shrinks the store to `free`, and the session's opening carries the numbers to drop.
 
-No clock, no sockets, no arrays; nothing of what a session computes is known here.
+No clock; nothing of what a session computes is known here.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class QueueFull(Exception):
     """As many sessions wait as may; `waiting` is how many."""
 
     def __init__(self, waiting: int) -> None:
-        super().__init__(f"all places are taken and {waiting} generations wait already; ask again later")
+        super().__init__(f"all places are taken and {waiting} generations wait already; try again later")
         self.waiting = waiting
 
 
 class TooLarge(Exception):
-    """A session that could never run: it wants `need` positions of a ring that has `capacity`."""
+    """A session that could never run: it needs `need` positions of a ring that has `capacity`."""
 
     def __init__(self, need: int, capacity: int) -> None:
         super().__init__(
@@ -40,10 +40,10 @@ class TooLarge(Exception):
 
 
 class Admission:
-    """A bounded queue, first come, first served, and the positions reserved for the sessions that were admitted.
+    """A bounded queue, first come, first served, and the positions reserved for the sessions that run.
 
-    `positions`: what the ring's memory for keys and values holds. `sessions`: the most that live at a time, at least 1.
-    `queue`: the most that wait for a place; with 0 a session runs at once or is refused.
+    `positions`: what the ring's memory for keys and values holds. `sessions`: the most that run at a time, at least 1.
+    `queue`: the most that wait; with 0 a session runs at once or is refused.
     """
 
     def __init__(self, positions: int, sessions: int, queue: int) -> None:
@@ -52,38 +52,33 @@ class Admission:
         self.positions = positions
         self._sessions = sessions
         self._queue = queue
-        self._live: dict[int, int] = {}  # session: positions reserved
-        self._waiting: dict[int, int] = {}  # session: positions wanted, in the order of asking
+        self._running: dict[int, int] = {}  # session: positions reserved
+        self._waiting: dict[int, int] = {}  # session: positions needed, in the order of arrival
         self._reserved = 0
-        self._told: dict[int, int] = {}  # waiting session: how many were ahead when `moved` last said so
-
-    @property
-    def reserved(self) -> int:
-        """The positions that live sessions hold or may come to hold."""
-        return self._reserved
+        self._reported: dict[int, int] = {}  # waiting session: how many were ahead when `moved` last returned it
 
     @property
     def free(self) -> int:
-        """The positions that no live session has reserved: the most that the prefix store may hold."""
+        """The positions that no running session has reserved: the most that the prefix store may hold."""
         return self.positions - self._reserved
 
     @property
-    def live(self) -> int:
-        """How many sessions were admitted and have not left."""
-        return len(self._live)
+    def running(self) -> int:
+        """How many sessions were admitted and not removed."""
+        return len(self._running)
 
     @property
     def waiting(self) -> tuple[int, ...]:
         """The sessions that wait, in the order in which they will be admitted."""
         return tuple(self._waiting)
 
-    def ask(self, session: int, positions: int) -> None:
-        """Put a session at the end of the queue; `admit` says when it may run.
+    def enqueue(self, session: int, positions: int) -> None:
+        """Put a session at the end of the queue; `admit` returns it when it may run.
 
         A session that could run at once is never refused for the queue's length. Raises QueueFull, TooLarge, KeyError
         for a session that is here already, and ValueError for one without positions.
         """
-        if session in self._live or session in self._waiting:
+        if session in self._running or session in self._waiting:
             raise KeyError(session)
         if positions < 1:
             raise ValueError(f"a session needs at least one position, not {positions}")
@@ -94,59 +89,53 @@ class Admission:
         self._waiting[session] = positions
 
     def admit(self) -> int | None:
-        """The next session that may run, its positions reserved; None where none waits or the head does not fit yet.
+        """Reserve the positions of the next session and return it; None if none waits or the head does not fit yet.
 
-        Due after each `ask` and `leave`, until it answers None. The store must be shrunk to `free` before the session
-        takes memory.
+        Call it after each `enqueue` and `remove`, until it returns None. The store must be shrunk to `free` before the
+        session takes memory.
         """
         head = next(iter(self._waiting.items()), None)
         if head is None or not self._fits(head[1]):
             return None
         session, positions = head
-        self._forget_waiting(session)
-        self._live[session] = positions
+        self._remove_waiting(session)
+        self._running[session] = positions
         self._reserved += positions
         return session
 
-    def leave(self, session: int) -> None:
-        """A session is over, whether it ran or waited. One that is not here is no error."""
-        self._reserved -= self._live.pop(session, 0)
-        self._forget_waiting(session)
-
-    def ahead(self, session: int) -> int:
-        """How many wait before this session. Raises KeyError for one that does not wait."""
-        if session not in self._waiting:
-            raise KeyError(session)
-        return self.waiting.index(session)
+    def remove(self, session: int) -> None:
+        """Remove a session that ran or waited. A session that is not here is no error."""
+        self._reserved -= self._running.pop(session, 0)
+        self._remove_waiting(session)
 
     def moved(self) -> list[tuple[int, int]]:
-        """The waiting sessions, each with how many are ahead, of those whose number changed since this was last asked.
+        """Return the waiting sessions, each with how many are ahead, that moved since the last call.
 
-        Due when `admit` has answered None, so that nobody who runs at once is told a place.
+        Call it when `admit` has returned None, so that a session that runs at once never has a place in the queue.
         """
-        places = {session: ahead for ahead, session in enumerate(self._waiting)}
-        changed = [(session, ahead) for session, ahead in places.items() if self._told.get(session) != ahead]
-        self._told = places
-        return changed
+        ahead = {session: count for count, session in enumerate(self._waiting)}
+        moved = [(session, count) for session, count in ahead.items() if self._reported.get(session) != count]
+        self._reported = ahead
+        return moved
 
     def _fits(self, positions: int) -> bool:
-        return len(self._live) < self._sessions and positions <= self.free
+        return len(self._running) < self._sessions and positions <= self.free
 
-    def _forget_waiting(self, session: int) -> None:
+    def _remove_waiting(self, session: int) -> None:
         self._waiting.pop(session, None)
-        self._told.pop(session, None)
+        self._reported.pop(session, None)
 
 
 def running_mean(mean: float, newest: float) -> float:
-    """The exponentially weighted mean of how long sessions took, after one that took `newest` seconds."""
+    """Return the exponentially weighted mean of the sessions' durations, after one of `newest` seconds."""
     return mean + NEWEST_WEIGHT * (newest - mean)
 
 
-def retry_after(mean_s: float, ahead: int, live: int) -> int:
-    """In how many whole seconds, 1 to 60, it makes sense to ask again.
+def retry_after(mean_s: float, ahead: int, running: int) -> int:
+    """Return in how many whole seconds, 1 to 60, it makes sense to try again.
 
-    Where `live` sessions of `mean_s` seconds run side by side, one ends every mean_s / live seconds, and a place is
+    If `running` sessions of `mean_s` seconds run side by side, one ends every mean_s / running seconds, and a place is
     free when the `ahead` that wait and one more have had theirs.
     """
-    seconds = mean_s * (ahead + 1) / max(live, 1)
+    seconds = mean_s * (ahead + 1) / max(running, 1)
     return math.ceil(min(max(seconds, SHORTEST_RETRY_S), LONGEST_RETRY_S))

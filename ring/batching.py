@@ -1,8 +1,8 @@
-"""Which steps of which sessions a stage computes together. Pure: no arrays, no clock, no sockets.
+"""Which steps of which sessions a stage computes together.
 
-A ring of N stages is busy everywhere only while N micro-batches are under way. So the first stage deals the M
-sessions that decode into micro-batches of at most M / N steps, and the other stages keep what comes to them together:
-merged once, micro-batches would travel as one for ever, and N - 1 stages would wait.
+A ring of N stages is busy everywhere only while N micro-batches are in flight. So the first stage deals the M
+sessions that decode into micro-batches of at most M / N steps, and the other stages keep together what comes together:
+merged once, micro-batches would stay merged for ever, and N - 1 stages would wait.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from ring.sessions import StageSession
 StepT = TypeVar("StepT")
 
 
-def micro_batch(sessions: int, stages: int) -> int:
-    """The most steps of one micro-batch, so that `sessions` steps make one for each of `stages`; at least 1."""
+def micro_batch_size(sessions: int, stages: int) -> int:
+    """Return the most steps of one micro-batch, so that `sessions` steps make one for each of `stages`; at least 1."""
     return max(-(-sessions // stages), 1)
 
 
-def prompt_chunks(reading: Iterable[StageSession], rows: int, room: int) -> list[tuple[StageSession, int]]:
-    """Whose prompts go on next, with how many tokens each: `rows` at most together, who waited longest first.
+def prompt_chunks(prefilling: Iterable[StageSession], rows: int, room: int) -> list[tuple[StageSession, int]]:
+    """Return the sessions whose prompts go on next, each with how many tokens: `rows` at most together.
 
-    None while there is no `room` left among the tokens that may be on their way: a fast stage would only fill the
-    queue of a slow one, and decode steps would have to wait behind it. Where a prompt is cut does not depend on who
-    else is here.
+    The session that waited longest comes first. A chunk is left out unless there is `room` for it among the tokens that
+    may be in flight: a fast stage would only fill the queue of a slow one, and decode steps would wait behind it.
+    Where a prompt is cut does not depend on the other sessions, so its numbers do not either.
     """
     room = min(rows, room)
     chosen = []
-    for session in sorted(reading, key=lambda session: session.touched_at):
+    for session in sorted(prefilling, key=lambda session: session.touched_at):
         chunk = min(session.prompt_left, rows)
         if chunk <= room:
             chosen.append((session, chunk))
@@ -38,83 +38,83 @@ def prompt_chunks(reading: Iterable[StageSession], rows: int, room: int) -> list
     return chosen
 
 
-class UnderWay:
-    """The micro-batches that the first stage dealt and that did not come back yet.
+class InFlightBatches:
+    """The micro-batches that the first stage dealt and that have not come back.
 
     While there is one for each stage, fewer steps than a whole micro-batch wait for others: dealt at once they would
-    go round as a small one for ever, which costs a pass all the same, and the ring would have more of them than stages.
-    A ring hands on in order. So when a step comes back, whatever was dealt before it is back too, or lost.
+    stay a small micro-batch for ever, which costs a pass all the same, and there would be more of them than stages.
+    A ring keeps the order. So when a step comes back, whatever was dealt before it is back too, or lost.
     """
 
     def __init__(self, stages: int) -> None:
         self._stages = stages
         self._batches: deque[set[int]] = deque()
 
-    def may_deal(self, waiting: int, most: int) -> bool:
-        """Whether `waiting` steps are to go now, where a whole micro-batch has `most`."""
-        return waiting >= most or (waiting > 0 and len(self._batches) < self._stages)
+    def may_deal(self, waiting: int, size: int) -> bool:
+        """Whether to deal a micro-batch now that `waiting` steps wait; a whole one has `size`."""
+        return waiting >= size or (waiting > 0 and len(self._batches) < self._stages)
 
-    def dealt(self, sessions: Iterable[int]) -> None:
-        """A micro-batch with a step of each of these leaves."""
+    def add(self, sessions: Iterable[int]) -> None:
+        """Add a micro-batch with a step of each of these sessions."""
         self._batches.append(set(sessions))
 
-    def back(self, session: int) -> None:
-        """A step came back. One that was never dealt, as a prompt's end, is no error."""
+    def returned(self, session: int) -> None:
+        """Remove the micro-batch whose step came back, and those before it. A step that was never dealt is no error."""
         for at, batch in enumerate(self._batches):
             if session in batch:
                 for _ in range(at + 1):
                     self._batches.popleft()
                 return
 
-    def close(self, session: int) -> None:
-        """Its step will not come back."""
+    def discard(self, session: int) -> None:
+        """Wait no longer for the step of a session that is over."""
         for batch in self._batches:
             batch.discard(session)
         self._batches = deque(batch for batch in self._batches if batch)
 
 
 class MicroBatches(Generic[StepT]):
-    """Steps that wait on a stage, oldest first. Of one session there is never more than one."""
+    """Steps that wait on a stage, oldest first. There is never more than one of a session."""
 
     def __init__(self) -> None:
-        self._whole: deque[list[StepT]] = deque()
-        self._coming: list[StepT] = []
+        self._complete: deque[list[StepT]] = deque()
+        self._incoming: list[StepT] = []
 
     def __bool__(self) -> bool:
-        return bool(self._whole)
+        return bool(self._complete)
 
     def __len__(self) -> int:
-        """How many steps wait."""
-        return sum(len(batch) for batch in self._whole)
+        """Return how many steps wait."""
+        return sum(len(batch) for batch in self._complete)
 
     @property
     def incomplete(self) -> bool:
-        """Whether more steps of the micro-batch that comes in just now have been announced."""
-        return bool(self._coming)
+        """Whether a micro-batch has begun to come in and more of its steps have been announced."""
+        return bool(self._incoming)
 
     def add(self, step: StepT, rest: int = 0) -> None:
-        """Take in a step; `rest` more of its micro-batch follow."""
-        self._coming.append(step)
+        """Add a step; `rest` more of its micro-batch follow."""
+        self._incoming.append(step)
         if rest == 0:
             self.complete()
 
     def skip(self, rest: int) -> None:
-        """A step came whose session is over here; it counts as come, or the others would wait for it."""
+        """Count a step of a session that is over as come, or the others of its micro-batch would wait for it."""
         if rest == 0:
             self.complete()
 
     def complete(self) -> None:
-        """Wait no longer for the rest: it came, or was lost."""
-        if self._coming:
-            self._whole.append(self._coming)
-            self._coming = []
+        """Wait no longer for the rest of the micro-batch: it came, or was lost."""
+        if self._incoming:
+            self._complete.append(self._incoming)
+            self._incoming = []
 
-    def next_whole(self) -> list[StepT]:
-        """The oldest micro-batch as it came, for a stage that is not the first. Empty where none waits."""
-        return self._whole.popleft() if self._whole else []
+    def pop_batch(self) -> list[StepT]:
+        """Remove and return the oldest micro-batch as it came, for a stage that is not the first. May be empty."""
+        return self._complete.popleft() if self._complete else []
 
-    def next_dealt(self, most: int) -> list[StepT]:
-        """The oldest steps, at most `most`, across micro-batches: the first stage deals them anew."""
-        waiting = [step for batch in self._whole for step in batch]
-        self._whole = deque([waiting[most:]] if waiting[most:] else [])
+    def pop_steps(self, most: int) -> list[StepT]:
+        """Remove and return the oldest steps, at most `most`, across micro-batches: the first stage deals them anew."""
+        waiting = [step for batch in self._complete for step in batch]
+        self._complete = deque([waiting[most:]] if waiting[most:] else [])
         return waiting[:most]

@@ -1,39 +1,36 @@
-"""Which frames a stage believes, by the node that sent them. Pure; what a frame then does is the stage's business.
+"""Which frames a stage accepts, by the node that sent them. What an accepted frame does is decided elsewhere.
 
-A ring's order is known to all its stages, and who sent a frame is known from a key. So one stage's node cannot act for
-another's, nor a stranger for either.
+All stages know the ring's order, and the sender of a frame is known from its key. So one stage's node cannot act for
+another's, nor any other node for either. A sender "" is a process of this user: it may send what any node may send to
+this stage, but no more than that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame
 from cluster.roles import Role
-from ring.types import RingView
 
-_KINDS = Flag.OPEN | Flag.CLOSE | Flag.TOKEN | Flag.FAILED | Flag.PLACE | Flag.THROUGH | Flag.KEEP
+KINDS = Flag.OPEN | Flag.CLOSE | Flag.TOKEN | Flag.FAILED | Flag.QUEUE_POSITION | Flag.COMPUTED | Flag.STORE
 _OPENERS = (Role.MEMBER, Role.GATEWAY)
 
 
-def accepts(frame: Frame, sender: str, role: Role | None, place: RingView, owner: str | None) -> bool:
-    """Whether a stage at `place` takes a frame from a node of that role. `owner` is the node that opened its session;
-    None where nobody did, so that an end of it does no harm.
+def accepted_by_first(frame: Frame, sender: str, nodes: Sequence[str], role: Role | None, owner: str | None) -> bool:
+    """Whether the first stage accepts a frame: openings and closes of owners, tokens and progress of the last stage.
 
-    A sender "" is a process of this user: it is believed to be whoever may send such a frame, but no more than that.
+    `nodes` are those of the ring in its order, `role` the sender's. `owner` is the node that opened the frame's
+    session; None if the session is unknown, so that a close of it does no harm.
     """
-    kind = frame.flags & _KINDS
-    if place.index > 0:
-        return kind in (0, Flag.OPEN, Flag.KEEP, Flag.CLOSE) and sender in ("", place.nodes[place.index - 1])
-    if kind in (Flag.TOKEN, Flag.THROUGH):
-        return sender in ("", place.nodes[-1])
+    kind = frame.flags & KINDS
+    if kind in (Flag.TOKEN, Flag.COMPUTED):
+        return sender in ("", nodes[-1])
     if kind == Flag.CLOSE:
-        of_ring = frame.stage != GATEWAY_STAGE
-        return owner is None or sender in (("", *place.nodes) if of_ring else ("", owner))
+        senders = ("", owner) if frame.stage == GATEWAY_STAGE else ("", *nodes)
+        return owner is None or sender in senders
     return kind == Flag.OPEN and role in _OPENERS
 
 
-def may_answer(sender: str, owner: str, place: RingView) -> bool:
-    """Whether a session that `sender` opens here may be answered to `owner`, whose end points it named.
-
-    At the first stage to nobody but itself; another stage has it from a stage that saw to that.
-    """
-    return not sender or (bool(owner) if place.index > 0 else owner == sender)
+def accepted_by_later(frame: Frame, sender: str, previous: str) -> bool:
+    """Whether a stage that is not the first accepts a frame: only from the node of the `previous` stage."""
+    return frame.flags & KINDS in (0, Flag.OPEN, Flag.STORE, Flag.CLOSE) and sender in ("", previous)

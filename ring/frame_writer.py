@@ -1,4 +1,4 @@
-"""The frames that a stage sends, made from its values. What is sent when is the stage's business."""
+"""The frames that a stage sends, made from its values."""
 
 from __future__ import annotations
 
@@ -6,98 +6,104 @@ import msgspec
 import numpy as np
 
 from bus.dataplane.access import reply_endpoint
-from bus.dataplane.frames import Flag, Frame
-from bus.dataplane.transport import Array, NeighbourGone, Transport
-from cluster.openings import LONGEST_FAILURE, Failure, Opening
+from bus.dataplane.frames import Flag, Frame, Payload
+from bus.dataplane.transport import PeerUnreachable, Transport
+from cluster.openings import LONGEST_FAILURE, Opening, SessionFailure
 from engines.activations import packed
 from engines.engine import FloatArray
 from models.config import Dtype
+from ring.ring_view import RingView
 from ring.sessions import StageSession
-from ring.types import RingView, Sampled, Step
+from ring.steps import SampledTokens, Step
 
-Outgoing = tuple[str, Frame, Array | bytes]
-"""An end point, and what goes there."""
+OutgoingArray = tuple[str, Frame, Payload]
+Outgoing = OutgoingArray | tuple[str, Frame, bytes]
+"""An endpoint, and what to send to it."""
 
 
 class FrameWriter:
-    """Frames with the ring's epoch and the stage's place in them. Endings are sent here, as nobody waits for them."""
+    """Frames with the instance's epoch and the stage's index.
 
-    def __init__(self, ring: Transport, epoch: int, place: RingView, activations: Dtype) -> None:
-        self.place = place
-        self._ring = ring
+    What a session depends on is returned, for `Stage.send`, which ends the session if it cannot be sent. The methods
+    named `send_…` send at once, and a loss is only counted: the session is over, or has not begun.
+    """
+
+    def __init__(self, transport: Transport, epoch: int, ring: RingView, activations: Dtype) -> None:
+        self._transport = transport
         self._epoch = epoch
+        self._ring = ring
         self._activations = activations
 
-    def frame(self, session: int, flags: int, position: int = 0, spent_ns: int = 0, rest: int = 0) -> Frame:
-        """A header from this stage."""
-        return Frame(flags, self._epoch, session, position, stage=self.place.index, compute_ns=spent_ns, rest=rest)
+    def _frame(self, session: int, flags: int, position: int = 0, compute_ns: int = 0, rest: int = 0) -> Frame:
+        return Frame(flags, self._epoch, session, position, stage=self._ring.index, compute_ns=compute_ns, rest=rest)
 
-    def onward(self, session: StageSession, flags: int, payload: bytes) -> Outgoing:
-        """What every stage shall hear, for the next one."""
-        return self.place.following, self.frame(session.session, flags), payload
+    def to_next(self, session: StageSession, flags: int, payload: bytes) -> Outgoing:
+        """Return a frame for the next stage that is not about rows: OPEN or STORE."""
+        return self._ring.next_endpoint, self._frame(session.session, flags), payload
 
-    def hidden(self, step: Step, output: FloatArray, rest: int) -> Outgoing:
-        """A step's hidden states for the next stage, in the model's own dtype."""
-        flags = (Flag.LAST if step.last else 0) | (Flag.ROLLBACK if step.rollback else 0)
-        frame = self.frame(step.session.session, flags, step.position, step.spent_ns, rest)
-        return self.place.following, frame, packed(output, self._activations)
+    def hidden_states(self, step: Step, output: FloatArray, rest: int) -> Outgoing:
+        """Return a step's hidden states for the next stage, in the model's own dtype; `rest` more steps follow."""
+        flags = (Flag.SAMPLE if step.samples else 0) | (Flag.ROLLBACK if step.rollback else 0)
+        frame = self._frame(step.session.session, flags, step.position, step.compute_ns, rest)
+        return self._ring.next_endpoint, frame, packed(output, self._activations)
 
-    def ring_token(self, choice: Sampled, rest: int) -> tuple[Frame, Array]:
-        """The newest token of a session and the drafts after it, for the first stage."""
-        flags = Flag.TOKEN | (Flag.ROLLBACK if choice.rollback else 0) | (Flag.FINISHED if choice.finished else 0)
-        position = choice.position + len(choice.tokens) - 1
-        frame = self.frame(choice.session.session, flags, position, 0, rest)
-        return frame, np.array((choice.tokens[-1], *choice.drafts), np.int32)
+    def ring_token(self, sampled: SampledTokens, rest: int) -> OutgoingArray:
+        """Return a session's newest token, and the drafts after it, for the first stage; `rest` more tokens follow."""
+        flags = Flag.TOKEN | (Flag.ROLLBACK if sampled.rollback else 0) | (Flag.FINISHED if sampled.finished else 0)
+        position = sampled.position + len(sampled.tokens) - 1
+        frame = self._frame(sampled.session.session, flags, position, 0, rest)
+        return self._ring.first_endpoint, frame, np.array((sampled.tokens[-1], *sampled.drafts), np.int32)
 
-    def tokens(self, choice: Sampled) -> Outgoing:
-        """All new tokens of a session, for its gateway."""
-        flags = Flag.TOKEN | Flag.FINISHED if choice.finished else Flag.TOKEN
-        frame = self.frame(choice.session.session, flags, choice.position, choice.spent_ns)
-        return choice.session.reply_to, frame, np.array(choice.tokens, np.int32)
+    def gateway_tokens(self, sampled: SampledTokens) -> Outgoing:
+        """Return all new tokens of a session, for its gateway."""
+        flags = Flag.TOKEN | Flag.FINISHED if sampled.finished else Flag.TOKEN
+        frame = self._frame(sampled.session.session, flags, sampled.position, sampled.compute_ns)
+        return sampled.session.reply_to, frame, np.array(sampled.tokens, np.int32)
 
-    def through(self, step: Step) -> Outgoing:
-        """To the first stage: this chunk of a prompt has passed the whole ring."""
-        return self.place.first, self.frame(step.session.session, Flag.THROUGH, step.end), np.empty(0, np.int32)
+    def computed(self, step: Step) -> OutgoingArray:
+        """Return the report that every stage has computed a prompt up to this chunk's end, for the first stage."""
+        frame = self._frame(step.session.session, Flag.COMPUTED, step.end)
+        return self._ring.first_endpoint, frame, np.empty(0, np.int32)
 
-    def admitted(self, session: StageSession, known: int) -> None:
-        """To the gateway: the session runs, and `known` tokens of its prompt need not be computed."""
-        self._place(session.session, session.reply_to, 0, known)
+    def send_admission(self, session: StageSession, cached: int) -> None:
+        """Report to the gateway that the session runs, and that `cached` tokens of its prompt need not be computed."""
+        self._send_queue_position(session.session, session.reply_to, 0, cached)
 
-    def place_in_queue(self, session: int, opening: Opening, ahead: int) -> bool:
-        """To the gateway: the session waits, as number `ahead` of those that do, from 0. False where it is gone."""
-        reply_to = self._way_back(opening)
-        return bool(reply_to) and self._place(session, reply_to, ahead + 1, 0)
+    def send_queue_position(self, session: int, opening: Opening, ahead: int) -> bool:
+        """Report to the gateway that `ahead` sessions wait before this one. Returns False if it cannot be reached."""
+        reply_to = self._reply_endpoint(opening)
+        return bool(reply_to) and self._send_queue_position(session, reply_to, ahead + 1, 0)
 
-    def refused(self, session: int, opening: Opening, failure: Failure) -> None:
-        """To the gateway: the session was not let in."""
-        if reply_to := self._way_back(opening):
-            self.failed(session, reply_to, failure)
+    def send_refusal(self, session: int, opening: Opening, failure: SessionFailure) -> None:
+        """Report to the gateway that a session was not admitted."""
+        if reply_to := self._reply_endpoint(opening):
+            self.send_failure(session, reply_to, failure)
 
-    def failed(self, session: int, reply_to: str, failure: Failure) -> None:
-        """To the gateway: the session is over."""
-        said = msgspec.structs.replace(failure, message=failure.message[:LONGEST_FAILURE])
-        self._say(reply_to, self.frame(session, Flag.FAILED), msgspec.msgpack.encode(said), "gateway gone")
+    def send_failure(self, session: int, reply_to: str, failure: SessionFailure) -> None:
+        """Report to the gateway why a session is over."""
+        failure = msgspec.structs.replace(failure, message=failure.message[:LONGEST_FAILURE])
+        self._send(reply_to, self._frame(session, Flag.FAILED), msgspec.msgpack.encode(failure), "gateway unreachable")
 
-    def closed(self, session: StageSession, endpoint: str) -> None:
-        """To a stage: the session is over."""
-        self._say(endpoint, self.frame(session.session, Flag.CLOSE), b"", "neighbour gone")
+    def send_close(self, session: StageSession, endpoint: str) -> None:
+        """Send a session's CLOSE to a stage."""
+        self._send(endpoint, self._frame(session.session, Flag.CLOSE), b"", "stage unreachable")
 
-    def _way_back(self, opening: Opening) -> str:
-        """The owner's end point; empty where it is gone."""
+    def _reply_endpoint(self, opening: Opening) -> str:
+        """Return the owner's endpoint; "" if its file or link is gone."""
         try:
-            return reply_endpoint(opening.reply_to, self._ring.own_id)
+            return reply_endpoint(opening.reply_to, self._transport.own_id)
         except ValueError:
-            self._ring.dropped["gateway gone"] += 1
+            self._transport.dropped["gateway unreachable"] += 1
             return ""
 
-    def _place(self, session: int, reply_to: str, ahead: int, cached: int) -> bool:
-        payload = np.array([ahead, cached], np.int32)
-        return self._say(reply_to, self.frame(session, Flag.PLACE), payload, "gateway gone")
+    def _send_queue_position(self, session: int, reply_to: str, place: int, cached: int) -> bool:
+        payload = np.array([place, cached], np.int32)
+        return self._send(reply_to, self._frame(session, Flag.QUEUE_POSITION), payload, "gateway unreachable")
 
-    def _say(self, endpoint: str, frame: Frame, payload: Array | bytes, loss: str) -> bool:
+    def _send(self, endpoint: str, frame: Frame, payload: Payload | bytes, loss: str) -> bool:
         try:
-            self._ring.send(endpoint, frame, payload)
-        except NeighbourGone:
-            self._ring.dropped[loss] += 1
+            self._transport.send(endpoint, frame, payload)
+        except PeerUnreachable:
+            self._transport.dropped[loss] += 1
             return False
         return True

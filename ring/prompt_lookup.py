@@ -6,11 +6,9 @@ copying across the end of the text is that of J. Ziv and A. Lempel, 1977). The r
 token, and keeps those that the sampler chooses as well (speculative decoding: Y. Leviathan et al., 2023); the text is
 the same with and without.
 
-A draft that fails costs time: `row_cost` of a pass. How many are proposed is decided by what the last ones were worth,
-and by an account that is never overdrawn: at any moment, whatever the text, passes and rows together have cost at
-most 1 / 0.97 of what one pass a token would have.
-
-No arrays, no sockets, no clock: the sampler's tokens are handed in.
+A draft that is rejected costs time: `row_cost` of a pass. How many are proposed depends on how many of the last ones
+were accepted, and on an account that is never overdrawn: at any moment, whatever the text, passes and rows together
+have cost at most 1 / 0.97 of what one pass per token would have.
 """
 
 from __future__ import annotations
@@ -21,15 +19,15 @@ MATCHES = (4, 3, 2)  # tokens at the end of the text that must have occurred bef
 MOST = 8  # drafts in one pass
 SPEED_FLOOR = 0.97  # of plain decoding, whatever the text
 ALLOWANCE = 1 / SPEED_FLOOR - 1  # passes that each token may waste
-MOST_CREDIT = 4.0  # passes: what successes long ago entitle to waste now
-FIRST_GUESS = 0.5  # of the chance that a draft is right, before any was tried
+MOST_CREDIT = 4.0  # passes: what accepted drafts of long ago may pay for now
+ASSUMED_CHANCE = 0.5  # that a draft is right, before any was tried
 NEWEST_WEIGHT = 0.1  # of the newest draft in that chance
-SHORTEST_PAUSE = 4  # tokens before another try where drafts do not pay; doubled with each failure
+SHORTEST_PAUSE = 4  # tokens before another try while drafts do not pay; doubled with each failure
 LONGEST_PAUSE = 64
 
 
 def accepted(drafts: Sequence[int], sampled: Sequence[int]) -> int:
-    """How many leading drafts are what was sampled in their place."""
+    """Return how many leading drafts are what was sampled in their place."""
     for count, (draft, token) in enumerate(zip(drafts, sampled, strict=False)):
         if draft != token:
             return count
@@ -37,9 +35,9 @@ def accepted(drafts: Sequence[int], sampled: Sequence[int]) -> int:
 
 
 def most_worthwhile(chance: float, row_cost: float, limit: int) -> int:
-    """The number of drafts, 0 to `limit`, that yields the most tokens for the time where each is right with `chance`.
+    """Return the number of drafts, 0 to `limit`, with the most tokens for the time if each is right with `chance`.
 
-    A draft counts only where all before it are right: n drafts yield 1 + chance + ... + chance^n tokens for the cost
+    A draft counts only if all before it are right: n drafts yield 1 + chance + ... + chance^n tokens for the cost
     of 1 + n x row_cost passes.
     """
     best, best_rate = 0, 1.0
@@ -63,33 +61,31 @@ class DraftBudget:
         if not row_cost >= 0:
             raise ValueError(f"a row cannot cost {row_cost} passes")
         self._row_cost = row_cost
-        self._chances = dict.fromkeys(MATCHES, FIRST_GUESS)  # by the length of the match
+        self._chances = dict.fromkeys(MATCHES, ASSUMED_CHANCE)  # by the length of the match
         self._credit = 0.0  # passes that may be wasted
         self._pause = SHORTEST_PAUSE
         self._rested = 0  # tokens since drafts were verified
 
     def count(self, match: int, limit: int) -> int:
-        """How many drafts to propose after a match of that length, at most `limit`."""
+        """Return how many drafts to propose after a match of that length, at most `limit`."""
         limit = min(limit, MOST)
-        wanted = most_worthwhile(self._chances[match], self._row_cost, limit) or min(self._probe(), limit)
+        # If no draft pays, try one now and then, as the text may have changed; none if even a right one would not pay.
+        probe = int(self._rested >= self._pause and self._row_cost < 1)
+        wanted = most_worthwhile(self._chances[match], self._row_cost, limit) or min(probe, limit)
         return next((count for count in range(wanted, 0, -1) if count * self._row_cost <= self._credit), 0)
 
-    def gained(self, tokens: int) -> None:
-        """So many tokens were added to the text."""
+    def earn(self, tokens: int) -> None:
+        """Add to the account for tokens that were added to the text."""
         self._rested += tokens
         self._credit = min(self._credit + tokens * ALLOWANCE, MOST_CREDIT)
 
-    def verified(self, match: int, proposed: int, right: int) -> None:
-        """Of `proposed` drafts after a match of that length, the first `right` were right."""
+    def learn(self, match: int, proposed: int, right: int) -> None:
+        """Learn that of `proposed` drafts after a match of that length, the first `right` were right."""
         self._rested = 0
         self._credit = min(self._credit + right - proposed * self._row_cost, MOST_CREDIT)
         self._pause = SHORTEST_PAUSE if right else min(2 * self._pause, LONGEST_PAUSE)
         for outcome in (1.0,) * right + (0.0,) * (right < proposed):
             self._chances[match] += NEWEST_WEIGHT * (outcome - self._chances[match])
-
-    def _probe(self) -> int:
-        """One draft now and then, as the text may have changed; none where even a right one would not pay."""
-        return int(self._rested >= self._pause and self._row_cost < 1)
 
 
 class PromptLookup:
@@ -100,50 +96,43 @@ class PromptLookup:
 
     def __init__(self, prompt: Sequence[int], row_cost: float = 0.25) -> None:
         self._text = list(prompt)
-        self._appetite = DraftBudget(row_cost)
+        self._budget = DraftBudget(row_cost)
         self._match = MATCHES[-1]  # the length of the match behind the last proposal
         self._after = {length: _after_each(self._text, length) for length in MATCHES}
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """These tokens were generated: the drafts that were right among them, and the sampler's own."""
-        for token in tokens:
-            self._add(token)
-        self._appetite.gained(len(tokens))
+        """Add the tokens that were generated: the drafts that were right, and the sampler's own."""
+        for token in tokens:  # what ends before a token is indexed only now, as only now something follows it
+            end = len(self._text)
+            for length in MATCHES:
+                if length <= end:
+                    self._after[length][tuple(self._text[-length:])] = end
+            self._text.append(token)
+        self._budget.earn(len(tokens))
 
     def propose(self, limit: int) -> tuple[int, ...]:
-        """At most `limit` tokens that may follow the text; none where nothing matches or nothing is worth its cost."""
+        """Return at most `limit` tokens that may follow; none if nothing matches or no draft is worth its cost."""
         for length in MATCHES:
             start = self._after[length].get(tuple(self._text[-length:]))
             if start is not None:
                 self._match = length
-                return self._copy(start, self._appetite.count(length, limit))
+                count = self._budget.count(length, limit)
+                found = self._text[start : start + count]  # past the end of the text, the copy goes on with itself
+                return tuple(found[at % len(found)] for at in range(count))
         return ()
 
     def verified(self, proposed: int, accepted: int) -> None:
-        """Learn that of the drafts proposed last `proposed` went through the ring and the first `accepted` were right.
+        """Learn that of the drafts proposed last `proposed` were computed and the first `accepted` were right.
 
         With 0 proposed nothing is learned. Raises ValueError for more accepted than proposed.
         """
         if not 0 <= accepted <= proposed:
             raise ValueError(f"{accepted} of {proposed} drafts cannot have been right")
         if proposed:
-            self._appetite.verified(self._match, proposed, accepted)
-
-    def _add(self, token: int) -> None:
-        """The tokens before this one are indexed only now, as only now something follows them."""
-        end = len(self._text)
-        for length in MATCHES:
-            if length <= end:
-                self._after[length][tuple(self._text[-length:])] = end
-        self._text.append(token)
-
-    def _copy(self, start: int, count: int) -> tuple[int, ...]:
-        """`count` tokens from `start` on; at the end of the text it goes on with what was copied."""
-        found = self._text[start : start + count]
-        return tuple(found[at % len(found)] for at in range(count))
+            self._budget.learn(self._match, proposed, accepted)
 
 
 def _after_each(text: Sequence[int], length: int) -> dict[tuple[int, ...], int]:
-    """For each run of `length` tokens that something follows, the position after its latest occurrence."""
+    """Return, for each run of `length` tokens that something follows, the position after its latest occurrence."""
     runs = zip(*(text[start:] for start in range(length)), strict=False)
     return dict(zip(runs, range(length, len(text)), strict=False))

@@ -1,4 +1,4 @@
-"""The sessions of one stage, as pure state. Times are passed in; arrays and frames are not known here."""
+"""The sessions of one stage, as state. Times are passed in; arrays and frames are unknown here."""
 
 from __future__ import annotations
 
@@ -9,96 +9,96 @@ from cluster.openings import MOST_DRAFTS, Opening
 
 @dataclass(slots=True)
 class StageSession:
-    """A session on one stage, and its KV slot there. `owner` is the node that opened it; "" where that stands alone.
+    """A session on one stage, and its KV slot there.
 
-    `waiting` counts its steps that came and were not begun.
-    The first stage also counts: how much of the prompt it has sent on (`sent`), up to where every stage of the ring
-    has computed (`through`), and what stands at each position (`tokens`; drafts too, until they are refuted).
+    `owner` is the node that opened it, "" for this one if it stands alone. `pending` counts its steps that have come
+    and are not computed yet.
+    The first stage also counts how much of the prompt it has sent on (`sent`) and up to where every stage of the ring
+    has computed (`computed`), and keeps the token at each position (`tokens`; drafts too, until they are rejected).
     """
 
     session: int
     slot: int
     opening: Opening
     touched_at: float
-    reply_to: str = ""  # the one of the owner's end points that can be reached from here
+    reply_to: str = ""  # the one of the owner's endpoints that can be reached from here
     owner: str = ""
-    waiting: int = 0
+    pending: int = 0
     sent: int = 0
-    through: int = 0
+    computed: int = 0
     tokens: list[int] = field(default_factory=list)
 
     @property
     def prompt_left(self) -> int:
         """Prompt tokens that the first stage has not sent on."""
-        return self.opening.prompt_tokens - self.sent
+        return self.opening.first_position - self.sent
 
-    def due(self, position: int, tokens: int) -> bool:
-        """Whether the ring may give back so many tokens at `position`: each time further on, and nothing left out."""
-        earliest = max(self.opening.prompt_tokens, self.through + 1)
-        return earliest <= position <= len(self.tokens) and 1 <= tokens <= 1 + MOST_DRAFTS
+    def expects(self, position: int, count: int) -> bool:
+        """Whether the last stage may send so many tokens for `position`: later than before, and without a gap."""
+        earliest = max(self.opening.first_position, self.computed + 1)
+        return earliest <= position <= len(self.tokens) and 1 <= count <= 1 + MOST_DRAFTS
 
-    def returned(self, position: int, tokens: list[int]) -> None:
-        """The ring gave back what comes at `position`: whatever stood there and after it is void."""
-        self.through = position
+    def put(self, position: int, tokens: list[int]) -> None:
+        """Put the last stage's tokens at `position`. What stood there and after it were drafts, now rejected."""
+        self.computed = position
         self.tokens[position:] = tokens
 
 
 @dataclass(slots=True)
 class StageSessions:
-    """All sessions of a stage, at most so many. Slots are small numbers, used again."""
+    """The sessions of a stage, at most `most`. Slots are small numbers that are used again."""
 
     most: int = 1 << 16
     by_id: dict[int, StageSession] = field(default_factory=dict)
-    reading: dict[int, StageSession] = field(default_factory=dict)  # on the first stage: those with prompt left
+    prefilling: dict[int, StageSession] = field(default_factory=dict)  # on the first stage: those with prompt left
     _free: list[int] = field(default_factory=list)
     _next_slot: int = 0
 
-    def open(self, session: int, opening: Opening, now: float) -> StageSession:
-        """Take in a session. Raises KeyError if it is open, ValueError where there is no place."""
+    def add(self, session: int, opening: Opening, now: float) -> StageSession:
+        """Add a session and give it a slot. Raises KeyError if it is here already, ValueError if there are `most`."""
         if session in self.by_id:
             raise KeyError(session)
         if len(self.by_id) >= self.most:
             raise ValueError(f"{self.most} sessions are open already")
-        slot = self._free.pop() if self._free else self._new_slot()
-        opened = self.by_id[session] = StageSession(session, slot, opening, now)
-        return opened
+        if self._free:
+            slot = self._free.pop()
+        else:
+            slot, self._next_slot = self._next_slot, self._next_slot + 1
+        added = self.by_id[session] = StageSession(session, slot, opening, now)
+        return added
 
-    def close(self, session: int) -> StageSession | None:
-        """Forget a session and free its slot number; None where it is not here."""
-        closed = self.by_id.pop(session, None)
-        self.reading.pop(session, None)
-        if closed:
-            self._free.append(closed.slot)
-        return closed
+    def remove(self, session: int) -> StageSession | None:
+        """Remove a session and free its slot number; return it, or None if it is not here."""
+        removed = self.by_id.pop(session, None)
+        self.prefilling.pop(session, None)
+        if removed:
+            self._free.append(removed.slot)
+        return removed
 
-    def begin(self, session: StageSession, known: int) -> None:
-        """The first stage takes up a prompt, of which every stage has the first `known` tokens already."""
+    def start_prefill(self, session: StageSession, cached: int) -> None:
+        """Begin to send on a prompt on the first stage; every stage has its first `cached` tokens already."""
         session.tokens = list(session.opening.prompt)
-        session.sent = session.through = known
-        self.reading[session.session] = session
+        session.sent = session.computed = cached
+        self.prefilling[session.session] = session
 
-    def read(self, session: StageSession, count: int) -> tuple[int, ...]:
-        """The first stage sends on the next `count` tokens of a prompt; answers them."""
+    def take_prompt(self, session: StageSession, count: int) -> tuple[int, ...]:
+        """Return the next `count` tokens of a prompt, and count them as sent."""
         begin, session.sent = session.sent, session.sent + count
         if not session.prompt_left:
-            del self.reading[session.session]
+            del self.prefilling[session.session]
         return session.opening.prompt[begin : session.sent]
 
     @property
     def decoding(self) -> int:
-        """How many sessions have their whole prompt behind them; known on the first stage."""
-        return len(self.by_id) - len(self.reading)
+        """How many sessions have sent their whole prompt; known on the first stage."""
+        return len(self.by_id) - len(self.prefilling)
 
     @property
     def in_flight(self) -> int:
-        """Prompt tokens of all sessions that left the first stage and are not through the ring."""
-        return sum(max(session.sent - session.through, 0) for session in self.by_id.values())
+        """Prompt tokens of all sessions that left the first stage and that the last one has not computed."""
+        return sum(max(session.sent - session.computed, 0) for session in self.by_id.values())
 
     def idle_since(self, before: float) -> list[StageSession]:
-        """Sessions that nothing was heard of since then, and that have no prompt waiting here."""
+        """Return the sessions without a step since then, except those that have prompt left here."""
         idle = [session for session in self.by_id.values() if session.touched_at < before]
-        return [session for session in idle if session.session not in self.reading]
-
-    def _new_slot(self) -> int:
-        self._next_slot += 1
-        return self._next_slot - 1
+        return [session for session in idle if session.session not in self.prefilling]

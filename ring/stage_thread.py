@@ -1,4 +1,4 @@
-"""The thread that a stage lives on, so that control never waits for a matrix product. It computes nothing itself."""
+"""The thread that a stage lives on, so that control messages never wait for a matrix product."""
 
 from __future__ import annotations
 
@@ -7,98 +7,84 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 
-from bus.dataplane.transport import Transport
-from cluster.shard import Shard
-from engines.registry import create
-from ring.stage import Stage
-from ring.types import RingView, StageCounts
+from ring.coordinator import RingCoordinator
+from ring.loaded_shard import LoadedShard
+from ring.relay import Follower, Forwarder
+from ring.ring_view import RingView
+from ring.stage import Stage, StageCounts
+from ring.token_sampler import LoneTokenSampler, TokenSampler
 
 
 class StageThread(threading.Thread):
-    """Loads a shard, then serves its sessions until `finish`. Results of calls come as futures.
+    """Loads a shard, joins a ring, and serves its sessions until `finish`.
 
-    Engine and sockets belong to this thread: both may be used only where they were made. `kv_bytes` of memory are for
-    keys and values; once loaded, `positions` is how many positions they hold.
+    Engine and sockets belong to this thread: both may be used only where they were made. The methods are for other
+    threads, after `loaded` is done; what they do comes as futures. Commands are carried out in order.
     """
 
-    def __init__(
-        self,
-        engine: str,
-        shard: Shard,
-        epoch: int,
-        weights: Path,
-        ring: Callable[[], Transport],
-        *,
-        kv_bytes: int,
-        precision: str = "fast",
-    ) -> None:
-        super().__init__(name=f"stage {shard}", daemon=True)
-        self.loaded: Future[tuple[str, ...]] = Future()
-        self.stage: Stage
-        self.positions = 0
-        self.exact_rows = 1
-        self._engine_name = engine
-        self._precision = precision
-        self._kv_bytes = kv_bytes
-        self._shard = shard
-        self._epoch = epoch
-        self._weights = weights
-        self._make_ring = ring
-        self._ring: Transport
+    def __init__(self, load: Callable[[], LoadedShard]) -> None:
+        super().__init__(name="stage", daemon=True)
+        self.loaded: Future[LoadedShard] = Future()
+        self._load = load
+        self._stage: Stage | None = None
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._finished = False
 
     @property
+    def stage(self) -> Stage:
+        """The stage, after `join_ring`."""
+        assert self._stage is not None, "the shard has not joined a ring"
+        return self._stage
+
+    @property
     def counts(self) -> StageCounts:
         """What the stage did since it was loaded."""
-        return self.stage.counts
+        return self._stage.counts if self._stage else StageCounts()
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Frames that were refused or missed, by reason."""
-        return self.stage.dropped
+        """Frames that were refused or lost, by reason."""
+        return dict(self.loaded.result(0).transport.dropped)
 
-    def join_ring(self, place: RingView) -> Future[None]:
-        """Take a place in the ring and connect."""
-        return self._call(lambda: self.stage.connect(place))
+    def join_ring(self, ring: RingView) -> Future[None]:
+        """Take a place in a ring, once, and connect. The future fails with ValueError if that is not possible."""
+        return self._call(lambda: self._join(ring))
 
     def drain(self) -> Future[None]:
-        """Take no new sessions; done when the last one here is over."""
+        """Take no new sessions; the future is done when the last one here is over."""
         drained: Future[None] = Future()
-        self._call(lambda: self.stage.drain(drained))
+        self._call(lambda: self._stage.drain(drained) if self._stage else drained.set_result(None))
         return drained
 
     def finish(self) -> Future[None]:
-        """End the loop after the step that runs."""
+        """End the loop after the pass that runs."""
         return self._call(self._end)
 
     def run(self) -> None:
-        """Load, then loop. A failure to load is the future's; a failure later is logged and ends the process's use."""
+        """Load, then loop. A failure to load is the future's; a later one is logged, and ends the thread."""
         try:
-            engine = create(self._engine_name, self._precision)
-            engine.load(self._shard, self._weights)
-            self.positions = self._kv_bytes // engine.position_bytes
-            self.exact_rows = engine.exact_rows
-            self._ring = self._make_ring()
-            self.stage = Stage(engine, self._shard, self._epoch, self._ring)
-            gc.freeze()  # what is loaded stays: a collection in the midst of a token need not walk through it
-        except Exception as error:  # handed on to whoever asked for the load, whatever it is
+            shard = self._load()
+        except Exception as error:  # passed on to the thread that waits for the load, whatever it is
             self.loaded.set_exception(error)
             return
-        self.loaded.set_result(self._ring.endpoints)
+        gc.freeze()  # what is loaded stays: a collection in the midst of a token need not walk through it
+        self.loaded.set_result(shard)
         try:
             while not self._finished:
-                self.stage.turn()
-                self._obey()
+                if self._stage is None:
+                    self._commands.get()()
+                else:
+                    self._stage.turn()
+                    while not self._commands.empty():
+                        self._commands.get()()
         finally:
-            self._ring.close()
-            engine.close()
+            shard.close()
 
-    def _obey(self) -> None:
-        while not self._commands.empty():
-            self._commands.get()()
+    def _join(self, ring: RingView) -> None:
+        if self._stage is not None:
+            raise ValueError("it has joined a ring already")
+        self._stage = join_ring(self.loaded.result(0), ring)
 
     def _call(self, command: Callable[[], None]) -> Future[None]:
         future: Future[None] = Future()
@@ -111,8 +97,20 @@ class StageThread(threading.Thread):
                 future.set_exception(error)
 
         self._commands.put(run)
-        self._ring.wake()
+        self.loaded.result(0).transport.wake()
         return future
 
     def _end(self) -> None:
         self._finished = True
+
+
+def join_ring(shard: LoadedShard, ring: RingView) -> Stage:
+    """Return the stage that a loaded shard is in a ring, connected to the next and the first stage.
+
+    Raises ValueError if an endpoint is malformed or its node is not linked.
+    """
+    if ring.size == 1:
+        return Stage(shard, ring, RingCoordinator, LoneTokenSampler)
+    if ring.index == 0:
+        return Stage(shard, ring, RingCoordinator, Forwarder)
+    return Stage(shard, ring, Follower, TokenSampler if ring.index == ring.size - 1 else Forwarder)

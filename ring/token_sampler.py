@@ -1,102 +1,168 @@
-"""The last stage's part of a ring: logits to tokens, drafts verified and new ones made. No sockets, no engine."""
+"""What only the last stage of a ring does: logits to tokens, drafts verified and new ones made, tokens sent to the
+gateway and round the ring.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from cluster.openings import MOST_DRAFTS
+from cluster.failures import FailureCode
+from cluster.openings import MOST_DRAFTS, SessionFailure
 from engines.engine import EngineError, FloatArray
 from engines.sampler import sample
+from ring.frame_writer import OutgoingArray
+from ring.prefix_cache import CacheUpdate
 from ring.prompt_lookup import PromptLookup, accepted
+from ring.roles import OutputRole
 from ring.sessions import StageSession
-from ring.types import Sampled, Step
+from ring.stage import Stage
+from ring.steps import SampledTokens, Step
 
 
 @dataclass(slots=True)
 class DraftState:
-    """What was guessed ahead for a session, and how."""
+    """The text of a session so far, and the drafts that its next step computes."""
 
     lookup: PromptLookup
     drafts: tuple[int, ...] = ()
 
 
-@dataclass(slots=True)
-class TokenSampler:
-    """Samples, and verifies drafts: a row that was computed for a draft counts while every draft before it came true.
+class TokenSampler(OutputRole):
+    """The last stage's output. A row that was computed for a draft counts if every draft before it was right.
 
     Sampling depends on logits, parameters and position only, and drafts are made only while every stage computes the
-    `exact_rows` of a pass as it would each alone: so the tokens are those of a ring without drafts.
+    ring's `exact_rows` of a pass as it would each alone: so the tokens are those of a ring without drafts.
     """
 
-    exact_rows: int = 1
-    drafted: int = 0
-    accepted: int = 0
-    _guesses: dict[int, DraftState] = field(default_factory=dict)
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._exact_rows = stage.ring.exact_rows
+        self._states: dict[int, DraftState] = {}
 
-    def open(self, session: StageSession) -> None:
-        """Begin to guess what may follow the prompt."""
-        if session.opening.drafts:
-            self._guesses[session.session] = DraftState(PromptLookup(session.opening.prompt))
-
-    def close(self, session: StageSession) -> None:
-        """Forget a session."""
-        self._guesses.pop(session.session, None)
-
-    def wanted(self, step: Step) -> int:
-        """Of how many of a step's rows the logits are needed. Raises EngineError where the rows are not the drafts'."""
-        if not step.last:
+    def logits_wanted(self, step: Step) -> int:
+        """Return of how many of a step's last rows the logits are wanted. Raises EngineError unless a decode step has
+        one row and one for each draft.
+        """
+        if not step.samples:
             return 0
-        if step.position < step.session.opening.prompt_tokens:
+        if step.position < step.session.opening.first_position:
             return 1
-        if len(step.inputs) != 1 + len(self._drafts(step.session)):
-            raise EngineError(f"{len(step.inputs)} rows came where {1 + len(self._drafts(step.session))} were due")
-        return len(step.inputs)
+        due = 1 + len(self._drafts(step.session))
+        if len(step.inputs) != due:
+            raise EngineError(f"{len(step.inputs)} rows came instead of {due}")
+        return due
 
-    def choose(self, step: Step, logits: FloatArray, in_batch: int) -> Sampled:
-        """The tokens of one session, from logits (rows, vocab), and drafts for the next pass.
+    def started(self, session: StageSession, cached: int) -> None:
+        """Begin to look for drafts, and report the admission to the gateway.
 
-        Where `in_batch` sessions share a pass there are none: rows of others have their bits from all that are in it.
-        Raises EngineError for logits that are not finite.
+        The last stage reports it, though the first one admitted the session: the tokens come over the same connection,
+        so the admission always arrives before them.
+        """
+        if session.opening.drafts:
+            self._states[session.session] = DraftState(PromptLookup(session.opening.prompt))
+        self._stage.frames.send_admission(session, cached)
+
+    def store(self, session: StageSession, update: CacheUpdate) -> None:
+        """Do nothing: no stage comes after this one."""
+
+    def closed(self, session: StageSession) -> None:
+        """Forget the drafts, and pass the CLOSE on to the first stage."""
+        self._states.pop(session.session, None)
+        self._stage.frames.send_close(session, self._stage.ring.next_endpoint)
+
+    def deliver(self, computed: list[tuple[Step, FloatArray]]) -> None:
+        """Sample a token for each session that is due; send tokens round the ring, and then to the gateways.
+
+        The tokens that go on in the ring are one micro-batch again, so `rest` counts them.
+        """
+        stage, frames = self._stage, self._stage.frames
+        due = [(step, logits) for step, logits in computed if step.samples]
+        sampled = [tokens for step, logits in due if (tokens := self._sample_or_fail(step, logits, len(due)))]
+        rest = sum(not tokens.finished for tokens in sampled)
+        for tokens in sampled:
+            if not tokens.finished:
+                rest -= 1
+                self._send_to_first(tokens.session, frames.ring_token(tokens, rest))
+        for tokens in sampled:
+            if tokens.finished:  # before the gateway knows and sends CLOSE, so that the first stage stores the answer
+                self._send_to_first(tokens.session, frames.ring_token(tokens, rest=0))
+            stage.send(tokens.session, frames.gateway_tokens(tokens))
+        for step, _ in computed:
+            if not step.samples:
+                self._send_to_first(step.session, frames.computed(step))
+
+    def _send_to_first(self, session: StageSession, outgoing: OutgoingArray) -> None:
+        self._stage.send(session, outgoing)
+
+    def _sample_or_fail(self, step: Step, logits: FloatArray, in_batch: int) -> SampledTokens | None:
+        try:
+            return self.sample_step(step, logits, in_batch)
+        except EngineError as error:
+            self._stage.fail(step.session, SessionFailure(FailureCode.ENGINE, str(error)))
+            return None
+
+    def sample_step(self, step: Step, logits: FloatArray, in_batch: int) -> SampledTokens:
+        """Return the tokens of one session, from logits (rows, vocab), and drafts for its next step.
+
+        If `in_batch` sessions share a pass there are no drafts: the bits of a row depend on the number of all rows in
+        the pass. Raises EngineError for logits that are not finite.
         """
         begun = time.monotonic_ns()
         session, opening = step.session, step.session.opening
         drafts = self._drafts(session) if len(logits) > 1 else ()
         position = step.end - len(logits) + 1
-        tokens = self._sampled(session, position, logits, drafts)
-        finished = bool(opening.finish_reason(tokens[-1], position + len(tokens) - 1 - opening.prompt_tokens))
-        left = opening.max_tokens - (position + len(tokens) - opening.prompt_tokens)
-        limit = 0 if finished or in_batch > 1 else min(left - 1, self.exact_rows - 1, opening.drafts, MOST_DRAFTS)
+        tokens, finished = _sample_rows(session, position, logits, drafts)
+        left = opening.max_tokens - (position + len(tokens) - opening.first_position)
+        limit = 0 if finished or in_batch > 1 else min(left - 1, self._exact_rows - 1, opening.drafts, MOST_DRAFTS)
         proposed = self._propose(session, tokens, drafts, limit)
         rollback = len(tokens) <= len(drafts)
-        spent = step.spent_ns + time.monotonic_ns() - begun
-        return Sampled(session, position, tokens, proposed, rollback, finished, spent)
+        compute_ns = step.compute_ns + time.monotonic_ns() - begun
+        return SampledTokens(session, position, tokens, proposed, rollback, finished, compute_ns)
 
     def _drafts(self, session: StageSession) -> tuple[int, ...]:
-        guess = self._guesses.get(session.session)
-        return guess.drafts if guess else ()
-
-    def _sampled(self, session: StageSession, position: int, logits: FloatArray, drafts: tuple[int, ...]) -> list[int]:
-        """One token, and one more for every draft that came true; none after the session's last."""
-        tokens: list[int] = []
-        for at, row in enumerate(logits):
-            token = sample(row, session.opening.sampling, position + at)
-            tokens.append(token)
-            index = position + at - session.opening.prompt_tokens
-            if token not in drafts[at : at + 1] or session.opening.finish_reason(token, index):
-                break
-        return tokens
+        state = self._states.get(session.session)
+        return state.drafts if state else ()
 
     def _propose(
         self, session: StageSession, tokens: list[int], drafts: tuple[int, ...], limit: int
     ) -> tuple[int, ...]:
-        guess = self._guesses.get(session.session)
-        if guess is None:
+        """Learn from the drafts of the step, and return those of the next one."""
+        state = self._states.get(session.session)
+        if state is None:
             return ()
-        true = accepted(drafts, tokens)
+        right = accepted(drafts, tokens)
         self.drafted += len(drafts)
-        self.accepted += true
-        guess.lookup.verified(len(drafts), true)
-        guess.lookup.extend(tokens)
-        guess.drafts = guess.lookup.propose(limit) if limit > 0 else ()
-        return guess.drafts
+        self.accepted += right
+        state.lookup.verified(len(drafts), right)
+        state.lookup.extend(tokens)
+        state.drafts = state.lookup.propose(limit) if limit > 0 else ()
+        return state.drafts
+
+
+class LoneTokenSampler(TokenSampler):
+    """The output of a ring's only stage: the first stage is this one, and there is no other to pass a CLOSE on to."""
+
+    def closed(self, session: StageSession) -> None:
+        """Forget the drafts."""
+        self._states.pop(session.session, None)
+
+    def _send_to_first(self, session: StageSession, outgoing: OutgoingArray) -> None:
+        _, frame, tokens = outgoing
+        if session.session in self._stage.sessions.by_id:
+            self._stage.input.receive(session, frame, tokens)
+
+
+def _sample_rows(
+    session: StageSession, position: int, logits: FloatArray, drafts: tuple[int, ...]
+) -> tuple[list[int], bool]:
+    """Return one token, and one more for every draft that was right, and whether the session ends with the last."""
+    tokens: list[int] = []
+    for at, row in enumerate(logits):
+        token = sample(row, session.opening.sampling, position + at)
+        tokens.append(token)
+        if session.opening.finish_reason(token, position + at - session.opening.first_position):
+            return tokens, True
+        if token not in drafts[at : at + 1]:
+            break
+    return tokens, False

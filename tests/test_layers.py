@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "cli": VALUES | {"models", "bus", "engines", "discovery", "actors", "gateway"},
 }
 NO_SOCKETS = ("common", "cluster", "models", "engines")
-PURE_RING_MODULES = ("admission", "batching", "prefix_cache", "prompt_lookup", "ring_admission", "sessions")
+PURE_RING_MODULES = ("admission", "batching", "prefix_cache", "prompt_lookup", "ring_memory", "sessions")
 """Modules of `ring` that decide and do no I/O: they import neither a socket library, nor the bus, nor an engine."""
 
 SOCKET_LIBRARIES = {"zmq", "socket"}
@@ -101,6 +101,10 @@ def test_pure_packages_import_no_socket_library(file: Path) -> None:
 @pytest.mark.parametrize("module", PURE_RING_MODULES)
 def test_pure_ring_modules_do_no_io(module: str) -> None:
     assert not roots_of(ROOT / "ring" / f"{module}.py") & {"bus", "engines", "numpy", *SOCKET_LIBRARIES}
+
+
+def test_connection_table_imports_no_sockets() -> None:
+    assert not roots_of(ROOT / "bus" / "dataplane" / "connections.py") & {"bus", "asyncio", *SOCKET_LIBRARIES}
 
 
 @every_file

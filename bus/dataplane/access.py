@@ -1,7 +1,7 @@
-"""How a data plane reaches others: where it listens, whom it lets in, which of an end point's forms it dials.
+"""Where a data plane listens, which nodes it accepts connections from, and which endpoints it may connect to.
 
-Within a machine ipc, whose files only this user can open; between machines tcp with keys, and only in a cluster. Knows
-nothing of frames.
+Within a machine it uses ipc, whose files only this user can open; between machines tcp with CURVE keys, and only in a
+cluster. Knows nothing of frames.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import zmq
 
+from bus.dataplane.connections import NotLinked
 from bus.dataplane.peer_allowlist import PeerAllowlist
 from bus.net.endpoints import node_of
 from bus.net.identity import own_key
@@ -28,78 +29,104 @@ DOMAIN = "ring"
 
 
 @dataclass(frozen=True, slots=True)
+class LocalAccess:
+    """The data plane of a node that stands alone: ipc only, so processes of this user only."""
+
+    own_id: str = ""
+    allowlist: None = None
+
+    def role_of(self, node_id: str) -> Role | None:
+        """Return MEMBER for "", which is a process of this user; None for any node."""
+        return None if node_id else Role.MEMBER
+
+    def bind(self, inbox: Socket, run_dir: Path, name: str) -> tuple[str, ...]:
+        """Listen on an ipc endpoint in the node's run folder. Raises OSError."""
+        return (_bind_ipc(inbox, run_dir, name),)
+
+    def start_zap(self, context: zmq.Context[zmq.Socket[bytes]]) -> ZapHandler | None:
+        """Return None: there is no tcp port to authenticate at."""
+        return None
+
+    def check_linked(self, endpoint: str) -> str:
+        """Return "" for an ipc endpoint. Raises NotLinked for another node's, ValueError for a malformed one."""
+        if node_at(endpoint):
+            raise NotLinked(f"{endpoint} is another node's, and this one stands alone; start it with --join")
+        return ""
+
+    def dial(self, dealer: Socket, endpoint: str) -> str:
+        """Connect without waiting. Returns and raises as `check_linked`."""
+        self.check_linked(endpoint)
+        _connect_ipc(dealer, endpoint)
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterAccess:
-    """A place among the nodes of a cluster: the host to listen at, as whom, and whose connections are taken."""
+    """The data plane of a node in a cluster: the host to listen on, the node's key pair, and the linked nodes."""
 
     host: str
     pair: KeyPair
-    linked: PeerAllowlist
+    allowlist: PeerAllowlist
+
+    @property
+    def own_id(self) -> str:
+        """This node's id."""
+        return self.pair.node_id
+
+    def role_of(self, node_id: str) -> Role | None:
+        """Return a node's role, MEMBER for "", which is a process of this user; None for a node that is not linked."""
+        return self.allowlist.role_of(node_id) if node_id else Role.MEMBER
+
+    def bind(self, inbox: Socket, run_dir: Path, name: str) -> tuple[str, ...]:
+        """Listen on an ipc endpoint in the node's run folder and on a free tcp port. Raises OSError."""
+        return _bind_ipc(inbox, run_dir, name), bind_tcp(inbox, self.host, 0, CurveServer(self.pair, DOMAIN))
+
+    def start_zap(self, context: zmq.Context[zmq.Socket[bytes]]) -> ZapHandler | None:
+        """Accept linked nodes at the context's tcp ports. Close the handler before the context."""
+        return ZapHandler(context, self.allowlist.authenticate)
+
+    def check_linked(self, endpoint: str) -> str:
+        """Return the node that listens on an endpoint, "" for an ipc one.
+
+        Raises NotLinked if it is not linked to this one, and ValueError for tcp without a key.
+        """
+        node_id = node_at(endpoint)
+        if self.role_of(node_id) is None:
+            raise NotLinked.to_node(node_id)
+        return node_id
+
+    def dial(self, dealer: Socket, endpoint: str) -> str:
+        """Connect without waiting. Returns and raises as `check_linked`."""
+        node_id = self.check_linked(endpoint)
+        if node_id:
+            connect(dealer, endpoint, self.pair)
+        else:
+            _connect_ipc(dealer, endpoint)
+        return node_id
 
 
-class NotLinked(ValueError):
-    """An end point belongs to a node that this one has no link to; the message is one sentence."""
+Access = LocalAccess | ClusterAccess
+LOCAL = LocalAccess()
 
 
-def cluster_access(config: NodeConfig) -> ClusterAccess | None:
-    """A node's place in its cluster, with no links yet; None where it stands alone. Raises PrivateFileError."""
+def access_of(config: NodeConfig) -> Access:
+    """Return a node's access, with no node linked yet. Raises PrivateFileError if the node's key cannot be read."""
     if not config.cluster:
-        return None
+        return LOCAL
     pair = own_key(config)
     return ClusterAccess(config.host, pair, PeerAllowlist(pair.public, pair.node_id))
 
 
-def listen(inbox: Socket, run_dir: Path, name: str, reach: ClusterAccess | None) -> tuple[str, ...]:
-    """Bind to an ipc end point in a node's run folder and, in a cluster, to a free tcp port. Raises OSError."""
-    file = run_dir / f"{name}{SUFFIX}"
-    file.unlink(missing_ok=True)
-    bind_ipc(inbox, f"{IPC}{file}")
-    if reach is None:
-        return (f"{IPC}{file}",)
-    return f"{IPC}{file}", bind_tcp(inbox, reach.host, 0, CurveServer(reach.pair, DOMAIN))
-
-
-def let_in(context: zmq.Context[zmq.Socket[bytes]], reach: ClusterAccess | None) -> ZapHandler | None:
-    """Let linked nodes through the context's tcp ports. To be closed before the context."""
-    return ZapHandler(context, reach.linked.allow) if reach else None
-
-
-def role_of(reach: ClusterAccess | None, node: str) -> Role | None:
-    """What a node may do, where "" stands for a process of this user; None for one that is not linked."""
-    if not node:
-        return Role.MEMBER
-    return reach.linked.role_of(node) if reach else None
-
-
 def node_at(endpoint: str) -> str:
-    """The node that listens at an end point; "" for an ipc one. Raises ValueError for tcp without a key."""
+    """Return the node that listens on an endpoint; "" for an ipc one. Raises ValueError for tcp without a key."""
     return "" if endpoint.startswith(IPC) else node_of(endpoint)
 
 
-def check_linked(endpoint: str, reach: ClusterAccess | None) -> str:
-    """The node that listens at an end point. Raises NotLinked, and ValueError for what names no node."""
-    node = node_at(endpoint)
-    if node and reach is None:
-        raise NotLinked(f"{endpoint} is another node's, and this one stands alone; start it with --join")
-    if role_of(reach, node) is None:
-        raise NotLinked(f"node {node} is not linked to this one; look at `exobus cluster ls`")
-    return node
-
-
-def dial(dealer: Socket, endpoint: str, reach: ClusterAccess | None) -> str:
-    """Begin to connect; answers whose the end point is. Raises as `check_linked`."""
-    node = check_linked(endpoint, reach)
-    if reach and node:
-        connect(dealer, endpoint, reach.pair)
-    else:
-        _dial_ipc(dealer, endpoint)
-    return node
-
-
 def best_endpoint(endpoints: Sequence[str], node_id: str = "") -> str:
-    """The end point to use from here: ipc where its file is on this machine, else the first tcp one.
+    """Return the endpoint to use from here: ipc if its file is on this machine, else the first tcp one.
 
-    The file's folder has a random name, so finding it means the same machine. Raises ValueError where none is left, or
-    where a tcp one is not `node_id`'s, if that is given.
+    The file's folder has a random name, so finding it means the same machine. Raises ValueError if none can be used,
+    or if a tcp one is not `node_id`'s, unless that is "".
     """
     for endpoint in endpoints:
         if endpoint.startswith(IPC):
@@ -108,34 +135,41 @@ def best_endpoint(endpoints: Sequence[str], node_id: str = "") -> str:
         elif not node_id or node_of(endpoint) == node_id:
             return endpoint
         else:
-            raise ValueError(f"{endpoint} does not belong to node {node_id}, which is said to be there")
-    raise ValueError(f"none of the end points {', '.join(endpoints)} can be reached from this machine")
+            raise ValueError(f"{endpoint} does not belong to node {node_id}, as the instance says")
+    raise ValueError(f"none of the endpoints {', '.join(endpoints)} can be reached from this machine")
 
 
 def owner_of(endpoints: Sequence[str]) -> str:
-    """The node whose end points these are; "" where all are ipc ones. Raises ValueError where they are several's."""
+    """Return the node that these endpoints belong to; "" if all are ipc ones. Raises ValueError for several nodes."""
     owners = {node_of(endpoint) for endpoint in endpoints if not endpoint.startswith(IPC)}
     if len(owners) > 1:
-        raise ValueError("these end points belong to several nodes")
+        raise ValueError("these endpoints belong to several nodes")
     return owners.pop() if owners else ""
 
 
 def reply_endpoint(endpoints: Sequence[str], own_id: str) -> str:
-    """Where to answer whoever told these end points. Raises ValueError where there is no way.
+    """Return the endpoint to reply to, of those that came with an opening. Raises ValueError if none can be used.
 
-    Another node may name no ipc end point: it could be any process of this user, which would believe that the answer
-    was meant for it.
+    An ipc endpoint is used only if the opening came from this node: named by another node, it could be any process of
+    this user, which would accept the reply as its own.
     """
     if owner_of(endpoints) in ("", own_id):
         return best_endpoint(endpoints)
     return best_endpoint([endpoint for endpoint in endpoints if not endpoint.startswith(IPC)])
 
 
-def _dial_ipc(dealer: Socket, endpoint: str) -> None:
+def _bind_ipc(inbox: Socket, run_dir: Path, name: str) -> str:
+    file = run_dir / f"{name}{SUFFIX}"
+    file.unlink(missing_ok=True)
+    bind_ipc(inbox, f"{IPC}{file}")
+    return f"{IPC}{file}"
+
+
+def _connect_ipc(dealer: Socket, endpoint: str) -> None:
     try:
         connect_ipc(dealer, endpoint, only_sends=True)
     except zmq.ZMQError as error:
-        raise ValueError(f"{endpoint!r} is no end point: {error}") from None
+        raise ValueError(f"{endpoint!r} is no endpoint: {error}") from None
 
 
 def _is_ours(endpoint: str) -> bool:

@@ -1,4 +1,4 @@
-"""What an actor with a data plane has in common with every other: whose frames it takes follows its hub's links."""
+"""The base class of actors with a data plane: its allowlist follows the links of the node's hub."""
 
 from __future__ import annotations
 
@@ -6,46 +6,49 @@ from contextlib import suppress
 
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
-from bus.dataplane.access import cluster_access
-from bus.messages import HubDescribe, HubState, PeerDown, PeerUp
+from bus.dataplane.access import access_of
+from bus.messages import HubDescribe, HubPeer, HubState, PeerDown, PeerUp
 from bus.wire import Envelope
 from common.config import NodeConfig
 
 HUB_WITHIN_S = 5.0
-LOOK_EVERY_S = 5.0
+RECONCILE_EVERY_S = 5.0
 
 
 class DataPlaneActor(Actor):
-    """Keeps its node's reach true. Subclasses call `follow_links` before they listen."""
+    """Keeps the allowlist of its node's access up to date. Subclasses call `follow_links` before they listen."""
 
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
-        """Raises PrivateFileError where the node's key cannot be read."""
+        """Read the node's key. Raises PrivateFileError if it cannot be read."""
         super().__init__(bus)
         self._config = config
-        self._reach = cluster_access(config)
+        self._access = access_of(config)
+        self._allowlist = self._access.allowlist  # None on a node that stands alone
 
     async def follow_links(self) -> None:
-        """Ask the hub for the links that stood before we came: only linked nodes' frames are taken."""
-        if self._reach:
-            state = await self.bus.request("hub", HubDescribe(), HubState, HUB_WITHIN_S)
-            self._reach.linked.standing(state.peers)
+        """Accept the nodes that were linked before this actor started."""
+        if self._allowlist:
+            self._allowlist.add(await self._peers())
 
-    @every(LOOK_EVERY_S)
-    async def look(self) -> None:
-        """Facts may be lost, so look how links stand."""
-        if self._reach:
-            with suppress(RequestError):  # a hub that is started again answers the next time
-                state = await self.bus.request("hub", HubDescribe(), HubState, HUB_WITHIN_S)
-                self._reach.linked.seen(state.peers)
+    @every(RECONCILE_EVERY_S)
+    async def reconcile_links(self) -> None:
+        """Compare the allowlist with the hub's links: facts may be lost."""
+        if self._allowlist:
+            with suppress(RequestError):  # a hub that is being restarted answers the next time
+                self._allowlist.reconcile(await self._peers())
 
     @on(PeerUp)
     async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
-        """From now on its frames are taken."""
-        if self._reach:
-            self._reach.linked.standing([message])
+        """Accept the node's frames from now on."""
+        if self._allowlist:
+            self._allowlist.add([message])
 
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
-        """From now on its frames are not taken, nor any sent to it."""
-        if self._reach:
-            self._reach.linked.gone(message.node_id)
+        """Neither accept the node's frames from now on nor send it any."""
+        if self._allowlist:
+            self._allowlist.remove(message.node_id)
+
+    async def _peers(self) -> tuple[HubPeer, ...]:
+        state = await self.bus.request("hub", HubDescribe(), HubState, HUB_WITHIN_S)
+        return state.peers

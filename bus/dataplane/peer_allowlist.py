@@ -1,6 +1,7 @@
-"""Whose data-plane connections a process takes: the nodes that its own hub is linked to. No sockets here.
+"""The nodes whose data-plane connections a process accepts: those that its own hub is linked to.
 
-The owner tells it of links as they come and go; the ZAP handler's thread and the data plane's only read.
+The data plane's actor updates it as links come and go; the ZAP handler's thread and the data plane's thread only read
+it.
 """
 
 from __future__ import annotations
@@ -21,32 +22,33 @@ class PeerAllowlist:
         self._own_id = own_id
         self._missing: frozenset[str] = frozenset()
 
-    def standing(self, peers: Iterable[HubPeer | PeerUp]) -> None:
-        """These links stand."""
+    def add(self, peers: Iterable[HubPeer | PeerUp]) -> None:
+        """Accept these linked nodes."""
         for peer in peers:
             self._roles[peer.node_id] = peer.role
             self._ids[key_of(peer.endpoint)] = node_of(peer.endpoint)
 
-    def seen(self, peers: Collection[HubPeer]) -> None:
-        """A look at the hub: these links stand. Who is missing twice in a row is gone: word of it was lost.
+    def reconcile(self, peers: Collection[HubPeer]) -> None:
+        """Compare with the hub's list of peers, in case a `peer.up` or `peer.down` was lost.
 
-        Once is not enough: a hub that was started again links anew, and meanwhile sessions go on.
+        A node is removed when it is missing from two consecutive lists. Once is not enough: a hub that was restarted
+        links again, and sessions go on meanwhile.
         """
-        self.standing(peers)
+        self.add(peers)
         missing = frozenset(self._roles.keys() - {peer.node_id for peer in peers} - {self._own_id})
         for node_id in missing & self._missing:
-            self.gone(node_id)
+            self.remove(node_id)
         self._missing = missing
 
-    def gone(self, node_id: str) -> None:
-        """The link to a node is gone; what it has open is believed no more."""
+    def remove(self, node_id: str) -> None:
+        """Stop accepting a node, also over the connections that it has open."""
         self._roles.pop(node_id, None)
         self._ids = {key: node for key, node in self._ids.items() if node != node_id}
 
-    def allow(self, domain: str, key: bytes) -> str:
-        """For `bus.net.zap`: the node id behind a key, or nothing."""
+    def authenticate(self, domain: str, key: bytes) -> str:
+        """Return the id of the node with this key, or "" if it is not linked. For `bus.net.zap`."""
         return self._ids.get(key, "")
 
     def role_of(self, node_id: str) -> Role | None:
-        """What a linked node may do; None for one that is not linked."""
+        """Return the role of a linked node; None for a node that is not linked."""
         return self._roles.get(node_id)

@@ -1,4 +1,4 @@
-"""One session as its owner knows it: its opening, and in order what is heard of it. Knows no sockets and no text."""
+"""One session as its owner sees it: its opening, and in order what comes from the ring. Frames and text are unknown."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bus.dataplane.frames import Flag, Frame, FrameError
 from cluster.failures import FailureCode
 from cluster.openings import Opening
 from cluster.placement import Instance
 from gateway.core.token_log import TokenGap, TokenLog
 
-PLACE_WITHIN_S = 60.0  # a session in the queue hears its place every 10 s; a stage in the midst of a prompt is slower
+QUEUE_POSITION_WITHIN_S = 60.0  # they come every 10 s; a stage that computes a prompt is slower
 FIRST_TOKEN_WITHIN_S = 300.0  # from admission on: a long prompt on a slow machine
 NEXT_TOKEN_WITHIN_S = 60.0
 
@@ -21,7 +20,7 @@ NEXT_TOKEN_WITHIN_S = 60.0
 class SessionFailed(Exception):
     """A generation cannot go on; `code` is for programs, the message one sentence for people.
 
-    `retry_after_s` says when to ask again, 0 that nobody knows.
+    `retry_after_s` says when to try again; 0 is no advice.
     """
 
     def __init__(self, code: FailureCode, message: str, retry_after_s: int = 0) -> None:
@@ -39,16 +38,17 @@ class Token(NamedTuple):
 
 
 class QueuePosition(NamedTuple):
-    """A session's place in the first stage's queue, and how many prompt tokens it need not compute.
+    """A session's place in the first stage's queue, and how many prompt tokens need not be computed.
 
-    `ahead` counts from 1, as one that runs is before the first that waits. At 0 the session is in and `cached` final.
+    `ahead` counts from 1, as one that runs is before the first that waits. At 0 the session is admitted and `cached`
+    final.
     """
 
     ahead: int
     cached: int
 
 
-NO_POSITION = QueuePosition(-1, 0)  # none was heard of yet
+NO_POSITION = QueuePosition(-1, 0)  # none has come yet
 
 
 class Session:
@@ -59,7 +59,7 @@ class Session:
         self.instance = instance
         self.opening = opening
         self._log = TokenLog()
-        self._place = NO_POSITION
+        self._position = NO_POSITION
         self._arrivals: asyncio.Queue[Token | QueuePosition | SessionFailed] = asyncio.Queue()
 
     @property
@@ -68,48 +68,54 @@ class Session:
         return f"{self.id:016x}"
 
     async def next(self) -> Token | QueuePosition:
-        """What comes next: places, the latest one only, then tokens, each once and in order. Raises SessionFailed."""
+        """Wait for what comes next: queue positions, only the latest one, then tokens, each once and in order.
+
+        Raises SessionFailed if the session failed, or if nothing comes in time.
+        """
         deadline_s = self._deadline_s()
         try:
             async with asyncio.timeout(deadline_s):
                 arrival = await self._arrivals.get()
         except TimeoutError:
             raise SessionFailed(
-                FailureCode.TIMEOUT, f"the model said nothing for {deadline_s:g} s; try again"
+                FailureCode.TIMEOUT, f"the model sent nothing for {deadline_s:g} s; try again"
             ) from None
         if isinstance(arrival, SessionFailed):
             raise arrival
-        return self._place if isinstance(arrival, QueuePosition) else arrival
+        return self._position if isinstance(arrival, QueuePosition) else arrival
 
-    def hear_tokens(self, frame: Frame, tokens: Sequence[int]) -> None:
-        """Tokens came in. There are never more of them than `max_tokens`, which bounds the queue."""
-        last = len(tokens) - 1
+    def receive_tokens(self, position: int, tokens: Sequence[int], *, finished: bool) -> None:
+        """Take the tokens for the positions from `position` on; with `finished` the last of them ends the session.
+
+        At most `max_tokens` of them are passed on, which bounds the queue.
+        """
         for at, token in enumerate(tokens):
             try:
-                fresh = self._log.accept(frame.position - self.opening.prompt_tokens + at, token)
+                fresh = self._log.accept(position - self.opening.first_position + at, token)
             except TokenGap:
                 self.fail(FailureCode.TOKEN_LOST, "a token was lost between the machines; try again")
                 return
             if fresh and len(self._log.tokens) <= self.opening.max_tokens:
-                self._arrivals.put_nowait(Token(token, at == last and bool(frame.flags & Flag.FINISHED)))
+                self._arrivals.put_nowait(Token(token, finished and at == len(tokens) - 1))
 
-    def hear_place(self, place: QueuePosition) -> None:
-        """A place in the queue came in. At most one of them waits to be read.
+    def receive_queue_position(self, position: QueuePosition) -> bool:
+        """Take a queue position; at most one of them waits to be read.
 
-        Raises FrameError after the admission: places come from the first stage and the admission from the last, so an
-        old place may be late.
+        Returns False after the admission: positions come from the first stage and the admission from the last, so an
+        old position may be late.
         """
-        if self._log.tokens or self._place.ahead == 0:
-            raise FrameError("late place")
-        self._place = place
+        if self._log.tokens or self._position.ahead == 0:
+            return False
+        self._position = position
         if self._arrivals.empty():
-            self._arrivals.put_nowait(place)
+            self._arrivals.put_nowait(position)
+        return True
 
     def fail(self, code: FailureCode, message: str, retry_after_s: int = 0) -> None:
-        """End the session from outside."""
+        """End the session: `next` raises this after the tokens that came before."""
         self._arrivals.put_nowait(SessionFailed(code, message, retry_after_s))
 
     def _deadline_s(self) -> float:
         if self._log.tokens:
             return NEXT_TOKEN_WITHIN_S
-        return PLACE_WITHIN_S if self._place.ahead > 0 else FIRST_TOKEN_WITHIN_S
+        return QUEUE_POSITION_WITHIN_S if self._position.ahead > 0 else FIRST_TOKEN_WITHIN_S

@@ -101,6 +101,6 @@ def by_checkpoint_name(config: ModelConfig, tensors: Mapping[str, GgufTensor]) -
 
 
 def _half_split(values: np.ndarray, heads: int) -> np.ndarray:
-    """Reorder each head's rows: the pairs (0, 1), (2, 3) … become (0, d/2), (1, d/2 + 1) …"""
+    """Reorder each head's rows from interleaved pairs, (2i, 2i + 1), to split halves, (i, i + d/2)."""
     pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)

@@ -28,11 +28,11 @@ def _prompt(client: int) -> list[int]:
 
 def _fairness(ring: SyntheticRing, sessions: list[int]) -> Figure:
     """Jain's index (Jain, Chiu, Hawe 1984) of the tokens that each got while all ran: 1 is equal, 1/8 is one alone."""
-    heard = [ring.streams.heard(session) for session in sessions]
-    ring.streams.hear(*heard, tokens=1)
-    before = [len(client.tokens) for client in heard]
-    ring.streams.hear_until(lambda: sum(len(client.tokens) for client in heard) >= sum(before) + TOKENS)
-    given = [len(client.tokens) - start for client, start in zip(heard, before, strict=True)]
+    received = [ring.streams.received(session) for session in sessions]
+    ring.streams.receive(*received, tokens=1)
+    before = [len(client.tokens) for client in received]
+    ring.streams.receive_until(lambda: sum(len(client.tokens) for client in received) >= sum(before) + TOKENS)
+    given = [len(client.tokens) - start for client, start in zip(received, before, strict=True)]
     note = f"tokens given to each of {CLIENTS} clients: {', '.join(map(str, given))}"
     return Figure("jain_8", jain(given), "index", "≥ 0.95", note=note)
 

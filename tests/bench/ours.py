@@ -13,7 +13,7 @@ import numpy as np
 
 from models.catalogue import DEFAULT_MODEL
 from tests.bench.machine import pin_busiest
-from tests.bench.streams import Streams, Timed, place
+from tests.bench.streams import Streams, Timed, ensure_instance
 from tests.support.nodes import NodeProcess, nodes
 
 VOCAB = 49_000
@@ -68,7 +68,7 @@ def ring_of_nodes(stages: int, precision: str, engine: str = "onnx") -> Iterator
     with nodes(*names, arguments=arguments, environment={"EXOBUS_PRECISION": precision}) as started:
         _wait_for_all(started)
         config = started[0].config
-        instance = place(config, DEFAULT_MODEL)
+        instance = ensure_instance(config, DEFAULT_MODEL)
         assert len(instance.stages) == stages, f"{len(instance.stages)} stages where {stages} were wanted"
         streams = Streams(config.run_path, instance)
         try:

@@ -40,7 +40,7 @@ def _first_token_s(ring: SyntheticRing, random: Random) -> float:
     """With a prompt that was never here before."""
     prompt = [random.randrange(ring.model.vocab_size) for _ in range(CHUNKS * PROMPT_CHUNK)]
     session = ring.streams.open(prompt, 1)
-    heard = ring.streams.heard(session)
-    ring.streams.hear(heard)
+    received = ring.streams.received(session)
+    ring.streams.receive(received)
     ring.streams.end(session)
-    return (heard.tokens[0].at_ns - heard.opened_ns) / 1e9
+    return (received.tokens[0].at_ns - received.opened_ns) / 1e9

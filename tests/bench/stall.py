@@ -7,7 +7,7 @@ from statistics import median
 
 from ring.scheduler import PROMPT_CHUNK
 from tests.bench.figures import Figure
-from tests.bench.streams import Heard
+from tests.bench.streams import StreamResult
 from tests.support.synthetic import Seen
 from tests.support.synthetic_engine import DECODE_ROWS, Model
 from tests.support.synthetic_ring import synthetic_ring
@@ -23,13 +23,13 @@ def measure() -> list[Figure]:
     """The longest gap between two tokens, by two gaps of before and the time of one chunk on its way through."""
     with synthetic_ring(Model(call_ms=STEP_MS, prompt_row_ms=(CHUNK_MS - STEP_MS) / PROMPT_CHUNK), STAGES) as ring:
         streams = ring.streams
-        running = streams.heard(streams.open((1, 2, 3), 4096))
-        streams.hear(running, tokens=STEADY)
+        running = streams.received(streams.open((1, 2, 3), 4096))
+        streams.receive(running, tokens=STEADY)
         before = len(running.tokens)
-        long = streams.heard(streams.open([token % ring.model.vocab_size for token in range(PROMPT)], 1))
-        streams.hear(long)
+        long = streams.received(streams.open([token % ring.model.vocab_size for token in range(PROMPT)], 1))
+        streams.receive(long)
         entered = len(running.tokens)
-        streams.hear(running, tokens=entered + 1)
+        streams.receive(running, tokens=entered + 1)
         chunk = sum(_chunk_ms(stage) for stage in ring.look(journal=True))
     steady, longest = median(_gaps_ms(running)[1:before]), max(_gaps_ms(running)[before - 1 :])
     note = (
@@ -39,8 +39,8 @@ def measure() -> list[Figure]:
     return [Figure("stall_ratio", longest / (2 * steady + chunk), "ratio", "≤ 1", baseline=steady, note=note)]
 
 
-def _gaps_ms(heard: Heard) -> list[float]:
-    return [(b.at_ns - a.at_ns) / 1e6 for a, b in pairwise(heard.tokens)]
+def _gaps_ms(received: StreamResult) -> list[float]:
+    return [(b.at_ns - a.at_ns) / 1e6 for a, b in pairwise(received.tokens)]
 
 
 def _chunk_ms(stage: Seen) -> float:

@@ -9,7 +9,7 @@ from statistics import median
 from models.tokenizer import Tokenizer
 from tests.bench.figures import Figure
 from tests.bench.ours import ring_of_nodes
-from tests.bench.streams import Heard, Streams
+from tests.bench.streams import StreamResult, Streams
 from tests.support.models import default_model_path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -35,7 +35,9 @@ def measure() -> list[Figure]:
     return [*_draft_figures(plain, repeating), _prefix_figure(turns)]
 
 
-def _draft_figures(plain: Sequence[tuple[Heard, Heard]], repeating: Sequence[tuple[Heard, Heard]]) -> list[Figure]:
+def _draft_figures(
+    plain: Sequence[tuple[StreamResult, StreamResult]], repeating: Sequence[tuple[StreamResult, StreamResult]]
+) -> list[Figure]:
     every = [*plain, *repeating]
     equal = sum(without.ids == drafted.ids for without, drafted in every)
     passes = [len(drafted.tokens) / drafted.passes for _, drafted in repeating]
@@ -53,28 +55,28 @@ def _draft_figures(plain: Sequence[tuple[Heard, Heard]], repeating: Sequence[tup
     ]
 
 
-def _prefix_figure(turns: Sequence[tuple[Heard, Heard]]) -> Figure:
-    cold, warm = (median(_first_token_s(heard) for heard in side) for side in zip(*turns, strict=True))
+def _prefix_figure(turns: Sequence[tuple[StreamResult, StreamResult]]) -> Figure:
+    cold, warm = (median(_first_token_s(received) for received in side) for side in zip(*turns, strict=True))
     share = SECOND_TURN / (FIRST_TURN + SECOND_TURN)
     note = f"first token after {warm:.3f} s with, {cold:.3f} s without; {share:.3f} of the prompt is new"
     return Figure("prefix_ttft", warm / cold, "ratio", f"≤ {share + 0.1:.3f}", floor=share, note=note)
 
 
-def _both(streams: Streams, prompt: Sequence[int], tokens: int) -> tuple[Heard, Heard]:
+def _both(streams: Streams, prompt: Sequence[int], tokens: int) -> tuple[StreamResult, StreamResult]:
     """Without drafts and with. A first session, which counts for nothing, leaves both the same prompt to compute."""
     _generate(streams, prompt, 1, 0)
     return _generate(streams, prompt, tokens, 0), _generate(streams, prompt, tokens, DRAFTS)
 
 
-def _generate(streams: Streams, prompt: Sequence[int], tokens: int, drafts: int) -> Heard:
+def _generate(streams: Streams, prompt: Sequence[int], tokens: int, drafts: int) -> StreamResult:
     session = streams.open(prompt, tokens, drafts)
-    heard = streams.heard(session)
-    streams.hear(heard)
+    received = streams.received(session)
+    streams.receive(received)
     streams.end(session)
-    return heard
+    return received
 
 
-def _turns(streams: Streams, tokenizer: Tokenizer, seed: int) -> tuple[Heard, Heard]:
+def _turns(streams: Streams, tokenizer: Tokenizer, seed: int) -> tuple[StreamResult, StreamResult]:
     """The same prompt's length with nothing of it known, and with all but the new turn."""
     text = tokenizer.encode("".join(path.read_text() for path in _sources()))
     length = FIRST_TURN + SECOND_TURN
@@ -85,18 +87,18 @@ def _turns(streams: Streams, tokenizer: Tokenizer, seed: int) -> tuple[Heard, He
     return cold, _generate(streams, begun, 1, 0)
 
 
-def _speed(pairs: Sequence[tuple[Heard, Heard]]) -> float:
+def _speed(pairs: Sequence[tuple[StreamResult, StreamResult]]) -> float:
     """How many times as fast with drafts as without, all texts together, from first tokens on."""
-    without, drafted = (sum(_decode_s(heard) for heard in side) for side in zip(*pairs, strict=True))
+    without, drafted = (sum(_decode_s(received) for received in side) for side in zip(*pairs, strict=True))
     return without / drafted
 
 
-def _decode_s(heard: Heard) -> float:
-    return (heard.tokens[-1].at_ns - heard.tokens[0].at_ns) / 1e9
+def _decode_s(received: StreamResult) -> float:
+    return (received.tokens[-1].at_ns - received.tokens[0].at_ns) / 1e9
 
 
-def _first_token_s(heard: Heard) -> float:
-    return (heard.tokens[0].at_ns - heard.opened_ns) / 1e9
+def _first_token_s(received: StreamResult) -> float:
+    return (received.tokens[0].at_ns - received.opened_ns) / 1e9
 
 
 def _plain(tokenizer: Tokenizer) -> list[list[int]]:

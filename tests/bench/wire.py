@@ -56,10 +56,10 @@ def measure() -> list[Figure]:
 def _bytes_a_token(ring: SyntheticRing, relay: Relay, length: int) -> float:
     """From the first token to the last: heartbeats count, the prompt and the opening do not."""
     session = ring.streams.open([token % ring.model.vocab_size for token in range(length)], TOKENS)
-    heard = ring.streams.heard(session)
-    ring.streams.hear(heard, tokens=1)
-    before, already = relay.counted, len(heard.tokens)
-    ring.streams.hear(heard)
+    received = ring.streams.received(session)
+    ring.streams.receive(received, tokens=1)
+    before, already = relay.counted, len(received.tokens)
+    ring.streams.receive(received)
     counted = relay.counted - before
     ring.streams.end(session)
-    return counted / (len(heard.tokens) - already)
+    return counted / (len(received.tokens) - already)

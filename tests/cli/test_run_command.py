@@ -11,12 +11,12 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.failures import FailureCode
-from cluster.openings import Failure
+from cluster.openings import SessionFailure
 from tests.support.commands import WITHIN_S, command, exobus, exobus_on_terminal
 from tests.support.nodes import clean_environment
 from tests.support.ring import MODEL, ROOT, Rig, running_rig
 
-BROKEN = Failure(FailureCode.STAGE_FAILED, "the engine ran out of memory")
+BROKEN = SessionFailure(FailureCode.STAGE_FAILED, "the engine ran out of memory")
 NOWHERE = "http://127.0.0.1:9"
 
 
@@ -100,7 +100,7 @@ def test_stats_show_cached_tokens(rig: Rig) -> None:
     rig.tell("Hello world", cached=5)
     result = exobus("run", MODEL, "hello", "--stats", "--api", rig.url)
     opening = list(rig.stage.openings.values())[-1]
-    assert f" · prompt {opening.prompt_tokens} (5 cached) · 1 node" in result.stderr
+    assert f" · prompt {opening.first_position} (5 cached) · 1 node" in result.stderr
 
 
 def test_json_is_the_whole_answer(rig: Rig) -> None:

@@ -18,12 +18,12 @@ def _message(kind: str) -> tuple[bytes, bytes]:
 
 
 def _frames() -> tuple[bytes, ...]:
-    hidden = Frame(Flag.LAST, epoch=3, session=9)
+    hidden = Frame(Flag.SAMPLE, epoch=3, session=9)
     parts = [np.ones((2, 8), dtype) for dtype in DTYPES.values()]
     return (
         hidden.pack(),
         Frame(Flag.TOKEN, epoch=3, session=9, position=4, rows=1).pack(b"\2\0\0\0"),
-        *(pack_part(hidden, Flag.LAST, 5, part, 1) for part in parts),
+        *(pack_part(hidden, Flag.SAMPLE, 5, part, 1) for part in parts),
     )
 
 

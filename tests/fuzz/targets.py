@@ -20,7 +20,7 @@ from bus.wire import Envelope, WireError, decode, encode
 from cli.bus.sub import as_line, as_object
 from cluster.failures import FailureCode
 from cluster.join_code import JoinCodeError, new_join_code, parse_join_code
-from cluster.openings import Failure, Opening
+from cluster.openings import Opening, SessionFailure
 from cluster.roles import Role
 from cluster.sampling import SamplingParams
 from common.limits import UNREADABLE
@@ -71,7 +71,10 @@ def _frame(data: bytes) -> str:
         frame, payload = unpack(data)
     except FrameError as error:
         return error.reason
-    assert frame.pack(data[HEADER_BYTES:])[4:] == data[4:], "decoding does not reverse encoding"
+    again = frame.pack(data[HEADER_BYTES:])  # the reserved bytes are ignored
+    assert (again[4:48], again[HEADER_BYTES:]) == (data[4:48], data[HEADER_BYTES:]), (
+        "decoding does not reverse encoding"
+    )
     assert payload.nbytes == len(data) - HEADER_BYTES
     return TAKEN
 
@@ -152,8 +155,8 @@ TARGETS: dict[str, Target] = {
     "body": Target(_body, tuple(_bodies())),
     "frame": Target(_frame, FRAMES),
     "opening": Target(_payload(Opening), _packed(_OPENING, msgspec.structs.replace(_OPENING, reuse=(1,), drop=(2, 3)))),
-    "failure": Target(_payload(Failure), _packed(Failure(FailureCode.BUSY, "a sentence", 3))),
-    "keeping": Target(_payload(CacheUpdate), _packed(CacheUpdate(32, (1, 2), (3,)))),
+    "failure": Target(_payload(SessionFailure), _packed(SessionFailure(FailureCode.BUSY, "a sentence", 3))),
+    "store": Target(_payload(CacheUpdate), _packed(CacheUpdate(32, (1, 2), (3,)))),
     "unknown": Target(_unknown, tuple(body for _, body in MESSAGE_FRAMES[:8])),
     "beacon": Target(_beacon, (_BEACON,)),
     "beacon-body": Target(_beacon_body, (_BEACON[_BODY_AT:-SEAL_BYTES],)),

@@ -1,4 +1,5 @@
-"""The prefix cache as a model of a ring: one index, a store on each stage, and commands that arrive late but in order.
+"""`ring.prefix_cache`, driven by `ring.ring_memory`, as a model of a ring: the first stage decides, and every stage
+follows, late but in order.
 
 The payload of a block is the whole text up to its end, as keys and values depend on all of it.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 import pytest
@@ -15,8 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ring.admission import Admission, TooLarge
+from cluster.failures import FailureCode
+from cluster.openings import Opening
+from cluster.sampling import SamplingParams
 from ring.prefix_cache import BLOCK, CacheUpdate, PrefixIndex, PrefixLost, PrefixStore
+from ring.ring_memory import RingMemory
 
 Tokens = tuple[int, ...]
 
@@ -26,23 +30,35 @@ TEXTS = st.builds(lambda head, tail: head + tail, PARAGRAPHS, TAILS).filter(bool
 
 
 class Stage:
-    """Obeys: a store, and the slots of its sessions as the tokens they hold."""
+    """Follows the first stage's commands: a store, and the slots of its sessions as the tokens they hold."""
 
     def __init__(self) -> None:
         self.store: PrefixStore[Tokens] = PrefixStore()
         self.slots: dict[int, Tokens] = {}
         self.reserved: dict[int, int] = {}
         self.commands: deque[Callable[[Stage], None]] = deque()
+        self.failed: list[int] = []  # sessions whose failure the first stage has not received
+        self.leaked: set[int] = set()  # blocks whose drop was ignored
+
+    @property
+    def numbers(self) -> set[int]:
+        return set(self.store._blocks)
 
     @property
     def positions(self) -> int:
-        return sum(self.reserved.values()) + len(self.store) * BLOCK
+        return sum(self.reserved.values()) + len(self.numbers - self.leaked) * BLOCK
 
-    def open(self, session: int, prompt: Tokens, reserve: int, reuse: Tokens, drop: Tokens) -> None:
-        self.store.drop(drop)
-        self.reserved[session] = reserve
-        reused = self.store.take(reuse)
-        assert reused == [prompt[:end] for end in range(BLOCK, (len(reuse) + 1) * BLOCK, BLOCK)]
+    def open(self, session: int, opening: Opening) -> None:
+        self.store.drop(opening.drop)
+        self.reserved[session] = opening.positions
+        if missing := set(opening.reuse) - self.numbers:
+            with pytest.raises(PrefixLost) as lost:
+                self.store.take(opening.reuse)
+            assert lost.value.number in missing
+            self.fail(session)
+            return
+        reused, prompt = self.store.take(opening.reuse), opening.prompt
+        assert reused == [prompt[:end] for end in range(BLOCK, (len(reused) + 1) * BLOCK, BLOCK)]
         assert len(reused) * BLOCK < len(prompt)
         self.slots[session] = prompt
 
@@ -51,15 +67,22 @@ class Stage:
             self.slots[session] += tokens
             assert len(self.slots[session]) <= self.reserved[session]
 
-    def keep(self, session: int, keeping: CacheUpdate) -> None:
-        self.store.drop(keeping.drop)
-        for number, _, end in keeping.spans if session in self.slots else []:
+    def update(self, session: int, update: CacheUpdate) -> None:
+        if session not in self.slots:  # a stage counts the frames of a session that it failed, and ignores them
+            self.leaked |= set(update.drop) & self.numbers
+            return
+        self.store.drop(update.drop)
+        for number, _, end in update.spans:
             assert end <= len(self.slots[session])
             self.store.put(number, self.slots[session][:end])
 
     def close(self, session: int) -> None:
         self.slots.pop(session, None)
         self.reserved.pop(session, None)
+
+    def fail(self, session: int) -> None:
+        self.close(session)
+        self.failed.append(session)
 
 
 @dataclass
@@ -68,50 +91,48 @@ class Live:
 
     text: Tokens
     answer: int
-    numbers: list[int] = field(default_factory=list)  # of blocks that it reused or kept
 
 
 class Ring(RuleBasedStateMachine):
-    """Sessions open, keep and close at the first stage; the other stages hear of it in any interleaving."""
+    """Sessions open, are stored and close at the first stage; the stages follow in any interleaving."""
 
     @initialize(stages=st.integers(1, 3), positions=st.integers(4 * BLOCK, 12 * BLOCK), sessions=st.integers(1, 3))
     def begin(self, stages: int, positions: int, sessions: int) -> None:
         self.stages = [Stage() for _ in range(stages)]
-        self.admission = Admission(positions, sessions, queue=2)
-        self.index = PrefixIndex(positions)
+        self.positions = positions
+        self.memory = RingMemory(positions, sessions)
         self.live: dict[int, Live] = {}
-        self.asked: dict[int, Live] = {}
-        self.held: set[int] = set()  # numbers of the blocks that all stages hold once they have heard
+        self.held: set[int] = set()  # numbers of the blocks that all stages hold once they have followed
         self.last = 0
 
-    @precondition(lambda self: len(self.admission.waiting) < 2)
-    @rule(prompt=TEXTS, answer=st.integers(0, BLOCK))
-    def ask(self, prompt: Tokens, answer: int) -> None:
+    @precondition(lambda self: self.memory.waiting < 2)
+    @rule(prompt=TEXTS, answer=st.integers(1, BLOCK), starts=st.booleans())
+    def enqueue(self, prompt: Tokens, answer: int, starts: bool) -> None:
         self.last += 1
-        try:
-            self.admission.ask(self.last, len(prompt) + answer)
-        except TooLarge:
+        opening = Opening(prompt, len(prompt), answer, frozenset(), SamplingParams(), ())
+        if failure := self.memory.enqueue(self.last, opening):
+            assert failure.code is FailureCode.TOO_LARGE
+            assert opening.positions > self.positions
             return
-        self.asked[self.last] = Live(prompt, answer)
-        self.admit()
+        self.admit(starts)
 
-    def admit(self) -> None:
-        while (session := self.admission.admit()) is not None:
-            self.open(session)
+    def admit(self, starts: bool = True) -> None:
+        while admitted := self.memory.admit(0.0):
+            session, opening = admitted
+            if not starts:  # its owner went away while it waited
+                self.memory.undo_admission(session, opening, 0.0)
+                continue
+            self.open(session, opening)
 
-    def open(self, session: int) -> None:
-        live = self.live[session] = self.asked.pop(session)
-        drop = self.index.shrink(self.admission.free, live.text)
-        reuse = self.index.match(live.text)
-        live.numbers += reuse
-        self.held -= set(drop)
-        prompt, reserve = live.text, len(live.text) + live.answer
-        self.tell(lambda stage: stage.open(session, prompt, reserve, reuse, drop))
+    def open(self, session: int, opening: Opening) -> None:
+        self.drop(opening.drop)
+        self.live[session] = Live(opening.prompt, opening.max_tokens)
+        self.command(lambda stage: stage.open(session, opening))
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
-    def keep(self, data: st.DataObject) -> None:
-        self.keep_text(data.draw(st.sampled_from(sorted(self.live))))
+    def store(self, data: st.DataObject) -> None:
+        self.store_text(data.draw(st.sampled_from(sorted(self.live))))
 
     @precondition(lambda self: self.live)
     @rule(data=st.data(), word=st.integers(0, 1), left_early=st.booleans())
@@ -121,127 +142,111 @@ class Ring(RuleBasedStateMachine):
         if not left_early:
             answer = (word,) * live.answer
             live.text += answer
-            self.tell(lambda stage: stage.answer(session, answer))
-            self.keep_text(session)
+            self.command(lambda stage: stage.answer(session, answer))
+            self.store_text(session)
         self.end(session)
 
     @rule(data=st.data(), commands=st.integers(1, 4))
-    def deliver(self, data: st.DataObject, commands: int) -> None:
+    def follow(self, data: st.DataObject, commands: int) -> None:
         stage = data.draw(st.sampled_from(self.stages))
         for _ in range(min(commands, len(stage.commands))):
             stage.commands.popleft()(stage)
-            assert stage.positions <= self.admission.positions
+            assert stage.positions <= self.positions
 
     @invariant()
-    def what_is_stored_leaves_room_for_the_sessions(self) -> None:
-        assert self.index.stored == len(self.held) * BLOCK <= self.admission.free
+    def stored_blocks_leave_room_for_the_sessions(self) -> None:
+        reserved = sum(len(live.text) + live.answer for live in self.live.values())
+        assert len(self.held) * BLOCK + reserved <= self.positions
 
     def teardown(self) -> None:
         if not hasattr(self, "stages"):
             return
-        self.drain()
+        while self.live:  # an end admits the next one that waits
+            self.end(min(self.live))
+        self.follow_all()
+        self.open_and_close_a_short_one()  # carries what is to be dropped
         self.check_stores()
-        gone = self.index.clear()
-        self.tell(lambda stage: stage.store.drop(gone))
-        self.drain()
-        assert [len(stage.store) for stage in self.stages] == [0] * len(self.stages)
-        assert self.index.stored == 0
+        self.memory.invalidate()
+        self.open_and_close_a_short_one()
+        assert not any(stage.numbers - stage.leaked for stage in self.stages)
 
     def check_stores(self) -> None:
         for stage in self.stages:
-            assert stage.store.numbers == self.held
+            assert stage.numbers == self.held
+            assert not stage.failed
 
-    def keep_text(self, session: int) -> None:
-        live = self.live[session]
-        keeping = self.index.keep(live.text, self.admission.free)
-        if keeping is not None:
-            assert keeping.numbers
-            assert self.held >= set(keeping.drop)
-            assert self.held.isdisjoint(keeping.numbers)
-            self.held = self.held - set(keeping.drop) | set(keeping.numbers)
-            live.numbers += keeping.numbers
-            self.tell(lambda stage: stage.keep(session, keeping))
+    def open_and_close_a_short_one(self) -> None:
+        self.last += 1
+        assert self.memory.enqueue(self.last, Opening((9,), 1, 1, frozenset(), SamplingParams(), ())) is None
+        self.admit()
+        self.end(self.last)
+        self.follow_all()
+
+    def store_text(self, session: int) -> None:
+        update = self.memory.store(self.live[session].text)
+        if update is not None:
+            assert update.numbers
+            assert self.held.isdisjoint(update.numbers)
+            self.drop(update.drop)
+            self.held |= set(update.numbers)
+            self.command(lambda stage: stage.update(session, update))
+
+    def drop(self, numbers: Tokens) -> None:
+        assert self.held >= set(numbers), "a block is dropped once"
+        self.held -= set(numbers)
 
     def end(self, session: int) -> None:
         del self.live[session]
-        self.admission.leave(session)
-        self.tell(lambda stage: stage.close(session))
+        self.memory.remove(session, 0.0)
+        self.command(lambda stage: stage.close(session))
         self.admit()
 
-    def drain(self) -> None:
+    def follow_all(self) -> None:
         for stage in self.stages:
             while stage.commands:
                 stage.commands.popleft()(stage)
 
-    def tell(self, command: Callable[[Stage], None]) -> None:
+    def command(self, command: Callable[[Stage], None]) -> None:
         for stage in self.stages:
             stage.commands.append(command)
 
 
-class FailingStage(Stage):
-    """Ends a session by itself where it misses a block; the first stage hears of that late."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.failed: list[int] = []
-
-    def open(self, session: int, prompt: Tokens, reserve: int, reuse: Tokens, drop: Tokens) -> None:
-        missing = set(reuse) - self.store.numbers
-        if not missing:
-            super().open(session, prompt, reserve, reuse, drop)
-            return
-        with pytest.raises(PrefixLost) as lost:
-            super().open(session, prompt, reserve, reuse, drop)
-        assert lost.value.number in missing
-        self.fail(session)
-
-    def fail(self, session: int) -> None:
-        self.close(session)
-        self.failed.append(session)
-
-
 class FailingRing(Ring):
-    """Stages fail sessions, and so miss what these were to keep: contents stay right, and nothing stays behind.
+    """Stages fail sessions, and so lack what these were to store: contents stay right, and what is stored is dropped.
 
-    Where the first stage closed a session before it heard of the failure, blocks are missing until one asks for them.
+    If the first stage closed a session before it received the failure, blocks are missing until a session reuses them.
     """
 
     @initialize(stages=st.integers(1, 3), positions=st.integers(4 * BLOCK, 12 * BLOCK), sessions=st.integers(1, 3))
     def begin(self, stages: int, positions: int, sessions: int) -> None:
         super().begin(stages, positions, sessions)
-        self.failing = [FailingStage() for _ in range(stages)]
-        self.stages = [*self.failing]
-        self.all_heard = True
+        self.all_received = True
 
-    @precondition(lambda self: any(stage.slots for stage in self.failing))
+    @precondition(lambda self: any(stage.slots for stage in self.stages))
     @rule(data=st.data())
     def fail(self, data: st.DataObject) -> None:
-        stage = data.draw(st.sampled_from([stage for stage in self.failing if stage.slots]))
+        stage = data.draw(st.sampled_from([stage for stage in self.stages if stage.slots]))
         stage.fail(data.draw(st.sampled_from(sorted(stage.slots))))
 
     @rule()
-    def hear_failures(self) -> None:
-        for stage in self.failing:
+    def receive_failures(self) -> None:
+        for stage in self.stages:
             while stage.failed:
-                self.hear(stage.failed.pop())
+                session = stage.failed.pop()
+                self.all_received &= session in self.live
+                if session in self.live:
+                    self.memory.invalidate()
+                    self.end(session)
 
-    def hear(self, session: int) -> None:
-        self.all_heard &= session in self.live
-        if session in self.live:
-            drop = self.index.forget(self.live[session].numbers)
-            self.held -= set(drop)
-            self.tell(lambda stage: stage.keep(session, CacheUpdate(drop=drop)))
-            self.end(session)
-
-    def drain(self) -> None:
-        while any(stage.commands or stage.failed for stage in self.failing):
-            super().drain()
-            self.hear_failures()
+    def follow_all(self) -> None:
+        while any(stage.commands or stage.failed for stage in self.stages):
+            super().follow_all()
+            self.receive_failures()
 
     def check_stores(self) -> None:
         for stage in self.stages:
-            assert stage.store.numbers <= self.held
-            assert stage.store.numbers == self.held or not self.all_heard
+            assert stage.numbers - stage.leaked <= self.held
+            assert stage.numbers - stage.leaked == self.held or not self.all_received
 
 
 for machine in (Ring, FailingRing):
@@ -251,29 +256,29 @@ TestFailingRing = FailingRing.TestCase
 
 
 def text(words: str, tail: int = 1) -> Tokens:
-    """A block for each letter, and `tail` tokens more."""
+    """Return a block for each letter, and `tail` tokens more."""
     return tuple(ord(word) for word in words for _ in range(BLOCK)) + (0,) * tail
 
 
 def index_of(*texts: str, blocks: int = 100) -> tuple[PrefixIndex, dict[str, int]]:
-    """An index that stores these texts, and the number of each text's last block."""
+    """Return an index that stores these texts, and the number of each text's last block."""
     index = PrefixIndex(blocks * BLOCK)
     for words in texts:
-        index.keep(text(words))
+        index.store(text(words))
     return index, {words: index.match(text(words))[-1] for words in texts}
 
 
 def stored(index: PrefixIndex, words: str) -> int:
-    """How many blocks of a text are stored. Marks them used."""
+    """Return how many blocks of a text are stored, and mark them as used."""
     return len(index.match(text(words)))
 
 
 @given(st.lists(TEXTS, max_size=8), TEXTS)
-def test_with_room_for_all_the_longest_common_beginning_is_found(kept: list[Tokens], prompt: Tokens) -> None:
+def test_match_finds_the_longest_stored_beginning(kept: list[Tokens], prompt: Tokens) -> None:
     index = PrefixIndex(10_000 * BLOCK)
     payloads: dict[int, Tokens] = {}
     for tokens in kept:
-        for number, start, end in (index.keep(tokens) or CacheUpdate()).spans:
+        for number, start, end in (index.store(tokens) or CacheUpdate()).spans:
             assert end - start == BLOCK
             payloads[number] = tokens[:end]
     ends = range(BLOCK, len(prompt), BLOCK)
@@ -282,33 +287,33 @@ def test_with_room_for_all_the_longest_common_beginning_is_found(kept: list[Toke
     assert len(set(payloads.values())) == len(payloads)
 
 
-def test_a_system_prompt_shared_by_many_sessions_is_stored_once() -> None:
+def test_shared_system_prompt_is_stored_once() -> None:
     index = PrefixIndex(100 * BLOCK)
-    keepings = [index.keep(text("system" + question)) for question in "abc"]
-    assert keepings == [
+    updates = [index.store(text("system" + question)) for question in "abc"]
+    assert updates == [
         CacheUpdate(0, (0, 1, 2, 3, 4, 5, 6)),
         CacheUpdate(6 * BLOCK, (7,)),
         CacheUpdate(6 * BLOCK, (8,)),
     ]
-    assert index.stored == 9 * BLOCK
+    assert [stored(index, "system" + question) for question in "abc"] == [7, 7, 7]
 
 
-def test_a_prompt_that_is_stored_whole_leaves_a_token_to_compute() -> None:
+def test_match_leaves_a_token_to_compute() -> None:
     index = PrefixIndex(100 * BLOCK)
-    keeping = index.keep(text("ab", tail=0))
-    assert keeping == CacheUpdate(0, (0, 1))
+    update = index.store(text("ab", tail=0))
+    assert update == CacheUpdate(0, (0, 1))
     assert index.match(text("ab", tail=0)) == (0,)
     assert index.match(text("ab", tail=1)) == (0, 1)
     assert index.match(()) == ()
 
 
-def test_the_same_tokens_after_another_beginning_are_another_block() -> None:
+def test_same_tokens_after_another_beginning_differ() -> None:
     index, numbers = index_of("ab", "cb")
     assert numbers["ab"] != numbers["cb"]
     assert index.match(text("b")) == ()
 
 
-def test_what_was_used_longest_ago_goes_first_and_from_its_end() -> None:
+def test_shrink_drops_least_recently_used_from_its_end() -> None:
     index, numbers = index_of("ab", "cd")
     index.match(text("ab"))
     assert index.shrink(3 * BLOCK) == (numbers["cd"],)
@@ -316,75 +321,65 @@ def test_what_was_used_longest_ago_goes_first_and_from_its_end() -> None:
     assert (stored(index, "ab"), stored(index, "cd")) == (2, 0)
 
 
-def test_what_was_kept_just_now_goes_from_its_end_too() -> None:
+def test_shrink_drops_a_new_text_from_its_end() -> None:
     index = PrefixIndex(100 * BLOCK)
-    index.keep(text("abc"))
+    index.store(text("abc"))
     assert index.shrink(1 * BLOCK) == (2, 1)
     assert stored(index, "abc") == 1
 
 
-def test_what_a_new_session_wants_goes_last() -> None:
+def test_shrink_drops_wanted_text_last() -> None:
     index, _ = index_of("ab", "cd")
     index.shrink(1 * BLOCK, wanted=text("ab"))
     assert (stored(index, "ab"), stored(index, "cd")) == (1, 0)
 
 
-def test_keeping_more_than_fits_drops_every_other_text_but_none_of_its_own() -> None:
+def test_store_drops_other_texts_but_not_its_own() -> None:
     index, numbers = index_of("ab", "axy", blocks=4)
-    keeping = index.keep(text("abcdef"))
-    assert keeping is not None
-    assert keeping.start == 2 * BLOCK
-    assert len(keeping.numbers) == 2
-    assert keeping.drop == (numbers["axy"], numbers["axy"] - 1)
+    update = index.store(text("abcdef"))
+    assert update is not None
+    assert update.start == 2 * BLOCK
+    assert len(update.numbers) == 2
+    assert update.drop == (numbers["axy"], numbers["axy"] - 1)
     assert stored(index, "abcdef") == 4
-    assert index.keep(text("abcdef")) is None
+    assert index.store(text("abcdef")) is None
 
 
-def test_what_live_sessions_leave_bounds_what_is_kept() -> None:
+def test_store_stays_within_the_free_positions() -> None:
     index, numbers = index_of("ab", blocks=4)
-    assert index.keep(text("cdef"), most=BLOCK - 1) is None
-    assert index.keep(text("cdef"), most=2 * BLOCK) == CacheUpdate(0, (2, 3), (numbers["ab"], numbers["ab"] - 1))
-    assert PrefixIndex(BLOCK - 1).keep(text("a")) is None
+    assert index.store(text("cdef"), most=BLOCK - 1) is None
+    assert index.store(text("cdef"), most=2 * BLOCK) == CacheUpdate(0, (2, 3), (numbers["ab"], numbers["ab"] - 1))
+    assert PrefixIndex(BLOCK - 1).store(text("a")) is None
 
 
-def test_forgetting_a_block_forgets_what_continues_it() -> None:
-    index, numbers = index_of("abc", "abd", "xy")
-    gone = index.forget([numbers["abc"] - 1, 12345])
-    assert sorted(gone) == [numbers["abc"] - 1, numbers["abc"], numbers["abd"]]
-    assert [stored(index, words) for words in ("abc", "abd", "xy")] == [1, 1, 2]
-    assert index.forget(gone) == ()
-
-
-def test_a_number_is_never_used_again() -> None:
+def test_block_number_is_never_reused() -> None:
     index, numbers = index_of("ab")
     assert sorted(index.clear()) == [0, numbers["ab"]]
-    assert index.stored == 0
-    assert index.keep(text("ab")) == CacheUpdate(0, (2, 3))
+    assert index.match(text("ab")) == ()
+    assert index.store(text("ab")) == CacheUpdate(0, (2, 3))
 
 
-def test_a_block_that_a_stage_never_came_to_keep_is_named_and_can_be_forgotten() -> None:
+def test_missing_block_is_named() -> None:
     index, _ = index_of("abc")
     store: PrefixStore[str] = PrefixStore()
     store.put(0, "a")
-    with pytest.raises(PrefixLost, match=r"block 1\); ask again") as lost:
+    with pytest.raises(PrefixLost, match=r"block 1\); try again") as lost:
         store.take(index.match(text("abc")))
     assert lost.value.number == 1
-    store.drop(index.forget([1]))
-    assert store.take(index.match(text("abc"))) == ["a"]
 
 
-def test_a_store_answers_in_the_order_asked_and_keeps_what_it_gave() -> None:
+def test_take_keeps_blocks_and_their_order() -> None:
     store: PrefixStore[str] = PrefixStore()
     store.put(3, "three")
     store.put(1, "one")
     assert store.take((1, 3)) == store.take((1, 3)) == ["one", "three"]
     with pytest.raises(KeyError):
         store.put(1, "another")
-    store.clear()
-    assert (len(store), store.numbers) == (0, frozenset())
+    store.drop((1, 3, 5))
+    assert len(store) == 0
 
 
-def test_the_word_to_keep_survives_the_wire() -> None:
-    keeping = CacheUpdate(2 * BLOCK, (7, 8), (1,))
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(keeping), type=CacheUpdate) == keeping
-    assert keeping.spans == [(7, 2 * BLOCK, 3 * BLOCK), (8, 3 * BLOCK, 4 * BLOCK)]
+def test_update_survives_encoding() -> None:
+    update = CacheUpdate(2 * BLOCK, (7, 8), (1,))
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(update), type=CacheUpdate) == update
+    assert update.spans == [(7, 2 * BLOCK, 3 * BLOCK), (8, 3 * BLOCK, 4 * BLOCK)]

@@ -1,16 +1,15 @@
-"""Sessions on a stage and the token log of their owner; slots are checked by random histories."""
+"""`ring.sessions`: slots by random histories, and how far a session is."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from cluster.openings import Opening
 from cluster.sampling import SamplingParams
-from gateway.core.token_log import TokenGap, TokenLog
-from ring.sessions import StageSessions
+from ring.sessions import StageSession, StageSessions
 
 
 def opening(prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 5) -> Opening:
@@ -18,7 +17,7 @@ def opening(prompt: tuple[int, ...] = (1, 2, 3), max_tokens: int = 5) -> Opening
 
 
 class Slots(RuleBasedStateMachine):
-    """Open and close at random: a slot is never shared, and never higher than it has to be."""
+    """Add and remove sessions at random: a slot is never shared, and never higher than it has to be."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,21 +28,21 @@ class Slots(RuleBasedStateMachine):
         self.sessions = StageSessions()
 
     @rule(session=st.integers(0, 12))
-    def open(self, session: int) -> None:
+    def add(self, session: int) -> None:
         if session in self.sessions.by_id:
             with pytest.raises(KeyError):
-                self.sessions.open(session, opening(), 0.0)
+                self.sessions.add(session, opening(), 0.0)
         else:
-            assert self.sessions.open(session, opening(), 0.0).session == session
+            assert self.sessions.add(session, opening(), 0.0).session == session
         self.most = max(self.most, len(self.sessions.by_id))
 
     @rule(session=st.integers(0, 12))
-    def close(self, session: int) -> None:
+    def remove(self, session: int) -> None:
         held = self.sessions.by_id.get(session)
-        assert self.sessions.close(session) is held
+        assert self.sessions.remove(session) is held
 
     @invariant()
-    def slots_are_distinct_and_used_again(self) -> None:
+    def slots_are_distinct_and_reused(self) -> None:
         slots = [held.slot for held in self.sessions.by_id.values()]
         assert len(set(slots)) == len(slots)
         assert all(0 <= slot < self.most for slot in slots)
@@ -53,51 +52,40 @@ Slots.TestCase.settings = settings(max_examples=100, stateful_step_count=40, dea
 TestSlots = Slots.TestCase
 
 
-def test_idle_sessions_are_those_without_a_prompt_here_that_nothing_was_heard_of() -> None:
+def test_idle_sessions_have_no_prompt_left_here() -> None:
     sessions = StageSessions()
-    idle = sessions.open(1, opening(), 1.0)
-    sessions.open(2, opening(), 9.0)
-    sessions.begin(sessions.open(3, opening(), 1.0), known=0)
+    idle = sessions.add(1, opening(), 1.0)
+    sessions.add(2, opening(), 9.0)
+    sessions.start_prefill(sessions.add(3, opening(), 1.0), cached=0)
     assert sessions.idle_since(5.0) == [idle]
 
 
-def test_what_the_ring_gave_back_refutes_the_drafts_behind_it() -> None:
+def test_put_replaces_rejected_drafts() -> None:
     sessions = StageSessions()
-    session = sessions.open(1, opening((7, 8, 9)), 0.0)
-    sessions.begin(session, known=0)
-    session.returned(3, [20, 21, 22, 23])
-    session.returned(5, [30])
+    session = sessions.add(1, opening((7, 8, 9)), 0.0)
+    sessions.start_prefill(session, cached=0)
+    session.put(3, [20, 21, 22, 23])
+    session.put(5, [30])
     assert session.tokens == [7, 8, 9, 20, 21, 30]
-    assert session.through == 5
+    assert session.computed == 5
 
 
-def test_a_session_decodes_once_its_prompt_is_sent_on() -> None:
+def test_session_decodes_once_its_prompt_is_sent() -> None:
     sessions = StageSessions()
-    session = sessions.open(1, opening((7, 8, 9)), 0.0)
-    sessions.begin(session, known=1)
+    session = sessions.add(1, opening((7, 8, 9)), 0.0)
+    sessions.start_prefill(session, cached=1)
     assert (sessions.decoding, sessions.in_flight) == (0, 0)
-    assert sessions.read(session, 2) == (8, 9)
+    assert sessions.take_prompt(session, 2) == (8, 9)
     assert (sessions.decoding, sessions.in_flight) == (1, 2)
-    session.returned(3, [20])
+    session.put(3, [20])
     assert (sessions.decoding, sessions.in_flight) == (1, 0)
-    sessions.close(1)
+    sessions.remove(1)
     assert (sessions.decoding, sessions.in_flight) == (0, 0)
 
 
-def test_a_generation_ends_at_a_stop_token_or_at_its_limit() -> None:
-    asked = opening(max_tokens=3)
-    assert [asked.finish_reason(7, index) for index in range(4)] == ["", "", "length", "length"]
-    assert asked.finish_reason(2, 0) == "stop"
-
-
-@given(st.lists(st.integers(0, 9), max_size=60))
-def test_the_log_takes_each_index_once_and_in_order(indices: list[int]) -> None:
-    log = TokenLog()
-    for index in indices:
-        due = len(log.tokens)
-        if index > due:
-            with pytest.raises(TokenGap, match=f"token {index} came where {due} was due"):
-                log.accept(index, 100 + index)
-        else:
-            assert log.accept(index, 100 + index) == (index == due)
-    assert log.tokens == [100 + index for index in range(len(log.tokens))]
+def test_token_is_expected_once_and_in_order() -> None:
+    session = StageSession(1, 0, opening((1,) * 9), 0.0)
+    session.tokens = [1] * 9
+    assert [position for position in range(12) if session.expects(position, 1)] == [9]
+    session.put(9, [5, 6, 7])  # with two drafts
+    assert [position for position in range(14) if session.expects(position, 1)] == [10, 11, 12]

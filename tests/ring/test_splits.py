@@ -1,4 +1,4 @@
-"""However a model is split over stages and engines, it says the same: every split, real decode steps."""
+"""A model gives the same tokens however it is split over stages and engines: every split, real decode steps."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def unsplit(default_weights: WeightsInMemory, default_prompt: list[int]) -> Gene
 
 
 @pytest.mark.parametrize("cuts", SPLITS + MORE_STAGES, ids=str)
-def test_the_default_model_split_anywhere_gives_the_same_bits_for_64_tokens(
+def test_default_model_has_the_same_bits_at_any_split(
     cuts: tuple[int, ...], default_weights: WeightsInMemory, default_prompt: list[int], unsplit: Generation
 ) -> None:
     split = numpy_ring(default_weights, *cuts).generate(default_prompt, 64)
@@ -95,7 +95,7 @@ def test_the_default_model_split_anywhere_gives_the_same_bits_for_64_tokens(
     np.testing.assert_array_equal(split.logits, unsplit.logits)
 
 
-def test_a_sampled_generation_is_the_same_on_one_two_and_three_stages(
+def test_sampled_tokens_are_the_same_on_any_ring(
     default_weights: WeightsInMemory, default_prompt: list[int], unsplit: Generation
 ) -> None:
     params = SamplingParams(temperature=0.8, seed=7)
@@ -138,7 +138,7 @@ def tiny_halves(tiny: Path) -> Iterator[TinyHalves]:
 @pytest.mark.parametrize("layer", range(1, TINY_LAYERS))
 @pytest.mark.parametrize("last_engine", ENGINES)
 @pytest.mark.parametrize("first_engine", ENGINES)
-def test_a_ring_of_any_two_engines_split_anywhere_gives_the_references_tokens(
+def test_any_two_engines_give_the_references_tokens(
     first_engine: str, last_engine: str, layer: int, tiny_halves: TinyHalves, tiny_reference: Generation
 ) -> None:
     ring = Ring([tiny_halves[first_engine, layer][0], tiny_halves[last_engine, layer][1]])
@@ -148,9 +148,7 @@ def test_a_ring_of_any_two_engines_split_anywhere_gives_the_references_tokens(
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_a_ring_of_one_layer_a_stage_gives_the_references_tokens(
-    name: str, tiny: Path, tiny_reference: Generation
-) -> None:
+def test_one_layer_per_stage_gives_the_references_tokens(name: str, tiny: Path, tiny_reference: Generation) -> None:
     with EngineProcess() as process:
         stages = [process.load(name, shard, tiny) for shard in cut("tiny", TINY_LAYERS, 1, 2, 3)]
         made = Ring(stages).generate(PROMPT, 32)
@@ -159,7 +157,7 @@ def test_a_ring_of_one_layer_a_stage_gives_the_references_tokens(
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_an_untied_model_splits_too(name: str, tmp_path: Path) -> None:
+def test_untied_model_gives_the_references_tokens(name: str, tmp_path: Path) -> None:
     path = write_tiny_llama(tmp_path, tie=False)
     with EngineProcess() as process:
         whole_model, *halves = (
@@ -172,9 +170,7 @@ def test_an_untied_model_splits_too(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ENGINES)
-def test_hidden_states_lose_nothing_where_they_cross_in_the_models_16_bits(
-    name: str, dtype: Dtype, tmp_path: Path
-) -> None:
+def test_16_bit_hidden_states_lose_nothing(name: str, dtype: Dtype, tmp_path: Path) -> None:
     path = write_tiny_llama(tmp_path, dtype=dtype)
     with EngineProcess() as process:
         whole_model, *parts = (

@@ -1,8 +1,7 @@
-"""Frames of the right sender with the wrong contents: each ends its own session at most, and none grows anything."""
+"""`ring.stage`: frames of the right sender with the wrong contents end their own session at most."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -15,26 +14,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bus.dataplane.access import best_endpoint
-from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame
-from bus.dataplane.transport import Array, Transport
+from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame, Payload
+from bus.dataplane.transport import Transport
 from cluster.failures import FailureCode
-from cluster.openings import LONGEST_FAILURE, MOST_DRAFTS, Failure, Opening
+from cluster.openings import LONGEST_FAILURE, MOST_DRAFTS, Opening, SessionFailure
 from cluster.sampling import SamplingParams
 from cluster.shard import whole
 from engines.numpy.engine import NumpyEngine
-from ring import stage as module
+from ring import coordinator, stage
 from ring.frame_writer import Outgoing
+from ring.loaded_shard import LoadedShard
 from ring.prefix_cache import CacheUpdate
+from ring.ring_view import RingView
 from ring.scheduler import PROMPT_CHUNK
 from ring.sessions import StageSession
-from ring.stage import Stage
-from ring.step_queue import BadChunk, StepQueue
-from tests.ring.test_stage import EPOCH, GREEDY, N_LAYERS, PROMPT, Rig, reference, rig, weights
-from tests.support import engines as rig_engines
+from ring.stage_thread import join_ring
 from tests.support.bus import in_time, run_folder
+from tests.support.engines import Ring
 from tests.support.models import TINY_VOCAB
-
-__all__ = ["reference", "weights"]  # pytest finds fixtures by name
+from tests.support.stages import EPOCH, GREEDY, N_LAYERS, PROMPT, StageRing, stage_ring
 
 WIDTH = 64
 ROW = np.zeros((1, WIDTH), np.float32)
@@ -43,45 +41,45 @@ OPENING: dict[str, Any] = msgspec.to_builtins(
 )
 
 
-def second(ring: Rig, frame: Frame, payload: Array) -> None:
-    """A process of this user sends to the second stage: it is believed to be the first one."""
-    ring.gateway.ring.send(best_endpoint(ring.instance.stages[1].endpoints), frame, payload)
+def send_to_second(ring: StageRing, frame: Frame, payload: Payload) -> None:
+    """Send to the second stage as a process of this user, which may send what the first stage may."""
+    ring.gateway.transport.send(best_endpoint(ring.instance.stages[1].endpoints), frame, payload)
 
 
 def at(position: int, flags: int = 0) -> Frame:
     return Frame(flags, EPOCH, 1, position)
 
 
-def ends_alone(ring: Rig, reference: rig_engines.Ring, sentence: str) -> None:
-    """Session 1 fails in this sentence, and the next one runs as if it had never been."""
+def fails_alone(ring: StageRing, reference: Ring, sentence: str) -> None:
+    """Check that session 1 fails in this sentence, and that the next one runs undisturbed."""
     assert sentence in ring.failure(1)
     assert ring.generate(2, PROMPT, 4, GREEDY) == reference.generate(PROMPT, 4).tokens
     assert ring.all_closed()
 
 
-def standing_still(ring: Rig) -> StageSession:
-    """Session 1 is open on both stages, and the second hears nothing of it but what the test sends; as the first."""
+def stalled_session(ring: StageRing) -> StageSession:
+    """Open session 1 on both stages; the second receives only what the test sends. Return the first stage's session."""
     first = ring.stages[0].stage
-    deliver = first._deliver
+    send = first.send
 
-    def only_openings(session: StageSession, mail: Outgoing) -> None:
-        if session.session != 1 or mail[1].flags & Flag.OPEN:
-            deliver(session, mail)
+    def only_openings(session: StageSession, outgoing: Outgoing) -> None:
+        if session.session != 1 or outgoing[1].flags & Flag.OPEN:
+            send(session, outgoing)
 
-    first._deliver = only_openings  # type: ignore[method-assign]
+    first.send = only_openings  # type: ignore[method-assign]
     ring.gateway.open(1, max_tokens=400)
     assert in_time(lambda: ring.open_sessions() == [1, 1] and ring.stages[0].counts.forwards == 1)
-    return first._sessions.by_id[1]
+    return first.sessions.by_id[1]
 
 
 @pytest.mark.parametrize("rows", [1, 7, PROMPT_CHUNK])
-def test_a_chunk_without_end_fails_its_session(weights: Path, reference: rig_engines.Ring, rows: int) -> None:
-    with rig(weights, 2) as ring:
-        standing_still(ring)
+def test_endless_chunk_fails_its_session(weights: Path, reference: Ring, rows: int) -> None:
+    with stage_ring(weights, 2) as ring:
+        stalled_session(ring)
         for part in range(PROMPT_CHUNK // rows + 1):
-            second(ring, at(rows * part, Flag.MORE), np.zeros((rows, WIDTH), np.float32))
-        ends_alone(ring, reference, f"more than {PROMPT_CHUNK} rows")
-        assert not ring.stages[1].stage._in._parts
+            send_to_second(ring, at(rows * part, Flag.MORE), np.zeros((rows, WIDTH), np.float32))
+        fails_alone(ring, reference, f"more than {PROMPT_CHUNK} rows")
+        assert not ring.stages[1].stage.queue._parts
 
 
 @pytest.mark.parametrize(
@@ -98,39 +96,36 @@ def test_a_chunk_without_end_fails_its_session(weights: Path, reference: rig_eng
         (at(300), ROW, "a frame was lost or repeated"),
     ],
 )
-def test_hidden_states_that_cannot_be_fail_their_session(
-    weights: Path, reference: rig_engines.Ring, frame: Frame, rows: Array, sentence: str
+def test_invalid_hidden_states_fail_their_session(
+    weights: Path, reference: Ring, frame: Frame, rows: Payload, sentence: str
 ) -> None:
-    with rig(weights, 2) as ring:
-        standing_still(ring)
-        second(ring, frame, rows)
-        ends_alone(ring, reference, sentence)
+    with stage_ring(weights, 2) as ring:
+        stalled_session(ring)
+        send_to_second(ring, frame, rows)
+        fails_alone(ring, reference, sentence)
 
 
-def test_more_chunks_than_a_ring_lets_go_fail_their_session(weights: Path, reference: rig_engines.Ring) -> None:
-    with rig(weights, 2) as ring:
-        standing_still(ring)
-        stage = ring.stages[1].stage
-        stage._schedule.next_prompts = list  # type: ignore[method-assign]  # the engine is slow
+def test_too_many_chunks_fail_their_session(weights: Path, reference: Ring) -> None:
+    with stage_ring(weights, 2) as ring:
+        stalled_session(ring)
+        ring.stages[1].stage.input.next_prompts = list  # type: ignore[method-assign]  # the engine is slow
         for position in range(8):
-            second(ring, at(position), ROW)
+            send_to_second(ring, at(position), ROW)
         assert "more chunks came than were due" in ring.failure(1)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of what it was given
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
-def test_hidden_states_that_are_no_numbers_end_in_their_session(
-    weights: Path, reference: rig_engines.Ring, value: float
-) -> None:
-    with rig(weights, 2) as ring:
-        out = ring.stages[0].stage._out
-        honest = out.hidden
-        out.hidden = lambda step, output, rest: honest(  # type: ignore[method-assign]
+def test_non_finite_hidden_states_affect_their_session_only(weights: Path, reference: Ring, value: float) -> None:
+    with stage_ring(weights, 2) as ring:
+        frames = ring.stages[0].stage.frames
+        honest = frames.hidden_states
+        frames.hidden_states = lambda step, output, rest: honest(  # type: ignore[method-assign]
             step, np.full_like(output, value) if step.session.session == 1 else output, rest
         )
         ring.gateway.open(1, max_tokens=60)
         ring.gateway.open(3, PROMPT[::-1], max_tokens=60)
-        ring.gateway.hear(1, 3)
+        ring.gateway.receive(1, 3)
         assert ring.gateway.sessions[3].log.tokens == reference.generate(PROMPT[::-1], 60).tokens
         assert ring.generate(2, PROMPT, 4, GREEDY) == reference.generate(PROMPT, 4).tokens
         failure = ring.gateway.sessions[1].failure
@@ -149,11 +144,9 @@ def test_hidden_states_that_are_no_numbers_end_in_their_session(
         (None, np.array([1.0], np.float32)),
     ],
 )
-def test_a_token_that_is_not_due_fails_its_session(
-    weights: Path, reference: rig_engines.Ring, position: int | None, tokens: Any
-) -> None:
-    with rig(weights, 2) as ring:
-        standing_still(ring)
+def test_unexpected_token_fails_its_session(weights: Path, reference: Ring, position: int | None, tokens: Any) -> None:
+    with stage_ring(weights, 2) as ring:
+        stalled_session(ring)
         where = len(PROMPT) if position is None else position
         payload = tokens if isinstance(tokens, np.ndarray) else np.array(tokens, np.int32)
         ring.gateway.send(at(where, Flag.TOKEN), payload)
@@ -161,28 +154,18 @@ def test_a_token_that_is_not_due_fails_its_session(
 
 
 @pytest.mark.parametrize("token", [TINY_VOCAB, 2**31 - 1, -1, -(2**31)])
-def test_a_token_outside_the_vocabulary_fails_its_session(
-    weights: Path, reference: rig_engines.Ring, token: int
-) -> None:
-    with rig(weights, 2) as ring:
-        standing_still(ring)
+def test_token_outside_the_vocabulary_fails_its_session(weights: Path, reference: Ring, token: int) -> None:
+    with stage_ring(weights, 2) as ring:
+        stalled_session(ring)
         ring.gateway.send(at(len(PROMPT), Flag.TOKEN), np.array([token], np.int32))
         assert "vocabulary" in ring.failure(1)
 
 
-def test_a_passage_says_no_more_than_was_sent(weights: Path) -> None:
-    with rig(weights, 2) as ring:
-        session = standing_still(ring)
-        ring.gateway.send(at(2**32 - 1, Flag.THROUGH), np.empty(0, np.int32))
-        assert in_time(lambda: session.through == len(PROMPT))
-
-
-def test_a_token_is_due_once_and_in_order() -> None:
-    session = StageSession(1, 0, Opening((1,) * 9, 9, 5, frozenset(), GREEDY, ()), 0.0)
-    session.tokens = [1] * 9
-    assert [position for position in range(12) if session.due(position, 1)] == [9]
-    session.returned(9, [5, 6, 7])  # with two drafts
-    assert [position for position in range(14) if session.due(position, 1)] == [10, 11, 12]
+def test_computed_position_is_at_most_what_was_sent(weights: Path) -> None:
+    with stage_ring(weights, 2) as ring:
+        session = stalled_session(ring)
+        ring.gateway.send(at(2**32 - 1, Flag.COMPUTED), np.empty(0, np.int32))
+        assert in_time(lambda: session.computed == len(PROMPT))
 
 
 @pytest.mark.parametrize(
@@ -192,10 +175,10 @@ def test_a_token_is_due_once_and_in_order() -> None:
         {"prompt": [-1, *PROMPT[1:]]},
         {"prompt": [2**31, *PROMPT[1:]]},
         {"prompt": [0.5, *PROMPT[1:]]},
-        {"prompt": [1] * 300_000, "prompt_tokens": 300_000},
-        {"prompt_tokens": len(PROMPT) + 1},
-        {"prompt_tokens": 2**40},
-        {"prompt_tokens": -1},
+        {"prompt": [1] * 300_000, "first_position": 300_000},
+        {"first_position": len(PROMPT) + 1},
+        {"first_position": 2**40},
+        {"first_position": -1},
         {"max_tokens": 0},
         {"max_tokens": 2**31},
         {"eos": list(range(257))},
@@ -219,112 +202,73 @@ def test_a_token_is_due_once_and_in_order() -> None:
     ids=lambda field: str(field)[:60],
 )
 @pytest.mark.parametrize("target", [0, 1], ids=["first", "second"])
-def test_an_opening_beyond_its_bounds_takes_no_place(weights: Path, field: dict[str, Any], target: int) -> None:
-    with rig(weights, 2) as ring:
-        opening = {**OPENING, "reply_to": ring.gateway.ring.endpoints, **field}
+def test_opening_out_of_bounds_takes_no_slot(weights: Path, field: dict[str, Any], target: int) -> None:
+    with stage_ring(weights, 2) as ring:
+        opening = {**OPENING, "reply_to": ring.gateway.transport.endpoints, **field}
         payload = msgspec.msgpack.encode(opening)
         frame = Frame(Flag.OPEN, EPOCH, 1, stage=GATEWAY_STAGE)
-        ring.gateway.ring.send(best_endpoint(ring.instance.stages[target].endpoints), frame, payload)
+        ring.gateway.transport.send(best_endpoint(ring.instance.stages[target].endpoints), frame, payload)
         assert in_time(lambda: ring.stages[target].dropped == {"opening": 1})
         assert ring.open_sessions() == [0, 0]
 
 
-@pytest.mark.parametrize(
-    ("field", "where"),
-    [
-        ({"prompt": [1] * 300_000}, "prompt"),
-        ({"prompt": [1, 2, -1]}, "prompt[2]"),
-        ({"prompt_tokens": 2**18 + 1}, "prompt_tokens"),
-        ({"prompt_tokens": 0}, "prompt_tokens"),
-        ({"max_tokens": 2**30 + 1}, "max_tokens"),
-        ({"eos": list(range(257))}, "eos"),
-        ({"reply_to": ["ipc:///a/b.ring"] * 9}, "reply_to"),
-        ({"reply_to": ["ipc:///" + "a" * 300]}, "reply_to[0]"),
-        ({"drafts": 256}, "drafts"),
-        ({"reuse": list(range(2**17 + 1))}, "reuse"),
-        ({"drop": [-1]}, "drop[0]"),
-        ({"sampling": {"temperature": float("nan")}}, "sampling"),
-    ],
-    ids=lambda given: str(given)[:40],
-)
-def test_each_field_of_an_opening_has_a_bound_of_its_own(field: dict[str, Any], where: str) -> None:
-    with pytest.raises(msgspec.ValidationError, match=re.escape(f"$.{where}`")):
-        msgspec.msgpack.decode(msgspec.msgpack.encode({**OPENING, **field}), type=Opening)
-
-
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=400))
-def test_no_bytes_are_more_than_an_opening_or_none(payload: bytes) -> None:
-    for kind in (Opening, CacheUpdate, Failure, SamplingParams):
+def test_any_bytes_decode_or_raise_a_decode_error(payload: bytes) -> None:
+    for kind in (Opening, CacheUpdate, SessionFailure, SamplingParams):
         with suppress(msgspec.DecodeError):
             msgspec.msgpack.decode(payload, type=kind)
 
 
-def test_a_keeping_beyond_its_bounds_is_counted(weights: Path) -> None:
-    with rig(weights, 2) as ring:
-        standing_still(ring)
-        for keeping in ({"start": -1}, {"numbers": [-1]}, {"drop": list(range(200_000))}):
-            second(ring, at(0, Flag.KEEP), np.frombuffer(msgspec.msgpack.encode(keeping), np.uint8))
-        second(ring, at(0, Flag.KEEP), np.frombuffer(b"\x81\xa1x" + b"\x91" * 10_000, np.uint8))
-        assert in_time(lambda: ring.stages[1].dropped == {"keeping": 4})
+def test_x_beyond_its_bounds_is_counted(weights: Path) -> None:
+    with stage_ring(weights, 2) as ring:
+        stalled_session(ring)
+        for update in ({"start": -1}, {"numbers": [-1]}, {"drop": list(range(200_000))}):
+            send_to_second(ring, at(0, Flag.STORE), np.frombuffer(msgspec.msgpack.encode(update), np.uint8))
+        send_to_second(ring, at(0, Flag.STORE), np.frombuffer(b"\x81\xa1x" + b"\x91" * 10_000, np.uint8))
+        assert in_time(lambda: ring.stages[1].dropped == {"store": 4})
 
 
-def test_a_failures_sentence_has_an_end(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REPLACED", Failure(FailureCode.REPLACED, "x" * 100_000))
-    with rig(weights, 1) as ring:
+def test_failure_message_is_cut_to_its_bound(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator, "REPLACED", SessionFailure(FailureCode.REPLACED, "x" * 100_000))
+    with stage_ring(weights, 1) as ring:
         ring.stages[0].drain().result()
         ring.gateway.open(1)
         assert len(ring.failure(1)) == LONGEST_FAILURE
 
 
-def test_a_stage_holds_no_more_sessions_than_slots(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_SLOTS", 3)
-    with rig(weights, 2) as ring:
-        opening = msgspec.msgpack.encode({**OPENING, "reply_to": ring.gateway.ring.endpoints})
+def test_stage_holds_no_more_sessions_than_slots(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "MAX_SLOTS", 3)
+    with stage_ring(weights, 2) as ring:
+        opening = msgspec.msgpack.encode({**OPENING, "reply_to": ring.gateway.transport.endpoints})
         for session in range(5):
-            second(ring, Frame(Flag.OPEN, EPOCH, session), np.frombuffer(opening, np.uint8))
+            send_to_second(ring, Frame(Flag.OPEN, EPOCH, session), np.frombuffer(opening, np.uint8))
         assert in_time(lambda: ring.stages[1].dropped == {"opening": 2})
         assert ring.open_sessions() == [0, 3]
 
 
 class Torrent(Transport):
-    """A ring in which the next frame is always there."""
+    """A transport in which the next frame is always there."""
 
     def __init__(self) -> None:
         self.dropped: Counter[str] = Counter()
 
-    def receive(self, milliseconds: int = 0) -> tuple[Frame, Array, str]:
+    def connect(self, endpoint: str) -> None:
+        pass
+
+    def receive(self, milliseconds: int = 0) -> tuple[Frame, Payload, str]:
         return Frame(Flag.TOKEN, EPOCH + 1, 1), ROW, ""
 
 
-def test_frames_without_end_do_not_keep_a_stage_from_its_turn(weights: Path) -> None:
+def test_endless_frames_do_not_stop_a_turn(weights: Path) -> None:
     engine, torrent = NumpyEngine(), Torrent()
     engine.load(whole("tiny", N_LAYERS), weights)
-    Stage(engine, whole("tiny", N_LAYERS), EPOCH, torrent).turn()
-    assert torrent.dropped == {"another epoch": module.FRAMES_A_TURN}
+    join_ring(LoadedShard(engine, EPOCH, torrent, 4096), RingView(0, ("n",), "", "", 4096)).turn()
+    assert torrent.dropped == {"another epoch": stage.FRAMES_A_TURN}
 
 
-@given(st.lists(st.tuples(st.integers(0, 70), st.booleans(), st.integers(0, 90)), max_size=40))
-def test_whatever_parts_come_no_more_than_a_chunk_of_rows_is_held(parts: list[tuple[int, bool, int]]) -> None:
-    opening = Opening((1,) * 60, 60, 20, frozenset(), GREEDY, ())
-    session, inlet = StageSession(1, 0, opening, 0.0), StepQueue(PROMPT_CHUNK)
-    for rows, more, position in parts:
-        frame = Frame(Flag.MORE if more else 0, 1, 1, position, rows)
-        try:
-            inlet.hidden(session, frame, np.zeros((rows, 2), np.float32))
-        except BadChunk:
-            inlet.close(session)
-        held = inlet._parts.get(1, [])
-        assert sum(len(part) for part in held) <= PROMPT_CHUNK
-        assert len(held) <= PROMPT_CHUNK
-        for queue in (inlet.steps, inlet.prompts):
-            for step in queue.next_whole():
-                assert 1 <= len(step.inputs) <= PROMPT_CHUNK
-                assert 0 <= step.position <= step.end <= opening.positions + MOST_DRAFTS
-
-
-def test_a_folder_of_ones_own_is_needed_to_be_answered_over_ipc(weights: Path) -> None:
-    with run_folder() as folder, rig(weights, 1) as ring:
+def test_ipc_reply_needs_a_run_folder(weights: Path) -> None:
+    with run_folder() as folder, stage_ring(weights, 1) as ring:
         (folder / "any.socket").touch()
         ring.gateway.open(1, reply_to=(f"ipc://{folder}/any.socket",))
         assert in_time(lambda: ring.stages[0].dropped == {"opening": 1})

@@ -1,4 +1,4 @@
-"""Nodes for tests of the data plane: keys, and who is linked to whom, without hubs."""
+"""Nodes for tests of the data plane: keys, and which nodes are linked to which, without hubs."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from cluster.roles import Role
 HOST = "127.0.0.1"
 
 
-def reach(pair: KeyPair, *linked: KeyPair, host: str = HOST) -> ClusterAccess:
-    """A node's place among others, which are members."""
-    nodes = PeerAllowlist(pair.public, pair.node_id)
-    nodes.standing(peer(other) for other in linked)
-    return ClusterAccess(host, pair, nodes)
+def new_access(pair: KeyPair, *linked: KeyPair, host: str = HOST) -> ClusterAccess:
+    """Return the access of a node to these others, which are members."""
+    allowlist = PeerAllowlist(pair.public, pair.node_id)
+    allowlist.add(peer(other) for other in linked)
+    return ClusterAccess(host, pair, allowlist)
 
 
 def peer(pair: KeyPair, role: Role = Role.MEMBER) -> HubPeer:
-    """A node as the hub that is linked to it tells of it."""
+    """Return a node as the hub that is linked to it describes it."""
     return HubPeer(pair.node_id, pair.node_id, with_key("tcp://127.0.0.1:1", pair.public), role)
 
 
-def reaches(count: int) -> list[ClusterAccess]:
-    """So many nodes, all linked."""
+def linked_nodes(count: int) -> list[ClusterAccess]:
+    """Return the accesses of so many nodes that are all linked."""
     pairs = [new_key_pair() for _ in range(count)]
-    return [reach(pair, *pairs) for pair in pairs]
+    return [new_access(pair, *pairs) for pair in pairs]
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -50,13 +50,13 @@ class Node(msgspec.Struct, frozen=True):
         """Its own keys."""
         return key_pair_of(bytes.fromhex(self.secret))
 
-    def place(self) -> ClusterAccess:
-        """Its place among the others."""
-        return reach(self.pair, *(KeyPair(bytes.fromhex(public), b"") for public in self.linked))
+    def access(self) -> ClusterAccess:
+        """Return its access to the others."""
+        return new_access(self.pair, *(KeyPair(bytes.fromhex(public), b"") for public in self.linked))
 
 
 def new_nodes(count: int, *, plain: bool = False) -> list[Node]:
-    """So many nodes, all linked."""
+    """Return so many nodes that are all linked."""
     pairs = [new_key_pair() for _ in range(count)]
     linked = tuple(pair.public.hex() for pair in pairs)
     return [Node(pair.secret.hex(), linked, plain) for pair in pairs]
@@ -64,31 +64,31 @@ def new_nodes(count: int, *, plain: bool = False) -> list[Node]:
 
 @contextmanager
 def without_keys() -> Iterator[None]:
-    """Tcp sockets that are bound or connected meanwhile have no CURVE, and whoever connects is believed.
+    """Have tcp sockets that are bound or connected meanwhile use no CURVE, and accept every sender.
 
     To measure what keys cost; nothing in the product can do this.
     """
     with (
         patch("bus.net.sockets._guard", lambda socket, guard: None),
         patch("bus.net.sockets._identify", lambda socket, endpoint, own: None),
-        patch("bus.dataplane.inbound.sender_of", lambda part: ""),
+        patch("bus.dataplane.inbound_connections.sender_of", lambda part: ""),
     ):
         yield
 
 
 def tcp(endpoints: Sequence[str]) -> str:
-    """The one between machines."""
+    """Return the endpoint between machines."""
     return next(endpoint for endpoint in endpoints if endpoint.startswith("tcp://"))
 
 
 def only_tcp(endpoints: Sequence[str]) -> tuple[str, ...]:
-    """As if nobody else were on this machine."""
+    """Return the endpoints that another machine can reach."""
     return (tcp(endpoints),)
 
 
 @contextmanager
 def raw_dealer(pair: KeyPair, endpoint: str) -> Iterator[zmq.Socket[bytes]]:
-    """A bare DEALER with a node's key."""
+    """Connect a bare DEALER with a node's key."""
     with zmq.Context() as context, open_socket(context, zmq.DEALER) as dealer:
         dealer.setsockopt(zmq.LINGER, 2000)
         dealer.setsockopt(zmq.SNDTIMEO, 2000)

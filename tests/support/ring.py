@@ -1,5 +1,5 @@
-"""A node around a real gateway process, for its tests: a real hub, answering actors, and a first stage that tells
-a prepared text over the real data plane.
+"""A node around a real gateway process, for its tests: a real hub, actors that reply, and a stage that sends a
+prepared text over the real data plane.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from common.config import NodeConfig, write_config
 from models.tokenizer import Tokenizer
 from tests.support.bus import hub_config
 from tests.support.models import EOS_TOKEN_ID, write_tokenizer_files
-from tests.support.stage import EPOCH, WITHIN_S, StageThread, Telling
+from tests.support.stage import EPOCH, WITHIN_S, Telling, TextStage
 
 ROOT = Path(__file__).parent.parent.parent
 NODE_ID = "00112233445566aa"
@@ -73,7 +73,7 @@ defaults = {{ temperature = 0.25, top_p = 0.75 }}
 
 
 def eventually(what: Callable[[], bool], within_s: float = WITHIN_S) -> bool:
-    """Whether `what` comes true in time."""
+    """Return whether `what` comes true in time."""
     deadline = time.monotonic() + within_s
     while not what():
         if time.monotonic() > deadline:
@@ -86,7 +86,7 @@ Answers = dict[type[Message], Callable[[Work], Reply]]
 
 
 class ActorThread(threading.Thread):
-    """One actor on the bus that answers each kind of work as `answers` says; it can be held up and can publish."""
+    """One actor on the bus that replies to each kind of work with `answers`; it can be held up and can publish."""
 
     def __init__(self, run_dir: Path, name: str, answers: Answers) -> None:
         super().__init__(name=name, daemon=True)
@@ -158,24 +158,24 @@ class Rig:
     url: str
     config: NodeConfig
     gateway: subprocess.Popen[bytes]
-    stage: StageThread
+    stage: TextStage
     node: ActorThread
     download: ActorThread
     tokenizer: Tokenizer
     instance: Instance
 
     def tell(self, text: str, *, end: bool = True, **how: object) -> None:
-        """Have the stage say this text to every session from now on, then the end-of-text token if `end`."""
+        """Have the stage send this text to every session from now on, then the end-of-text token if `end`."""
         tokens = self.tokenizer.encode(text) + [EOS_TOKEN_ID] * end
         self.stage.telling = Telling(tokens, **how)  # type: ignore[arg-type]  # the fields of Telling
 
     def all_closed(self) -> bool:
-        """Whether every session that was opened was closed, each exactly once."""
+        """Return whether every session that was opened was closed, each exactly once."""
         return eventually(lambda: sorted(self.stage.openings) == sorted(self.stage.closed))
 
 
 def start_gateway(config: NodeConfig, log: Path, module: str = "gateway") -> subprocess.Popen[bytes]:
-    """The gateway's process, which ends with the writing end of its standard input."""
+    """Start the gateway's process, which ends with the writing end of its standard input."""
     environment = {**os.environ, RUN_DIR_VARIABLE: config.run_dir, NAME_VARIABLE: "gateway", "OMP_NUM_THREADS": "1"}
     with log.open("wb") as errors:
         return subprocess.Popen(
@@ -189,7 +189,7 @@ def start_gateway(config: NodeConfig, log: Path, module: str = "gateway") -> sub
 
 
 def stop_gateway(process: subprocess.Popen[bytes]) -> int:
-    """Ask it to end; its exit status."""
+    """End it, and return its exit status."""
     process.send_signal(signal.SIGTERM)
     status = process.wait(WITHIN_S)
     assert process.stdin is not None
@@ -199,7 +199,7 @@ def stop_gateway(process: subprocess.Popen[bytes]) -> int:
 
 @contextmanager
 def running_hub(run_dir: Path) -> Iterator[Hub]:
-    """A hub on a thread."""
+    """Run a hub on a thread."""
     hub, stopped = Hub(hub_config(run_dir, NODE_ID, "rig", cluster="test")), threading.Event()
     thread = threading.Thread(target=hub.run, args=(stopped.is_set,), daemon=True)
     thread.start()
@@ -213,15 +213,15 @@ def running_hub(run_dir: Path) -> Iterator[Hub]:
 
 @contextmanager
 def running_rig(folder: Path, module: str = "gateway", **settings: object) -> Iterator[Rig]:
-    """Everything around a gateway, and the gateway, which listens when the block begins. `folder` is the node's."""
+    """Run a gateway, which listens when the block begins, and everything around it. `folder` is the node's."""
     (folder / "node-id").write_text(NODE_ID)
     node_folder = open_folder(folder)
     run_dir = node_folder.run_dir
     config = make_config(run_dir, folder, **settings)
-    threads: list[StageThread | ActorThread] = []
+    threads: list[TextStage | ActorThread] = []
     try:
         with running_hub(run_dir):
-            stage = StageThread(run_dir)
+            stage = TextStage(run_dir)
             stage.start()
             threads.append(stage)
             instance = make_instance(stage.endpoints.get(timeout=WITHIN_S))
@@ -248,7 +248,7 @@ def running_rig(folder: Path, module: str = "gateway", **settings: object) -> It
 
 
 def make_config(run_dir: Path, folder: Path, **settings: object) -> NodeConfig:
-    """A node's settings and the files that a gateway reads: one model card, its tokenizer and template."""
+    """Write a node's settings and the files that a gateway reads: one model card, its tokenizer and template."""
     cards = folder / "cards"
     (cards / "model").mkdir(parents=True, exist_ok=True)
     (folder / "model").mkdir(exist_ok=True)
@@ -269,7 +269,7 @@ def make_config(run_dir: Path, folder: Path, **settings: object) -> NodeConfig:
 
 
 def make_instance(endpoints: tuple[str, ...]) -> Instance:
-    """The model on one stage."""
+    """Return the model on one stage."""
     stage = PlacedStage(NODE_ID, Shard(MODEL, 0, 4, 4), f"{NODE_ID}/engine-1", "numpy", endpoints, POSITIONS)
     return Instance("aabbccdd00112233", MODEL, EPOCH, (stage,))
 

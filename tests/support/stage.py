@@ -1,4 +1,4 @@
-"""A first stage for tests: it tells a prepared text to every session, over the real data plane."""
+"""A stage for tests that sends a prepared text to every session, over the real data plane."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from bus.dataplane.access import ClusterAccess, best_endpoint
-from bus.dataplane.frames import Flag, Frame
-from bus.dataplane.transport import Array, Transport
-from cluster.openings import Failure, Opening
+from bus.dataplane.access import LOCAL, Access, best_endpoint
+from bus.dataplane.frames import Flag, Frame, Payload
+from bus.dataplane.transport import Transport
+from cluster.openings import Opening, SessionFailure
 
 EPOCH = 7
 WITHIN_S = 15.0
@@ -22,31 +22,31 @@ WITHIN_S = 15.0
 
 @dataclass
 class Telling:
-    """What the stage says to every session, and how."""
+    """What the stage sends to every session, and how."""
 
     tokens: list[int] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)  # how many sessions are ahead, told at the opening
+    places: list[int] = field(default_factory=list)  # how many sessions are ahead, sent at the opening
     admits: threading.Event = field(default_factory=threading.Event)  # clear: the session stays in the queue
-    cached: int = -1  # told at admission, unless negative
+    cached: int = -1  # sent at admission, unless negative
     silent: bool = False  # after `tokens`, nothing: neither end nor failure
-    failure: Failure | None = None  # after `tokens`
+    failure: SessionFailure | None = None  # after `tokens`
     at_once: int = 1  # tokens a frame
     pause_s: float = 0.0
     skip: int = -1  # the index of a token whose frame is lost
     twice: bool = False  # each frame comes a second time
-    nonsense: list[tuple[int, Array | bytes]] = field(default_factory=list)  # (flags, payload), at the opening
+    nonsense: list[tuple[int, Payload | bytes]] = field(default_factory=list)  # (flags, payload), at the opening
 
     def __post_init__(self) -> None:
         if not self.places:
             self.admits.set()
 
 
-class StageThread(threading.Thread):
-    """A first stage that is also the last: answers an opening with what `telling` says."""
+class TextStage(threading.Thread):
+    """A ring of one stage: replies to an opening with `telling`."""
 
-    def __init__(self, run_dir: Path, reach: ClusterAccess | None = None) -> None:
+    def __init__(self, run_dir: Path, access: Access = LOCAL) -> None:
         super().__init__(name="stage", daemon=True)
-        self._reach = reach
+        self._access = access
         self.telling = Telling()
         self.openings: dict[int, Opening] = {}
         self.closed: list[int] = []
@@ -59,57 +59,57 @@ class StageThread(threading.Thread):
 
     def run(self) -> None:
         """Serve until `stop`."""
-        ring = Transport(self._run_dir, "stage", self._reach)
-        self.endpoints.put(ring.endpoints)
+        transport = Transport(self._run_dir, "stage", self._access)
+        self.endpoints.put(transport.endpoints)
         while not self._stopped.is_set():
             wait_ms = 1 if self._due else 20
-            while (received := ring.receive(wait_ms)) is not None:
+            while (received := transport.receive(wait_ms)) is not None:
                 frame, payload, _ = received
-                self._serve(ring, frame, payload)
+                self._serve(transport, frame, payload)
             for session, (when, index) in list(self._due.items()):
                 if time.monotonic() >= when and self.telling.admits.is_set():
-                    self._tell(ring, session, index)
-        ring.close()
+                    self._tell(transport, session, index)
+        transport.close()
 
     def stop(self) -> None:
         """End the thread."""
         self._stopped.set()
         self.join(WITHIN_S)
 
-    def _serve(self, ring: Transport, frame: Frame, payload: Array) -> None:
+    def _serve(self, transport: Transport, frame: Frame, payload: Payload) -> None:
         self.sequences.append(frame.sequence)
         self.epochs.add(frame.epoch)
         if frame.flags & Flag.OPEN:
             self.openings[frame.session] = msgspec.msgpack.decode(payload.tobytes(), type=Opening)
             self._due[frame.session] = (time.monotonic(), 0)
-            places = [(int(Flag.PLACE), _place(ahead, 0)) for ahead in self.telling.places]
-            for flags, told in (*self.telling.nonsense, *places):
-                ring.send(best_endpoint(self.openings[frame.session].reply_to), frame._replace(flags=flags), told)
+            places = [(Flag.QUEUE_POSITION, _place(ahead, 0)) for ahead in self.telling.places]
+            for flags, reply in (*self.telling.nonsense, *places):
+                transport.send(best_endpoint(self.openings[frame.session].reply_to), frame._replace(flags=flags), reply)
         elif frame.flags & Flag.CLOSE:
             self.closed.append(frame.session)
             self._due.pop(frame.session, None)
 
-    def _tell(self, ring: Transport, session: int, index: int) -> None:
+    def _tell(self, transport: Transport, session: int, index: int) -> None:
         telling, opening = self.telling, self.openings[session]
         reply_to = best_endpoint(opening.reply_to)
         if index == 0 and telling.cached >= 0:
-            ring.send(reply_to, Frame(Flag.PLACE, EPOCH, session), _place(0, telling.cached))
+            transport.send(reply_to, Frame(Flag.QUEUE_POSITION, EPOCH, session), _place(0, telling.cached))
         tokens = telling.tokens[index : index + telling.at_once]
         ends = [at for at, token in enumerate(tokens, index) if opening.finish_reason(token, at)]
         tokens = tokens[: ends[0] - index + 1] if ends else tokens
         flags = Flag.TOKEN | Flag.FINISHED if ends else Flag.TOKEN
-        frame = Frame(flags, EPOCH, session, position=opening.prompt_tokens + index)
+        frame = Frame(flags, EPOCH, session, position=opening.first_position + index)
         for _ in range(0 if index <= telling.skip < index + len(tokens) else 1 + telling.twice):
             if tokens:
-                ring.send(reply_to, frame, np.array(tokens, np.int32))
+                transport.send(reply_to, frame, np.array(tokens, np.int32))
         if ends or not tokens:
             del self._due[session]
         else:
             self._due[session] = (time.monotonic() + telling.pause_s, index + len(tokens))
         if not tokens and telling.failure:
             payload = msgspec.msgpack.encode(telling.failure)
-            ring.send(reply_to, Frame(Flag.FAILED, EPOCH, session), payload)
+            transport.send(reply_to, Frame(Flag.FAILED, EPOCH, session), payload)
 
 
-def _place(ahead: int, cached: int) -> Array:
+def _place(ahead: int, cached: int) -> Payload:
     return np.array((ahead, cached), np.int32)

@@ -1,8 +1,7 @@
 """A process that hosts one stage of a synthetic model, or of a real one, on the thread that every engine runs on.
 
-`python -m tests.support.synthetic SETTINGS` says `Ready` in a line of JSON, answers each line on its standard input
-with
-one line, and ends with its input. `tests.support.synthetic_ring` starts these processes and joins them.
+`python -m tests.support.synthetic SETTINGS` writes `Ready` as a line of JSON, answers each line on its standard input
+with one line, and ends with its input. `tests.support.synthetic_ring` starts these processes and joins them.
 """
 
 from __future__ import annotations
@@ -15,11 +14,14 @@ from unittest.mock import patch
 
 import msgspec
 
+from bus.dataplane.access import LOCAL
 from bus.dataplane.transport import Transport
 from cluster.placement import Instance
 from cluster.shard import Shard
+from ring.loaded_shard import load_shard
+from ring.ring_view import ring_view
+from ring.stage import StageCounts
 from ring.stage_thread import StageThread
-from ring.types import StageCounts, ring_view
 from tests.support.access import Node, without_keys
 from tests.support.synthetic_engine import Call, Journal, Released, SyntheticEngine
 
@@ -28,7 +30,7 @@ SYNTHETIC = "synthetic"
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What a hosted stage is told at its start. `kv_bytes` is its memory for keys and values.
+    """What a hosted stage starts with. `kv_bytes` is its memory for keys and values.
 
     With a `node` it is on one of its own, and is reached over tcp.
     """
@@ -59,13 +61,13 @@ class Join(msgspec.Struct, frozen=True, tag=True):
 
 
 class Look(msgspec.Struct, frozen=True, tag=True):
-    """Say what was done; with the journal, if wanted."""
+    """Report what was done; with the journal, if wanted."""
 
     journal: bool = False
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """A stage as it is now: what it counted, how many slots its engine holds, what it dropped, what the engine did."""
+    """A stage now: what it counted, how many slots its engine holds, what it dropped, what the engine did."""
 
     counts: StageCounts
     slots: int
@@ -85,54 +87,57 @@ def main() -> None:
     engine = SyntheticEngine()
     with ExitStack() as stack:
         if settings.engine == SYNTHETIC:
-            stack.enter_context(patch("ring.stage_thread.create", lambda *_: engine))
+            stack.enter_context(patch("ring.loaded_shard.create", lambda *_: engine))
         if settings.node and settings.node.plain:
             stack.enter_context(without_keys())
         serve(settings, engine.journal)
 
 
 def serve(settings: Settings, journal: Journal) -> None:
-    """Answer what the parent asks."""
+    """Answer the parent's requests."""
     stage = hosted(settings)
-    say(Ready(stage.loaded.result(WITHIN_S), stage.positions, stage.exact_rows))
-    for question in questions():
-        if isinstance(question, Join):
-            stage.join_ring(ring_view(question.instance, question.actor)).result(WITHIN_S)
-        say(seen(stage, journal, isinstance(question, Look) and question.journal))
+    shard = stage.loaded.result(WITHIN_S)
+    write(Ready(shard.endpoints, shard.positions, shard.exact_rows))
+    for request in requests():
+        if isinstance(request, Join):
+            stage.join_ring(ring_view(request.instance, request.actor)).result(WITHIN_S)
+        write(seen(stage, journal, isinstance(request, Look) and request.journal))
     stage.finish().result(WITHIN_S)
     stage.join(WITHIN_S)
 
 
 def hosted(settings: Settings) -> StageThread:
-    """The stage's thread, with its shard loaded."""
-    folder, name, place = Path(settings.run_dir), settings.name, settings.node.place() if settings.node else None
+    """Return the stage's thread, with its shard loaded."""
+    access = settings.node.access() if settings.node else LOCAL
     stage = StageThread(
-        settings.engine,
-        settings.shard,
-        settings.epoch,
-        Path(settings.model),
-        lambda: Transport(folder, name, place),
-        kv_bytes=settings.kv_bytes,
+        lambda: load_shard(
+            settings.engine,
+            settings.shard,
+            settings.epoch,
+            Path(settings.model),
+            lambda: Transport(Path(settings.run_dir), settings.name, access),
+            kv_bytes=settings.kv_bytes,
+        )
     )
     stage.start()
     stage.loaded.result(WITHIN_S)
     return stage
 
 
-def questions() -> Iterator[Join | Look]:
-    """What the parent asks, until it closes its end."""
+def requests() -> Iterator[Join | Look]:
+    """Yield the parent's requests, until it closes its end."""
     for line in sys.stdin.buffer:
         yield msgspec.json.decode(line, type=Join | Look)
 
 
 def seen(stage: StageThread, journal: Journal, whole: bool) -> Seen:
-    """The stage's counts and the engine's journal. Both belong to another thread, whose appends do not disturb."""
+    """Return the stage's counts and the engine's journal. Both are of another thread, which only appends."""
     calls, released = (list(journal.calls), list(journal.released)) if whole else ([], [])
     return Seen(stage.counts, journal.slots, stage.dropped, calls, released)
 
 
-def say(answer: msgspec.Struct) -> None:
-    """One line to the parent."""
+def write(answer: msgspec.Struct) -> None:
+    """Write one line to the parent."""
     sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
     sys.stdout.buffer.flush()
 

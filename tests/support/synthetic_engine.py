@@ -1,6 +1,6 @@
-"""An engine whose cost is stated and whose tokens are a hash of all tokens before them.
+"""An engine with a stated cost, and tokens that are a hash of all tokens before them.
 
-It sleeps where others compute, so a ring of eight stages runs on two cores and only the schedule is measured. Knows
+It sleeps instead of computing, so a ring of eight stages runs on two cores and only the schedule is measured. Knows
 nothing of stages and processes.
 """
 
@@ -54,7 +54,7 @@ class Model(msgspec.Struct, frozen=True):
     dtype: Dtype = "float32"
 
     def cost_ns(self, batch: Sequence[Chunk]) -> int:
-        """What a call shall take."""
+        """Return what a call takes, in nanoseconds."""
         rows = sum(chunk.rows for chunk in batch if chunk.rows <= DECODE_ROWS)
         prompt_rows = sum(chunk.rows for chunk in batch if chunk.rows > DECODE_ROWS)
         return round((self.call_ms + self.row_ms * rows + self.prompt_row_ms * prompt_rows) * 1e6)
@@ -141,7 +141,7 @@ class SyntheticStage:
         return answers
 
     def truncate(self, cache: Marks, position: int) -> None:
-        """Make what is forgotten wrong, so that nobody can use it."""
+        """Make what is forgotten wrong, so that a use of it shows."""
         cache.numbers[:, position:] = 0
 
     def save(self, cache: Marks, start: int, end: int) -> SavedKV:
@@ -181,7 +181,7 @@ class SyntheticStage:
 
 
 class SyntheticEngine(SlotEngine[Marks]):
-    """Slots, positions and contexts as strict as any engine's; a stated cost; tokens that tell one wrong position."""
+    """Slots, positions and contexts as strict as any engine's; a stated cost; tokens that show one wrong position."""
 
     name: ClassVar[str] = "synthetic"
     exact_rows: ClassVar[int] = 64

@@ -18,6 +18,7 @@ from typing import Literal, Self, TypeVar
 import msgspec
 import numpy as np
 
+from bus.dataplane.access import LOCAL
 from cluster.placement import Instance, PlacedStage
 from cluster.sampling import SamplingParams
 from cluster.shard import Shard, whole
@@ -48,7 +49,7 @@ class StageProcess:
         self._child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ready(self) -> PlacedStage:
-        """Wait until it is loaded and listens."""
+        """Wait until it is loaded and listens; return it as its placer knows it."""
         ready, node = self._answer(Ready), self._settings.node
         return PlacedStage(
             node.pair.node_id if node else "n",
@@ -60,10 +61,10 @@ class StageProcess:
             ready.exact_rows,
         )
 
-    def ask(self, question: Join | Look) -> Seen:
-        """Its answer."""
+    def request(self, request: Join | Look) -> Seen:
+        """Send a request, and return the answer."""
         assert self._child.stdin is not None
-        self._child.stdin.write(msgspec.json.encode(question) + b"\n")
+        self._child.stdin.write(msgspec.json.encode(request) + b"\n")
         self._child.stdin.flush()
         return self._answer(Seen)
 
@@ -71,12 +72,12 @@ class StageProcess:
         assert self._child.stdout is not None
         readable, _, _ = select.select([self._child.stdout], [], [], WITHIN_S)
         line = self._child.stdout.readline() if readable else b""
-        assert line, f"{self.actor} ended or said nothing for {WITHIN_S:g} s"
+        assert line, f"{self.actor} ended or sent nothing for {WITHIN_S:g} s"
         return msgspec.json.decode(line, type=kind)
 
     @property
     def pid(self) -> int:
-        """The process."""
+        """The process id."""
         return self._child.pid
 
     def __enter__(self) -> Self:
@@ -101,15 +102,15 @@ class HostedRing:
     streams: Streams
 
     def look(self, *, journal: bool = False) -> list[Seen]:
-        """Each stage as it is now."""
-        return [process.ask(Look(journal)) for process in self.processes]
+        """Return each stage as it is now."""
+        return [process.request(Look(journal)) for process in self.processes]
 
     def comes_to(self, state: Callable[[Seen], bool]) -> bool:
-        """Whether in time every stage is in this state."""
+        """Whether every stage comes to this state in time."""
         return in_time(lambda: all(state(stage) for stage in self.look()), WITHIN_S)
 
     def all_free(self) -> bool:
-        """Whether in time no stage holds a session or a slot."""
+        """Whether no stage holds a session or a slot in time."""
         return self.comes_to(lambda stage: not stage.sessions and not stage.slots)
 
 
@@ -121,7 +122,7 @@ class SyntheticRing(HostedRing):
 
 
 def same(instance: Instance) -> Instance:
-    """The instance as it is."""
+    """Return the instance as it is."""
     return instance
 
 
@@ -135,10 +136,10 @@ def synthetic_ring(
     over: Over = "ipc",
     seen_as: Callable[[Instance], Instance] = same,
 ) -> Iterator[SyntheticRing]:
-    """A ring over `stages` processes, each with its part of the layers and the whole cost of `model`, or of `last`.
+    """Run a ring over `stages` processes, each with its part of the layers and the whole cost of `model`, or of `last`.
 
-    Its memory holds `positions`. The stages know one another as `seen_as` says. At the end all sessions are closed,
-    and AssertionError is raised where a stage keeps one.
+    Its memory holds `positions`. The stages know one another as `seen_as` returns the instance. At the end all
+    sessions are closed. Raises AssertionError if a stage keeps one.
     """
     with run_folder() as folder:
         models = [model] * (stages - 1) + [last or model]
@@ -151,7 +152,7 @@ def synthetic_ring(
 def hosted_ring(
     folder: Path, settings: Sequence[Settings], over: Over = "ipc", seen_as: Callable[[Instance], Instance] = same
 ) -> Iterator[HostedRing]:
-    """A ring of these stages. Over anything but ipc, each stage and the gateway is on a node of its own."""
+    """Run a ring of these stages. Over anything but ipc, each stage and the gateway is on a node of its own."""
     plain = over == "plain"
     nodes = new_nodes(len(settings) + 1, plain=plain)
     if over != "ipc":
@@ -161,9 +162,9 @@ def hosted_ring(
         placed = tuple(process.ready() for process in processes)
         instance = seen_as(Instance("i", placed[0].shard.model_id, EPOCH, placed))
         for process in processes:
-            process.ask(Join(instance, process.actor))
+            process.request(Join(instance, process.actor))
         with without_keys() if plain else nullcontext():
-            streams = Streams(folder, instance, nodes[-1].place() if over != "ipc" else None)
+            streams = Streams(folder, instance, nodes[-1].access() if over != "ipc" else LOCAL)
             stack.callback(streams.close)
             if plain:
                 streams.generate((5,), 2)  # now every connection stands
@@ -174,7 +175,7 @@ def hosted_ring(
 
 
 def _settings(folder: Path, index: int, models: Sequence[Model], positions: int) -> Settings:
-    """Of one stage, whose model is written to a file."""
+    """Return the settings of one stage, whose model is written to a file."""
     layers = models[index].n_layers
     begin, end = (at * layers // len(models) for at in (index, index + 1))
     path = folder / f"model-{index}.json"
@@ -184,7 +185,7 @@ def _settings(folder: Path, index: int, models: Sequence[Model], positions: int)
 
 
 def expected_tokens(model: Model, prompt: Sequence[int], count: int) -> list[int]:
-    """What the whole model says after a prompt: one engine, here, a token a call, at no cost."""
+    """Return what the whole model generates after a prompt: one engine, here, a token per call, at no cost."""
     engine = SyntheticEngine()
     engine.read(whole("synthetic", model.n_layers), SyntheticWeights(msgspec.structs.replace(model, **_FREE)))
     tokens: list[int] = []

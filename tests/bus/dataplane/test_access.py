@@ -1,4 +1,4 @@
-"""`bus.dataplane.access`: which end points may be dialled, and to whom an answer may go."""
+"""`bus.dataplane.access`: which endpoints may be used, and which one a reply goes to."""
 
 from __future__ import annotations
 
@@ -9,20 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from bus.dataplane.access import (
-    NotLinked,
-    best_endpoint,
-    check_linked,
-    cluster_access,
-    node_at,
-    owner_of,
-    reply_endpoint,
-    role_of,
-)
+from bus.dataplane.access import LOCAL, ClusterAccess, access_of, best_endpoint, node_at, owner_of, reply_endpoint
+from bus.dataplane.connections import NotLinked
 from bus.net.endpoints import with_key
 from bus.net.keys import new_key_pair
 from cluster.roles import Role
-from tests.support.access import peer, reach
+from tests.support.access import new_access, peer
 from tests.support.bus import code_of, hub_config, new_node
 
 OURS, THEIRS, UNKNOWN_NODE = new_key_pair(), new_key_pair(), new_key_pair()
@@ -37,12 +29,12 @@ def folder() -> Iterator[Path]:
 
 
 def ring_file(folder: Path, name: str = "stage.ring") -> str:
-    """The end point of a file that is there."""
+    """Return the endpoint of a file that exists."""
     (folder / name).touch()
     return f"ipc://{folder}/{name}"
 
 
-def test_the_nearest_end_point_is_chosen(folder: Path) -> None:
+def test_best_endpoint_is_ipc_on_the_same_machine(folder: Path) -> None:
     here, elsewhere = ring_file(folder), f"ipc://{folder}/elsewhere.ring"
     assert best_endpoint((here, THEIR_TCP)) == here
     assert best_endpoint((elsewhere, THEIR_TCP)) == THEIR_TCP
@@ -50,7 +42,7 @@ def test_the_nearest_end_point_is_chosen(folder: Path) -> None:
         best_endpoint((elsewhere,))
 
 
-def test_an_end_point_of_another_node_than_the_one_said_to_be_there_is_refused() -> None:
+def test_endpoint_of_another_node_is_refused() -> None:
     assert best_endpoint((THEIR_TCP,), THEIRS.node_id) == THEIR_TCP
     with pytest.raises(ValueError, match=f"does not belong to node {OURS.node_id}"):
         best_endpoint((THEIR_TCP,), OURS.node_id)
@@ -59,19 +51,19 @@ def test_an_end_point_of_another_node_than_the_one_said_to_be_there_is_refused()
 
 
 @pytest.mark.parametrize("name", ["work", "facts-in", "stage.ring.part", "ring"])
-def test_a_file_that_is_no_data_plane_is_no_end_point(folder: Path, name: str) -> None:
+def test_file_that_is_no_data_plane_is_refused(folder: Path, name: str) -> None:
     with pytest.raises(ValueError, match="can be reached"):
         best_endpoint((ring_file(folder, name),))
 
 
-def test_a_data_plane_in_a_folder_that_others_may_write_to_is_no_end_point(folder: Path) -> None:
+def test_file_in_a_writable_folder_is_refused(folder: Path) -> None:
     endpoint = ring_file(folder)
     folder.chmod(0o777)
     with pytest.raises(ValueError, match="can be reached"):
         best_endpoint((endpoint,))
 
 
-def test_a_data_plane_in_another_users_folder_is_no_end_point(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_in_another_users_folder_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     endpoint, uid = ring_file(folder), os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: uid + 1)
     with pytest.raises(ValueError, match="can be reached"):
@@ -79,12 +71,12 @@ def test_a_data_plane_in_another_users_folder_is_no_end_point(folder: Path, monk
 
 
 @pytest.mark.parametrize("endpoint", ["ipc://stage.ring", "ipc://", "ipc:///a\0b.ring", "ipc://@abstract.ring"])
-def test_what_is_no_path_is_no_end_point(endpoint: str) -> None:
+def test_malformed_path_is_refused(endpoint: str) -> None:
     with pytest.raises(ValueError, match="can be reached"):
         best_endpoint((endpoint,))
 
 
-def test_end_points_belong_to_the_node_whose_key_they_name() -> None:
+def test_endpoints_belong_to_the_node_of_their_key() -> None:
     assert owner_of(("ipc:///a/b.ring", THEIR_TCP)) == THEIRS.node_id
     assert owner_of(("ipc:///a/b.ring",)) == owner_of(()) == node_at("ipc:///a/b.ring") == ""
     with pytest.raises(ValueError, match="several nodes"):
@@ -93,41 +85,41 @@ def test_end_points_belong_to_the_node_whose_key_they_name() -> None:
         owner_of(("tcp://10.0.0.1:1",))
 
 
-def test_only_the_own_nodes_gateway_is_answered_over_ipc(folder: Path) -> None:
+def test_replies_use_ipc_on_the_own_node_only(folder: Path) -> None:
     file = ring_file(folder)
     assert reply_endpoint((file, OUR_TCP), OURS.node_id) == file
     assert reply_endpoint((file,), OURS.node_id) == file
     assert reply_endpoint((file, THEIR_TCP), OURS.node_id) == THEIR_TCP
 
 
-def test_only_linked_nodes_are_dialled() -> None:
-    place = reach(OURS, THEIRS)
-    assert check_linked(THEIR_TCP, place) == THEIRS.node_id
+def test_only_linked_nodes_may_be_connected_to() -> None:
+    access = new_access(OURS, THEIRS)
+    assert access.check_linked(THEIR_TCP) == THEIRS.node_id
     with pytest.raises(NotLinked, match="is not linked to this one"):
-        check_linked(with_key("tcp://10.0.0.1:1", UNKNOWN_NODE.public), place)
-    place.linked.gone(THEIRS.node_id)
+        access.check_linked(with_key("tcp://10.0.0.1:1", UNKNOWN_NODE.public))
+    access.allowlist.remove(THEIRS.node_id)
     with pytest.raises(NotLinked, match=THEIRS.node_id):
-        check_linked(THEIR_TCP, place)
+        access.check_linked(THEIR_TCP)
 
 
-def test_a_node_that_stands_alone_dials_ipc_only() -> None:
-    assert check_linked("ipc:///a/b.ring", None) == ""
+def test_standalone_node_connects_over_ipc_only() -> None:
+    assert LOCAL.check_linked("ipc:///a/b.ring") == ""
     with pytest.raises(NotLinked, match="stands alone"):
-        check_linked(THEIR_TCP, None)
+        LOCAL.check_linked(THEIR_TCP)
 
 
 def test_roles_are_those_of_the_links() -> None:
-    place = reach(OURS)
-    place.linked.standing([peer(THEIRS, Role.OBSERVER)])
-    assert role_of(place, THEIRS.node_id) is Role.OBSERVER
-    assert role_of(place, OURS.node_id) is role_of(place, "") is role_of(None, "") is Role.MEMBER
-    assert role_of(place, UNKNOWN_NODE.node_id) is role_of(None, THEIRS.node_id) is None
+    access = new_access(OURS)
+    access.allowlist.add([peer(THEIRS, Role.OBSERVER)])
+    assert access.role_of(THEIRS.node_id) is Role.OBSERVER
+    assert access.role_of(OURS.node_id) is access.role_of("") is LOCAL.role_of("") is Role.MEMBER
+    assert access.role_of(UNKNOWN_NODE.node_id) is LOCAL.role_of(THEIRS.node_id) is None
 
 
-def test_a_node_of_a_cluster_has_a_place_and_one_alone_has_none(folder: Path) -> None:
+def test_access_follows_the_configuration(folder: Path) -> None:
     node = new_node()
     config = hub_config(folder, node, cluster=code_of("home").name)
-    place = cluster_access(config)
-    assert place is not None
-    assert (place.host, place.pair.node_id, role_of(place, node)) == (config.host, node, Role.MEMBER)
-    assert cluster_access(hub_config(folder, "no key")) is None
+    access = access_of(config)
+    assert isinstance(access, ClusterAccess)
+    assert (access.host, access.own_id, access.role_of(node)) == (config.host, node, Role.MEMBER)
+    assert access_of(hub_config(folder, "no key")) is LOCAL

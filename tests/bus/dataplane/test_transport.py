@@ -1,4 +1,4 @@
-"""The data plane between two real rings on loopback."""
+"""`bus.dataplane.transport`: two transports on loopback."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import pytest
 import zmq
 
 from bus.dataplane import transport as module
-from bus.dataplane.access import ClusterAccess
-from bus.dataplane.frames import FRAGMENT_BYTES, Flag, Frame
-from bus.dataplane.transport import MAX_NEIGHBOURS, Array, NeighbourGone, Received, Transport
+from bus.dataplane.access import LOCAL, Access
+from bus.dataplane.connections import MAX_CONNECTIONS
+from bus.dataplane.frames import FRAGMENT_BYTES, Flag, Frame, Payload
+from bus.dataplane.transport import PeerUnreachable, Received, Transport
 from bus.net.endpoints import with_key
-from tests.support.access import reaches
+from tests.support.access import linked_nodes
 from tests.support.bus import WITHIN_S, run_folder
 
 HIDDEN = Frame(0, 1, 2, position=5)
 
 
 @contextmanager
-def ring(folder: Path, name: str, place: ClusterAccess | None = None) -> Iterator[Transport]:
-    made = Transport(folder, name, place)
+def transport(folder: Path, name: str, access: Access = LOCAL) -> Iterator[Transport]:
+    made = Transport(folder, name, access)
     try:
         yield made
     finally:
@@ -40,19 +41,19 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def short_deadline(monkeypatch: pytest.MonkeyPatch) -> float:
-    """Seconds in which a frame has to be taken."""
+    """Shorten the time in which a frame has to be accepted, and return it in seconds."""
     monkeypatch.setattr(module, "SEND_WITHIN_MS", 400)
     return 0.4
 
 
 @pytest.fixture
 def pair(folder: Path) -> Iterator[tuple[Transport, Transport]]:
-    here, there = reaches(2)
-    with ring(folder, "one", here) as one, ring(folder, "two", there) as two:
+    here, there = linked_nodes(2)
+    with transport(folder, "one", here) as one, transport(folder, "two", there) as two:
         yield one, two
 
 
-def next_frame(receiver: Transport) -> tuple[Frame, Array]:
+def next_frame(receiver: Transport) -> tuple[Frame, Payload]:
     frame, payload, _ = next_received(receiver)
     return frame, payload
 
@@ -65,17 +66,16 @@ def next_received(receiver: Transport) -> Received:
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["ipc", "tcp"])
-def test_a_frame_arrives_with_its_rows(pair: tuple[Transport, Transport], which: int) -> None:
+def test_frame_arrives_with_its_rows(pair: tuple[Transport, Transport], which: int) -> None:
     one, two = pair
     rows = np.arange(12, dtype=np.float32).reshape(3, 4)
     one.send(two.endpoints[which], HIDDEN, rows)
     frame, array = next_frame(two)
     assert (frame.position, frame.rows, frame.width, frame.sequence) == (5, 3, 4, 1)
-    assert frame.sent_ns > 0
     np.testing.assert_array_equal(array, rows)
 
 
-def test_one_decoded_token_is_one_message_of_its_rows_and_64_bytes(pair: tuple[Transport, Transport]) -> None:
+def test_decoded_token_is_one_message(pair: tuple[Transport, Transport]) -> None:
     one, two = pair
     one.send(two.endpoints[0], HIDDEN, np.zeros((1, 576), np.float16))
     frame, array = next_frame(two)
@@ -85,22 +85,22 @@ def test_one_decoded_token_is_one_message_of_its_rows_and_64_bytes(pair: tuple[T
 
 
 @pytest.mark.parametrize("count", [1, 100, 512, 513, 1000])
-def test_rows_beyond_256_kib_travel_in_fragments_that_join(pair: tuple[Transport, Transport], count: int) -> None:
+def test_large_chunk_travels_in_fragments(pair: tuple[Transport, Transport], count: int) -> None:
     one, two = pair
     rows = np.random.default_rng(count).standard_normal((count, 512), dtype=np.float32)
-    one.send(two.endpoints[1], HIDDEN._replace(flags=Flag.LAST), rows)
+    one.send(two.endpoints[1], HIDDEN._replace(flags=Flag.SAMPLE), rows)
     parts = [next_frame(two)]
     while parts[-1][0].flags & Flag.MORE:
         parts.append(next_frame(two))
     assert len(parts) == -(-rows.nbytes // FRAGMENT_BYTES)
     assert all(array.nbytes <= FRAGMENT_BYTES for _, array in parts)
-    assert all(frame.flags & Flag.LAST for frame, _ in parts)
+    assert all(frame.flags & Flag.SAMPLE for frame, _ in parts)
     starts = np.cumsum([0, *(len(array) for _, array in parts[:-1])]) + 5
     assert [frame.position for frame, _ in parts] == starts.tolist()
     np.testing.assert_array_equal(np.concatenate([array for _, array in parts]), rows)
 
 
-def test_an_opening_above_256_kib_travels_whole(pair: tuple[Transport, Transport]) -> None:
+def test_large_opening_travels_whole(pair: tuple[Transport, Transport]) -> None:
     one, two = pair
     prompt = bytes(FRAGMENT_BYTES * 2 + 1)
     one.send(two.endpoints[1], HIDDEN._replace(flags=Flag.OPEN), prompt)
@@ -108,7 +108,7 @@ def test_an_opening_above_256_kib_travels_whole(pair: tuple[Transport, Transport
     assert (frame.flags, array.nbytes) == (Flag.OPEN, len(prompt))
 
 
-def test_tokens_bytes_and_nothing_at_all_travel(pair: tuple[Transport, Transport]) -> None:
+def test_tokens_bytes_and_empty_payloads_travel(pair: tuple[Transport, Transport]) -> None:
     one, two = pair
     for payload in (np.array([7, 8], np.int32), b"a sentence", b""):
         one.send(two.endpoints[0], HIDDEN._replace(flags=Flag.TOKEN), payload)
@@ -117,7 +117,7 @@ def test_tokens_bytes_and_nothing_at_all_travel(pair: tuple[Transport, Transport
         assert frame.width == 0
 
 
-def test_frames_are_counted_from_one_and_none_is_missed(pair: tuple[Transport, Transport]) -> None:
+def test_frames_are_numbered_from_one(pair: tuple[Transport, Transport]) -> None:
     one, two = pair
     for number in range(1, 6):
         one.send(two.endpoints[0], HIDDEN, np.zeros(1, np.int32))
@@ -125,7 +125,7 @@ def test_frames_are_counted_from_one_and_none_is_missed(pair: tuple[Transport, T
     assert not two.dropped
 
 
-def test_a_gap_in_the_count_is_seen(pair: tuple[Transport, Transport]) -> None:
+def test_gap_in_the_numbers_is_counted(pair: tuple[Transport, Transport]) -> None:
     _, two = pair
     with raw_sender(two) as raw:
         for sequence in (1, 2, 5, 6):
@@ -142,7 +142,7 @@ def raw_sender(to: Transport) -> Iterator[zmq.Socket[bytes]]:
         yield dealer
 
 
-def test_what_is_no_frame_is_counted_and_the_next_one_arrives(pair: tuple[Transport, Transport]) -> None:
+def test_invalid_frames_are_counted_and_dropped(pair: tuple[Transport, Transport]) -> None:
     _, two = pair
     good = HIDDEN._replace(sequence=1, rows=1).pack()
     with raw_sender(two) as raw:
@@ -153,48 +153,46 @@ def test_what_is_no_frame_is_counted_and_the_next_one_arrives(pair: tuple[Transp
 
 
 @pytest.mark.parametrize("endpoint", ["tcp", "ipc:///no/such/socket"])
-def test_a_neighbour_that_is_not_there_is_gone_within_the_deadline_and_then_at_once(
-    folder: Path, endpoint: str, short_deadline: float
-) -> None:
-    here, there = reaches(2)
+def test_unreachable_peer_fails_in_time_and_then_at_once(folder: Path, endpoint: str, short_deadline: float) -> None:
+    here, there = linked_nodes(2)
     endpoint = with_key("tcp://127.0.0.1:1", there.pair.public) if endpoint == "tcp" else endpoint
-    with ring(folder, "one", here) as one:
+    with transport(folder, "one", here) as one:
         waits = []
         for _ in range(2):
             begun = time.monotonic()
-            with pytest.raises(NeighbourGone, match="took nothing"):
+            with pytest.raises(PeerUnreachable, match="accepted no frame"):
                 one.send(endpoint, HIDDEN, b"")
             waits.append(time.monotonic() - begun)
     assert short_deadline * 0.9 < waits[0] < short_deadline + 1
     assert waits[1] < short_deadline / 2
 
 
-def test_a_neighbour_that_comes_back_can_be_introduced_again(folder: Path, short_deadline: float) -> None:
-    with ring(folder, "one") as one:
+def test_peer_that_comes_back_can_be_connected_again(folder: Path, short_deadline: float) -> None:
+    with transport(folder, "one") as one:
         endpoint = f"ipc://{folder}/two.ring"
-        with pytest.raises(NeighbourGone):
+        with pytest.raises(PeerUnreachable):
             one.send(endpoint, HIDDEN, b"")
-        with ring(folder, "two") as two:
-            one.introduce(endpoint)
+        with transport(folder, "two") as two:
+            one.connect(endpoint)
             one.send(endpoint, HIDDEN, b"")
             assert next_frame(two)[0].sequence == 1
 
 
-def test_neighbours_that_were_used_longest_ago_are_closed(folder: Path) -> None:
-    with ring(folder, "one") as one, ring(folder, "two") as two:
-        for number in range(MAX_NEIGHBOURS + 5):
-            one.introduce(f"ipc://{folder}/{number}.ring")
-        assert len(one._neighbours) == MAX_NEIGHBOURS
+def test_least_recently_used_connections_are_closed(folder: Path) -> None:
+    with transport(folder, "one") as one, transport(folder, "two") as two:
+        for number in range(MAX_CONNECTIONS + 5):
+            one.connect(f"ipc://{folder}/{number}.ring")
+        assert len(one._connections) == MAX_CONNECTIONS
         one.send(two.endpoints[0], HIDDEN, b"")
         assert next_frame(two)[0].sequence == 1
 
 
-def test_what_is_no_end_point_is_refused(folder: Path) -> None:
-    with ring(folder, "one") as one, pytest.raises(ValueError, match="is no endpoint"):
-        one.introduce("nonsense")
+def test_malformed_endpoint_is_refused(folder: Path) -> None:
+    with transport(folder, "one") as one, pytest.raises(ValueError, match="is no endpoint"):
+        one.connect("nonsense")
 
 
-def test_a_wait_ends_early_when_woken_from_another_thread(pair: tuple[Transport, Transport]) -> None:
+def test_wake_ends_a_wait(pair: tuple[Transport, Transport]) -> None:
     one, _ = pair
 
     def wake_often() -> None:
@@ -209,7 +207,7 @@ def test_a_wait_ends_early_when_woken_from_another_thread(pair: tuple[Transport,
     waker.join(WITHIN_S)
 
 
-def test_a_ring_may_be_closed_while_another_thread_wakes_it(folder: Path) -> None:
+def test_transport_may_be_closed_while_it_is_woken(folder: Path) -> None:
     for _ in range(20):
         one = Transport(folder, "one")
         closed = threading.Event()

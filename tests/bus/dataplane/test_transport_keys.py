@@ -1,4 +1,4 @@
-"""The data plane between nodes: two real rings over tcp on loopback, and whoever else knocks there."""
+"""`bus.dataplane.transport` between nodes: CURVE keys, links that come and go, and sequence numbers."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import zmq
 
-from bus.dataplane import inbound as senders
+from bus.dataplane import inbound_connections
 from bus.dataplane import transport as module
-from bus.dataplane.access import ClusterAccess
+from bus.dataplane.access import LOCAL, Access
 from bus.dataplane.frames import Flag, Frame, FrameError
-from bus.dataplane.inbound import InboundConnections, sender_of
-from bus.dataplane.transport import NeighbourGone, Received, Transport
+from bus.dataplane.inbound_connections import InboundConnections, sender_of
+from bus.dataplane.transport import PeerUnreachable, Received, Transport
 from bus.net.endpoints import address_of, with_key
 from bus.net.keys import new_key_pair
-from tests.support.access import peer, raw_dealer, reach, reaches
+from tests.support.access import linked_nodes, new_access, peer, raw_dealer
 from tests.support.bus import WITHIN_S, in_time, run_folder
 from tests.support.relay import Relay
 
@@ -28,8 +28,8 @@ ROW = np.zeros((1, 8), np.float32)
 
 
 @contextmanager
-def ring(folder: Path, name: str, place: ClusterAccess | None = None) -> Iterator[Transport]:
-    made = Transport(folder, name, place)
+def transport(folder: Path, name: str, access: Access = LOCAL) -> Iterator[Transport]:
+    made = Transport(folder, name, access)
     try:
         yield made
     finally:
@@ -50,23 +50,23 @@ def received(receiver: Transport) -> Received:
 
 
 def nothing_but(receiver: Transport, dropped: dict[str, int]) -> bool:
-    """Whether in time the ring has dropped this and heard nothing."""
+    """Whether the transport has dropped this in time, and received nothing."""
     return in_time(lambda: receiver.receive() is None and receiver.dropped == dropped)
 
 
-def test_a_frame_tells_its_sender_by_the_key_of_the_connection(folder: Path) -> None:
-    here, there = reaches(2)
-    with ring(folder, "one", here) as one, ring(folder, "two", there) as two:
+def test_sender_is_known_from_the_connections_key(folder: Path) -> None:
+    here, there = linked_nodes(2)
+    with transport(folder, "one", here) as one, transport(folder, "two", there) as two:
         for endpoint, sender in ((two.endpoints[1], here.pair.node_id), (two.endpoints[0], "")) * 2:
             one.send(endpoint, HIDDEN, ROW)
             assert received(two)[2] == sender
         assert two.endpoints[1].endswith(f"#{there.pair.public.hex()}")
 
 
-def test_a_key_that_is_not_linked_does_not_get_in(folder: Path) -> None:
-    here, there = reaches(2)
+def test_unlinked_key_cannot_connect(folder: Path) -> None:
+    here, there = linked_nodes(2)
     stranger = new_key_pair()
-    with ring(folder, "two", there) as two, ring(folder, "one", here) as one:
+    with transport(folder, "two", there) as two, transport(folder, "one", here) as one:
         with raw_dealer(stranger, two.endpoints[1]) as raw:
             raw.setsockopt(zmq.SNDTIMEO, 500)
             with pytest.raises(zmq.Again):
@@ -76,9 +76,9 @@ def test_a_key_that_is_not_linked_does_not_get_in(folder: Path) -> None:
         assert not two.dropped
 
 
-def test_who_speaks_without_keys_does_not_get_in(folder: Path) -> None:
-    (there,) = reaches(1)
-    with ring(folder, "two", there) as two, zmq.Context() as context, context.socket(zmq.DEALER) as plain:
+def test_connection_without_keys_is_refused(folder: Path) -> None:
+    (there,) = linked_nodes(1)
+    with transport(folder, "two", there) as two, zmq.Context() as context, context.socket(zmq.DEALER) as plain:
         plain.setsockopt(zmq.LINGER, 0)
         plain.setsockopt(zmq.IMMEDIATE, 1)
         plain.setsockopt(zmq.SNDTIMEO, 500)
@@ -88,60 +88,58 @@ def test_who_speaks_without_keys_does_not_get_in(folder: Path) -> None:
         assert nothing_but(two, {})
 
 
-def test_what_an_unlinked_node_has_open_is_believed_no_more(folder: Path) -> None:
-    here, there = reaches(2)
-    with ring(folder, "one", here) as one, ring(folder, "two", there) as two:
+def test_open_connection_of_an_unlinked_node_is_ignored(folder: Path) -> None:
+    here, there = linked_nodes(2)
+    with transport(folder, "one", here) as one, transport(folder, "two", there) as two:
         one.send(two.endpoints[1], HIDDEN, ROW)
         received(two)
-        there.linked.gone(here.pair.node_id)
+        there.allowlist.remove(here.pair.node_id)
         one.send(two.endpoints[1], HIDDEN, ROW)
-        assert nothing_but(two, {"foreign": 1})
-        there.linked.standing([peer(here.pair)])
+        assert nothing_but(two, {"not linked": 1})
+        there.allowlist.add([peer(here.pair)])
         one.send(two.endpoints[1], HIDDEN, ROW)
         assert received(two)[0].sequence == 3
 
 
-def test_nothing_is_sent_to_a_node_whose_link_is_gone(folder: Path) -> None:
-    here, there = reaches(2)
-    with ring(folder, "one", here) as one, ring(folder, "two", there) as two:
+def test_nothing_is_sent_to_an_unlinked_node(folder: Path) -> None:
+    here, there = linked_nodes(2)
+    with transport(folder, "one", here) as one, transport(folder, "two", there) as two:
         one.send(two.endpoints[1], HIDDEN, ROW)
         received(two)
-        here.linked.gone(there.pair.node_id)
+        here.allowlist.remove(there.pair.node_id)
         for _ in range(2):
-            with pytest.raises(NeighbourGone, match="not linked"):
+            with pytest.raises(PeerUnreachable, match="not linked"):
                 one.send(two.endpoints[1], HIDDEN, ROW)
-        here.linked.standing([peer(there.pair)])
+        here.allowlist.add([peer(there.pair)])
         one.send(two.endpoints[1], HIDDEN, ROW)
         assert received(two)[0].sequence == 1, "the old connection was still used"
 
 
-def test_a_stranger_cannot_be_introduced(folder: Path) -> None:
-    (here,) = reaches(1)
-    with ring(folder, "one", here) as one, pytest.raises(ValueError, match="not linked"):
-        one.introduce(with_key("tcp://127.0.0.1:1", new_key_pair().public))
+def test_unlinked_node_cannot_be_connected_to(folder: Path) -> None:
+    (here,) = linked_nodes(1)
+    with transport(folder, "one", here) as one, pytest.raises(ValueError, match="not linked"):
+        one.connect(with_key("tcp://127.0.0.1:1", new_key_pair().public))
 
 
-def test_who_answers_with_another_key_than_the_end_points_hears_nothing(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_listener_with_another_key_receives_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SEND_WITHIN_MS", 400)
-    here, there, impostor = reaches(3)
-    with ring(folder, "one", here) as one, ring(folder, "three", impostor) as three:
+    here, there, impostor = linked_nodes(3)
+    with transport(folder, "one", here) as one, transport(folder, "three", impostor) as three:
         claimed = with_key(address_of(three.endpoints[1]), there.pair.public)
-        with pytest.raises(NeighbourGone, match="took nothing"):
+        with pytest.raises(PeerUnreachable, match="accepted no frame"):
             one.send(claimed, HIDDEN, ROW)
         assert nothing_but(three, {})
 
 
-def test_a_connection_whose_key_was_refused_is_dialled_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_connection_is_dialed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SEND_WITHIN_MS", 400)
-    monkeypatch.setattr(module, "GONE_FOR_S", 0.2)
+    monkeypatch.setattr(module, "RETRY_AFTER_S", 0.2)
     pairs = new_key_pair(), new_key_pair()
-    here, there = reach(*pairs), reach(pairs[1])  # the other end has not heard of the link yet
-    with ring(folder, "one", here) as one, ring(folder, "two", there) as two:
-        with pytest.raises(NeighbourGone):
+    here, there = new_access(*pairs), new_access(pairs[1])  # the other end has no link yet
+    with transport(folder, "one", here) as one, transport(folder, "two", there) as two:
+        with pytest.raises(PeerUnreachable):
             one.send(two.endpoints[1], HIDDEN, ROW)
-        there.linked.standing([peer(pairs[0])])
+        there.allowlist.add([peer(pairs[0])])
         assert in_time(lambda: sent(one, two.endpoints[1]))
         assert received(two)[2] == pairs[0].node_id
 
@@ -149,17 +147,17 @@ def test_a_connection_whose_key_was_refused_is_dialled_anew(folder: Path, monkey
 def sent(one: Transport, endpoint: str) -> bool:
     try:
         one.send(endpoint, HIDDEN, ROW)
-    except NeighbourGone:
+    except PeerUnreachable:
         return False
     return True
 
 
-def test_a_ring_that_stands_alone_listens_on_ipc_only(folder: Path) -> None:
-    (there,) = reaches(1)
-    with ring(folder, "one") as one, ring(folder, "two", there) as two:
+def test_standalone_transport_listens_on_ipc_only(folder: Path) -> None:
+    (there,) = linked_nodes(1)
+    with transport(folder, "one") as one, transport(folder, "two", there) as two:
         assert one.endpoints == (f"ipc://{folder}/one.ring",)
         assert one.own_id == ""
-        with pytest.raises(NeighbourGone, match="stands alone"):
+        with pytest.raises(PeerUnreachable, match="stands alone"):
             one.send(two.endpoints[1], HIDDEN, ROW)
         one.send(two.endpoints[0], HIDDEN, ROW)
         assert received(two)[2] == ""
@@ -169,9 +167,9 @@ def test_a_ring_that_stands_alone_listens_on_ipc_only(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("over", ["ipc", "tcp"])
-def test_a_frame_that_was_sent_already_is_dropped_and_counted(folder: Path, over: str) -> None:
-    here, there = reaches(2)
-    with ring(folder, "two", there) as two:
+def test_replayed_frame_is_dropped_and_counted(folder: Path, over: str) -> None:
+    here, there = linked_nodes(2)
+    with transport(folder, "two", there) as two:
         with raw_dealer(here.pair, two.endpoints[over == "tcp"]) as raw:
             for sequence in (1, 2, 2, 1, 3, 3, 0, 7, 6, 8):
                 raw.send(HIDDEN._replace(sequence=sequence, position=sequence).pack())
@@ -180,48 +178,48 @@ def test_a_frame_that_was_sent_already_is_dropped_and_counted(folder: Path, over
         assert two.dropped == {"replayed": 5, "lost before this frame": 1}
 
 
-def test_each_connection_is_counted_by_itself(folder: Path) -> None:
-    here, there, third = reaches(3)
+def test_each_connection_has_its_own_numbers(folder: Path) -> None:
+    here, there, third = linked_nodes(3)
     with (
-        ring(folder, "two", there) as two,
+        transport(folder, "two", there) as two,
         raw_dealer(here.pair, two.endpoints[1]) as one,
         raw_dealer(third.pair, two.endpoints[1]) as other,
     ):
         for sequence in (1, 2):
             for raw in (one, other):
                 raw.send(HIDDEN._replace(sequence=sequence).pack())
-        heard = sorted(received(two)[::2] for _ in range(4))
-        assert sorted({sender for _, sender in heard}) == sorted({here.pair.node_id, third.pair.node_id})
+        came = sorted(received(two)[::2] for _ in range(4))
+        assert sorted({sender for _, sender in came}) == sorted({here.pair.node_id, third.pair.node_id})
         assert not two.dropped
 
 
-def test_a_count_goes_on_where_its_32_bits_end(folder: Path) -> None:
-    with ring(folder, "one") as one, ring(folder, "two") as two:
+def test_sequence_numbers_wrap_around(folder: Path) -> None:
+    with transport(folder, "one") as one, transport(folder, "two") as two:
         one.send(two.endpoints[0], HIDDEN, ROW)
         received(two)
         near = 2**31
         while near < 2**32 - 1:  # in steps that are no replay
-            one._neighbours[two.endpoints[0]].sent = near - 1
+            one._connections.get(two.endpoints[0]).sequence = near - 1
             one.send(two.endpoints[0], HIDDEN, ROW)
             assert received(two)[0].sequence == near
             near = min(near + 2**30, 2**32 - 1)
-        one._neighbours[two.endpoints[0]].sent = near - 1
+        one._connections.get(two.endpoints[0]).sequence = near - 1
         assert [sent(one, two.endpoints[0]) and received(two)[0].sequence for _ in range(3)] == [2**32 - 1, 0, 1]
         assert "replayed" not in two.dropped
 
 
-def test_of_many_connections_the_oldest_are_forgotten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(senders, "MAX_SENDERS", 4)
-    with ring(folder, "two") as two:
+def test_least_recently_used_senders_are_forgotten(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbound_connections, "MAX_INBOUND", 4)
+    with transport(folder, "two") as two:
         for _ in range(8):
             with raw_dealer(new_key_pair(), two.endpoints[0]) as raw:
                 raw.send(HIDDEN._replace(sequence=1).pack())
                 received(two)
-        assert len(two._senders._known) <= 4
+        assert len(two._inbound._known) <= 4
         assert not two.dropped
 
 
-def test_a_tcp_connection_without_a_key_is_nobodys() -> None:
+def test_tcp_connection_without_a_key_has_no_node() -> None:
     """No port of ours has one; it would be a fault of the factory."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router, context.socket(zmq.DEALER) as dealer:
         dealer.setsockopt(zmq.LINGER, 0)
@@ -229,20 +227,20 @@ def test_a_tcp_connection_without_a_key_is_nobodys() -> None:
         dealer.connect(f"tcp://127.0.0.1:{router.bind_to_random_port('tcp://127.0.0.1')}")
         dealer.send(b"x")
         source, part = router.recv_multipart(copy=False)
-        assert sender_of(part) == senders.UNKNOWN_NODE
-        (place,) = reaches(1)
-        known = InboundConnections(place)
-        known.meet(source.bytes, part)
-        with pytest.raises(FrameError, match="foreign"):
-            known.node(source.bytes)
+        assert sender_of(part) == inbound_connections.UNKNOWN_NODE
+        (access,) = linked_nodes(1)
+        known = InboundConnections(access)
+        known.add(source.bytes, part)
+        with pytest.raises(FrameError, match="not linked"):
+            known.sender(source.bytes)
 
 
-def test_what_travels_between_machines_shows_no_byte_of_a_prompt(folder: Path) -> None:
-    secret = b"the prompt that nobody shall read " * 8
-    here, there = reaches(2)
+def test_prompt_is_encrypted_between_machines(folder: Path) -> None:
+    secret = b"a prompt that must not be readable" * 8
+    here, there = linked_nodes(2)
     relay = Relay(keep=True)
     try:
-        with ring(folder, "one", here) as one, ring(folder, "two", there) as two:
+        with transport(folder, "one", here) as one, transport(folder, "two", there) as two:
             one.send(relay.before(two.endpoints[1]), HIDDEN._replace(flags=Flag.OPEN), secret)
             assert received(two)[1].tobytes() == secret
     finally:

@@ -1,4 +1,4 @@
-"""The gateway's end of the data plane between nodes: real sockets, keys, and whom it believes."""
+"""`gateway.core.data_plane` between nodes: real sockets and keys, and which frames it accepts from which node."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ import pytest
 import zmq
 
 from bus.dataplane.access import ClusterAccess
-from bus.dataplane.frames import Flag, Frame, FrameError
-from bus.dataplane.transport import Array, Transport
+from bus.dataplane.frames import Flag, Frame, FrameError, Payload
+from bus.dataplane.transport import Transport
 from bus.net.endpoints import with_key
 from bus.net.keys import new_key_pair
 from cluster.failures import FailureCode
-from cluster.openings import Failure, Opening
+from cluster.openings import Opening, SessionFailure
 from cluster.placement import Instance, PlacedStage
 from cluster.sampling import SamplingParams
 from cluster.shard import Shard
-from gateway.core.data_plane import DataPlane, _failure, believes
+from gateway.core.data_plane import DataPlane, _failure, accepted_by_gateway
 from gateway.core.session import QueuePosition, Session, SessionFailed, Token
-from tests.support.access import only_tcp, raw_dealer, reaches, tcp
+from tests.support.access import linked_nodes, only_tcp, raw_dealer, tcp
 from tests.support.bus import WITHIN_S, in_time, run_folder
 
 EPOCH = 3
 PROMPT = (1, 2, 3)
 TOKEN = np.array([7], np.int32)
-PLACE = np.array([2, 0], np.int32)
-FAILURE = np.frombuffer(msgspec.msgpack.encode(Failure(FailureCode.ENGINE, "forged")), np.uint8)
+POSITION = np.array([2, 0], np.int32)
+FAILURE = np.frombuffer(msgspec.msgpack.encode(SessionFailure(FailureCode.ENGINE, "forged")), np.uint8)
 FIRST, LAST, OWNER, UNKNOWN_NODE = range(4)
 
 
 @dataclass
 class Cluster:
-    """A gateway on a node of its own, a ring of two, and a node that has no part in it."""
+    """A gateway on a node of its own, a ring of two stages, and a node that has no part in it."""
 
     plane: DataPlane
-    places: list[ClusterAccess]
-    rings: list[Transport]
+    accesses: list[ClusterAccess]
+    transports: list[Transport]
     instance: Instance
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
-        """A session that runs while the block does."""
+        """Open a session that runs while the block does."""
         opening = Opening(PROMPT, 3, 9, frozenset(), SamplingParams(), only_tcp(self.plane.endpoints))
-        hearing = asyncio.create_task(self.plane.hear())
+        running = asyncio.create_task(self.plane.run())
         try:
             async with self.plane.session(self.instance, opening) as session:
                 yield session
         finally:
-            hearing.cancel()
+            running.cancel()
             with suppress(asyncio.CancelledError):
-                await hearing
+                await running
 
-    def say(self, node: int, session: Session, flags: int, payload: Array, index: int = 0) -> None:
-        """A node sends the gateway a frame."""
+    def send(self, node: int, session: Session, flags: int, payload: Payload, index: int = 0) -> None:
+        """Have a node send the gateway a frame."""
         frame = Frame(flags, EPOCH, session.id, position=len(PROMPT) + index)
-        self.rings[node].send(tcp(self.plane.endpoints), frame, payload)
+        self.transports[node].send(tcp(self.plane.endpoints), frame, payload)
 
     async def dropped(self, expected: dict[str, int]) -> None:
         """Wait until the gateway has dropped this."""
@@ -81,35 +81,37 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 @asynccontextmanager
 async def cluster(folder: Path) -> AsyncIterator[Cluster]:
-    places = reaches(4)
+    accesses = linked_nodes(4)
     with ExitStack() as stack:
-        rings = [Transport(folder, f"node-{index}", place) for index, place in enumerate(places)]
-        for ring in rings:
-            stack.callback(ring.close)
-        plane = DataPlane(folder, places[OWNER])
+        transports = [Transport(folder, f"node-{index}", access) for index, access in enumerate(accesses)]
+        for transport in transports:
+            stack.callback(transport.close)
+        plane = DataPlane(folder, accesses[OWNER])
         stack.callback(plane.close)
         stages = tuple(
             PlacedStage(
-                places[index].pair.node_id, Shard("m", index, index + 1, 2), endpoints=only_tcp(rings[index].endpoints)
+                accesses[index].pair.node_id,
+                Shard("m", index, index + 1, 2),
+                endpoints=only_tcp(transports[index].endpoints),
             )
             for index in (FIRST, LAST)
         )
-        yield Cluster(plane, places, rings, Instance("i", "m", EPOCH, stages))
+        yield Cluster(plane, accesses, transports, Instance("i", "m", EPOCH, stages))
 
 
-def test_each_stage_of_a_session_is_heard_and_nobody_else(folder: Path) -> None:
+def test_only_stages_of_the_session_are_accepted(folder: Path) -> None:
     async def test() -> None:
         async with cluster(folder) as nodes, nodes.session() as session:
             for node in (UNKNOWN_NODE, OWNER):
-                for flags, payload in ((Flag.TOKEN, TOKEN), (Flag.PLACE, PLACE), (Flag.FAILED, FAILURE)):
-                    nodes.say(node, session, flags, payload)
-            nodes.say(FIRST, session, Flag.TOKEN, TOKEN)
-            await nodes.dropped({"not from there": 7})
-            nodes.say(FIRST, session, Flag.PLACE, PLACE)
+                for flags, payload in ((Flag.TOKEN, TOKEN), (Flag.QUEUE_POSITION, POSITION), (Flag.FAILED, FAILURE)):
+                    nodes.send(node, session, flags, payload)
+            nodes.send(FIRST, session, Flag.TOKEN, TOKEN)
+            await nodes.dropped({"wrong sender": 7})
+            nodes.send(FIRST, session, Flag.QUEUE_POSITION, POSITION)
             assert await session.next() == QueuePosition(2, 0)
-            nodes.say(LAST, session, Flag.TOKEN, TOKEN)
+            nodes.send(LAST, session, Flag.TOKEN, TOKEN)
             assert await session.next() == Token(7, False)
-            nodes.say(FIRST, session, Flag.FAILED, FAILURE)
+            nodes.send(FIRST, session, Flag.FAILED, FAILURE)
             with pytest.raises(SessionFailed, match="forged"):
                 await session.next()
 
@@ -117,22 +119,24 @@ def test_each_stage_of_a_session_is_heard_and_nobody_else(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("sender", ["", "aa", "bb", "cc"])
-@pytest.mark.parametrize("flags", [Flag.TOKEN, Flag.TOKEN | Flag.FINISHED, Flag.PLACE, Flag.FAILED, 0, Flag.OPEN])
-def test_a_gateway_believes_the_last_stage_its_tokens_and_the_first_its_queue(sender: str, flags: int) -> None:
+@pytest.mark.parametrize(
+    "flags", [Flag.TOKEN, Flag.TOKEN | Flag.FINISHED, Flag.QUEUE_POSITION, Flag.FAILED, 0, Flag.OPEN]
+)
+def test_each_kind_is_accepted_from_its_stage(sender: str, flags: int) -> None:
     expected = {
         "": True,
-        "aa": bool(flags & (Flag.PLACE | Flag.FAILED)),
+        "aa": bool(flags & (Flag.QUEUE_POSITION | Flag.FAILED)),
         "bb": bool(flags & Flag.FAILED),
         "cc": True,
     }
-    assert believes(flags, sender, ("aa", "bb", "cc")) is (expected[sender] if sender else True)
-    assert believes(flags, "dd", ("aa", "bb", "cc")) is False
+    assert accepted_by_gateway(flags, sender, ("aa", "bb", "cc")) is (expected[sender] if sender else True)
+    assert accepted_by_gateway(flags, "dd", ("aa", "bb", "cc")) is False
 
 
-def test_what_was_sent_already_is_dropped(folder: Path) -> None:
+def test_replayed_frame_is_dropped(folder: Path) -> None:
     async def test() -> None:
         async with cluster(folder) as nodes, nodes.session() as session:
-            with raw_dealer(nodes.places[LAST].pair, tcp(nodes.plane.endpoints)) as raw:
+            with raw_dealer(nodes.accesses[LAST].pair, tcp(nodes.plane.endpoints)) as raw:
                 first = Frame(Flag.TOKEN, EPOCH, session.id, 3, 1, sequence=1).pack(TOKEN.tobytes())
                 second = Frame(Flag.TOKEN, EPOCH, session.id, 4, 1, sequence=2).pack(TOKEN.tobytes())
                 for message in (first, first, second, first, second):
@@ -143,19 +147,19 @@ def test_what_was_sent_already_is_dropped(folder: Path) -> None:
     run(test())
 
 
-def test_a_node_whose_link_is_gone_is_not_believed(folder: Path) -> None:
+def test_frames_of_an_unlinked_node_are_dropped(folder: Path) -> None:
     async def test() -> None:
         async with cluster(folder) as nodes, nodes.session() as session:
-            nodes.say(LAST, session, Flag.TOKEN, TOKEN)
+            nodes.send(LAST, session, Flag.TOKEN, TOKEN)
             await session.next()
-            nodes.places[OWNER].linked.gone(nodes.places[LAST].pair.node_id)
-            nodes.say(LAST, session, Flag.TOKEN, TOKEN, index=1)
-            await nodes.dropped({"foreign": 1})
+            nodes.accesses[OWNER].allowlist.remove(nodes.accesses[LAST].pair.node_id)
+            nodes.send(LAST, session, Flag.TOKEN, TOKEN, index=1)
+            await nodes.dropped({"not linked": 1})
 
     run(test())
 
 
-def test_a_key_that_is_not_linked_does_not_get_in(folder: Path) -> None:
+def test_unlinked_key_cannot_connect(folder: Path) -> None:
     async def test() -> None:
         async with cluster(folder) as nodes, nodes.session():
             with raw_dealer(new_key_pair(), tcp(nodes.plane.endpoints)) as raw:
@@ -167,44 +171,44 @@ def test_a_key_that_is_not_linked_does_not_get_in(folder: Path) -> None:
     run(test())
 
 
-def test_no_prompt_goes_to_a_node_that_is_not_linked(folder: Path) -> None:
+def test_no_prompt_goes_to_an_unlinked_node(folder: Path) -> None:
     async def test() -> None:
         async with cluster(folder) as nodes:
             async with nodes.session():
-                assert await asyncio.to_thread(nodes.rings[FIRST].receive, 5000)
-            nodes.places[OWNER].linked.gone(nodes.places[FIRST].pair.node_id)
+                assert await asyncio.to_thread(nodes.transports[FIRST].receive, 5000)
+            nodes.accesses[OWNER].allowlist.remove(nodes.accesses[FIRST].pair.node_id)
             with pytest.raises(SessionFailed, match="not linked"):
                 async with nodes.session():
                     raise AssertionError("a session began")
-            assert await asyncio.to_thread(nodes.rings[FIRST].receive, 5000), "the close of the first session"
-            assert nodes.rings[FIRST].receive(200) is None
+            assert await asyncio.to_thread(nodes.transports[FIRST].receive, 5000), "the close of the first session"
+            assert nodes.transports[FIRST].receive(200) is None
 
     run(test())
 
 
-def test_no_prompt_goes_to_another_node_than_the_instance_says(folder: Path) -> None:
+def test_no_prompt_goes_to_a_node_outside_the_instance(folder: Path) -> None:
     async def test() -> None:
         async with cluster(folder) as nodes:
             first, last = nodes.instance.stages
-            elsewhere = msgspec.structs.replace(first, endpoints=only_tcp(nodes.rings[UNKNOWN_NODE].endpoints))
+            elsewhere = msgspec.structs.replace(first, endpoints=only_tcp(nodes.transports[UNKNOWN_NODE].endpoints))
             nodes.instance = msgspec.structs.replace(nodes.instance, stages=(elsewhere, last))
             with pytest.raises(SessionFailed, match="does not belong to node"):
                 async with nodes.session():
                     raise AssertionError("a session began")
-            assert nodes.rings[UNKNOWN_NODE].receive(200) is None
+            assert nodes.transports[UNKNOWN_NODE].receive(200) is None
 
     run(test())
 
 
-def test_the_close_of_a_session_whose_node_is_gone_is_no_error(folder: Path) -> None:
+def test_close_to_an_unlinked_node_is_no_error(folder: Path) -> None:
     async def test() -> None:
         async with cluster(folder) as nodes, nodes.session():
-            nodes.places[OWNER].linked.gone(nodes.places[FIRST].pair.node_id)
+            nodes.accesses[OWNER].allowlist.remove(nodes.accesses[FIRST].pair.node_id)
 
     run(test())
 
 
-def test_a_gateway_that_stands_alone_listens_on_ipc_only(folder: Path) -> None:
+def test_standalone_gateway_listens_on_ipc_only(folder: Path) -> None:
     async def test() -> None:
         plane = DataPlane(folder)
         try:
@@ -222,6 +226,6 @@ def test_a_gateway_that_stands_alone_listens_on_ipc_only(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xc1", b"\x81\xa4code\xa2\xff\xfe", b"\x81\xa1x" + b"\x91" * 10_000])
-def test_a_failure_that_does_not_parse_is_no_frame(payload: bytes) -> None:
+def test_unreadable_failure_is_refused(payload: bytes) -> None:
     with pytest.raises(FrameError, match="payload"):
         _failure(np.frombuffer(payload, np.uint8))

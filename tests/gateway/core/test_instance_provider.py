@@ -11,7 +11,7 @@ import pytest
 
 from bus.messages import InstanceDown, InstanceEnsure, InstanceReady, InstanceUp, NodeRecorded, Reply, Work
 from cluster.failures import FailureCode
-from cluster.openings import Failure
+from cluster.openings import SessionFailure
 from cluster.placement import Instance
 from cluster.roles import Role
 from cluster.topology import NodeRecord
@@ -21,7 +21,7 @@ from tests.support.chat import PLAIN, answering, post
 from tests.support.ring import NODE_ID, Rig, eventually, running_rig
 from tests.support.stage import EPOCH
 
-REPLACED = Failure(FailureCode.REPLACED, "this instance is being replaced; ask again", 1)
+REPLACED = SessionFailure(FailureCode.REPLACED, "this instance is being replaced; ask again", 1)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_loss_after_the_first_token_is_not_repeated(warm_rig: Rig) -> None:
 
 
 def test_full_queue_is_not_repeated(warm_rig: Rig) -> None:
-    warm_rig.tell("", end=False, failure=Failure(FailureCode.QUEUE_FULL, "64 generations wait already", 7))
+    warm_rig.tell("", end=False, failure=SessionFailure(FailureCode.QUEUE_FULL, "64 generations wait already", 7))
     before = asked(warm_rig)
     assert post(warm_rig, PLAIN).status_code == 429
     assert asked(warm_rig) == before

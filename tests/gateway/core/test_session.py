@@ -1,4 +1,4 @@
-"""`gateway.core.session`: what an owner hears of its session, in order, each once, and how long it waits for it."""
+"""`gateway.core.session`: what an owner reads of its session, in order, each once, and how long it waits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.dataplane.frames import Flag, Frame, FrameError
 from cluster.openings import Opening
 from cluster.placement import Instance
 from cluster.sampling import SamplingParams
@@ -23,14 +22,14 @@ LATE_S = 60.0
 
 
 def opened(max_tokens: int = 100) -> Session:
-    """A session of three prompt tokens."""
+    """Return a session of three prompt tokens."""
     opening = Opening(PROMPT, len(PROMPT), max_tokens, frozenset({2}), SamplingParams(), ())
     return Session(Instance("i", "m", 1, ()), opening)
 
 
-def frame(index: int, flags: int = Flag.TOKEN) -> Frame:
-    """The head of a frame whose first token is number `index`."""
-    return Frame(flags, 1, 1, position=len(PROMPT) + index)
+def receive(session: Session, index: int, tokens: list[int], *, finished: bool = False) -> None:
+    """Have the tokens from number `index` on come in."""
+    session.receive_tokens(len(PROMPT) + index, tokens, finished=finished)
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -39,33 +38,32 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 
 
 async def tokens(session: Session, count: int) -> list[Token]:
-    """The next so many tokens."""
+    """Read the next so many tokens."""
     found = [await session.next() for _ in range(count)]
     assert all(isinstance(token, Token) for token in found)
     return [token for token in found if isinstance(token, Token)]
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.data())
-def test_tokens_come_once_and_in_order_however_they_are_cut_into_frames(said: list[int], data: st.DataObject) -> None:
+def test_tokens_come_once_and_in_order(sent: list[int], data: st.DataObject) -> None:
     async def test() -> None:
-        session, heard = opened(), 0
-        while heard < len(said):
-            begin = data.draw(st.integers(0, heard))
-            end = data.draw(st.integers(heard + 1, len(said)))
-            flags = Flag.TOKEN | (Flag.FINISHED if end == len(said) else 0)
-            session.hear_tokens(frame(begin, flags), said[begin:end])
-            heard = end
-        expected = [Token(token, at == len(said) - 1) for at, token in enumerate(said)]
-        assert await tokens(session, len(said)) == expected
+        session, received = opened(), 0
+        while received < len(sent):
+            begin = data.draw(st.integers(0, received))
+            end = data.draw(st.integers(received + 1, len(sent)))
+            receive(session, begin, sent[begin:end], finished=end == len(sent))
+            received = end
+        expected = [Token(token, at == len(sent) - 1) for at, token in enumerate(sent)]
+        assert await tokens(session, len(sent)) == expected
 
     run(test())
 
 
-def test_a_frame_that_leaves_a_gap_fails_the_session_after_what_came_before_it() -> None:
+def test_gap_fails_the_session_after_earlier_tokens() -> None:
     async def test() -> None:
         session = opened()
-        session.hear_tokens(frame(0), [5, 6])
-        session.hear_tokens(frame(3), [8])
+        receive(session, 0, [5, 6])
+        receive(session, 3, [8])
         assert await tokens(session, 2) == [Token(5, False), Token(6, False)]
         with pytest.raises(SessionFailed) as caught:
             await session.next()
@@ -74,12 +72,12 @@ def test_a_frame_that_leaves_a_gap_fails_the_session_after_what_came_before_it()
     run(test())
 
 
-def test_no_more_tokens_are_taken_than_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_beyond_the_limit_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "NEXT_TOKEN_WITHIN_S", SOON_S)
 
     async def test() -> None:
         session = opened(max_tokens=2)
-        session.hear_tokens(frame(0), [5, 6, 7, 8])
+        receive(session, 0, [5, 6, 7, 8])
         await tokens(session, 2)
         with pytest.raises(SessionFailed):
             await session.next()
@@ -87,56 +85,54 @@ def test_no_more_tokens_are_taken_than_were_asked_for(monkeypatch: pytest.Monkey
     run(test())
 
 
-def test_of_several_places_only_the_latest_is_read() -> None:
+def test_only_the_latest_queue_position_is_read() -> None:
     async def test() -> None:
         session = opened()
         for ahead in (5, 4, 3):
-            session.hear_place(QueuePosition(ahead, 0))
-        session.hear_tokens(frame(0), [7])
+            session.receive_queue_position(QueuePosition(ahead, 0))
+        receive(session, 0, [7])
         assert await session.next() == QueuePosition(3, 0)
         assert await session.next() == Token(7, False)
 
     run(test())
 
 
-def test_a_place_after_a_token_is_refused() -> None:
+def test_queue_position_after_a_token_is_refused() -> None:
     session = opened()
-    session.hear_tokens(frame(0), [7])
-    with pytest.raises(FrameError):
-        session.hear_place(QueuePosition(0, 0))
+    receive(session, 0, [7])
+    assert not session.receive_queue_position(QueuePosition(0, 0))
 
 
-def test_a_place_that_comes_after_the_admission_does_not_put_the_session_back() -> None:
+def test_queue_position_after_the_admission_is_refused() -> None:
     async def test() -> None:
         session = opened()
-        session.hear_place(QueuePosition(1, 0))
-        session.hear_place(QueuePosition(0, 2))
-        with pytest.raises(FrameError):
-            session.hear_place(QueuePosition(1, 0))
+        session.receive_queue_position(QueuePosition(1, 0))
+        session.receive_queue_position(QueuePosition(0, 2))
+        assert not session.receive_queue_position(QueuePosition(1, 0))
         assert await session.next() == QueuePosition(0, 2)
 
     run(test())
 
 
 @pytest.mark.parametrize(
-    ("place", "short"),
+    ("position", "short"),
     [
         (None, "FIRST_TOKEN_WITHIN_S"),
-        (QueuePosition(1, 0), "PLACE_WITHIN_S"),
+        (QueuePosition(1, 0), "QUEUE_POSITION_WITHIN_S"),
         (QueuePosition(0, 0), "FIRST_TOKEN_WITHIN_S"),
     ],
 )
-def test_a_session_waits_as_long_as_its_place_lets_expect(
-    monkeypatch: pytest.MonkeyPatch, place: QueuePosition | None, short: str
+def test_deadline_depends_on_the_queue_position(
+    monkeypatch: pytest.MonkeyPatch, position: QueuePosition | None, short: str
 ) -> None:
-    for name in ("FIRST_TOKEN_WITHIN_S", "PLACE_WITHIN_S", "NEXT_TOKEN_WITHIN_S"):
+    for name in ("FIRST_TOKEN_WITHIN_S", "QUEUE_POSITION_WITHIN_S", "NEXT_TOKEN_WITHIN_S"):
         monkeypatch.setattr(session_module, name, SOON_S if name == short else LATE_S)
 
     async def test() -> None:
         session = opened()
-        if place is not None:
-            session.hear_place(place)
-            assert await session.next() == place
+        if position is not None:
+            session.receive_queue_position(position)
+            assert await session.next() == position
         with pytest.raises(SessionFailed) as caught:
             await session.next()
         assert (caught.value.code, str(SOON_S) in caught.value.message) == ("timeout", True)

@@ -24,7 +24,7 @@ from bus.messages import (
     Work,
 )
 from cluster.failures import FailureCode
-from cluster.openings import Failure
+from cluster.openings import SessionFailure
 from models.templates.chat_template import ChatTemplate
 from tests.support.chat import (
     MESSAGES,
@@ -45,7 +45,7 @@ from tests.support.ring import (
 )
 from tests.support.stage import EPOCH
 
-BROKEN = Failure(FailureCode.STAGE_FAILED, "the engine ran out of memory")
+BROKEN = SessionFailure(FailureCode.STAGE_FAILED, "the engine ran out of memory")
 
 
 # -- completions
@@ -159,7 +159,7 @@ def test_stage_receives_the_rendered_template(rig: Rig) -> None:
     assert isinstance(rig.tokenizer.chat_template, ChatTemplate)
     rendered = rig.tokenizer.chat_template.render(MESSAGES)
     assert list(opening.prompt) == rig.tokenizer.encode(rendered)
-    assert opening.prompt_tokens == len(opening.prompt)
+    assert opening.first_position == len(opening.prompt)
     assert opening.eos == rig.tokenizer.eos_token_ids
 
 
@@ -196,12 +196,12 @@ def test_token_limit_within_a_frame_ends_the_text(rig: Rig) -> None:
         (Flag.FAILED, b"no message pack"),
         (Flag.FAILED, msgspec.msgpack.encode({"code": 5})),
         (Flag.FAILED, b""),
-        (Flag.PLACE, np.array([1], np.int32)),
-        (Flag.PLACE, np.array([-1, 0], np.int32)),
-        (Flag.PLACE, np.array([1, 0], np.float32)),
+        (Flag.QUEUE_POSITION, np.array([1], np.int32)),
+        (Flag.QUEUE_POSITION, np.array([-1, 0], np.int32)),
+        (Flag.QUEUE_POSITION, np.array([1, 0], np.float32)),
         (Flag.TOKEN, np.empty(0, np.int32)),
         (Flag.TOKEN, np.array([[1, 2]], np.int32)),
-        (Flag.KEEP, b"x"),
+        (Flag.STORE, b"x"),
     ],
 )
 def test_malformed_frame_is_dropped_and_the_text_goes_on(

@@ -1,4 +1,4 @@
-"""What a ring of stages in processes of their own computes, for whom, and in which order. No test measures time."""
+"""`ring.scheduler`: what rings of stages in processes of their own compute, in which order. None measures time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from ring.prefix_cache import BLOCK
-from ring.ring_admission import MOST_WAITING
+from ring.ring_memory import MOST_WAITING
 from ring.scheduler import PROMPT_CHUNK
 from tests.bench.fairness import jain
 from tests.support.synthetic_engine import DECODE_ROWS, Call, Model
@@ -39,21 +39,21 @@ def is_decode(call: Call) -> bool:
 def open_running(ring: SyntheticRing, count: int, tokens: int = 1) -> list[int]:
     """Sessions without an end, which all have as many tokens."""
     sessions = [ring.streams.open(prompt_of(4, seed), NO_END) for seed in range(count)]
-    heard = [ring.streams.heard(session) for session in sessions]
-    ring.streams.hear(*heard, tokens=tokens)
+    received = [ring.streams.received(session) for session in sessions]
+    ring.streams.receive(*received, tokens=tokens)
     return sessions
 
 
 def finish(ring: SyntheticRing, prompt: Sequence[int], tokens: int) -> list[int]:
     """A whole session beside others."""
-    heard = ring.streams.heard(session := ring.streams.open(prompt, tokens))
-    ring.streams.hear(heard)
+    received = ring.streams.received(session := ring.streams.open(prompt, tokens))
+    ring.streams.receive(received)
     ring.streams.end(session)
-    return heard.ids
+    return received.ids
 
 
 @pytest.mark.parametrize("stages", [1, 2, 4])
-def test_a_ring_of_any_size_gives_each_of_many_sessions_the_tokens_of_the_whole_model(stages: int) -> None:
+def test_many_sessions_get_the_whole_models_tokens(stages: int) -> None:
     lengths = [1, 2, DECODE_ROWS, DECODE_ROWS + 1, PROMPT_CHUNK, PROMPT_CHUNK + 1, 3 * PROMPT_CHUNK + 7, 40]
     prompts = [prompt_of(length, seed) for seed, length in enumerate(lengths)]
     with synthetic_ring(FREE, stages) as ring:
@@ -63,14 +63,14 @@ def test_a_ring_of_any_size_gives_each_of_many_sessions_the_tokens_of_the_whole_
         assert not any(stage.dropped for stage in ring.look())
 
 
-def test_hidden_states_of_16_bits_carry_the_same_tokens() -> None:
+def test_16_bit_hidden_states_give_the_same_tokens() -> None:
     model = Model(hidden_size=24, dtype="bfloat16")
     with synthetic_ring(model, 2) as ring:
         assert finish(ring, prompt_of(300), 16) == expected_tokens(model, prompt_of(300), 16)
 
 
 @pytest.mark.parametrize("entering", [False, True], ids=["while it decodes", "while its prompt enters"])
-def test_a_session_that_is_closed_in_the_midst_frees_its_slot_on_every_stage(entering: bool) -> None:
+def test_early_close_frees_the_slot_on_every_stage(entering: bool) -> None:
     with synthetic_ring(SLOW, 4) as ring:
         running = open_running(ring, 5, tokens=3)
         left = ring.streams.open(prompt_of(40 * PROMPT_CHUNK), NO_END) if entering else running.pop()
@@ -79,32 +79,32 @@ def test_a_session_that_is_closed_in_the_midst_frees_its_slot_on_every_stage(ent
         ring.streams.end(left)
         assert ring.comes_to(lambda stage: (stage.sessions, stage.slots) == (held - 1, held - 1))
         for seed, session in enumerate(running):
-            heard = ring.streams.heard(session)
-            ring.streams.hear(heard, tokens=len(heard.tokens) + 5)
-            assert heard.ids == expected_tokens(SLOW, prompt_of(4, seed), len(heard.ids))
+            received = ring.streams.received(session)
+            ring.streams.receive(received, tokens=len(received.tokens) + 5)
+            assert received.ids == expected_tokens(SLOW, prompt_of(4, seed), len(received.ids))
 
 
-def test_eight_clients_that_run_at_once_get_as_many_tokens_each() -> None:
+def test_eight_streams_get_equal_shares() -> None:
     with synthetic_ring(SLOW, 4) as ring:
-        heard = [ring.streams.heard(session) for session in open_running(ring, 8)]
-        before = [len(session.tokens) for session in heard]
-        ring.streams.hear_until(lambda: sum(len(session.tokens) for session in heard) >= sum(before) + 240)
-        given = [len(session.tokens) - start for session, start in zip(heard, before, strict=True)]
+        received = [ring.streams.received(session) for session in open_running(ring, 8)]
+        before = [len(session.tokens) for session in received]
+        ring.streams.receive_until(lambda: sum(len(session.tokens) for session in received) >= sum(before) + 240)
+        given = [len(session.tokens) - start for session, start in zip(received, before, strict=True)]
         assert jain(given) >= 0.95, given
 
 
 @pytest.mark.parametrize("stages", [1, 2, 4])
-def test_sessions_that_began_apart_come_to_share_whole_micro_batches(stages: int) -> None:
+def test_scattered_sessions_merge_into_micro_batches(stages: int) -> None:
     with synthetic_ring(SLOW, stages) as ring:
         sessions = [session for _ in range(2 * stages) for session in open_running(ring, 1)]
-        heard = [ring.streams.heard(session) for session in sessions]
-        ring.streams.hear(*heard, tokens=max(len(session.tokens) for session in heard) + 30)
+        received = [ring.streams.received(session) for session in sessions]
+        ring.streams.receive(*received, tokens=max(len(session.tokens) for session in received) + 30)
         for stage in ring.look(journal=True):
             assert {len(call.chunks) for call in list(stage.calls)[-20:]} == {2}
 
 
 @pytest.mark.parametrize("stages", [1, 2, 4])
-def test_a_long_prompt_lets_the_steps_of_running_sessions_through(stages: int) -> None:
+def test_decode_steps_run_between_prompt_chunks(stages: int) -> None:
     chunks = 24
     with synthetic_ring(SLOW, stages) as ring:
         open_running(ring, 2 * stages, tokens=3)
@@ -129,7 +129,7 @@ def longest_run(calls: Sequence[Call]) -> int:
 
 
 @pytest.mark.parametrize("last", [None, Model(call_ms=15.0)], ids=["equal stages", "a slow last stage"])
-def test_a_prompt_does_not_run_ahead_of_the_ring_without_bound(last: Model | None) -> None:
+def test_chunks_in_flight_are_bounded(last: Model | None) -> None:
     with synthetic_ring(SLOW, 4, last=last) as ring:
         prompt = prompt_of(32 * PROMPT_CHUNK)
         assert finish(ring, prompt, 2) == expected_tokens(SLOW, prompt, 2)
@@ -141,40 +141,40 @@ def test_a_prompt_does_not_run_ahead_of_the_ring_without_bound(last: Model | Non
 
 
 @pytest.mark.parametrize("stages", [1, 2])
-def test_sessions_wait_in_the_order_of_asking_until_the_ring_has_memory_for_them(stages: int) -> None:
+def test_sessions_wait_in_order_for_memory(stages: int) -> None:
     wanted = [60, 90, 10]  # positions; the last would fit beside the first, and does not overtake
     with synthetic_ring(FREE, stages, positions=100) as ring:
         sessions = [ring.streams.open(prompt_of(4, seed), most - 4) for seed, most in enumerate(wanted)]
-        running, big, small = (ring.streams.heard(session) for session in sessions)
-        ring.streams.hear_until(lambda: running.finished and bool(small.places))
-        assert (running.places, big.places, small.places) == ([(0, 0)], [(1, 0)], [(2, 0)])
+        running, big, small = (ring.streams.received(session) for session in sessions)
+        ring.streams.receive_until(lambda: running.finished and bool(small.queue_positions))
+        assert (running.queue_positions, big.queue_positions, small.queue_positions) == ([(0, 0)], [(1, 0)], [(2, 0)])
         assert ring.comes_to(lambda stage: stage.slots == 1)
         ring.streams.end(sessions[0])
-        ring.streams.hear(big, small)
-        assert (big.places, small.places) == ([(1, 0), (0, 0)], [(2, 0), (0, 0)])
+        ring.streams.receive(big, small)
+        assert (big.queue_positions, small.queue_positions) == ([(1, 0), (0, 0)], [(2, 0), (0, 0)])
         assert big.ids == expected_tokens(FREE, prompt_of(4, 1), 86)
         assert small.ids == expected_tokens(FREE, prompt_of(4, 2), 6)
 
 
-def test_a_session_that_leaves_the_queue_lets_those_behind_it_move_up() -> None:
+def test_sessions_behind_a_closed_one_move_up() -> None:
     with synthetic_ring(FREE, 2, positions=100) as ring:
         sessions = [ring.streams.open(prompt_of(4, seed), 96) for seed in range(4)]
-        last = ring.streams.heard(sessions[-1])
-        ring.streams.hear_until(lambda: last.places == [(3, 0)])
+        last = ring.streams.received(sessions[-1])
+        ring.streams.receive_until(lambda: last.queue_positions == [(3, 0)])
         ring.streams.end(sessions[1])
-        ring.streams.hear_until(lambda: last.places == [(3, 0), (2, 0)])
+        ring.streams.receive_until(lambda: last.queue_positions == [(3, 0), (2, 0)])
         ring.streams.end(sessions[0])
-        ring.streams.hear_until(lambda: last.places == [(3, 0), (2, 0), (1, 0)])
+        ring.streams.receive_until(lambda: last.queue_positions == [(3, 0), (2, 0), (1, 0)])
         assert ring.comes_to(lambda stage: stage.slots == 1)
 
 
-def test_who_comes_when_the_queue_is_full_is_told_when_to_ask_again_and_who_can_never_fit_why() -> None:
+def test_full_queue_gives_retry_after_and_too_large_is_refused() -> None:
     with synthetic_ring(FREE, 2, positions=100) as ring:
         for seed in range(1 + MOST_WAITING):
             ring.streams.open(prompt_of(4, seed), 96)
-        refused = ring.streams.heard(ring.streams.open(prompt_of(4), 8))
-        endless = ring.streams.heard(ring.streams.open(prompt_of(4), 97))
-        ring.streams.hear_until(lambda: bool(refused.failure and endless.failure), failures=True)
+        refused = ring.streams.received(ring.streams.open(prompt_of(4), 8))
+        endless = ring.streams.received(ring.streams.open(prompt_of(4), 97))
+        ring.streams.receive_until(lambda: bool(refused.failure and endless.failure), failures=True)
         assert refused.failure is not None
         assert endless.failure is not None
         assert (refused.failure.code, endless.failure.code) == ("queue_full", "too_large")
@@ -184,43 +184,43 @@ def test_who_comes_when_the_queue_is_full_is_told_when_to_ask_again_and_who_can_
 
 
 @pytest.mark.parametrize("stages", [1, 2, 4])
-def test_a_prompt_that_begins_as_another_is_computed_from_where_they_differ(stages: int) -> None:
+def test_shared_prefix_is_not_computed_again(stages: int) -> None:
     shared, ends, tokens = prompt_of(5 * BLOCK), [prompt_of(11, 2), prompt_of(70, 3)], 12
     with synthetic_ring(FREE, stages) as ring:
         for end in ends:
             before = [stage.counts.rows for stage in ring.look()]
-            heard = ring.streams.heard(session := ring.streams.open([*shared, *end], tokens))
-            ring.streams.hear(heard)
+            received = ring.streams.received(session := ring.streams.open([*shared, *end], tokens))
+            ring.streams.receive(received)
             ring.streams.end(session)
-            assert heard.ids == expected_tokens(FREE, [*shared, *end], tokens)
+            assert received.ids == expected_tokens(FREE, [*shared, *end], tokens)
             known = 0 if end is ends[0] else len(shared)
-            assert heard.places == [(0, known)]
+            assert received.queue_positions == [(0, known)]
             rows = len(shared) + len(end) - known + tokens - 1
             assert [stage.counts.rows - had for stage, had in zip(ring.look(), before, strict=True)] == [rows] * stages
 
 
 @pytest.mark.parametrize("stages", [1, 2])
-def test_drafts_give_the_same_tokens_in_fewer_passes_where_a_text_repeats_itself(stages: int) -> None:
+def test_drafts_save_passes_in_a_repeating_text(stages: int) -> None:
     prompt, tokens = prompt_of(12, model=REPEATING), 200
     with synthetic_ring(REPEATING, stages) as ring:
         expected = expected_tokens(REPEATING, prompt, tokens)
         passes = []
         for drafts in (0, 8):
-            heard = ring.streams.heard(session := ring.streams.open(prompt, tokens, drafts))
-            ring.streams.hear(heard)
+            received = ring.streams.received(session := ring.streams.open(prompt, tokens, drafts))
+            ring.streams.receive(received)
             ring.streams.end(session)
-            assert heard.ids == expected
-            passes.append(heard.passes)
+            assert received.ids == expected
+            passes.append(received.passes)
         assert passes[0] == tokens
         assert passes[1] <= tokens / 1.5
         counts = ring.look()[-1].counts
         assert 0 < counts.accepted < counts.drafted, "none was refuted, so none was forgotten"
 
 
-def test_drafts_change_no_token_where_a_text_never_repeats_itself() -> None:
+def test_drafts_change_no_token_of_other_texts() -> None:
     prompts = [prompt_of(40, seed) for seed in range(6)]
     with synthetic_ring(FREE, 2) as ring:
-        heard = [ring.streams.heard(ring.streams.open([*prompt, *prompt], 60, drafts=8)) for prompt in prompts]
-        ring.streams.hear(*heard)
-        for prompt, session in zip(prompts, heard, strict=True):
+        received = [ring.streams.received(ring.streams.open([*prompt, *prompt], 60, drafts=8)) for prompt in prompts]
+        ring.streams.receive(*received)
+        for prompt, session in zip(prompts, received, strict=True):
             assert session.ids == expected_tokens(FREE, [*prompt, *prompt], 60)

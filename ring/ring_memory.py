@@ -1,0 +1,116 @@
+"""How a ring's memory for keys and values is used: which sessions run, and which prefixes are stored.
+
+The first stage decides for the whole ring, as a state machine: sessions in, openings and cache updates out; times
+(monotonic seconds) are passed in. The other stages follow in the order of its frames, so all of them hold the same
+stored blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from cluster.failures import FailureCode
+from cluster.openings import Opening, SessionFailure
+from ring.admission import Admission, QueueFull, TooLarge, retry_after, running_mean
+from ring.prefix_cache import CacheUpdate, PrefixIndex
+
+MOST_WAITING = 64
+REPORT_EVERY_S = 10.0
+ASSUMED_DURATION_S = 10.0  # of a session, before one has ended
+
+
+class RingMemory:
+    """The queue of a ring and the index of its prefix cache.
+
+    `positions`: what the smallest stage's memory for keys and values holds, for running sessions and stored prefixes
+    together. `sessions`: the most that run at a time.
+    """
+
+    def __init__(self, positions: int, sessions: int) -> None:
+        self._admission = Admission(positions, sessions, MOST_WAITING)
+        self._index = PrefixIndex(positions)
+        self._waiting: dict[int, Opening] = {}
+        self._admitted_at: dict[int, float] = {}
+        self._mean_s = ASSUMED_DURATION_S
+        self._to_drop: tuple[int, ...] = ()  # blocks that left the index and that the stages still have to drop
+        self._report_all_at = 0.0
+
+    @property
+    def waiting(self) -> int:
+        """How many sessions wait."""
+        return len(self._waiting)
+
+    def waiting_opening(self, session: int) -> Opening | None:
+        """Return the opening of a session that waits."""
+        return self._waiting.get(session)
+
+    def enqueue(self, session: int, opening: Opening) -> SessionFailure | None:
+        """Put a session in the queue, or return why it is refused.
+
+        Raises KeyError for a session that is here already, and ValueError for an opening that is not valid.
+        """
+        opening.check()
+        try:
+            self._admission.enqueue(session, opening.positions)
+        except TooLarge as error:
+            return SessionFailure(FailureCode.TOO_LARGE, str(error))
+        except QueueFull as error:
+            seconds = retry_after(self._mean_s, error.waiting, self._admission.running)
+            return SessionFailure(FailureCode.QUEUE_FULL, str(error), seconds)
+        self._waiting[session] = opening
+        return None
+
+    def admit(self, now: float) -> tuple[int, Opening] | None:
+        """Admit the next session; return it with its opening for all stages: what to drop first and what to reuse."""
+        session = self._admission.admit()
+        if session is None:
+            return None
+        opening = self._waiting.pop(session)
+        self._admitted_at[session] = now
+        drop = self._take_to_drop() + self._index.shrink(self._admission.free, opening.prompt)
+        return session, msgspec.structs.replace(opening, reuse=self._index.match(opening.prompt), drop=drop)
+
+    def undo_admission(self, session: int, opening: Opening, now: float) -> None:
+        """Remove an admitted session that did not start; the next opening or update drops what its opening dropped."""
+        self.remove(session, now)
+        self._to_drop += opening.drop
+
+    def moved(self, now: float) -> list[tuple[int, Opening, int]]:
+        """Return the waiting sessions that moved, and all every REPORT_EVERY_S, each with how many are ahead."""
+        moved = self._admission.moved()
+        if now >= self._report_all_at:
+            self._report_all_at = now + REPORT_EVERY_S
+            moved = [(session, ahead) for ahead, session in enumerate(self._admission.waiting)]
+        return [(session, self._waiting[session], ahead) for session, ahead in moved]
+
+    def remove(self, session: int, now: float) -> None:
+        """Remove a session that ran or waited. A session that is not here is no error."""
+        self._admission.remove(session)
+        self._waiting.pop(session, None)
+        if session in self._admitted_at:
+            self._mean_s = running_mean(self._mean_s, now - self._admitted_at.pop(session))
+
+    def remove_waiting(self) -> list[tuple[int, Opening]]:
+        """Remove the sessions that wait, and return them with their openings."""
+        removed = list(self._waiting.items())
+        self._waiting.clear()
+        for session, _ in removed:
+            self._admission.remove(session)
+        return removed
+
+    def store(self, tokens: Sequence[int]) -> CacheUpdate | None:
+        """Return what every stage has to store of a text that all of them have computed; None if nothing is new."""
+        update = self._index.store(tokens, self._admission.free)
+        if update is None:
+            return None
+        return msgspec.structs.replace(update, drop=self._take_to_drop() + update.drop)
+
+    def invalidate(self) -> None:
+        """Reuse nothing that is stored so far: a stage failed a session, and may lack what the others stored."""
+        self._to_drop += self._index.clear()
+
+    def _take_to_drop(self) -> tuple[int, ...]:
+        taken, self._to_drop = self._to_drop, ()
+        return taken

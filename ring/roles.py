@@ -1,0 +1,111 @@
+"""What depends on a stage's place in its ring: where its sessions come from, and where its outputs go.
+
+The first stage's input is a `RingCoordinator`, the others' a `Follower`; the last stage's output is a `TokenSampler`,
+the others' a `Forwarder`. `ring.stage_thread.join_ring` chooses them; nothing else asks whether a stage is the first or
+the last one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from bus.dataplane.frames import Frame, Payload
+from cluster.openings import Opening
+from engines.engine import FloatArray
+from ring.prefix_cache import CacheUpdate
+from ring.sessions import StageSession
+from ring.steps import Step
+
+
+class InputRole(ABC):
+    """How a stage gets its sessions and their rows. The first stage's are its own, the others' come down the ring."""
+
+    @property
+    @abstractmethod
+    def waiting(self) -> int:
+        """How many sessions wait to be admitted."""
+
+    @property
+    @abstractmethod
+    def idle_limit_s(self) -> float:
+        """After how many seconds without a step a session is taken for lost."""
+
+    @abstractmethod
+    def accepts(self, frame: Frame, sender: str) -> bool:
+        """Whether a frame may come from this node; see `ring.frame_policy`."""
+
+    @abstractmethod
+    def may_reply_to(self, owner: str, sender: str) -> bool:
+        """Whether an opening that comes from `sender` may name endpoints of the node `owner`."""
+
+    @abstractmethod
+    def open(self, session_id: int, opening: Opening, reply_to: str) -> None:
+        """Handle an opening. Raises KeyError or ValueError if the session cannot be opened."""
+
+    @abstractmethod
+    def receive(self, session: StageSession, frame: Frame, payload: Payload) -> None:
+        """Handle a frame of a session that is open here, neither OPEN nor CLOSE."""
+
+    @property
+    @abstractmethod
+    def busy(self) -> bool:
+        """Whether there is something to compute now."""
+
+    @abstractmethod
+    def next_steps(self) -> list[Step]:
+        """Return a micro-batch of decode steps; empty if none is due."""
+
+    @abstractmethod
+    def next_prompts(self) -> list[Step]:
+        """Return a micro-batch of prompt chunks; empty if none is due."""
+
+    @abstractmethod
+    def failed(self, session: StageSession) -> None:
+        """Handle that this stage failed a session, which is closed already."""
+
+    @abstractmethod
+    def admit(self) -> None:
+        """Start the sessions that may run now. Called every turn."""
+
+    @abstractmethod
+    def started(self, session: StageSession, cached: int) -> None:
+        """Handle that a session has its slot, with its first `cached` positions restored."""
+
+    @abstractmethod
+    def closing(self, session: StageSession, frame: Frame) -> None:
+        """Handle the CLOSE of a session, which is still open."""
+
+    @abstractmethod
+    def closed(self, session_id: int) -> None:
+        """Forget a session that is over, or that waited and is given up. It may be unknown."""
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Refuse new sessions from now on, and those that wait."""
+
+
+class OutputRole(ABC):
+    """Where a stage's outputs go: to the next stage, or from the last one as tokens to the gateway and the first."""
+
+    drafted = 0
+    accepted = 0
+
+    @abstractmethod
+    def logits_wanted(self, step: Step) -> int:
+        """Return of how many of a step's last rows the logits are wanted. Raises EngineError for an invalid step."""
+
+    @abstractmethod
+    def started(self, session: StageSession, cached: int) -> None:
+        """Handle that a session has its slot, with its first `cached` positions restored."""
+
+    @abstractmethod
+    def store(self, session: StageSession, update: CacheUpdate) -> None:
+        """Pass a cache update on."""
+
+    @abstractmethod
+    def deliver(self, computed: list[tuple[Step, FloatArray]]) -> None:
+        """Send on what the engine made of a micro-batch."""
+
+    @abstractmethod
+    def closed(self, session: StageSession) -> None:
+        """Forget a session, and pass its CLOSE on."""

@@ -1,0 +1,159 @@
+"""`ring.coordinator`: the queue and the prefix cache of a ring of real stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bus.dataplane import transport as transport_module
+from bus.dataplane.transport import Transport
+from ring import ring_memory, stage
+from ring.coordinator import RingCoordinator
+from ring.prefix_cache import BLOCK
+from tests.support.bus import in_time
+from tests.support.engines import Ring
+from tests.support.stages import CUTS, GREEDY, PROMPT, SAMPLED, StageRing, random_prompt, stage_ring
+
+
+def cached(ring: StageRing, session: int) -> int:
+    """Return the prompt tokens that the ring reported as cached when it admitted the session."""
+    ahead, count = ring.gateway.sessions[session].queue_positions[-1]
+    assert ahead == 0
+    return count
+
+
+@pytest.mark.parametrize("count", CUTS)
+@pytest.mark.parametrize("drafts", [0, 8])
+def test_second_turn_computes_only_what_is_new(weights: Path, reference: Ring, count: int, drafts: int) -> None:
+    first, question = random_prompt(3 * BLOCK + 7), random_prompt(9, seed=2)
+    with stage_ring(weights, count) as ring:
+        answer = ring.generate(1, first, 2 * BLOCK, GREEDY, drafts)
+        assert cached(ring, 1) == 0
+        second = [*first, *answer, *question]
+        assert ring.generate(2, second, 8, GREEDY) == reference.generate(second, 8).tokens
+        assert cached(ring, 2) == (len(first) + len(answer) - 1) // BLOCK * BLOCK
+        assert ring.all_closed()
+        assert all(stage.counts.reused_rows == cached(ring, 2) for stage in ring.stages)
+        assert not any(stage.dropped for stage in ring.stages)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_shared_prefix_is_stored_once(weights: Path, reference: Ring, count: int) -> None:
+    system = random_prompt(4 * BLOCK)
+    with stage_ring(weights, count) as ring:
+        for session in range(5):
+            prompt = [*system, *random_prompt(6, seed=10 + session)]
+            assert ring.generate(session, prompt, 4, SAMPLED) == reference.generate(prompt, 4, SAMPLED).tokens
+        assert [cached(ring, session) for session in range(5)] == [0, *[len(system)] * 4]
+        assert ring.all_closed()
+        assert [stage.counts.stored_positions for stage in ring.stages] == [len(system)] * count
+
+
+def test_prompt_is_stored_with_its_first_token(weights: Path) -> None:
+    system = random_prompt(2 * BLOCK)
+    with stage_ring(weights, 2) as ring:
+        ring.gateway.open(1, system, max_tokens=300)
+        ring.gateway.receive(1, tokens=3)
+        ring.generate(2, [*system, 5], 2, GREEDY)
+        assert cached(ring, 2) == len(system)
+        ring.gateway.close(1)
+        assert ring.all_closed()
+
+
+def test_stored_prefixes_make_room_for_sessions(weights: Path, reference: Ring) -> None:
+    with stage_ring(weights, 2, positions=300) as ring:
+        for session in range(3):
+            ring.generate(session, random_prompt(BLOCK * 2, seed=session), 4, GREEDY)
+        assert ring.stages[1].counts.stored_positions == 6 * BLOCK
+        prompt = random_prompt(200, seed=50)
+        assert ring.generate(9, prompt, 40, GREEDY) == reference.generate(prompt, 40).tokens
+        for stage in ring.stages:
+            assert stage.counts.stored_positions <= 300
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_sessions_beyond_the_memory_wait_in_order(weights: Path, reference: Ring, count: int) -> None:
+    with stage_ring(weights, count, positions=64) as ring:
+        for session in range(5):
+            ring.gateway.open(session, PROMPT, max_tokens=50)
+        ring.gateway.receive(0)
+        assert [len(ring.gateway.sessions[session].log.tokens) for session in range(1, 5)] == [0] * 4
+        for session in range(5):
+            ring.gateway.receive(session)
+            ring.gateway.close(session)
+        expected = reference.generate(PROMPT, 50).tokens
+        for session, received in ring.gateway.sessions.items():
+            assert received.log.tokens == expected
+            assert [ahead for ahead, _ in received.queue_positions] == list(range(session, -1, -1))
+        assert ring.all_closed()
+
+
+def test_close_removes_a_session_from_the_queue(weights: Path) -> None:
+    with stage_ring(weights, 2, positions=64) as ring:
+        for session in range(3):
+            ring.gateway.open(session, PROMPT, max_tokens=50)
+        ring.gateway.receive(0, tokens=1)
+        ring.gateway.close(1)
+        ring.gateway.close(0)
+        ring.gateway.receive(2)
+        assert ring.gateway.sessions[1].log.tokens == []
+        assert [stage.counts.waiting for stage in ring.stages] == [0, 0]
+
+
+def test_sessions_of_a_lost_gateway_leave_the_queue(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring_memory, "REPORT_EVERY_S", 0.05)
+    monkeypatch.setattr(stage, "IDLE_WAIT_MS", 20)
+    monkeypatch.setattr(transport_module, "SEND_WITHIN_MS", 200)
+    with stage_ring(weights, 2, positions=64) as ring:
+        ring.gateway.open(1, PROMPT, max_tokens=50)
+        ring.gateway.receive(1)  # it has ended, and holds its memory until it is closed
+        lost = Transport(ring.run_dir, "lost")
+        for session in (2, 3):
+            ring.gateway.open(session, PROMPT, max_tokens=50, reply_to=lost.endpoints)
+        assert in_time(lambda: ring.stages[0].counts.waiting == 2)
+        lost.close()
+        assert in_time(lambda: ring.stages[0].counts.waiting == 0)
+        ring.gateway.close(1)
+        assert ring.all_closed()
+
+
+def test_full_queue_gives_retry_after(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ring_memory, "MOST_WAITING", 2)
+    with stage_ring(weights, 1, positions=64) as ring:
+        for session in range(4):
+            ring.gateway.open(session, PROMPT, max_tokens=50)
+        ring.gateway.receive(3)
+        failure = ring.gateway.sessions[3].failure
+        assert failure is not None
+        assert (failure.code, failure.retry_after_s >= 1) == ("queue_full", True)
+        for session in range(3):
+            ring.gateway.receive(session)
+            ring.gateway.close(session)
+            assert len(ring.gateway.sessions[session].log.tokens) == 50
+
+
+def test_session_that_can_never_fit_is_refused(weights: Path) -> None:
+    with stage_ring(weights, 2, positions=64) as ring:
+        ring.gateway.open(1, PROMPT, max_tokens=60)
+        assert "this ring has memory for 64" in ring.failure(1)
+        assert ring.open_sessions() == [0, 0]
+
+
+def test_lost_blocks_fail_one_session_and_clear_the_cache(weights: Path, reference: Ring) -> None:
+    prompt = random_prompt(3 * BLOCK + 5)
+    with stage_ring(weights, 3) as ring:
+        ring.generate(1, prompt, 4, GREEDY)
+        assert ring.all_closed()
+        coordinator = ring.stages[0].stage.input
+        assert isinstance(coordinator, RingCoordinator)
+        ring.stages[1].stage.runner.blocks.drop(range(1000))
+        ring.gateway.open(2, prompt, max_tokens=4)
+        assert "is gone from a stage" in ring.failure(2)
+        assert ring.all_closed()
+        assert in_time(lambda: bool(coordinator._memory._to_drop))
+        for session in (3, 4):
+            assert ring.generate(session, prompt, 4, GREEDY) == reference.generate(prompt, 4).tokens
+        assert cached(ring, 3) == 0
+        assert cached(ring, 4) == 3 * BLOCK
+        assert len({frozenset(stage.stage.runner.blocks._blocks) for stage in ring.stages}) == 1

@@ -1,0 +1,76 @@
+"""`ring.stage_thread`: loading, joining and draining, as seen from another thread."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from cluster.shard import Shard
+from ring.coordinator import RingCoordinator
+from ring.relay import Follower, Forwarder
+from ring.ring_view import ring_view
+from ring.stage import StageCounts
+from ring.token_sampler import LoneTokenSampler, TokenSampler
+from tests.support.bus import WITHIN_S, in_time
+from tests.support.stages import N_LAYERS, stage_ring, started
+
+
+def test_drain_ends_with_the_last_session(weights: Path) -> None:
+    with stage_ring(weights, 2) as ring:
+        ring.gateway.open(1, max_tokens=400)
+        ring.gateway.receive(1, tokens=1)
+        drained: list[Future[None]] = [stage.drain() for stage in ring.stages]
+        ring.stages[0]._call(lambda: None).result(WITHIN_S)  # commands are carried out in order: the drain has begun
+        ring.gateway.receive(1, tokens=3)
+        ring.gateway.open(2)
+        assert "this instance is being replaced" in ring.failure(2)
+        assert not any(future.done() for future in drained)
+        ring.gateway.close(1)
+        for future in drained:
+            future.result(WITHIN_S)
+
+
+def test_drain_of_an_idle_stage_is_done_at_once(weights: Path) -> None:
+    with stage_ring(weights, 1) as ring:
+        ring.stages[0].drain().result(WITHIN_S)
+
+
+def test_failure_to_load_is_the_futures(tmp_path: Path) -> None:
+    stage = started(Shard("tiny", 0, 1, N_LAYERS), tmp_path / "nothing", tmp_path, 0)
+    with pytest.raises(Exception, match="nothing"):
+        stage.loaded.result(WITHIN_S)
+    stage.join(WITHIN_S)
+
+
+def test_shard_without_a_ring_drains_at_once(weights: Path, tmp_path: Path) -> None:
+    thread = started(Shard("tiny", 0, N_LAYERS, N_LAYERS), weights, tmp_path, 0)
+    assert thread.loaded.result(WITHIN_S).positions > 0
+    thread.drain().result(WITHIN_S)
+    assert (thread.counts, thread.dropped) == (StageCounts(), {})
+    thread.finish().result(WITHIN_S)
+    assert in_time(lambda: not thread.is_alive())
+
+
+def test_stage_joins_one_ring_only(weights: Path) -> None:
+    with stage_ring(weights, 2) as ring:
+        again = ring.stages[0].join_ring(ring_view(ring.instance, "n/stage-0"))
+        with pytest.raises(ValueError, match="joined a ring already"):
+            again.result(WITHIN_S)
+
+
+@pytest.mark.parametrize(
+    ("count", "inputs", "outputs"),
+    [
+        (1, [RingCoordinator], [LoneTokenSampler]),
+        (2, [RingCoordinator, Follower], [Forwarder, TokenSampler]),
+        (3, [RingCoordinator, Follower, Follower], [Forwarder, Forwarder, TokenSampler]),
+    ],
+)
+def test_roles_follow_from_the_place_in_the_ring(
+    weights: Path, count: int, inputs: list[type], outputs: list[type]
+) -> None:
+    with stage_ring(weights, count) as ring:
+        assert [type(thread.stage.input) for thread in ring.stages] == inputs
+        assert [type(thread.stage.output) for thread in ring.stages] == outputs
