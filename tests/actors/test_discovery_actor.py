@@ -178,7 +178,7 @@ def test_port_of_another_code_is_dialled_again_later() -> None:
         asyncio.run(test())
 
 
-def test_different_join_codes_are_reported_and_cause_no_dial() -> None:
+def test_different_join_codes_are_reported_without_a_dial() -> None:
     async def test() -> None:
         port = free_udp_port()
         async with (
@@ -214,7 +214,7 @@ def test_beacons_use_the_new_code_after_a_rotation() -> None:
         asyncio.run(test())
 
 
-def test_restarted_hub_is_announced_and_its_links_are_dialled() -> None:
+def test_restarted_hub_is_announced_and_dials_its_peers() -> None:
     async def test() -> None:
         port = free_udp_port()
         with running_hub(B) as other, run_folder() as run_dir:
@@ -249,7 +249,7 @@ def test_existing_links_are_known_after_a_restart() -> None:
         asyncio.run(test())
 
 
-def test_unreadable_join_code_ends_the_actor_with_a_sentence() -> None:
+def test_unreadable_join_code_ends_the_actor() -> None:
     async def test() -> None:
         one.hub._config.code_path.chmod(0o644)
         with pytest.raises(CannotStart, match=r"can be read by others; make it yours alone with: chmod 600"):

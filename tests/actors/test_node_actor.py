@@ -114,7 +114,7 @@ async def running_node(run_dir: Path, **settings: object) -> AsyncIterator[Node]
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def test_engine_gets_half_of_the_free_memory_and_the_precision() -> None:
+def test_engine_gets_its_precision_and_half_the_memory() -> None:
     async def test() -> None:
         async with running_node(hub.run_dir, precision="exact") as node:
             told = await node.load("i", WHOLE)
@@ -126,7 +126,7 @@ def test_engine_gets_half_of_the_free_memory_and_the_precision() -> None:
         asyncio.run(test())
 
 
-def test_small_model_gets_no_more_than_its_slots_use(tmp_path: Path) -> None:
+def test_small_model_gets_what_its_slots_use(tmp_path: Path) -> None:
     async def test() -> None:
         async with running_node(hub.run_dir, cards_dir=str(tmp_path)) as node:
             told = await node.load("i", Shard(TINY, 0, 3, 4))

@@ -169,7 +169,7 @@ def test_only_members_are_in_their_own_graph(role: Role, counts: bool) -> None:
         ("another", "", True),
     ],
 )
-def test_loopback_api_is_shown_on_its_own_machine_only(machine: str, api: str, shown: bool) -> None:
+def test_loopback_api_is_shown_locally_only(machine: str, api: str, shown: bool) -> None:
     record = NodeRecord("b" * 16, "bob", 1, 1, api=api, machine=machine)
     assert as_seen_from("ours", record).api == (api if shown else "")
 

@@ -247,7 +247,7 @@ def test_older_instance_beside_the_newest_is_ended() -> None:
 
 
 @pytest.mark.parametrize(("after", "nodes"), [(MEMBERS, {A, B}), (FULL, {A})], ids=["room", "no room"])
-def test_ring_grows_after_the_old_one_if_memory_is_short(
+def test_growth_waits_for_the_old_rings_memory(
     monkeypatch: pytest.MonkeyPatch, after: Topology, nodes: set[str]
 ) -> None:
     monkeypatch.setattr("actors.placer.SETTLE_S", 0.0)

@@ -337,7 +337,7 @@ def test_facts_are_handled_in_order() -> None:
     with_worker(test)
 
 
-def test_timer_repeats() -> None:
+def test_timer_runs_again_and_again() -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         for _ in range(5):
             await asyncio.wait_for(worker.ticks.get(), WITHIN_S)

@@ -41,7 +41,7 @@ def ok(body: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("text", ["a\u2028b", "a\x85b", "a\u2029b"])
-def test_other_line_ends_of_unicode_stay_inside_a_chunk(text: str) -> None:
+def test_unicode_line_ends_stay_inside_a_chunk(text: str) -> None:
     chunk = json.dumps({"text": text}, ensure_ascii=False)
     body = f": waiting\r\n\ndata: {chunk}\n\ndata: [DONE]\n\n".encode()
     with server(ok(body)) as api:
@@ -56,7 +56,7 @@ def test_stream_that_ends_early_is_refused() -> None:
             next(chunks)
 
 
-def test_error_in_a_stream_is_refused_with_its_sentence() -> None:
+def test_error_in_a_stream_keeps_its_sentence() -> None:
     with server(ok(b'data: {"error": {"message": "no room"}}\n\n')) as api, pytest.raises(ApiRefused, match="no room"):
         list(stream(api, "/", {}))
 

@@ -128,7 +128,7 @@ def test_answer_cut_at_the_limit_is_reported(rig: Rig) -> None:
     assert result.stderr == "exobus: the answer was cut at its token limit; --max-tokens allows more\n"
 
 
-def test_escapes_of_an_answer_do_not_reach_the_terminal(rig: Rig) -> None:
+def test_escapes_never_reach_the_terminal(rig: Rig) -> None:
     rig.tell("a\x1b]0;title\x07b")
     assert "\x1b]0;" in exobus("run", MODEL, "hello", "--api", rig.url).stdout
     rig.tell("a\x1b]0;title\x07b")
@@ -137,7 +137,7 @@ def test_escapes_of_an_answer_do_not_reach_the_terminal(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("stats", [True, False])
-def test_interrupt_ends_the_line_and_shows_stats_if_asked(rig: Rig, stats: bool) -> None:
+def test_interrupt_ends_the_line_and_shows_stats(rig: Rig, stats: bool) -> None:
     rig.tell("Hello", end=False)
     process = subprocess.Popen(
         command(["run", MODEL, "hello", "--api", rig.url, *(["--stats"] if stats else [])]),

@@ -144,7 +144,7 @@ def test_nodes_with_different_codes_report_each_other() -> None:
     asyncio.run(test())
 
 
-def test_other_datagrams_are_counted_and_the_next_beacon_arrives() -> None:
+def test_foreign_datagrams_are_counted_and_stop_nothing() -> None:
     garbage = (
         b"",
         b"{",
@@ -263,9 +263,7 @@ def interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
         ("0.0.0.0", ""),
     ],
 )
-def test_beacons_go_out_on_the_interface_of_the_host(
-    host: str, broadcast: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_beacons_leave_by_the_hosts_interface(host: str, broadcast: str, monkeypatch: pytest.MonkeyPatch) -> None:
     interfaces(monkeypatch)
     assert broadcast_of(host) == broadcast
 

@@ -70,7 +70,7 @@ def test_top_p_keeps_the_smallest_sufficient_set(logits: FloatArray, top_p: floa
 
 
 @given(LOGITS, st.floats(0, 1))
-def test_min_p_keeps_tokens_relative_to_the_most_likely(logits: FloatArray, min_p: float) -> None:
+def test_min_p_is_relative_to_the_likeliest(logits: FloatArray, min_p: float) -> None:
     probabilities = probabilities_of(logits, 1.0)
     ids, _ = kept(logits, SamplingParams(min_p=min_p))
     threshold = min_p * probabilities.max()
@@ -104,7 +104,7 @@ def test_draws_follow_the_distribution(params: SamplingParams) -> None:
     assert chi_square < limits[len(ids) - 2]
 
 
-def test_random_numbers_of_adjacent_positions_and_seeds_are_uncorrelated() -> None:
+def test_adjacent_positions_and_seeds_are_uncorrelated() -> None:
     grid = np.array([[uniform(seed, position) for position in range(200)] for seed in range(50)])
     assert 0 <= grid.min() < grid.max() < 1
     along_positions = np.corrcoef(grid[:, :-1].ravel(), grid[:, 1:].ravel())[0, 1]

@@ -39,7 +39,7 @@ def set_traps(folder: Path, names: tuple[str, ...]) -> Path:
 
 
 @pytest.mark.parametrize("how", ["script", "module"])
-def test_node_in_a_folder_of_traps_runs_none_of_them(tmp_path: Path, how: str) -> None:
+def test_node_runs_no_code_of_current_folder(tmp_path: Path, how: str) -> None:
     default_model_path()
     if how == "script" and not SCRIPT.exists():
         pytest.skip("exobus is not installed in this environment")

@@ -28,7 +28,7 @@ def text(node: NodeProcess) -> str:
     return str(answer["choices"][0]["message"]["content"])
 
 
-def test_a_ring_of_numpy_mlx_and_tinygrad_writes_what_numpy_writes_alone(cards: list[str]) -> None:
+def test_mixed_ring_writes_what_numpy_writes_alone(cards: list[str]) -> None:
     with nodes("ada", arguments=[*cards, "--engine", "numpy"]) as (ada,):
         alone = text(ada)
         assert alone

@@ -84,7 +84,7 @@ def files(folder: Path, *caches: str) -> list[str]:
 
 
 @pytest.mark.parametrize("engine", ["onnx", "auto"])
-def test_chat_leaves_no_foreign_file_and_looks_up_no_name(tmp_path: Path, engine: str) -> None:
+def test_chat_leaves_no_file_and_resolves_nothing(tmp_path: Path, engine: str) -> None:
     """With `auto`, every installed engine is measured; tinygrad and MLX compile kernels and keep them."""
     kernels = (".cache/tinygrad", ".cache/exobus/zig-clang") if engine == "auto" else ()
     default_model_path()

@@ -140,7 +140,7 @@ def test_session_that_can_never_fit_is_refused(weights: Path) -> None:
         assert ring.open_sessions() == [0, 0]
 
 
-def test_lost_blocks_fail_one_session_and_clear_the_cache(weights: Path, reference: Ring) -> None:
+def test_lost_blocks_fail_one_session_and_clear_cache(weights: Path, reference: Ring) -> None:
     prompt = random_prompt(3 * BLOCK + 5)
     with stage_ring(weights, 3) as ring:
         ring.generate(1, prompt, 4, GREEDY)

@@ -66,7 +66,7 @@ def test_only_members_and_gateways_open_sessions(role: Role | None, expected: bo
 
 
 @pytest.mark.parametrize("sender", NODES)
-def test_every_stage_may_close_a_session_at_the_first(sender: str) -> None:
+def test_any_stage_may_close_a_session(sender: str) -> None:
     assert accepted(0, frame(Flag.CLOSE, stage=2), sender)
     assert not accepted(0, frame(Flag.CLOSE, stage=2), OWNER)
 

@@ -168,7 +168,7 @@ def test_sessions_behind_a_closed_one_move_up() -> None:
         assert ring.comes_to(lambda stage: stage.slots == 1)
 
 
-def test_full_queue_gives_retry_after_and_too_large_is_refused() -> None:
+def test_full_queue_and_oversized_session_are_refused() -> None:
     with synthetic_ring(FREE, 2, positions=100) as ring:
         for seed in range(1 + MOST_WAITING):
             ring.streams.open(prompt_of(4, seed), 96)

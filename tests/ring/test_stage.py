@@ -26,7 +26,7 @@ from tests.support.stages import CUTS, EPOCH, GREEDY, PROMPT, SAMPLED, Gateway, 
 
 @pytest.mark.parametrize("count", CUTS)
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_ring_of_any_size_gives_the_whole_models_tokens(
+def test_rings_give_the_whole_models_tokens(
     weights: Path, reference: Ring, count: int, sampling: SamplingParams
 ) -> None:
     expected = reference.generate(PROMPT, 24, sampling).tokens

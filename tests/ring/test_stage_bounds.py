@@ -220,7 +220,7 @@ def test_any_bytes_decode_or_raise_a_decode_error(payload: bytes) -> None:
             msgspec.msgpack.decode(payload, type=kind)
 
 
-def test_x_beyond_its_bounds_is_counted(weights: Path) -> None:
+def test_cache_update_out_of_bounds_is_counted(weights: Path) -> None:
     with stage_ring(weights, 2) as ring:
         stalled_session(ring)
         for update in ({"start": -1}, {"numbers": [-1]}, {"drop": list(range(200_000))}):

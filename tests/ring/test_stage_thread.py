@@ -32,12 +32,12 @@ def test_drain_ends_with_the_last_session(weights: Path) -> None:
             future.result(WITHIN_S)
 
 
-def test_drain_of_an_idle_stage_is_done_at_once(weights: Path) -> None:
+def test_idle_stage_drains_at_once(weights: Path) -> None:
     with stage_ring(weights, 1) as ring:
         ring.stages[0].drain().result(WITHIN_S)
 
 
-def test_failure_to_load_is_the_futures(tmp_path: Path) -> None:
+def test_failed_load_is_raised_by_the_future(tmp_path: Path) -> None:
     stage = started(Shard("tiny", 0, 1, N_LAYERS), tmp_path / "nothing", tmp_path, 0)
     with pytest.raises(Exception, match="nothing"):
         stage.loaded.result(WITHIN_S)

@@ -46,7 +46,7 @@ async def comes_to(allowlist: PeerAllowlist, node: str, role: Role | None) -> bo
 
 
 @MAKERS
-def test_nodes_linked_before_the_actor_are_accepted_until_they_go(make: Make) -> None:
+def test_nodes_linked_earlier_are_accepted_until_they_leave(make: Make) -> None:
     async def test() -> None:
         async with client(one.run_dir, one.node_id, "asker") as asker:
             await link(asker, two.join_endpoint)

@@ -153,7 +153,7 @@ def test_invalid_frames_are_counted_and_dropped(pair: tuple[Transport, Transport
 
 
 @pytest.mark.parametrize("endpoint", ["tcp", "ipc:///no/such/socket"])
-def test_unreachable_peer_fails_in_time_and_then_at_once(folder: Path, endpoint: str, short_deadline: float) -> None:
+def test_unreachable_peer_fails_at_once_after_its_timeout(folder: Path, endpoint: str, short_deadline: float) -> None:
     here, there = linked_nodes(2)
     endpoint = with_key("tcp://127.0.0.1:1", there.pair.public) if endpoint == "tcp" else endpoint
     with transport(folder, "one", here) as one:

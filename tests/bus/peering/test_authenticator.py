@@ -80,7 +80,7 @@ def test_own_key_is_recognized(both: tuple[Authenticator, Authenticator]) -> Non
         assert refused.value.code is code
 
 
-def test_only_a_code_of_the_same_cluster_and_role_is_adopted(both: tuple[Authenticator, Authenticator]) -> None:
+def test_only_a_matching_code_is_adopted(both: tuple[Authenticator, Authenticator]) -> None:
     first, second = both
     second.rotate()
     for text in ("no code", new_join_code("work").text(), second.code.invite(Role.OBSERVER).text(), first.code.text()):

@@ -112,7 +112,7 @@ def test_any_order_of_events_gives_one_link(data: st.DataObject, dials: list[str
 
 @settings(max_examples=500, deadline=None)
 @given(st.data(), st.booleans(), st.booleans())
-def test_restart_is_a_down_then_an_up(data: st.DataObject, notices: bool, redials: bool) -> None:
+def test_restart_takes_a_link_down_and_up(data: st.DataObject, notices: bool, redials: bool) -> None:
     net = network("a", "b")
     net.dial("a", ADDRESSES["b"])
     net.settle(data)

@@ -18,7 +18,7 @@ from tests.support.ring import ROOT
 DECIDED_LATER = {"node_id", "name", "incarnation", "run_dir", "data_dir", "cache_dir", "cluster", "code_file"}
 
 
-def test_every_setting_follows_from_an_option_or_from_the_folder() -> None:
+def test_every_setting_has_an_option_or_the_folder() -> None:
     assert set(NodeOptions().settings()) == {f.name for f in msgspec.structs.fields(NodeConfig)} - DECIDED_LATER
 
 

@@ -30,7 +30,7 @@ def long_context(tmp_path: Path) -> Path:
 
 
 @given(st.integers(1, 3000))
-def test_pieces_cover_a_chunk_and_pad_only_the_last(rows: int) -> None:
+def test_pieces_cover_a_chunk_with_little_padding(rows: int) -> None:
     cut = list(pieces(rows))
     starts = [start for start, _ in cut]
     assert starts == [sum(size for _, size in cut[:index]) for index in range(len(cut))]

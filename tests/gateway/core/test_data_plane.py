@@ -186,7 +186,7 @@ def test_no_prompt_goes_to_an_unlinked_node(folder: Path) -> None:
     run(test())
 
 
-def test_no_prompt_goes_to_a_node_outside_the_instance(folder: Path) -> None:
+def test_no_prompt_leaves_the_instance(folder: Path) -> None:
     async def test() -> None:
         async with cluster(folder) as nodes:
             first, last = nodes.instance.stages

@@ -116,7 +116,7 @@ def test_full_queue_is_not_repeated(warm_rig: Rig) -> None:
     assert asked(warm_rig) == before
 
 
-def test_observer_knows_no_instance(rig: Rig) -> None:
+def test_observer_is_given_no_instance(rig: Rig) -> None:
     async def newest(role: Role) -> Instance | None:
         async with client(rig.config.run_path, NODE_ID, "asker") as bus:
             provider = InstanceProvider(bus, role)

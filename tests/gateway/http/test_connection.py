@@ -109,7 +109,7 @@ def test_endless_headers_are_refused(served: Served) -> None:
         b"\r\n\r\n\r\n\r\n",
     ],
 )
-def test_invalid_http_gets_an_error_in_the_usual_shape(served: Served, data: bytes) -> None:
+def test_invalid_http_gets_the_usual_error(served: Served, data: bytes) -> None:
     with served.connected(data) as client:
         answer = rest(client)
     assert status(answer) == 400
@@ -184,7 +184,7 @@ def test_connection_survives_a_refused_body(served: Served) -> None:
 
 
 @pytest.mark.parametrize("path", ["read", "flood"])
-def test_invalid_chunk_ends_the_connection_without_a_log_line(
+def test_invalid_chunk_ends_the_connection_unlogged(
     served: Served, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

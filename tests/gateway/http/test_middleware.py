@@ -63,7 +63,7 @@ def test_key_is_accepted_in_either_header(rig: Rig, header: dict[str, str]) -> N
     assert ask(rig, **header).status_code == 200
 
 
-def test_health_without_a_key_shows_only_that_it_lives(rig: Rig) -> None:
+def test_health_without_a_key_shows_liveness_only(rig: Rig) -> None:
     assert set(ask(rig, "/health").json()) == {"status", "ready"}
     assert {"version", "node", "node_id"} < set(ask(rig, "/health", x_api_key=ONE).json())
 

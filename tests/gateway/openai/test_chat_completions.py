@@ -81,7 +81,7 @@ def test_chunks_and_completion_fit_the_official_types(rig: Rig) -> None:
     TypeAdapter(ChatCompletion).validate_python(post(rig, PLAIN).json(), strict=True)
 
 
-def test_stream_has_one_role_chunk_and_a_finish_chunk(rig: Rig) -> None:
+def test_stream_has_one_role_and_one_finish_chunk(rig: Rig) -> None:
     lines = streamed_lines(rig)
     chunks = chunks_of(lines)
     assert lines[-1] == "data: [DONE]"
@@ -115,7 +115,7 @@ def test_chunks_are_ascii_with_whole_characters(rig: Rig) -> None:
     assert "\ufffd" not in text_of(chunks_of(lines))
 
 
-def test_text_cut_inside_a_character_ends_with_a_replacement(rig: Rig) -> None:
+def test_unfinished_character_ends_in_a_replacement(rig: Rig) -> None:
     rig.tell("né")
     assert post(rig, {**PLAIN, "max_tokens": 2}).json()["choices"][0]["message"]["content"] == "n\ufffd"
 
@@ -176,7 +176,7 @@ def test_repeated_token_counts_once(rig: Rig) -> None:
 
 @pytest.mark.parametrize("at_once", [2, 3, 64])
 @pytest.mark.parametrize("twice", [False, True])
-def test_several_tokens_in_a_frame_give_the_same_text(rig: Rig, at_once: int, twice: bool) -> None:
+def test_tokens_sharing_a_frame_give_equal_text(rig: Rig, at_once: int, twice: bool) -> None:
     rig.tell("Hello world", at_once=at_once, twice=twice)
     answer = post(rig, PLAIN).json()
     assert answer["choices"][0]["message"]["content"] == "Hello world"
@@ -204,9 +204,7 @@ def test_token_limit_within_a_frame_ends_the_text(rig: Rig) -> None:
         (Flag.STORE, b"x"),
     ],
 )
-def test_malformed_frame_is_dropped_and_the_text_goes_on(
-    rig: Rig, flags: int, payload: bytes | npt.NDArray[np.generic]
-) -> None:
+def test_malformed_frame_does_not_stop_the_text(rig: Rig, flags: int, payload: bytes | npt.NDArray[np.generic]) -> None:
     rig.tell("Hello world", nonsense=[(flags, payload)])
     assert post(rig, PLAIN).json()["choices"][0]["message"]["content"] == "Hello world"
 
@@ -280,7 +278,7 @@ def test_disconnect_in_the_queue_ends_the_session(rig: Rig, stream: bool) -> Non
     assert eventually(lambda: len(rig.stage.closed) == opened + 1)
 
 
-def test_failure_after_a_comment_is_written_into_the_stream(rig: Rig) -> None:
+def test_failure_after_a_comment_goes_into_the_stream(rig: Rig) -> None:
     def too_large(work: Work) -> Reply:
         raise RequestError(FailureCode.INSUFFICIENT_MEMORY, "it needs 9 GB")
 
@@ -338,7 +336,7 @@ def test_failure_before_the_first_token_is_retryable(rig: Rig, wait_s: int, head
     assert response.json()["error"]["message"] == "the engine ran out of memory"
 
 
-def test_later_failure_ends_the_stream_without_a_finish_reason(rig: Rig, client: openai.OpenAI) -> None:
+def test_later_failure_leaves_no_finish_reason(rig: Rig, client: openai.OpenAI) -> None:
     rig.tell("Hello", end=False, failure=BROKEN)
     lines = streamed_lines(rig)
     *chunks, last = chunks_of(lines)

@@ -225,7 +225,7 @@ def test_other_models_do_not_wait_for_a_bomb() -> None:
     asyncio.run(main())
 
 
-def test_requests_of_the_same_model_wait_for_a_bomb() -> None:
+def test_same_model_waits_for_a_bomb() -> None:
     async def main() -> None:
         async with rendering(SHORT_S) as renderer:
             bomb = asyncio.create_task(renderer.render(EITHER, [{"content": "99999"}]))
