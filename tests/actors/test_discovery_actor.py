@@ -27,10 +27,10 @@ from tests.support.bus import (
     client,
     code_of,
     described,
-    heard,
     hub_config,
     link,
     new_node,
+    next_message,
     run_folder,
     running_hub,
     serving,
@@ -83,7 +83,7 @@ def test_nodes_that_receive_beacons_are_linked() -> None:
     async def test() -> None:
         port = free_udp_port()
         async with client(one.run_dir, A, "test", PeerUp) as bus, discovery(one, port), discovery(two, port):
-            assert (await heard(bus, PeerUp))[0].node_id == B
+            assert (await next_message(bus, PeerUp))[0].node_id == B
 
     with running_hub(A) as one, running_hub(B) as two:
         asyncio.run(test())
@@ -107,7 +107,7 @@ def test_other_roles_find_members_and_send_no_beacons(role: Role) -> None:
         port = free_udp_port()
         async with observer(port) as udp, client(one.run_dir, A, "test", PeerUp) as bus, discovery(one, port):
             async with discovery(two, port):
-                assert (await heard(bus, PeerUp))[0].node_id == B
+                assert (await next_message(bus, PeerUp))[0].node_id == B
             assert (await received(udp, lambda found: found.leaving)).node_id == B
             assert not udp.dropped
             assert udp._inbox.empty()
@@ -136,9 +136,9 @@ def test_pinned_join_ports_are_dialled_without_beacons() -> None:
         async with client(one.run_dir, A, "test", PeerAuthenticated, PeerUp) as bus:
             peer = two.join_endpoint.removeprefix("tcp://")
             async with discovery(one, 0, peers=(peer, one.join_endpoint.removeprefix("tcp://"))) as actor:
-                met = {(await heard(bus, PeerAuthenticated))[0].node_id for _ in range(2)}
+                met = {(await next_message(bus, PeerAuthenticated))[0].node_id for _ in range(2)}
                 assert met == {A, B}
-                await heard(bus, PeerUp)
+                await next_message(bus, PeerUp)
                 await described(bus, lambda _: actor._candidates.candidates[two.join_endpoint].node_id == B)
                 await described(
                     bus, lambda _: actor._candidates.candidates[one.join_endpoint].dial_at > time.monotonic() + 600
@@ -154,7 +154,7 @@ def test_undiallable_port_does_not_stop_other_dials() -> None:
             actor = actor_of(one, 0, peers=(two.join_endpoint.removeprefix("tcp://"),))
             actor._candidates = actor._candidates.pin("nonsense://")
             running = asyncio.create_task(actor.run())
-            await heard(bus, PeerUp)
+            await next_message(bus, PeerUp)
             actor.stop()
             await asyncio.wait_for(running, WITHIN_S)
 
@@ -168,7 +168,7 @@ def test_port_of_another_code_is_dialled_again_later() -> None:
             client(one.run_dir, A, "test", PeerRefused) as bus,
             discovery(one, 0, peers=(two.join_endpoint.removeprefix("tcp://"),)) as actor,
         ):
-            refused, _ = await heard(bus, PeerRefused)
+            refused, _ = await next_message(bus, PeerRefused)
             assert (refused.endpoint, refused.code) == (two.join_endpoint, "wrong_code")
             await described(
                 bus, lambda _: actor._candidates.candidates[two.join_endpoint].dial_at > time.monotonic() + 20
@@ -188,7 +188,7 @@ def test_different_join_codes_are_reported_without_a_dial() -> None:
             discovery(two, port) as other,
         ):
             for bus in (first, second):
-                refused, envelope = await heard(bus, PeerRefused)
+                refused, envelope = await next_message(bus, PeerRefused)
                 assert envelope.header.sender.endswith("/discovery")
                 assert (refused.endpoint, refused.code) == ("", "wrong_code")
                 assert refused.message.startswith("wrong join code for cluster home: ")

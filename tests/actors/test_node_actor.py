@@ -1,4 +1,4 @@
-"""`actors.node_actor` and `actors.stage_host`: what an engine is told to load. A real hub, with actors of the test."""
+"""`actors.node_actor` and `actors.stage_host`: what an engine has to load. A real hub, with actors of the test."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ from common.config import NodeConfig
 from engines.engine import MAX_SLOTS
 from models.catalogue import DEFAULT_MODEL, Catalogue
 from tests.support.bus import WITHIN_S, client, described, running_hub
-from tests.support.ring import CARD as TINY_CARD
-from tests.support.ring import CONTEXT_LENGTH
-from tests.support.ring import MODEL as TINY
+from tests.support.gateway_rig import CARD as TINY_CARD
+from tests.support.gateway_rig import CONTEXT_LENGTH
+from tests.support.gateway_rig import MODEL as TINY
 
 A = "a" * 16
 CARD = Catalogue.load().get(DEFAULT_MODEL)
@@ -117,10 +117,10 @@ async def running_node(run_dir: Path, **settings: object) -> AsyncIterator[Node]
 def test_engine_gets_its_precision_and_half_the_memory() -> None:
     async def test() -> None:
         async with running_node(hub.run_dir, precision="exact") as node:
-            told = await node.load("i", WHOLE)
-        assert told.kv_bytes == (MEMORY - CARD.shard_bytes(WHOLE)) // 2
-        assert told.kv_bytes >= CARD.least_kv_bytes(WHOLE)
-        assert (told.precision, told.engine, told.path) == ("exact", "numpy", "model")
+            sent = await node.load("i", WHOLE)
+        assert sent.kv_bytes == (MEMORY - CARD.shard_bytes(WHOLE)) // 2
+        assert sent.kv_bytes >= CARD.least_kv_bytes(WHOLE)
+        assert (sent.precision, sent.engine, sent.path) == ("exact", "numpy", "model")
 
     with running_hub(A) as hub:
         asyncio.run(test())
@@ -129,9 +129,9 @@ def test_engine_gets_its_precision_and_half_the_memory() -> None:
 def test_small_model_gets_what_its_slots_use(tmp_path: Path) -> None:
     async def test() -> None:
         async with running_node(hub.run_dir, cards_dir=str(tmp_path)) as node:
-            told = await node.load("i", Shard(TINY, 0, 3, 4))
+            sent = await node.load("i", Shard(TINY, 0, 3, 4))
         position = 3 * 2 * 2 * 16 * 4  # layers, keys and values, heads, numbers a head, bytes
-        assert told.kv_bytes == MAX_SLOTS * CONTEXT_LENGTH * position
+        assert sent.kv_bytes == MAX_SLOTS * CONTEXT_LENGTH * position
 
     (tmp_path / "model").mkdir()
     (tmp_path / "tiny.toml").write_text(TINY_CARD)

@@ -106,7 +106,7 @@ def record(node_id: str) -> NodeRecord:
     return NodeRecord(node_id, f"name of {node_id}", 1, 1)
 
 
-def said(node_id: str, of: str | None = None) -> tuple[NodeRecorded, Envelope]:
+def record_of(node_id: str, of: str | None = None) -> tuple[NodeRecorded, Envelope]:
     """Return a record, of the node itself if no other is named, with the envelope in which the node sent it."""
     message = NodeRecorded(record(of or node_id))
     return message, Envelope("node.record", new_header(message, f"{node_id}/node"), message)
@@ -130,16 +130,16 @@ def test_only_records_of_linked_members_count(role: Role, counts: bool) -> None:
     async def test(run_dir: Path) -> None:
         async with client(run_dir, A, "topology") as bus:
             actor = TopologyActor(config(run_dir, Role.MEMBER), bus)
-            await actor.recorded(*said(other))
+            await actor.recorded(*record_of(other))
             assert await graph(actor) == set()  # not linked
             await actor.peer_up(*up(other, role))
-            await actor.recorded(*said(other, of="c" * 16))
+            await actor.recorded(*record_of(other, of="c" * 16))
             assert await graph(actor) == set()  # not about itself
-            await actor.recorded(*said(other))
+            await actor.recorded(*record_of(other))
             assert await graph(actor) == ({other} if counts else set())
             down = PeerDown(other, "it left")
             await actor.peer_down(down, Envelope("peer.down", new_header(down, f"{A}/hub"), down))
-            await actor.recorded(*said(other))
+            await actor.recorded(*record_of(other))
             assert await graph(actor) == set()  # not linked any more
 
     with running_hub(A) as hub:
@@ -151,7 +151,7 @@ def test_only_members_are_in_their_own_graph(role: Role, counts: bool) -> None:
     async def test(run_dir: Path) -> None:
         async with client(run_dir, A, "topology") as bus:
             actor = TopologyActor(config(run_dir, role), bus)
-            await actor.recorded(*said(A))
+            await actor.recorded(*record_of(A))
             assert await graph(actor) == ({A} if counts else set())
 
     with running_hub(A) as hub:

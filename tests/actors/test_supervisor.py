@@ -45,7 +45,7 @@ from cluster.failures import FailureCode
 from cluster.join_code import new_join_code
 from common.config import NodeConfig, read_config, write_config
 from common.private_files import write_private
-from tests.support.bus import ROOT, client, described, heard, in_time
+from tests.support.bus import ROOT, client, described, in_time, next_message
 
 ONLY_TOPOLOGY = {"topology": "actors.topology_actor"}
 WITHIN_S = 20.0
@@ -153,7 +153,7 @@ def test_killed_actor_is_restarted(tmp_path: Path) -> None:
         async with node(tmp_path) as running:
             first = await running.pid_of("topology")
             os.kill(first, signal.SIGKILL)
-            down, envelope = await heard(running.bus, ActorDown)
+            down, envelope = await next_message(running.bus, ActorDown)
             assert (down.name, down.reason, down.final) == ("topology", "killed by SIGKILL", False)
             assert envelope.node == running.supervisor.bus.node_id
             assert await running.pid_of("topology", other_than=first) != first
@@ -260,7 +260,7 @@ def test_engines_start_and_end_on_request(tmp_path: Path) -> None:
             assert not psutil.pid_exists(engines[0].pid)
             await running.bus.request("supervisor", ActorStop("engine-1"), RequestDone, WITHIN_S)
             os.kill(engines[1].pid, signal.SIGKILL)
-            down, _ = await heard(running.bus, ActorDown)
+            down, _ = await next_message(running.bus, ActorDown)
             assert (down.name, down.final) == ("engine-2", True)
 
     asyncio.run(main())

@@ -16,8 +16,8 @@ import pytest
 from gateway.http.api_keys import read_keys
 from tests.gateway.http.test_api_keys import ONE, THREE, TWO, key_file
 from tests.support.commands import exobus
-from tests.support.ring import MODEL, Rig, running_rig
-from tests.support.stage import WITHIN_S
+from tests.support.gateway_rig import MODEL, Rig, running_rig
+from tests.support.text_stage import WITHIN_S
 
 COMMANDS = [["run", MODEL, "hello"], ["run", MODEL, "hello", "--json"], ["models", "ls"], ["topology"]]
 
@@ -26,7 +26,7 @@ COMMANDS = [["run", MODEL, "hello"], ["run", MODEL, "hello", "--json"], ["models
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder = tmp_path_factory.mktemp("cli-keys")
     with running_rig(folder, api_keys=str(key_file(folder, ONE, TWO))) as rig:
-        rig.tell("Hello world")
+        rig.set_script("Hello world")
         yield rig
 
 

@@ -13,7 +13,7 @@ from ring.coordinator import RingCoordinator
 from ring.prefix_cache import BLOCK
 from tests.support.bus import in_time
 from tests.support.engines import Ring
-from tests.support.stages import CUTS, GREEDY, PROMPT, SAMPLED, StageRing, random_prompt, stage_ring
+from tests.support.stage_ring import CUTS, GREEDY, PROMPT, SAMPLED, StageRing, random_prompt, stage_ring
 
 
 def cached(ring: StageRing, session: int) -> int:

@@ -90,7 +90,7 @@ def test_propose_changes_nothing(prompt: list[int], answers: list[list[int]], li
 
 
 def is_predictable(word: list[int]) -> bool:
-    """Whether, in a text that repeats the word, the longest match always tells the next token."""
+    """Whether, in a text that repeats the word, the longest match always determines the next token."""
     text, length = word * 10, MATCHES[0]
     runs = {(tuple(text[at : at + length]), text[at + length]) for at in range(len(word))}
     return len({run for run, _ in runs}) == len(runs)

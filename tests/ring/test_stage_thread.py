@@ -14,7 +14,7 @@ from ring.ring_view import ring_view
 from ring.stage import StageCounts
 from ring.token_sampler import LoneTokenSampler, TokenSampler
 from tests.support.bus import WITHIN_S, in_time
-from tests.support.stages import N_LAYERS, stage_ring, started
+from tests.support.stage_ring import N_LAYERS, stage_ring, started
 
 
 def test_drain_ends_with_the_last_session(weights: Path) -> None:

@@ -1,4 +1,4 @@
-"""Nodes for tests of the data plane: keys, and which nodes are linked to which, without hubs."""
+"""Nodes for tests of the data plane, without hubs: their keys, and the links between them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def linked_nodes(count: int) -> list[ClusterAccess]:
 
 
 class Node(msgspec.Struct, frozen=True):
-    """A node for a process of its own: its secret key, and the public ones of all it is linked to."""
+    """A node for a process of its own: its secret key, and the public keys of all nodes that it is linked to."""
 
     secret: str
     linked: tuple[str, ...]
@@ -64,9 +64,9 @@ def new_nodes(count: int, *, plain: bool = False) -> list[Node]:
 
 @contextmanager
 def without_keys() -> Iterator[None]:
-    """Have tcp sockets that are bound or connected meanwhile use no CURVE, and accept every sender.
+    """Have new tcp sockets use no CURVE and accept every sender during the block.
 
-    To measure what keys cost; nothing in the product can do this.
+    This is to measure the cost of keys. Nothing in the product can do this.
     """
     with (
         patch("bus.net.sockets._guard", lambda socket, guard: None),

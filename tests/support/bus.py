@@ -40,7 +40,7 @@ M = TypeVar("M", bound=Message)
 
 @dataclass
 class RunningHub:
-    """A hub that runs on a thread. Read only what never changes of its `hub`, or wait for `stop`."""
+    """A hub that runs on a thread. Before `stop`, read only constant attributes of its `hub`."""
 
     hub: Hub
     run_dir: Path
@@ -65,7 +65,7 @@ class RunningHub:
         """Stop it as a signal does. Stopping it twice is no error."""
         self.stopped.set()
         if self.thread.is_alive():
-            with zmq.Context() as context, context.socket(zmq.DEALER) as waker:  # or it waits for its poll to end
+            with zmq.Context() as context, context.socket(zmq.DEALER) as waker:  # or the hub waits for its poll to end
                 waker.setsockopt(zmq.LINGER, 0)
                 waker.connect(HubPaths(self.run_dir).work)
                 waker.send(b"")
@@ -89,7 +89,7 @@ CODES: dict[str, JoinCode] = {}
 
 
 def new_node() -> str:
-    """Return the id of a new node that has a key; hubs with other ids stand alone."""
+    """Return the id of a new node with a key. Hubs with any other id are standalone."""
     pair = new_key_pair()
     KEYS[pair.node_id] = pair
     return pair.node_id
@@ -221,7 +221,7 @@ async def client(run_dir: Path, node_id: str, name: str, *topics: type[Message] 
 
 
 async def described(bus: BusClient, wanted: Callable[[HubState], bool], hub: str = "hub") -> HubState:
-    """Ask a hub for its state until it is as wanted, and return it. Raises TimeoutError."""
+    """Get a hub's state until it is as wanted, and return it. Raises TimeoutError."""
     async with asyncio.timeout(WITHIN_S):
         while True:
             try:
@@ -232,7 +232,9 @@ async def described(bus: BusClient, wanted: Callable[[HubState], bool], hub: str
                 return state
 
 
-async def heard(bus: BusClient, cls: type[M] | tuple[type[M], ...], within_s: float = WITHIN_S) -> tuple[M, Envelope]:
+async def next_message(
+    bus: BusClient, cls: type[M] | tuple[type[M], ...], within_s: float = WITHIN_S
+) -> tuple[M, Envelope]:
     """Return the next delivery of this class, and skip others. Raises TimeoutError."""
     async with asyncio.timeout(within_s):
         async for envelope in bus.deliveries():

@@ -1,4 +1,4 @@
-"""A gateway's server on a thread of its own, with an application and limits of the test's, and raw clients for it."""
+"""A gateway's server on a thread of its own, with the test's application and limits, and raw clients for it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from gateway.http.connection import ConnectionLimits
 from gateway.http.errors import ErrorResponses
 from gateway.http.server import Server, make_server
 from gateway.openai.errors import error_body
-from tests.support.stage import WITHIN_S
+from tests.support.text_stage import WITHIN_S
 
-MANY = 4096  # steps of a hundredth of a second; a server that has not closed by then fails
+MANY = 4096  # steps of a hundredth of a second; a server that has not closed the connection by then fails
 
 
 class ErrorsOnly:
@@ -81,7 +81,7 @@ def trickled(client: socket.socket, data: bytes = b"x") -> bytes:
                 client.sendall(data)
         except ConnectionResetError:
             return received
-    raise AssertionError("the server never gave up")
+    raise AssertionError("the server never closed the connection")
 
 
 def rest(client: socket.socket) -> bytes:
@@ -105,7 +105,7 @@ def error(answer: bytes) -> dict[str, str]:
 
 
 def one_answer(client: socket.socket, received: bytes = b"") -> bytes:
-    """Return one response on a connection that stays open; `received` of it was read already."""
+    """Return one response on a connection that stays open; `received` is the part that was read already."""
     while b"}" not in received:
         part = client.recv(1 << 16)
         assert part

@@ -1,4 +1,4 @@
-"""What measures our peers: commands that fail, programs that cannot be built, a client's sums, pinned threads."""
+"""`tests.bench.peers`: failing commands, programs that cannot be built, the client's sums, pinned threads."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ class Scripted(BaseHTTPRequestHandler):
         self.wfile.write(event({"choices": [], "usage": {"completion_tokens": 5}}) + b"data: [DONE]\n\n")
 
     def log_message(self, *_: object) -> None:
-        """Nothing is printed."""
+        """Log nothing."""
 
 
 @contextmanager
 def scripted(status: int = 200) -> Iterator[str]:
-    """The address of such a server, which answers with this status."""
+    """Run such a server, which answers with this status. Yields its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Scripted,), {"status": status}))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -82,7 +82,7 @@ def scripted(status: int = 200) -> Iterator[str]:
 
 @contextmanager
 def started(code: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A python that runs this code, from its first line of output until it has read a line."""
+    """Run Python code, from its first line of output until it has read a line."""
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -111,9 +111,9 @@ def test_missing_compiler_is_reported_without_figures(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert beside.measure() == []
-    said = capsys.readouterr().out
-    assert "no C++ compiler here; install g++ or clang" in said
-    assert all(name in said for name in beside.NAMES)
+    printed = capsys.readouterr().out
+    assert "no C++ compiler here; install g++ or clang" in printed
+    assert all(name in printed for name in beside.NAMES)
 
 
 def test_ratio_has_both_sides_and_its_limit() -> None:

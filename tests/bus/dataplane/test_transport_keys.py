@@ -65,9 +65,9 @@ def test_sender_is_known_from_the_connections_key(folder: Path) -> None:
 
 def test_unlinked_key_cannot_connect(folder: Path) -> None:
     here, there = linked_nodes(2)
-    stranger = new_key_pair()
+    unlinked = new_key_pair()
     with transport(folder, "two", there) as two, transport(folder, "one", here) as one:
-        with raw_dealer(stranger, two.endpoints[1]) as raw:
+        with raw_dealer(unlinked, two.endpoints[1]) as raw:
             raw.setsockopt(zmq.SNDTIMEO, 500)
             with pytest.raises(zmq.Again):
                 raw.send(HIDDEN._replace(sequence=1).pack())

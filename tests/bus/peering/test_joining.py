@@ -55,10 +55,10 @@ from tests.support.bus import (
     client,
     code_of,
     described,
-    heard,
     hub_config,
     link,
     new_node,
+    next_message,
     run_folder,
     running_hub,
     serving,
@@ -111,10 +111,10 @@ def test_two_holders_of_a_code_link() -> None:
     async def test(first: RunningHub, second: RunningHub) -> None:
         async with on(first) as one, on(second) as two:
             await link(one, second.join_endpoint)
-            assert (await heard(one, PeerAuthenticated))[0] == PeerAuthenticated(
+            assert (await next_message(one, PeerAuthenticated))[0] == PeerAuthenticated(
                 second.join_endpoint, B, f"name of {B}"
             )
-            up, _ = await heard(two, PeerUp)
+            up, _ = await next_message(two, PeerUp)
             assert (up.node_id, up.endpoint, up.role) == (A, first.endpoint, Role.MEMBER)
             assert await members(one) == {B: MemberStatus.APPROVED}
             assert await members(two) == {A: MemberStatus.APPROVED}
@@ -139,13 +139,13 @@ def test_wrong_code_is_reported_on_both_sides() -> None:
     async def test(home: RunningHub, guest: RunningHub) -> None:
         async with on(home) as host, on(guest) as joiner:
             await dial(joiner, home)
-            there, _ = await heard(joiner, PeerRefused, within_s=3.0)
-            here, _ = await heard(host, PeerRefused, within_s=3.0)
+            there, _ = await next_message(joiner, PeerRefused, within_s=3.0)
+            here, _ = await next_message(host, PeerRefused, within_s=3.0)
             assert (there.endpoint, there.code) == (home.join_endpoint, "wrong_code")
             assert there.message.startswith("wrong join code for cluster home: the join port at")
             assert here == PeerRefused("", FailureCode.WRONG_CODE, WRONG_CODE)
             with pytest.raises(TimeoutError):
-                await heard(host, PeerRefused, within_s=1.0)
+                await next_message(host, PeerRefused, within_s=1.0)
             state = await host.request("hub", HubDescribe(), HubState, 5.0)
             assert state.counters["refused at join"] == 1
 
@@ -177,7 +177,7 @@ def test_join_port_without_proof_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     async def test(hub: RunningHub, impostor: RunningHub) -> None:
         async with on(hub) as one:
             await dial(one, impostor)
-            refused, _ = await heard(one, PeerRefused)
+            refused, _ = await next_message(one, PeerRefused)
             assert "does not belong to cluster home" in refused.message
             assert await members(one) == {}
 
@@ -195,12 +195,12 @@ def test_revoked_node_is_unlinked_and_refused() -> None:
     async def test(first: RunningHub, second: RunningHub) -> None:
         async with on(first) as one, on(second) as two:
             await link(one, second.join_endpoint)
-            await heard(two, PeerUp)
+            await next_message(two, PeerUp)
             await one.request("hub", MemberRevoke(B), RequestDone, 5.0)
-            assert (await heard(one, PeerDown))[0] == PeerDown(B, "its key was revoked")
-            assert (await heard(two, PeerDown))[0].node_id == A
+            assert (await next_message(one, PeerDown))[0] == PeerDown(B, "its key was revoked")
+            assert (await next_message(two, PeerDown))[0].node_id == A
             await dial(two, first)
-            refused, _ = await heard(two, PeerRefused, within_s=3.0)
+            refused, _ = await next_message(two, PeerRefused, within_s=3.0)
             assert refused.code == "revoked"
             assert "it was revoked in cluster home" in refused.message
 
@@ -215,7 +215,7 @@ def test_messages_of_a_revoked_node_are_dropped() -> None:
                 connect(dealer, first.endpoint, KEYS[B])
                 probe = LinkProbe()
                 dealer.send_multipart(encode(f"{A}/worker", new_header(probe, f"{B}/node", sequence=1), probe))
-                await heard(worker, LinkProbe)
+                await next_message(worker, LinkProbe)
                 await one.request("hub", MemberRevoke(B), RequestDone, 5.0)
                 dealer.send_multipart(encode(f"{A}/worker", new_header(probe, f"{B}/node", sequence=2), probe))
                 await described(one, lambda state: "dropped: foreign" in state.counters)
@@ -250,10 +250,10 @@ def test_strict_hub_waits_for_approval() -> None:
     async def test(strict: RunningHub, guest: RunningHub) -> None:
         async with on(strict) as host, on(guest) as joiner:
             await dial(joiner, strict)
-            refused, _ = await heard(joiner, PeerRefused)
+            refused, _ = await next_message(joiner, PeerRefused)
             assert refused.code == "unapproved"
             assert f"exobus cluster approve {B}" in refused.message
-            assert (await heard(host, PeerRefused))[0].code == "unapproved"
+            assert (await next_message(host, PeerRefused))[0].code == "unapproved"
             await host.request("hub", MemberApprove(B), RequestDone, 5.0)
             await link(joiner, strict.join_endpoint)
 
@@ -269,7 +269,7 @@ def test_known_name_with_new_key_gives_a_warning() -> None:
                 (KEYS[C], f"guest joined with a new key ({C}), known before as {B}; "),
             ):
                 assert isinstance(await asyncio.to_thread(reply_at_join_port, hub, pair), JoinAccept)
-                met, _ = await heard(one, PeerAuthenticated)
+                met, _ = await next_message(one, PeerAuthenticated)
                 assert (met.endpoint, met.node_id, met.name) == ("", pair.node_id, "guest")
                 assert met.warning.startswith(warning)
                 assert bool(met.warning) is bool(warning)
@@ -282,16 +282,16 @@ def test_copied_key_is_refused() -> None:
     async def test(first: RunningHub, second: RunningHub, copy: RunningHub) -> None:
         async with on(first) as one, on(second) as two, on(copy) as impostor:
             await link(two, first.join_endpoint)
-            await heard(one, PeerUp)
+            await next_message(one, PeerUp)
             await dial(impostor, first)
-            refused, _ = await heard(impostor, PeerRefused)
+            refused, _ = await next_message(impostor, PeerRefused)
             assert refused.code == "duplicate"
             assert "runs somewhere else with the same key; if its data folder was copied" in refused.message
             await dial(impostor, second)
-            assert (await heard(impostor, PeerRefused))[0].code == "duplicate"
+            assert (await next_message(impostor, PeerRefused))[0].code == "duplicate"
             assert [peer.node_id for peer in (await described(two, lambda _: True)).peers] == [A]
             with pytest.raises(TimeoutError):
-                await heard(one, PeerDown, within_s=0.3)
+                await next_message(one, PeerDown, within_s=0.3)
 
     with running_hub(A) as first, running_hub(B) as second, running_hub(B, incarnation=2) as copy:
         run(test(first, second, copy))
@@ -304,8 +304,8 @@ def test_restarted_node_joins_again() -> None:
                 with running_hub(B, incarnation=life) as second:
                     async with on(second) as two:
                         await link(two, first.join_endpoint)
-                    await heard(one, PeerUp)
-                await heard(one, PeerDown)
+                    await next_message(one, PeerUp)
+                await next_message(one, PeerDown)
 
     with running_hub(A) as first:
         run(test(first))
@@ -324,7 +324,7 @@ def test_only_a_member_has_a_join_port(role: Role) -> None:
         async with on(first) as one, on(second) as two:
             assert second.join_endpoint == ""
             await link(two, first.join_endpoint)
-            assert (await heard(one, PeerUp))[0].role is role
+            assert (await next_message(one, PeerUp))[0].role is role
 
     with running_hub(A) as first, running_hub(B, role=role) as second:
         run(test(first, second))
@@ -338,7 +338,7 @@ def test_rotated_code_replaces_the_old_one() -> None:
             rotated = await one.request("hub", ClusterRotate(), ClusterRotated, 5.0)
             assert rotated.updated == tuple(sorted((f"name of {B}", f"name of {C}")))
             for bus in (one, two, three):
-                await heard(bus, ClusterChanged)
+                await next_message(bus, ClusterChanged)
             codes = [code_in(hub) for hub in (first, second, watcher)]
             assert codes[0] == codes[1] != code_of("home").text()
             assert parse_join_code(codes[0]).invite(Role.OBSERVER).text() == codes[2]
@@ -422,7 +422,7 @@ def test_role_limits_what_a_node_sends() -> None:
             await guest.request(f"{A}/node", LinkProbe(), RequestDone, 5.0)
             await replying
             await host.publish(Status("m", "own"))
-            assert isinstance((await heard(host, (Log, Status)))[0], Status)
+            assert isinstance((await next_message(host, (Log, Status)))[0], Status)
 
     with running_hub(A) as home, running_hub(B, role=Role.OBSERVER) as watcher:
         run(test(home, watcher))
@@ -430,7 +430,7 @@ def test_role_limits_what_a_node_sends() -> None:
 
 async def reply_to_probe(bus: BusClient) -> None:
     """Reply to the next probe."""
-    _, envelope = await heard(bus, LinkProbe)
+    _, envelope = await next_message(bus, LinkProbe)
     await bus.send(envelope.header.sender, RequestDone(), cause=envelope.header.id)
 
 
@@ -450,9 +450,9 @@ def test_repeated_message_is_dropped() -> None:
                         dealer.send_multipart(again)
                     dealer.send_multipart(encode(to, new_header(message, f"{B}/node", sequence=1, life=2), message))
                 await described(one, lambda state: state.counters.get("dropped: replayed") == 6)
-                assert (await heard(worker, LinkProbe))[1].header.sequence == 7
+                assert (await next_message(worker, LinkProbe))[1].header.sequence == 7
                 with pytest.raises(TimeoutError):
-                    await heard(worker, LinkProbe, within_s=0.2)
+                    await next_message(worker, LinkProbe, within_s=0.2)
 
     with running_hub(A, knows=(B,)) as hub:
         run(test(hub))

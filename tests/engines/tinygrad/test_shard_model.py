@@ -15,9 +15,9 @@ from cluster.shard import whole
 from engines.engine import Chunk
 from engines.numpy.engine import NumpyEngine
 from engines.tinygrad.shard_model import FIRST_CAPACITY, GROUP_SIZES, LONG, SHORT, passes, pieces
-from tests.support.batches import Sessions, live_a_life
 from tests.support.engines import PROMPT, EngineProcess
 from tests.support.models import write_tiny_llama
+from tests.support.ragged_batches import Sessions, check_many_batches
 
 
 @pytest.fixture
@@ -70,4 +70,4 @@ def test_ragged_batches_match_the_reference_for_each_session(process: EngineProc
     path = write_tiny_llama(tmp_path, n_layers=2)
     reference = NumpyEngine()
     reference.load(whole("tiny", 2), path)
-    live_a_life(Sessions([process.load("tinygrad", whole("tiny", 2), path)], reference), PROMPT)
+    check_many_batches(Sessions([process.load("tinygrad", whole("tiny", 2), path)], reference), PROMPT)

@@ -11,8 +11,8 @@ import pytest
 from bus.process import CANNOT_START, CannotStart
 from common.config import is_loopback
 from gateway.http.api_keys import MAX_FILE_BYTES, ApiKeys, check_keys_required, parse_keys
-from tests.support.ring import make_config, start_gateway
-from tests.support.stage import WITHIN_S
+from tests.support.gateway_rig import make_config, start_gateway
+from tests.support.text_stage import WITHIN_S
 
 ONE, TWO, THREE = "first-key-0123456789", "second-key-0123456789", "third-key-0123456789"
 
@@ -54,8 +54,8 @@ def test_readable_keys_are_refused_with_a_fix(tmp_path: Path, mode: int) -> None
 
 def test_keys_of_another_user_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = key_file(tmp_path, ONE)
-    somebody = os.getuid() + 1
-    monkeypatch.setattr(os, "getuid", lambda: somebody)
+    another_user = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: another_user)
     with pytest.raises(CannotStart, match="belong to another user"):
         ApiKeys(path)
 

@@ -18,9 +18,9 @@ from starlette.routing import Route
 from gateway.http.bodies import BodyLimits, RequestBodies
 from gateway.http.connection import MAX_CONNECTIONS, ConnectionLimits, max_connections
 from gateway.http.json_response import JsonResponse
+from tests.support.gateway_rig import eventually
 from tests.support.http import ERRORS, Served, error, one_answer, rest, serving, status, trickled
-from tests.support.ring import eventually
-from tests.support.stage import WITHIN_S
+from tests.support.text_stage import WITHIN_S
 
 SHORT = ConnectionLimits(most=64, head_s=0.5, idle_s=1, drain_s=0.5, read_s=0.5)
 BODY = BodyLimits(1000, together=2000, within_s=0.5, bytes_per_s=10)

@@ -11,7 +11,7 @@ import pytest
 from gateway.http.middleware import presented_keys
 from tests.gateway.http.test_api_keys import ONE, THREE, TWO, key_file
 from tests.support.chat import PLAIN
-from tests.support.ring import Rig, running_rig
+from tests.support.gateway_rig import Rig, running_rig
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_keys_are_read_from_both_headers(headers: list[tuple[bytes, bytes]], key
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder = tmp_path_factory.mktemp("keys")
     with running_rig(folder, api_keys=str(key_file(folder, ONE, TWO))) as rig:
-        rig.tell("Hello world")
+        rig.set_script("Hello world")
         yield rig
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from tests.support.ring import (
+from tests.support.gateway_rig import (
     NODE_ID,
     POSITIONS,
     Rig,

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from bus.process import CannotStart
 from gateway.http.origin_check import origin_policy, refusal
 from tests.support.chat import PLAIN
-from tests.support.ring import Rig, running_rig
-from tests.support.stage import WITHIN_S
+from tests.support.gateway_rig import Rig, running_rig
+from tests.support.text_stage import WITHIN_S
 
 NAME, LISTED = "studio.lan", "https://chat.example"
 JSON = "content-type: application/json"
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     with running_rig(tmp_path_factory.mktemp("browsers"), api_names=[NAME], cors=[LISTED + "/"]) as rig:
-        rig.tell("Hello world")
+        rig.set_script("Hello world")
         yield rig
 
 

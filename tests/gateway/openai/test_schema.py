@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from gateway.openai.requests import ChatRequest
-from tests.support.ring import MODEL, Rig, running_rig
+from tests.support.gateway_rig import MODEL, Rig, running_rig
 
 CHAT = "/v1/chat/completions"
 CHAT_S, REPORTS_S = 24, 6
@@ -76,7 +76,7 @@ def description() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     with running_rig(tmp_path_factory.mktemp("schema")) as rig:
-        rig.tell("Hello world")
+        rig.set_script("Hello world")
         yield rig
 
 

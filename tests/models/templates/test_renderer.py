@@ -42,7 +42,7 @@ SHORT_S = 0.5
 ADDRESS = re.compile("0x[0-9a-f]+")
 
 
-# Takes as long as its first message says, in ranges of 99999.
+# Its first message is the time that it takes, in ranges of 99999.
 EITHER = ChatTemplate(
     "{% for a in range(messages[0].content|int) %}{% for b in range(99999) %}{% endfor %}{% endfor %}.", None, None
 )

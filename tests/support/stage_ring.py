@@ -36,7 +36,7 @@ CUTS: dict[int, tuple[int, ...]] = {1: (0, 4), 2: (0, 3, 4), 3: (0, 1, 3, 4)}
 
 @dataclass
 class SessionResult:
-    """What came for one session."""
+    """What the gateway received for one session."""
 
     log: TokenLog = field(default_factory=TokenLog)
     finished: bool = False
@@ -145,7 +145,7 @@ def random_prompt(length: int, seed: int = 1) -> list[int]:
 def stage_ring(
     weights: Path, count: int, positions: int = 4096, nodes: Sequence[ClusterAccess] = ()
 ) -> Iterator[StageRing]:
-    """Run stages on one machine; or, with `nodes`, each on a node of its own and the gateway on the last of these."""
+    """Run stages on one machine; or, with `nodes`, each on a node of its own, and the gateway on the last of these."""
     with run_folder() as run_dir:
         shards = [Shard("tiny", a, b, N_LAYERS) for a, b in zip(CUTS[count], CUTS[count][1:], strict=False)]
         stages = [
