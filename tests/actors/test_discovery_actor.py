@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -13,7 +13,6 @@ import pytest
 
 from actors.discovery_actor import DiscoveryActor
 from bus.client import BusClient
-from bus.hub import Hub
 from bus.messages import ClusterChanged, PeerAuthenticated, PeerRefused, PeerUp
 from bus.process import CannotStart
 from cluster.join_code import new_join_code
@@ -21,6 +20,7 @@ from cluster.roles import Role
 from common.private_files import write_private
 from discovery.beacon import Beacon
 from discovery.udp import UdpDiscovery
+from tests.support.beacons import next_beacon
 from tests.support.bus import (
     WITHIN_S,
     RunningHub,
@@ -28,12 +28,12 @@ from tests.support.bus import (
     code_of,
     described,
     hub_config,
+    hub_of,
     link,
     new_node,
     next_message,
     run_folder,
     running_hub,
-    serving,
 )
 from tests.support.nodes import free_udp_port
 
@@ -70,15 +70,6 @@ async def observer(port: int) -> AsyncIterator[UdpDiscovery]:
         await udp.stop()
 
 
-async def received(udp: UdpDiscovery, wanted: Callable[[Beacon], bool]) -> Beacon:
-    """Wait for the first beacon that satisfies `wanted`."""
-    async with asyncio.timeout(WITHIN_S):
-        while True:
-            found = await udp.receive()
-            if isinstance(found, Beacon) and wanted(found):
-                return found
-
-
 def test_nodes_that_receive_beacons_are_linked() -> None:
     async def test() -> None:
         port = free_udp_port()
@@ -93,7 +84,7 @@ def test_member_announces_its_join_port_without_the_key() -> None:
     async def test() -> None:
         port = free_udp_port()
         async with observer(port) as udp, discovery(one, port):
-            found = await received(udp, bool)
+            found = await next_beacon(udp, bool)
             assert found == Beacon(A, "ada", 1, found.counter, one.join_endpoint)
             assert "#" not in found.join_endpoint
 
@@ -108,7 +99,7 @@ def test_other_roles_find_members_and_send_no_beacons(role: Role) -> None:
         async with observer(port) as udp, client(one.run_dir, A, "test", PeerUp) as bus, discovery(one, port):
             async with discovery(two, port):
                 assert (await next_message(bus, PeerUp))[0].node_id == B
-            assert (await received(udp, lambda found: found.leaving)).node_id == B
+            assert (await next_beacon(udp, lambda found: found.leaving)).node_id == B
             assert not udp.dropped
             assert udp._inbox.empty()
 
@@ -204,11 +195,11 @@ def test_beacons_use_the_new_code_after_a_rotation() -> None:
     async def test() -> None:
         port = free_udp_port()
         async with observer(port) as udp, client(one.run_dir, A, "test") as bus, discovery(one, port):
-            await received(udp, bool)
+            await next_beacon(udp, bool)
             write_private(one.hub._config.code_path, OTHER_CODE.text())
             udp.use_keys(OTHER_CODE.keys())
             await bus.publish(ClusterChanged())
-            await received(udp, bool)
+            await next_beacon(udp, bool)
 
     with running_hub(A) as one:
         asyncio.run(test())
@@ -220,16 +211,16 @@ def test_restarted_hub_is_announced_and_dials_its_peers() -> None:
         with running_hub(B) as other, run_folder() as run_dir:
             config = hub_config(run_dir, A)
             async with observer(port) as udp:
-                with serving(Hub(config), run_dir) as first:
+                with hub_of(config) as first:
                     running = asyncio.create_task(
                         (actor := actor_of(first, port, peers=(other.join_endpoint.removeprefix("tcp://"),))).run()
                     )
-                    await received(udp, lambda found: found.join_endpoint == first.join_endpoint)
+                    await next_beacon(udp, lambda found: found.join_endpoint == first.join_endpoint)
                     async with client(run_dir, A, "test") as bus:
                         await described(bus, lambda _: B in actor._candidates.links)
                     await asyncio.to_thread(first.stop)
-                with serving(Hub(config), run_dir) as second:
-                    await received(udp, lambda found: found.join_endpoint == second.join_endpoint)
+                with hub_of(config) as second:
+                    await next_beacon(udp, lambda found: found.join_endpoint == second.join_endpoint)
                     async with client(run_dir, A, "test") as bus:
                         await described(bus, lambda state: [peer.node_id for peer in state.peers] == [B])
                     actor.stop()

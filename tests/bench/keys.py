@@ -28,8 +28,8 @@ from tests.bench.machine import pin_busiest
 from tests.bench.ours import VOCAB
 from tests.bench.raw_hop import raw_hop_us
 from tests.bench.streams import Streams, Timed
-from tests.support.access import without_keys
 from tests.support.bus import run_folder
+from tests.support.dataplane import without_keys
 from tests.support.models import default_model_path
 from tests.support.synthetic_engine import Model
 from tests.support.synthetic_ring import EPOCH, HostedRing, Over, hosted_ring, synthetic_ring

@@ -10,7 +10,7 @@ import msgspec
 from bus.dataplane.frames import HEADER_BYTES
 from cluster.placement import Instance
 from tests.bench.figures import Figure
-from tests.support.access import tcp
+from tests.support.dataplane import tcp
 from tests.support.relay import Relay
 from tests.support.synthetic_engine import Model
 from tests.support.synthetic_ring import SyntheticRing, synthetic_ring

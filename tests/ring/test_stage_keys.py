@@ -16,8 +16,8 @@ from bus.dataplane.transport import Transport
 from bus.net.keys import new_key_pair
 from cluster.roles import Role
 from ring.prefix_cache import CacheUpdate
-from tests.support.access import linked_nodes, new_access, only_tcp, peer, tcp
 from tests.support.bus import in_time
+from tests.support.dataplane import linked_nodes, new_access, only_tcp, peer, tcp
 from tests.support.engines import Ring
 from tests.support.stage_ring import EPOCH, GREEDY, PROMPT, Gateway, StageRing, stage_ring
 

@@ -157,20 +157,20 @@ def running_hub(
         config = hub_config(
             run_dir, node_id, f"name of {node_id}", incarnation, cluster, port, code=shown, strict=strict
         )
-        with serving(Hub(config), run_dir) as running:
+        with hub_of(config) as running:
             yield running
 
 
 @contextmanager
-def serving(hub: Hub, run_dir: Path) -> Iterator[RunningHub]:
-    """Run a hub on a thread of its own."""
-    stopped = threading.Event()
+def hub_of(config: NodeConfig) -> Iterator[RunningHub]:
+    """Run the hub of a node with these settings, on a thread of its own."""
+    hub, stopped = Hub(config), threading.Event()
 
     def serve() -> None:
         hub.run(stopped.is_set)
         hub.close()
 
-    running = RunningHub(hub, run_dir, threading.Thread(target=serve, name=f"hub {hub.node_id}"), stopped)
+    running = RunningHub(hub, config.run_path, threading.Thread(target=serve, name=f"hub {hub.node_id}"), stopped)
     running.thread.start()
     try:
         yield running

@@ -21,7 +21,6 @@ import msgspec
 
 from actors.data_dir import open_folder
 from bus.client import BusClient, RequestError
-from bus.hub import Hub
 from bus.messages import (
     DownloadDone,
     DownloadWant,
@@ -43,7 +42,7 @@ from cluster.shard import Shard
 from cluster.topology import NodeRecord, Topology
 from common.config import NodeConfig, write_config
 from models.tokenizer import Tokenizer
-from tests.support.bus import hub_config
+from tests.support.bus import hub_config, hub_of
 from tests.support.models import EOS_TOKEN_ID, write_tokenizer_files
 from tests.support.text_stage import EPOCH, WITHIN_S, Script, TextStage
 
@@ -199,20 +198,6 @@ def stop_gateway(process: subprocess.Popen[bytes]) -> int:
 
 
 @contextmanager
-def running_hub(run_dir: Path) -> Iterator[Hub]:
-    """Run a hub on a thread."""
-    hub, stopped = Hub(hub_config(run_dir, NODE_ID, "rig", cluster="test")), threading.Event()
-    thread = threading.Thread(target=hub.run, args=(stopped.is_set,), daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        stopped.set()
-        thread.join(WITHIN_S)
-        hub.close()
-
-
-@contextmanager
 def running_rig(folder: Path, module: str = "gateway", **settings: object) -> Iterator[Rig]:
     """Run a gateway, which listens when the block begins, and everything around it. `folder` is the node's."""
     (folder / "node-id").write_text(NODE_ID)
@@ -221,7 +206,7 @@ def running_rig(folder: Path, module: str = "gateway", **settings: object) -> It
     config = make_config(run_dir, folder, **settings)
     threads: list[TextStage | ActorThread] = []
     try:
-        with running_hub(run_dir):
+        with hub_of(hub_config(run_dir, NODE_ID, "rig", cluster="test")):
             stage = TextStage(run_dir)
             stage.start()
             threads.append(stage)

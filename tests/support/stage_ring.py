@@ -22,8 +22,8 @@ from gateway.core.token_log import TokenLog
 from ring.loaded_shard import LoadedShard, load_shard
 from ring.ring_view import ring_view
 from ring.stage_thread import StageThread
-from tests.support.access import only_tcp
 from tests.support.bus import WITHIN_S, in_time, run_folder
+from tests.support.dataplane import only_tcp
 from tests.support.models import TINY_VOCAB
 
 EPOCH = 5

@@ -25,8 +25,8 @@ from cluster.shard import Shard, whole
 from engines.engine import Chunk
 from engines.sampler import sample
 from tests.bench.streams import Streams
-from tests.support.access import new_nodes, only_tcp, without_keys
 from tests.support.bus import ROOT, in_time, run_folder
+from tests.support.dataplane import new_nodes, only_tcp, without_keys
 from tests.support.synthetic_engine import HASH_BYTES, Model, SyntheticEngine, SyntheticWeights
 from tests.support.synthetic_stage import WITHIN_S, Join, Look, Ready, Seen, Settings
 

@@ -23,7 +23,7 @@ from ring.loaded_shard import load_shard
 from ring.ring_view import ring_view
 from ring.stage import StageCounts
 from ring.stage_thread import StageThread
-from tests.support.access import Node, without_keys
+from tests.support.dataplane import Node, without_keys
 from tests.support.synthetic_engine import Call, Journal, Released, SyntheticEngine
 
 WITHIN_S = 20.0

@@ -15,8 +15,8 @@ from bus.dataplane.peer_allowlist import PeerAllowlist
 from bus.net.keys import new_key_pair
 from cluster.roles import Role
 from gateway.gateway_actor import GatewayActor
-from tests.support.access import linked_nodes, peer
 from tests.support.bus import WITHIN_S, RunningHub, client, hub_config, in_time, link, new_node, running_hub
+from tests.support.dataplane import linked_nodes, peer
 
 MAKERS = pytest.mark.parametrize("make", [EngineActor, GatewayActor])
 Make = type[EngineActor] | type[GatewayActor]

@@ -11,7 +11,6 @@ import pytest
 import zmq
 
 from bus.client import BusClient, RequestError
-from bus.hub import Hub
 from bus.messages import (
     ClusterChanged,
     ClusterRotate,
@@ -56,12 +55,12 @@ from tests.support.bus import (
     code_of,
     described,
     hub_config,
+    hub_of,
     link,
     new_node,
     next_message,
     run_folder,
     running_hub,
-    serving,
 )
 
 A, B, C = new_node(), new_node(), new_node()
@@ -187,7 +186,7 @@ def test_join_port_without_proof_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         authenticator.keys = replace(authenticator.keys, join=dict.fromkeys(Role, bytes(32)))
         monkeypatch.setattr(authenticator, "_is_proved", lambda request, key: True)
         monkeypatch.setattr(Authenticator, "of", lambda config: authenticator)
-        with serving(Hub(config), folder) as impostor:
+        with hub_of(config) as impostor:
             run(test(hub, impostor))
 
 

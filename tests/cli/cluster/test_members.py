@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from actors.data_dir import open_folder
-from bus.hub import Hub
 from bus.messages import MembersGet, MembersState
 from bus.net.keys import new_key_pair
 from bus.peering.member_store import read_members, write_members
@@ -22,7 +21,7 @@ from cluster.membership import Member, Membership, MemberStatus
 from cluster.roles import Role
 from common.config import NodeConfig, write_config
 from common.private_files import read_private, write_private
-from tests.support.bus import WITHIN_S, RunningHub, client, described, in_time, link, serving
+from tests.support.bus import WITHIN_S, RunningHub, client, described, hub_of, in_time, link
 from tests.support.commands import cluster, exobus, printed, refused
 
 HOME = new_join_code("home")
@@ -81,7 +80,7 @@ def node(data_dir: Path, code: JoinCode | None = HOME) -> Iterator[Here]:
     )
     write_config(config)
     try:
-        with serving(Hub(config), folder.run_dir) as hub:
+        with hub_of(config) as hub:
             yield Here(data_dir, hub)
     finally:
         folder.close()
