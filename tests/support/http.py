@@ -6,20 +6,29 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from gateway.core.errors import GatewayError
+from gateway.http.bodies import BodyLimits, RequestBodies
 from gateway.http.connection import ConnectionLimits
 from gateway.http.errors import ErrorResponses
+from gateway.http.json_response import JsonResponse
 from gateway.http.server import Server, make_server
 from gateway.openai.errors import error_body
 from tests.support.text_stage import WITHIN_S
 
+SHORT = ConnectionLimits(most=64, head_s=0.5, idle_s=1, drain_s=0.5, read_s=0.5)
+BODY = BodyLimits(1000, together=2000, within_s=0.5, bytes_per_s=10)
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 MANY = 4096  # steps of a hundredth of a second; a server that has not closed the connection by then fails
 
 
@@ -111,3 +120,29 @@ def one_answer(client: socket.socket, received: bytes = b"") -> bytes:
         assert part
         received += part
     return received
+
+
+def application(held: threading.Event) -> Starlette:
+    """Return an application that reads bodies, waits until `held` is set, and sends without end."""
+    bodies = RequestBodies(BODY)
+
+    async def root(request: Request) -> Response:
+        return JsonResponse({"ok": True})
+
+    async def read(request: Request) -> Response:
+        return JsonResponse({"bytes": len(await bodies.read(request))})
+
+    async def hold(request: Request) -> Response:
+        await asyncio.to_thread(held.wait, WITHIN_S)
+        return JsonResponse({"held": True})
+
+    async def flood(request: Request) -> Response:
+        async def endless() -> AsyncIterator[bytes]:
+            while True:
+                yield b"x" * (1 << 16)
+                await asyncio.sleep(0)  # a send to a client that is gone does not wait for anything
+
+        return StreamingResponse(endless())
+
+    routes = [Route("/", root), Route("/read", read, methods=["POST"]), Route("/hold", hold), Route("/flood", flood)]
+    return Starlette(routes=routes, exception_handlers=ERRORS.handlers())
