@@ -7,8 +7,6 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,9 @@ import msgspec
 import pytest
 
 from bus.address import Address
-from bus.client import BusClient, RequestError
+from bus.client import RequestError
 from bus.hub import Hub
 from bus.messages import (
-    ActorUp,
     HubDescribe,
     HubState,
     LinkHello,
@@ -32,7 +29,6 @@ from bus.messages import (
     PeerUp,
     RequestDone,
     Status,
-    kind_of,
 )
 from bus.net.endpoints import port_of, with_key
 from bus.wire import decode, encode, new_header
@@ -42,13 +38,17 @@ from tests.support.bus import (
     KEYS,
     RunningHub,
     client,
+    clients,
     dealer_of,
     described,
     hub_config,
     hub_process,
+    hubs,
     link,
     new_node,
     next_message,
+    reply_to_probe,
+    run,
     run_folder,
     running_hub,
     subscribed,
@@ -56,32 +56,6 @@ from tests.support.bus import (
 
 A, B, C = new_node(), new_node(), new_node()
 WRONG_CODE = "a node tried to join cluster home with a wrong join code"
-
-
-@contextmanager
-def hubs(*node_ids: str) -> Iterator[list[RunningHub]]:
-    with running_hub(node_ids[0]) as first:
-        if len(node_ids) == 1:
-            yield [first]
-            return
-        with hubs(*node_ids[1:]) as others:
-            yield [first, *others]
-
-
-@asynccontextmanager
-async def clients(running: list[RunningHub], name: str, *topics: type[Message] | str) -> AsyncIterator[list[BusClient]]:
-    async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(client(hub.run_dir, hub.node_id, name, *topics)) for hub in running]
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(test)
-
-
-async def reply_to_probe(bus: BusClient) -> None:
-    """Reply to the next probe."""
-    _, envelope = await next_message(bus, LinkProbe)
-    await bus.send(envelope.header.sender, RequestDone(), cause=envelope.header.id)
 
 
 def test_work_and_reply_pass_within_a_node() -> None:
@@ -129,74 +103,6 @@ def test_work_and_reply_pass_between_nodes() -> None:
         run(test(pair))
 
 
-def test_only_subscribed_facts_reach_another_node() -> None:
-    async def test(pair: list[RunningHub]) -> None:
-        async with (
-            clients(pair[:1], "publisher") as [publisher],
-            clients(pair[1:], "subscriber", Status) as [subscriber],
-        ):
-            await link(publisher, pair[1].join_endpoint)
-            await subscribed(publisher, f"{B}/hub", "status")
-            await publisher.publish(Log("WARNING", "x", "without subscribers"))
-            await publisher.publish(Status("m", "first"))
-            fact, envelope = await next_message(subscriber, Message)
-            while isinstance(fact, PeerUp | ActorUp):
-                fact, envelope = await next_message(subscriber, Message)
-            assert fact == Status("m", "first")
-            assert envelope.node == A
-
-    with hubs(A, B) as pair:
-        run(test(pair))
-
-
-def test_later_subscription_reaches_another_node() -> None:
-    async def test(pair: list[RunningHub]) -> None:
-        async with clients(pair, "one") as [publisher, subscriber]:
-            await link(publisher, pair[1].join_endpoint)
-            subscriber.subscribe("status")
-            await subscribed(publisher, f"{B}/hub", "status")
-            await publisher.publish(Status("m", "later"))
-            assert (await next_message(subscriber, Status))[0].text == "later"
-
-    with hubs(A, B) as pair:
-        run(test(pair))
-
-
-def test_facts_about_links_stay_on_their_node() -> None:
-    async def test(trio: list[RunningHub]) -> None:
-        async with clients(trio, "one", PeerUp, Status) as [first, second, third]:
-            await link(first, trio[1].join_endpoint)
-            await next_message(second, PeerUp)
-            await link(third, trio[0].join_endpoint)  # published on the first node only
-            await subscribed(first, f"{B}/hub", "status")
-            await first.publish(Status("m", "afterwards"))
-            fact, envelope = await next_message(second, (PeerUp, Status))
-            while isinstance(fact, PeerUp):  # of its own hub, to which the third node links too
-                assert envelope.node == B
-                fact, envelope = await next_message(second, (PeerUp, Status))
-
-    with hubs(A, B, C) as trio:
-        run(test(trio))
-
-
-def test_fact_arrives_once_among_three_hubs() -> None:
-    async def test(trio: list[RunningHub]) -> None:
-        async with clients(trio, "one", Status) as members:
-            for member, other in zip(members, (B, C, A), strict=True):
-                await link(member, next(hub.join_endpoint for hub in trio if hub.node_id == other))
-            for member in members:
-                await described(member, lambda state: len(state.peers) == 2)
-            for node_id in (A, B, C):
-                await subscribed(members[0], f"{node_id}/hub", "status")
-            await members[0].publish(Status("m", "first"))
-            await members[0].publish(Status("m", "last"))
-            for member in members:
-                assert [(await next_message(member, Status))[0].text for _ in range(2)] == ["first", "last"]
-
-    with hubs(A, B, C) as trio:
-        run(test(trio))
-
-
 @pytest.mark.parametrize(
     ("to", "sentence"),
     [("missing", f"no actor 'missing' answers on node name of {A}"), (f"{C}/node", f"node {C} is not linked")],
@@ -234,18 +140,6 @@ def test_work_for_a_stopped_actor_comes_back() -> None:
 
     with running_hub(A) as hub:
         run(test(hub))
-
-
-def test_hub_refuses_work_that_it_does_not_serve() -> None:
-    async def test(pair: list[RunningHub]) -> None:
-        async with clients(pair[:1], "asker") as [asker]:
-            await link(asker, pair[1].join_endpoint)
-            for hub in ("hub", f"{B}/hub"):
-                with pytest.raises(RequestError, match=r"a hub does not serve link\.probe"):
-                    await asker.request(hub, LinkProbe(), RequestDone, 60.0)
-
-    with hubs(A, B) as pair:
-        run(test(pair))
 
 
 def test_killed_peer_is_down_within_a_second() -> None:
@@ -431,18 +325,6 @@ def test_invalid_or_silent_endpoint_is_reported() -> None:
             await asker.request("hub", PeerDial("tcp://127.0.0.1:1"), RequestDone, 5.0)
             assert (await next_message(asker, PeerRefused))[0].code == "silent"
             assert (await asker.request("hub", HubDescribe(), HubState, 5.0)).peers == ()
-
-    with running_hub(A) as hub:
-        run(test(hub))
-
-
-def test_hub_describes_itself() -> None:
-    async def test(hub: RunningHub) -> None:
-        async with clients([hub], "asker", Status) as [asker]:
-            state = await described(asker, lambda state: "status" in state.subscriptions)
-            assert (state.node_id, state.name, state.endpoint) == (A, f"name of {A}", hub.endpoint)
-            assert [(actor.name, actor.pid) for actor in state.actors] == [("hub", os.getpid()), ("asker", os.getpid())]
-            assert kind_of(PeerDown) in state.subscriptions
 
     with running_hub(A) as hub:
         run(test(hub))

@@ -9,17 +9,17 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import zmq
 
 from bus.client import BusClient, RequestError
 from bus.hub import Hub
-from bus.messages import HubDescribe, HubState, Message, PeerDial, RequestDone, kind_of
+from bus.messages import HubDescribe, HubState, LinkProbe, Message, PeerDial, RequestDone, kind_of
 from bus.net.endpoints import HubPaths
 from bus.net.keys import KeyPair, new_key_pair
 from bus.net.sockets import connect, open_socket
@@ -273,3 +273,31 @@ def in_time(what: Callable[[], bool], within_s: float = WITHIN_S) -> bool:
 
 def kinds(classes: Sequence[type[Message]]) -> list[str]:
     return [kind_of(cls) for cls in classes]
+
+
+@contextmanager
+def hubs(*node_ids: str) -> Iterator[list[RunningHub]]:
+    """Run a hub for each of these nodes."""
+    with running_hub(node_ids[0]) as first:
+        if len(node_ids) == 1:
+            yield [first]
+            return
+        with hubs(*node_ids[1:]) as others:
+            yield [first, *others]
+
+
+@asynccontextmanager
+async def clients(running: list[RunningHub], name: str, *topics: type[Message] | str) -> AsyncIterator[list[BusClient]]:
+    """Start a client of this name at each hub."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(client(hub.run_dir, hub.node_id, name, *topics)) for hub in running]
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(test)
+
+
+async def reply_to_probe(bus: BusClient) -> None:
+    """Reply to the next probe."""
+    _, envelope = await next_message(bus, LinkProbe)
+    await bus.send(envelope.header.sender, RequestDone(), cause=envelope.header.id)

@@ -11,17 +11,7 @@ import pytest
 
 from gateway.http.connection import MAX_CONNECTIONS, ConnectionLimits, max_connections
 from tests.support.gateway_rig import eventually
-from tests.support.http import (
-    GET,
-    Served,
-    application,
-    error,
-    one_answer,
-    rest,
-    serving,
-    status,
-    trickled,
-)
+from tests.support.http import GET, Served, application, error, one_answer, rest, serving, status, trickled
 from tests.support.text_stage import WITHIN_S
 
 # -- heads
