@@ -1,4 +1,4 @@
-"""Hubs on loopback: what they pass on, what stays on a node, what comes back, and what is dropped."""
+"""`bus.hub`: the messages that hubs on loopback deliver, return and drop."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ WITHIN_S = 10.0
 
 @contextmanager
 def server(answer: bytes) -> Iterator[Api]:
-    """A server that sends this to one client and closes the connection."""
+    """Run a server that sends this to one client and closes the connection."""
 
     def serve() -> None:
         connection, _ = listener.accept()

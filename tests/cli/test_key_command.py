@@ -101,7 +101,7 @@ def test_malformed_key_ends_with_status_2(rig: Rig, key: str) -> None:
 
 @contextmanager
 def eavesdropper() -> Iterator[tuple[str, list[bytes]]]:
-    """A server that is no gateway: its URL, and what it received."""
+    """Run a server that is no gateway. Yields its URL, and the requests that it received."""
     received: list[bytes] = []
 
     def listen() -> None:

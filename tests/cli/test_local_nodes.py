@@ -23,7 +23,7 @@ def node(folder: Path, name: str, api: str = "") -> NodeConfig:
 
 @pytest.fixture
 def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[NodeConfig]:
-    """Two nodes, of which the second by name has the usual port."""
+    """Run two nodes, of which the second by name has the usual port."""
     nodes = [node(tmp_path, "ada", "http://127.0.0.1:40000"), node(tmp_path, "bob", "http://127.0.0.1:52415")]
     monkeypatch.delenv("EXOBUS_DATA_DIR", raising=False)
     monkeypatch.setattr(local_nodes, "_data_folders", lambda: [Path("0"), Path("1")])

@@ -33,7 +33,7 @@ def rig(module_rig: Rig) -> Rig:
 
 
 def prompt_of(rig: Rig) -> str:
-    """The text of the newest prompt."""
+    """Return the text of the newest prompt."""
     return rig.tokenizer.decode(list(rig.stage.openings.values())[-1].prompt)
 
 

@@ -15,7 +15,7 @@ from tests.support.nodes import NodeProcess, free_udp_port, nodes
 
 @pytest.fixture
 def cards(tmp_path: Path) -> list[str]:
-    """Options that add a tiny model, and keep the nodes of this test to themselves."""
+    """Return options that add a tiny model, and separate the nodes of this test from others."""
     write_tiny_llama(tmp_path / "tiny")
     (tmp_path / "cards").mkdir()
     (tmp_path / "cards" / "tiny.toml").write_text(CARD.format(id="tiny", path=tmp_path / "tiny"))

@@ -1,4 +1,4 @@
-"""Fixtures of the ring's tests: a small model, and what it generates in one piece."""
+"""Fixtures of the ring's tests: a small model, and the tokens that it generates unsplit."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def frame(flags: int, stage: int = GATEWAY_STAGE) -> Frame:
 
 
 def accepted(index: int, received: Frame, sender: str) -> bool:
-    """Whether the stage with this index accepts a frame of a session of OWNER's."""
+    """Return whether the stage with this index accepts a frame of one of OWNER's sessions."""
     if index == 0:
         return accepted_by_first(received, sender, NODES, Role.MEMBER, OWNER)
     return accepted_by_later(received, sender, NODES[index - 1])

@@ -19,7 +19,7 @@ seeds = st.integers(0, 2**32)
 
 @dataclass
 class Run:
-    """What decoding a text took: `slowest` is the lowest speed at the end of any pass; plain decoding has 1."""
+    """The cost of decoding a text: `slowest` is the lowest speed at the end of any pass; plain decoding has 1."""
 
     tokens: int = 0
     passes: int = 0
@@ -90,7 +90,7 @@ def test_propose_changes_nothing(prompt: list[int], answers: list[list[int]], li
 
 
 def is_predictable(word: list[int]) -> bool:
-    """Whether, in a text that repeats the word, the longest match always determines the next token."""
+    """Return whether, in a text that repeats the word, the longest match always determines the next token."""
     text, length = word * 10, MATCHES[0]
     runs = {(tuple(text[at : at + length]), text[at + length]) for at in range(len(word))}
     return len({run for run, _ in runs}) == len(runs)

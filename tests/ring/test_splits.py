@@ -125,7 +125,7 @@ TinyHalves = dict[tuple[str, int], tuple[Forwards, Forwards]]
 
 @pytest.fixture(scope="module")
 def tiny_halves(tiny: Path) -> Iterator[TinyHalves]:
-    """Both halves of the tiny model for every engine and split."""
+    """Load both halves of the tiny model for every engine and split."""
     with EngineProcess() as process:
         yield {
             (name, layer): (process.load(name, first, tiny), process.load(name, last, tiny))

@@ -1,4 +1,4 @@
-"""`ring.stage`: rings of real stages against the same model in one piece, and what ends a session or is counted."""
+"""`ring.stage`: rings of real stages compared with the unsplit model, ends of sessions, and dropped frames."""
 
 from __future__ import annotations
 

@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 from bus.dataplane.access import best_endpoint
 from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame, Payload
 from bus.dataplane.transport import Transport
-from cluster.failures import FailureCode
-from cluster.openings import LONGEST_FAILURE, MOST_DRAFTS, Opening, SessionFailure
+from cluster.openings import MOST_DRAFTS, Opening, SessionFailure
 from cluster.sampling import SamplingParams
 from cluster.shard import whole
 from engines.numpy.engine import NumpyEngine
-from ring import coordinator, stage
+from ring import stage
 from ring.frame_writer import Outgoing
 from ring.loaded_shard import LoadedShard
 from ring.prefix_cache import CacheUpdate
@@ -227,14 +226,6 @@ def test_cache_update_out_of_bounds_is_counted(weights: Path) -> None:
             send_to_second(ring, at(0, Flag.STORE), np.frombuffer(msgspec.msgpack.encode(update), np.uint8))
         send_to_second(ring, at(0, Flag.STORE), np.frombuffer(b"\x81\xa1x" + b"\x91" * 10_000, np.uint8))
         assert in_time(lambda: ring.stages[1].dropped == {"store": 4})
-
-
-def test_failure_message_is_cut_to_its_bound(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordinator, "REPLACED", SessionFailure(FailureCode.REPLACED, "x" * 100_000))
-    with stage_ring(weights, 1) as ring:
-        ring.stages[0].drain().result()
-        ring.gateway.open(1)
-        assert len(ring.failure(1)) == LONGEST_FAILURE
 
 
 def test_stage_holds_no_more_sessions_than_slots(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`ring.stage` on nodes of its own: what each node of a ring, and any other, can do to a session."""
+"""`ring.stage` with each stage on a node of its own: what each of these and any other node may do to a session."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def serve(settings: Settings, journal: Journal) -> None:
-    """Answer the parent's requests."""
+    """Reply to the parent's requests."""
     stage = hosted(settings)
     shard = stage.loaded.result(WITHIN_S)
     write(Ready(shard.endpoints, shard.positions, shard.exact_rows))

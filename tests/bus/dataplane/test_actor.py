@@ -41,7 +41,7 @@ async def serve(actor: Actor) -> None:
 
 
 async def comes_to(allowlist: PeerAllowlist, node: str, role: Role | None) -> bool:
-    """Whether the node has this role there in time."""
+    """Return whether the node has this role there in time."""
     return await asyncio.to_thread(in_time, lambda: allowlist.role_of(node) is role)
 
 

@@ -22,7 +22,7 @@ ROW = np.zeros((1, 8), np.float32)
 
 
 def nothing_but(receiver: Transport, dropped: dict[str, int]) -> bool:
-    """Whether the transport has dropped this in time, and received nothing."""
+    """Return whether the transport has dropped this in time, and received nothing."""
     return in_time(lambda: receiver.receive() is None and receiver.dropped == dropped)
 
 

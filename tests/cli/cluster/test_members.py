@@ -88,7 +88,7 @@ def node(data_dir: Path, code: JoinCode | None = HOME) -> Iterator[Here]:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[tuple[Here, Here]]:
-    """Two linked members."""
+    """Run two linked members."""
 
     async def meet() -> None:
         async with client(ada.hub.run_dir, ada.hub.node_id, "test") as bus:

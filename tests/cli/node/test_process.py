@@ -21,14 +21,14 @@ OTHER = new_join_code("office")
 
 
 def checked(options: NodeOptions, code: JoinCode | None = None) -> NodeOptions:
-    """The options as the node would use them."""
+    """Return the options as the node would use them."""
     options = resolved(options)
     check(options, code)
     return options
 
 
 def settings_of(path: Path, options: NodeOptions, code: JoinCode | None = None) -> NodeConfig:
-    """The settings of a node with these options."""
+    """Return the settings of a node with these options."""
     folder = open_folder(path)
     try:
         return settings(checked(options, code), folder, code)
@@ -37,7 +37,7 @@ def settings_of(path: Path, options: NodeOptions, code: JoinCode | None = None) 
 
 
 def secret_of(code: JoinCode) -> str:
-    """The letters of a code that must not be shown."""
+    """Return the letters of a code that must not be shown."""
     return code.text().partition("-")[2]
 
 

@@ -18,14 +18,14 @@ CAPABILITIES = DeviceCapabilities(chip="A chip", memory_available=8 * 10**9, eng
 
 
 def config(**fields: object) -> NodeConfig:
-    """A node's settings with these fields."""
+    """Return a node's settings with these fields."""
     fixed: dict[str, object] = {"node_id": "00112233445566aa", "name": "one", "incarnation": 1}
     folders: dict[str, object] = {"run_dir": "/nowhere", "data_dir": str(default_parent() / "one"), "cache_dir": ""}
     return NodeConfig(**{**fixed, **folders, **fields})  # type: ignore[arg-type]  # the fields of NodeConfig
 
 
 def hub(join_endpoint: str = "") -> HubState:
-    """A hub with that join port."""
+    """Return a hub with that join port."""
     return HubState("00112233445566aa", "one", "", join_endpoint=join_endpoint)
 
 

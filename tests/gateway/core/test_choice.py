@@ -1,4 +1,4 @@
-"""`gateway.core.choice`: when tokens become text, and what ends it."""
+"""`gateway.core.choice`: the text of tokens, and its ends."""
 
 from __future__ import annotations
 

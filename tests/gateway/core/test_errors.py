@@ -1,4 +1,4 @@
-"""`gateway.core.errors`: what failures of actors and sessions become for a client."""
+"""`gateway.core.errors`: the errors of a client for failures of actors and sessions."""
 
 from __future__ import annotations
 

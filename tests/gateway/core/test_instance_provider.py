@@ -1,4 +1,4 @@
-"""`gateway.core.instance_provider`: sessions open on the instance that facts name; one is asked for only if need be."""
+"""`gateway.core.instance_provider`: sessions open on a known instance; the node is asked for one only if necessary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gateway.http.node_routes`, and what is no route, of a real gateway."""
+"""`gateway.http.node_routes`, and unknown routes, of a real gateway."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 
 def attack(rig: Rig, folder: Path, seconds: int, *which: str) -> int:
-    """Attack the routes that match for a while; the number of requests that were tried. Any finding fails the test."""
+    """Attack the routes that match for a while, and return the number of requests. Any finding fails the test."""
     (folder / "openapi.json").write_text(json.dumps(description()))
     (folder / "schemathesis.toml").write_text(SETTINGS)
     seed = os.environ.get("SCHEMATHESIS_SEED", "1")  # a changing seed could fail the build of an unrelated change

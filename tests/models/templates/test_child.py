@@ -1,4 +1,4 @@
-"""The child that renders templates, alone: what it gives up, what it replies, and how it ends."""
+"""The child that renders templates, alone: its limits, its replies, and its end."""
 
 from __future__ import annotations
 
