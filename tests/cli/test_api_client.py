@@ -23,8 +23,10 @@ def server(answer: bytes) -> Iterator[Api]:
     def serve() -> None:
         connection, _ = listener.accept()
         with connection:
-            connection.recv(1 << 16)
             connection.sendall(answer)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(1 << 16):  # unread bytes of the request would reset the connection
+                pass
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(WITHIN_S)
