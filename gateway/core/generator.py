@@ -106,7 +106,9 @@ class Generator:
         try:
             await self._run_choices(generation, work, instance)
         except SessionFailed as failure:
-            if self._stopping or generation.meter.completion_tokens or failure.code not in GONE:
+            # A task group whose task fails while it is cancelled raises the failure and drops the cancellation.
+            ended = self._stopping or generation.closed
+            if ended or generation.meter.completion_tokens or failure.code not in GONE:
                 raise
             instance = await self._ensure(generation)
             await self._run_choices(generation, work, instance)
