@@ -107,6 +107,15 @@ def test_opening_that_is_refused_twice_fails(warm_rig: Rig) -> None:
     assert (asked(warm_rig), len(warm_rig.stage.openings)) == (before + 1, opened + 2)
 
 
+def test_refused_opening_is_not_repeated_on_the_same_instance(warm_rig: Rig) -> None:
+    warm_rig.tell("", end=False, failure=REPLACED)
+    before, opened = asked(warm_rig), len(warm_rig.stage.openings)
+    with answering(warm_rig, lambda _: InstanceReady(placed(warm_rig))):
+        response = post(warm_rig, PLAIN)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "replaced")
+    assert (asked(warm_rig), len(warm_rig.stage.openings)) == (before + 1, opened + 1)
+
+
 def test_loss_after_the_first_token_is_not_repeated(warm_rig: Rig) -> None:
     warm_rig.tell("Hello", end=False, failure=REPLACED)
     before = asked(warm_rig)
