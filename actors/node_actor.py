@@ -159,9 +159,10 @@ class NodeActor(Actor):
 
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
-        """Declare every instance down that had a stage on the lost node."""
+        """Declare every instance down that had a stage on the lost node, and end what it had begun to place."""
         for instance in self._instances.with_node(message.node_id):
             await self._declare_down(instance, f"node {message.node_id} is gone ({message.reason})")
+        await self._stages.placer_lost(message.node_id, lambda instance_id: bool(self._instances.with_id(instance_id)))
 
     @on(ActorDown)
     async def actor_down(self, message: ActorDown, envelope: Envelope) -> None:
@@ -236,7 +237,8 @@ class NodeActor(Actor):
             raise RequestError(
                 FailureCode.FORBIDDEN, f"{self._config.name} has the role {self._role} and holds no layers"
             )
-        return await self._stages.load(message, self._card(message.shard.model_id), self._nodes_here())
+        card = self._card(message.shard.model_id)
+        return await self._stages.load(message, card, self._nodes_here(), envelope.node)
 
     @on(ShardUnload)
     async def unload_shard(self, message: ShardUnload, envelope: Envelope) -> RequestDone:

@@ -41,7 +41,7 @@ DRAIN_WITHIN_S = 600.0
 JOIN_WITHIN_S = 10.0
 STOP_WITHIN_S = 1.0  # for requests to unload to leave; other actors of this node may have ended
 SETTLE_S = 3.0  # by then every node's record shows the memory that an unloaded stage has freed
-GROW_AGAIN_S = 300.0  # between two attempts to grow a ring to the same nodes
+GROW_AGAIN_S = 300.0  # after a failed attempt to grow a ring to the same nodes
 
 
 class Placer:
@@ -60,7 +60,9 @@ class Placer:
         self._look = look
         self._locks: dict[str, asyncio.Lock] = {}
         self._growing: dict[str, asyncio.Task[None]] = {}
-        self._attempts: dict[str, tuple[frozenset[str], float]] = {}  # the nodes of the last growth, and when it was
+        self._attempts: dict[
+            str, tuple[frozenset[str], float]
+        ] = {}  # the nodes of a growth that failed, and when it was
 
     async def ensure(self, card: ModelCard) -> Instance:
         """Return the standing instance, or place one. Raises RequestError with what failed.
@@ -83,7 +85,7 @@ class Placer:
 
         An older instance beside the newest is ended, too: two nodes that disagreed for a moment may each have placed
         one. Returns whether it begins; the rest happens in the background. Does nothing while the model is being
-        placed, or if a growth to the same nodes was tried not long ago.
+        placed, or if a growth to the same nodes failed not long ago.
         """
         held = self._instances.newest(card.id)
         if held is None or card.id in self._growing or self._lock(card).locked():
@@ -110,19 +112,21 @@ class Placer:
                 held = self._instances.newest(card.id)
                 if held and (wanted := self._larger_ring(card, topology, held)):
                     self._attempts[card.id] = wanted, time.monotonic()
-                    await self._replace(card, held, topology)
+                    placed = await self._replace(card, held, topology)
+                    if wanted <= set(placed.node_ids):
+                        del self._attempts[card.id]  # a node that leaves and comes back gets layers at once
                 for older in self._instances.older(card.id):
                     await self._retire(older)
             except RequestError as error:
                 logger.warning("the ring of %s does not grow: %s", card.id, error.message)
 
     def _larger_ring(self, card: ModelCard, topology: Topology, held: Instance) -> frozenset[str]:
-        """Return the nodes of the ring that is wanted now, unless it was tried not long ago."""
+        """Return the nodes of the ring that is wanted now, unless a growth to it failed not long ago."""
         wanted = larger_ring(topology, self._strategy, held, card.n_layers, card.least_bytes)
         tried, when = self._attempts.get(card.id, (frozenset(), 0.0))
         return frozenset() if wanted == tried and time.monotonic() - when < GROW_AGAIN_S else wanted
 
-    async def _replace(self, card: ModelCard, held: Instance, topology: Topology) -> None:
+    async def _replace(self, card: ModelCard, held: Instance, topology: Topology) -> Instance:
         """Place a larger ring beside an instance if memory allows it, else after its end."""
         try:
             stages = self._plan(card, topology)
@@ -132,7 +136,7 @@ class Placer:
             await self._retire(held)
             await asyncio.sleep(SETTLE_S)
             stages = self._plan_or_repeat(card, await self._look(), held)
-        await self._place(card, stages)
+        return await self._place(card, stages)
 
     def _plan(self, card: ModelCard, topology: Topology) -> tuple[PlacedStage, ...]:
         return plan(topology, self._strategy, card.id, card.n_layers, card.least_bytes, card.head_layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 
 from actors.device import Device
@@ -20,6 +21,7 @@ from bus.messages import (
     StageDrain,
     Status,
 )
+from cluster.failures import FailureCode
 from cluster.kv_budget import KvBudget, KvRequest
 from common.config import NodeConfig
 from engines.engine import MAX_SLOTS
@@ -39,14 +41,27 @@ class StageHost:
         self._bus = bus
         self._device = device
         self._engines: dict[str, str] = {}  # by instance id
+        self._placers: dict[str, str] = {}  # by instance id: the node that requested the stage
+        self._loading: set[str] = set()  # instance ids
         self._draining: dict[str, asyncio.Lock] = {}  # by instance id
         self._budget = KvBudget()
 
-    async def load(self, work: ShardLoad, card: ModelCard, nodes_here: int) -> ShardLoaded:
+    async def load(self, work: ShardLoad, card: ModelCard, nodes_here: int, placer: str) -> ShardLoaded:
         """Fetch a shard's files and meanwhile start an engine for it, then load. Raises RequestError.
 
-        `nodes_here` nodes share this machine.
+        `nodes_here` nodes share this machine. The node `placer` requested the stage.
         """
+        self._placers[work.instance_id] = placer
+        self._loading.add(work.instance_id)
+        try:
+            return await self._load(work, card, nodes_here)
+        except BaseException:
+            self._placers.pop(work.instance_id, None)
+            raise
+        finally:
+            self._loading.discard(work.instance_id)
+
+    async def _load(self, work: ShardLoad, card: ModelCard, nodes_here: int) -> ShardLoaded:
         engine_name = (await self._device.measured()).engine
         files, engine = await self._fetch_and_start(work, self._device.threads(nodes_here))
         self._engines[work.instance_id] = engine
@@ -55,6 +70,8 @@ class StageHost:
             kv_bytes = self._reserve(work, card, self._device.now(nodes_here).memory_available)
             load = EngineLoad(engine_name, work.epoch, work.shard, files, kv_bytes, self._config.precision)
             loaded = await self._bus.request(engine, load, ShardLoaded, LOAD_WITHIN_S)
+            if work.instance_id not in self._placers:
+                raise RequestError(FailureCode.UNREACHABLE, f"the node that requested {work.shard} is gone")
         except BaseException:
             await asyncio.shield(self.end(work.instance_id))
             raise
@@ -76,6 +93,18 @@ class StageHost:
         """End a stage's process, if there is one. Raises RequestError."""
         if engine := self._forget(instance_id):
             await self._stop_engine(engine)
+
+    async def placer_lost(self, node_id: str, is_up: Callable[[str], bool]) -> None:
+        """End the stages of a lost placer that belong to no standing instance: no other node would ever unload them.
+
+        One that is still loading ends as soon as it is loaded. Raises RequestError.
+        """
+        for instance_id in [instance_id for instance_id, placer in self._placers.items() if placer == node_id]:
+            if is_up(instance_id) or instance_id in self._draining:
+                continue
+            del self._placers[instance_id]
+            if instance_id not in self._loading:
+                await self.end(instance_id)
 
     def engine_ended(self, engine: str) -> list[str]:
         """Forget the stage of an engine that has ended; returns the ids of the instances that it belonged to."""
@@ -109,6 +138,7 @@ class StageHost:
 
     def _forget(self, instance_id: str) -> str | None:
         self._budget.release(instance_id)
+        self._placers.pop(instance_id, None)
         return self._engines.pop(instance_id, None)
 
     async def _stop_engine(self, engine: str) -> None:

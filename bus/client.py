@@ -117,7 +117,7 @@ class BusClient:
     def has_subscribers(self, fact: type[Fact]) -> bool:
         """Return whether an actor of this node or of a linked one subscribes to facts of this class.
 
-        False while there is no connection to the hub.
+        False until the first connection to the hub. While the hub restarts, the old one's subscriptions count.
         """
         self._read_subscriptions()
         return kind_of(fact).encode().startswith(tuple(self._subscribed))

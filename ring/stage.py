@@ -84,7 +84,7 @@ class Stage:
         self.runner = ModelRunner(shard.engine, self.output.logits_wanted)
         self.input = input_role(self)
         self._epoch = shard.epoch
-        self._drained: Future[None] | None = None
+        self._drained: list[Future[None]] = []
         self._reap_at = 0.0
 
     @property
@@ -104,7 +104,7 @@ class Stage:
 
     def drain(self, drained: Future[None]) -> None:
         """Take no new sessions; `drained` is done when the last one here is over."""
-        self._drained = drained
+        self._drained.append(drained)
         self.input.drain()
         self._check_drained()
 
@@ -242,5 +242,6 @@ class Stage:
             self.fail(session, SessionFailure(FailureCode.TIMEOUT, message))
 
     def _check_drained(self) -> None:
-        if self._drained and not self.sessions.by_id and not self._drained.done():
-            self._drained.set_result(None)
+        while self._drained and not self.sessions.by_id:
+            if not (drained := self._drained.pop()).done():  # a request that was cancelled is done
+                drained.set_result(None)

@@ -14,7 +14,10 @@ MAX_EVENTS = 64  # between the sessions and the response; a slow client makes th
 
 
 class Generation:
-    """A request, the queue of its events, and its measurements. `model_id` is empty until the model is known."""
+    """A request, the queue of its events, and its measurements.
+
+    `model_id` is empty until the model is known. Once it is `closed`, nothing reads its events any more.
+    """
 
     def __init__(self, request: GenerationRequest) -> None:
         self.request = request
@@ -22,7 +25,7 @@ class Generation:
         self.progress: Progress = Preparing()
         self.meter = GenerationMeter(request.choices)
         self._events: asyncio.Queue[Event] = asyncio.Queue(MAX_EVENTS)
-        self._closed = False
+        self.closed = False
 
     async def next_event(self) -> Event:
         """Wait for the next event; the last one is GenerationFinished or GenerationFailed."""
@@ -30,12 +33,12 @@ class Generation:
 
     async def put(self, event: Event) -> None:
         """Add an event; waits while the client is slow."""
-        if not self._closed:
+        if not self.closed:
             await self._events.put(event)
 
     def close(self) -> None:
         """Drop all further events: nothing reads them, and a full queue must not hold up the end of the sessions."""
-        self._closed = True
+        self.closed = True
 
     def start(self, prompt_tokens: int) -> None:
         """Record that the sessions are about to open."""

@@ -106,9 +106,13 @@ class Generator:
         try:
             await self._run_choices(generation, work, instance)
         except SessionFailed as failure:
-            if self._stopping or generation.meter.completion_tokens or failure.code not in GONE:
+            # A task group whose task fails while it is cancelled raises the failure and drops the cancellation.
+            ended = self._stopping or generation.closed
+            if ended or generation.meter.completion_tokens or failure.code not in GONE:
                 raise
-            instance = await self._ensure(generation)
+            failed, instance = instance, await self._ensure(generation)
+            if instance.instance_id == failed.instance_id:
+                raise  # the placer does not know yet; the same opening would wait for stages that have ended
             await self._run_choices(generation, work, instance)
         meter, nodes = generation.meter, len(set(instance.node_ids))
         return GenerationFinished(meter.usage(), meter.timings(), work.seed, nodes)

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from actors.placer import Placer
@@ -199,6 +200,10 @@ def test_ring_grows_beside_the_old_instance() -> None:
             await answer(ada, envelope, RequestDone())
             down, _ = await next_message(observer, InstanceDown)
             assert (down.instance_id, down.reason) == (old.instance_id, "it was replaced")
+            instances.mark_down(up.instance.instance_id)  # bob leaves
+            instances.mark_up(msgspec.structs.replace(old, instance_id="8899aabbccddeeff", epoch=3))
+            assert growing.grow(CARD, MEMBERS)  # and comes back
+            await growing.stop()
 
     with running_hub(A) as one, running_hub(B) as two:
         asyncio.run(test())

@@ -18,6 +18,7 @@ from bus.messages import (
     DownloadDone,
     DownloadWant,
     EngineLoad,
+    PeerDown,
     Reply,
     RequestDone,
     ShardLoad,
@@ -33,12 +34,13 @@ from cluster.topology import Topology
 from common.config import NodeConfig
 from engines.engine import MAX_SLOTS
 from models.catalogue import DEFAULT_MODEL, Catalogue
-from tests.support.actors import A, Answers, play
-from tests.support.bus import WITHIN_S, client, described, running_hub
+from tests.support.actors import Answers, play
+from tests.support.bus import WITHIN_S, client, described, link, new_node, next_message, running_hub
 from tests.support.gateway_rig import CARD as TINY_CARD
 from tests.support.gateway_rig import CONTEXT_LENGTH
 from tests.support.gateway_rig import MODEL as TINY
 
+A, B = new_node(), new_node()
 CARD = Catalogue.load().get(DEFAULT_MODEL)
 OTHER = Catalogue.load().get("smollm2-360m")
 WHOLE = whole(CARD.id, CARD.n_layers)
@@ -47,10 +49,15 @@ MEMORY = 1 << 30  # less than is free where tests run
 
 
 class Node:
-    """A running node actor, and the loads that its engines received."""
+    """A running node actor, and the loads that its engines received.
+
+    The supervisor starts `engine` for a stage, and puts the names of engines that it stops into `stopped`.
+    """
 
     def __init__(self, asker: BusClient) -> None:
         self.loads: list[EngineLoad] = []
+        self.engine = "engine-1"
+        self.stopped: asyncio.Queue[str] = asyncio.Queue()
         self.asker = asker
 
     async def load(self, instance_id: str, shard: Shard) -> EngineLoad:
@@ -61,6 +68,12 @@ class Node:
     async def unload(self, instance_id: str) -> None:
         """Have it end a stage."""
         await self.asker.request("node", ShardUnload(instance_id, 1), RequestDone, WITHIN_S)
+
+    def stop_engine(self, work: Work) -> Reply:
+        """Record the end of an engine."""
+        assert isinstance(work, ActorStop)
+        self.stopped.put_nowait(work.name)
+        return RequestDone()
 
     def load_engine(self, work: Work) -> Reply:
         """Record a load, and reply as an engine would."""
@@ -84,7 +97,7 @@ async def running_node(run_dir: Path, **settings: object) -> AsyncIterator[Node]
         played: dict[str, Answers] = {
             "topology": {TopologyGet: lambda _: TopologyState(Topology())},
             "download": {DownloadWant: lambda _: DownloadDone("model", "model")},
-            "supervisor": {ActorStart: lambda _: ActorStarted("engine-1", 1), ActorStop: lambda _: RequestDone()},
+            "supervisor": {ActorStart: lambda _: ActorStarted(node.engine, 1), ActorStop: node.stop_engine},
             "engine-1": {EngineLoad: node.load_engine, StageDrain: lambda _: RequestDone()},
         }
         tasks = []
@@ -150,4 +163,44 @@ def test_second_model_leaves_the_first_its_reserved_memory() -> None:
         assert (beside, alone) == ((left - first) // 2, left // 2)
 
     with running_hub(A) as hub:
+        asyncio.run(test())
+
+
+def test_lost_placer_leaves_no_stage_that_it_never_announced() -> None:
+    async def test() -> None:
+        async with running_node(one.run_dir) as node, client(two.run_dir, B, "placer") as placer:
+            await link(node.asker, two.join_endpoint)
+            await node.load("ours", WHOLE)
+            await placer.request(f"{A}/node", ShardLoad("theirs", 1, PART), ShardLoaded, WITHIN_S)
+            two.stop()
+            assert await asyncio.wait_for(node.stopped.get(), WITHIN_S) == "engine-1"
+            await node.unload("theirs")
+            assert node.stopped.empty()
+            await node.unload("ours")
+            assert not node.stopped.empty()
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_stage_of_a_lost_placer_ends_once_it_is_loaded() -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            node = await stack.enter_async_context(running_node(one.run_dir))
+            engine = await stack.enter_async_context(client(one.run_dir, A, "engine-2"))
+            observer = await stack.enter_async_context(client(one.run_dir, A, "observer", PeerDown))
+            placer = await stack.enter_async_context(client(two.run_dir, B, "placer"))
+            node.engine = engine.name
+            await link(node.asker, two.join_endpoint)
+            await placer.send(f"{A}/node", ShardLoad("theirs", 1, PART))
+            load, envelope = await next_message(engine, EngineLoad)
+            two.stop()
+            await next_message(observer, PeerDown)
+            node.engine = "engine-1"
+            await node.load("ours", WHOLE)  # by its end the node actor knows of the loss, too
+            loaded = ShardLoaded(engine.address, load.engine, ("tcp://127.0.0.1:1",))
+            await engine.send(envelope.header.sender, loaded, cause=envelope.header.id)
+            assert await asyncio.wait_for(node.stopped.get(), WITHIN_S) == engine.name
+
+    with running_hub(A) as one, running_hub(B) as two:
         asyncio.run(test())

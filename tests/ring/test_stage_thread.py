@@ -18,7 +18,7 @@ def test_drain_ends_with_the_last_session(weights: Path) -> None:
     with stage_ring(weights, 2) as ring:
         ring.gateway.open(1, max_tokens=400)
         ring.gateway.receive(1, tokens=1)
-        drained: list[Future[None]] = [stage.drain() for stage in ring.stages]
+        drained: list[Future[None]] = [stage.drain() for stage in (*ring.stages, ring.stages[0])]
         ring.stages[0]._call(lambda: None).result(WITHIN_S)  # commands are carried out in order: the drain has begun
         ring.gateway.receive(1, tokens=3)
         ring.gateway.open(2)

@@ -15,11 +15,17 @@ from cluster.openings import SessionFailure
 from cluster.placement import Instance
 from cluster.roles import Role
 from cluster.topology import NodeRecord
+from gateway.core.data_plane import DataPlane
+from gateway.core.generator import Generator
 from gateway.core.instance_provider import InstanceProvider
+from gateway.core.request import GenerationRequest, TokenIds
+from gateway.core.text_models import TextModels
+from models.catalogue import Catalogue
+from models.templates.renderer import TemplateRenderer
 from tests.support.bus import client
-from tests.support.chat import PLAIN, answering, post
-from tests.support.gateway_rig import NODE_ID, Rig, eventually, running_rig
-from tests.support.text_stage import EPOCH
+from tests.support.chat import PLAIN, answering, held_up, post
+from tests.support.gateway_rig import MODEL, NODE_ID, Rig, eventually, running_rig
+from tests.support.text_stage import EPOCH, WITHIN_S
 
 REPLACED = SessionFailure(FailureCode.REPLACED, "this instance is being replaced; ask again", 1)
 
@@ -101,6 +107,15 @@ def test_opening_that_is_refused_twice_fails(warm_rig: Rig) -> None:
     assert (asked(warm_rig), len(warm_rig.stage.openings)) == (before + 1, opened + 2)
 
 
+def test_refused_opening_is_not_repeated_on_the_same_instance(warm_rig: Rig) -> None:
+    warm_rig.set_script("", end=False, failure=REPLACED)
+    before, opened = asked(warm_rig), len(warm_rig.stage.openings)
+    with answering(warm_rig, lambda _: InstanceReady(placed(warm_rig))):
+        response = post(warm_rig, PLAIN)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "replaced")
+    assert (asked(warm_rig), len(warm_rig.stage.openings)) == (before + 1, opened + 1)
+
+
 def test_loss_after_the_first_token_is_not_repeated(warm_rig: Rig) -> None:
     warm_rig.set_script("Hello", end=False, failure=REPLACED)
     before = asked(warm_rig)
@@ -114,6 +129,27 @@ def test_full_queue_is_not_repeated(warm_rig: Rig) -> None:
     before = asked(warm_rig)
     assert post(warm_rig, PLAIN).status_code == 429
     assert asked(warm_rig) == before
+
+
+def test_client_that_leaves_as_a_session_fails_asks_for_no_other(rig: Rig, tmp_path: Path) -> None:
+    async def leave_at_each_step() -> None:
+        async with client(rig.config.run_path, NODE_ID, "asker") as bus:
+            models = TextModels(bus, Catalogue.load(rig.config.cards_path), TemplateRenderer())
+            await models.get(models.card(MODEL))
+            provider = InstanceProvider(bus)
+            provider.known.mark_up(msgspec.structs.replace(rig.instance, stages=(unlinked,)))
+            plane = DataPlane(tmp_path)
+            generator = Generator(bus, models, plane, provider)
+            request = GenerationRequest(MODEL, TokenIds((1, 2, 3)))
+            for steps in range(10):  # some of them lie between the failure of the session and the second attempt
+                async with asyncio.timeout(WITHIN_S), generator.running(request):
+                    for _ in range(steps):
+                        await asyncio.sleep(0)
+            plane.close()
+
+    unlinked = msgspec.structs.replace(rig.instance.stages[0], endpoints=("tcp://127.0.0.1:1",))
+    with held_up(rig):
+        asyncio.run(leave_at_each_step())
 
 
 def test_observer_is_given_no_instance(rig: Rig) -> None:
