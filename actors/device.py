@@ -17,7 +17,7 @@ from cluster.failures import FailureCode
 from common.config import NodeConfig
 from common.python_child import child_environment, module_command
 
-MEASURE_WITHIN_S = 90.0
+MEASURE_TIMEOUT_S = 90.0
 MEMORY_STEP = 64 << 20  # bytes; a smaller change of memory is not worth a new record
 
 
@@ -74,11 +74,11 @@ class Device:
             env=child_environment(),
         )
         try:
-            async with asyncio.timeout(MEASURE_WITHIN_S):
+            async with asyncio.timeout(MEASURE_TIMEOUT_S):
                 output, errors = await child.communicate()
         except TimeoutError:
             raise RequestError(
-                FailureCode.NO_ENGINE, f"the engines were not measured within {MEASURE_WITHIN_S:g} s; pass --engine"
+                FailureCode.NO_ENGINE, f"the engines were not measured within {MEASURE_TIMEOUT_S:g} s; pass --engine"
             ) from None
         finally:
             with suppress(ProcessLookupError):

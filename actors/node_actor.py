@@ -52,8 +52,8 @@ from models.errors import CatalogueError, UnknownModel
 
 logger = logging.getLogger(__name__)
 
-ENSURE_WITHIN_S = 3600.0  # a first download may take that long
-START_WITHIN_S = 10.0
+ENSURE_TIMEOUT_S = 3600.0  # a first download may take that long
+START_TIMEOUT_S = 10.0
 RECORD_EVERY_S = 0.25
 REPEAT_AFTER_S = 2.0
 
@@ -82,8 +82,8 @@ class NodeActor(Actor):
     async def started(self) -> None:
         """Measure in the background, for only a shard has to wait for it, and learn what is known here."""
         self._device.begin()
-        self._endpoint = (await self.bus.request("hub", HubDescribe(), HubState, START_WITHIN_S)).endpoint
-        state = await self.bus.request_at_start("topology", TopologyGet(), TopologyState, START_WITHIN_S)
+        self._endpoint = (await self.bus.request("hub", HubDescribe(), HubState, START_TIMEOUT_S)).endpoint
+        state = await self.bus.request_at_start("topology", TopologyGet(), TopologyState, START_TIMEOUT_S)
         self._topology = state.topology
         for instance in state.instances:
             self._instances.mark_up(instance)
@@ -189,7 +189,7 @@ class NodeActor(Actor):
         card = self._card(message.model_id)
         placer = placer_of(card.id, self._members())
         if placer != self.bus.node_id and envelope.node == self.bus.node_id:
-            return await self.bus.request(f"{placer}/node", InstanceEnsure(card.id), InstanceReady, ENSURE_WITHIN_S)
+            return await self.bus.request(f"{placer}/node", InstanceEnsure(card.id), InstanceReady, ENSURE_TIMEOUT_S)
         return InstanceReady(await self._placer.ensure(card))
 
     def _grow_rings(self) -> None:

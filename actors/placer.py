@@ -36,10 +36,10 @@ from models.card import ModelCard
 
 logger = logging.getLogger(__name__)
 
-LOAD_WITHIN_S = 3600.0  # a first download may take that long
-DRAIN_WITHIN_S = 600.0
-JOIN_WITHIN_S = 10.0
-STOP_WITHIN_S = 1.0  # for requests to unload to leave; other actors of this node may have ended
+LOAD_TIMEOUT_S = 3600.0  # a first download may take that long
+DRAIN_TIMEOUT_S = 600.0
+JOIN_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 1.0  # for requests to unload to leave; other actors of this node may have ended
 SETTLE_S = 3.0  # by then every node's record shows the memory that an unloaded stage has freed
 GROW_AGAIN_S = 300.0  # between two attempts to grow a ring to the same nodes
 
@@ -100,7 +100,7 @@ class Placer:
         for task in (tasks := list(self._growing.values())):
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=STOP_WITHIN_S)
+            await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
 
     async def _grow(self, card: ModelCard) -> None:
         """Place a larger ring, if one is still wanted once the topology is known, and end all older instances."""
@@ -158,7 +158,7 @@ class Placer:
             results = await asyncio.gather(*loads, return_exceptions=True)
             instance = msgspec.structs.replace(planned, stages=_all_loaded(results))
             join = StageJoin(instance)
-            joins = [self._bus.request(stage.actor, join, RequestDone, JOIN_WITHIN_S) for stage in instance.stages]
+            joins = [self._bus.request(stage.actor, join, RequestDone, JOIN_TIMEOUT_S) for stage in instance.stages]
             await asyncio.gather(*joins)
         except BaseException as error:  # a cancellation, too, may come when some members have loaded and some have not
             await asyncio.shield(self._unload(planned))
@@ -171,7 +171,7 @@ class Placer:
 
     async def _load(self, stage: PlacedStage, instance_id: str, epoch: int) -> PlacedStage:
         work = ShardLoad(instance_id, epoch, stage.shard)
-        loaded = await self._bus.request(f"{stage.node_id}/node", work, ShardLoaded, LOAD_WITHIN_S)
+        loaded = await self._bus.request(f"{stage.node_id}/node", work, ShardLoaded, LOAD_TIMEOUT_S)
         _check_own(stage.node_id, loaded)
         return PlacedStage(
             stage.node_id,
@@ -197,7 +197,7 @@ class Placer:
     async def _unload_stage(self, instance: Instance, stage: PlacedStage) -> None:
         work = ShardUnload(instance.instance_id, instance.epoch)
         try:
-            await self._bus.request(f"{stage.node_id}/node", work, RequestDone, DRAIN_WITHIN_S)
+            await self._bus.request(f"{stage.node_id}/node", work, RequestDone, DRAIN_TIMEOUT_S)
         except RequestError as error:
             logger.warning("%s could not be unloaded: %s", stage.shard, error.message)
 

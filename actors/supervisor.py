@@ -58,7 +58,7 @@ ACTORS = {
     "download": "actors.download_actor",
 }
 ENGINE = "actors.engine_actor"
-START_WITHIN_S = 15.0
+START_TIMEOUT_S = 15.0
 REPEAT_REFUSAL_AFTER_S = 60.0
 
 
@@ -259,11 +259,11 @@ class Supervisor(Actor):
 
     async def _hub_ready(self) -> HubState:
         """Wait until the hub answers. Raises NodeFailed if it ends for good, or takes too long."""
-        deadline = time.monotonic() + START_WITHIN_S
+        deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and not self.failure:
             with suppress(RequestError):
                 return await self.bus.request("hub", HubDescribe(), HubState, 0.25)
-        raise NodeFailed(self.failure or f"the hub did not start within {START_WITHIN_S:g} s; see {self._folder.logs}")
+        raise NodeFailed(self.failure or f"the hub did not start within {START_TIMEOUT_S:g} s; see {self._folder.logs}")
 
     def _keep_ports(self, hub: HubState) -> None:
         """Write the hub's ports into the settings, so that a restarted hub takes the same: other nodes know them."""
@@ -277,7 +277,7 @@ class Supervisor(Actor):
     async def _registered(self, child: Child) -> int:
         """Wait until the hub knows a child; return its process id. Raises RequestError if it ends or is too slow."""
         registered_or_ended: list[asyncio.Future[int] | asyncio.Task[None]] = [child.registered, self._runs[child.name]]
-        await asyncio.wait(registered_or_ended, timeout=START_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(registered_or_ended, timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         if child.registered.done():
             return child.registered.result()
         raise RequestError(

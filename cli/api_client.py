@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import httpx
 
-CONNECT_WITHIN_S = 5.0
-ANSWER_WITHIN_S = 3600.0  # a first download may come before the answer
-MOST_BYTES = 64 << 20  # of a JSON answer, or of one line of a stream
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 3600.0  # a first download may come before the answer
+MAX_BYTES = 64 << 20  # of a JSON answer, or of one line of a stream
 
 
 class Api(NamedTuple):
@@ -72,7 +72,7 @@ def stream(api: Api, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, A
 def _response(api: Api, method: str, path: str, body: Mapping[str, Any] | None) -> Iterator[httpx.Response]:
     import httpx
 
-    timeout = httpx.Timeout(ANSWER_WITHIN_S, connect=CONNECT_WITHIN_S)
+    timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     data = None if body is None else json.dumps(body).encode()
     try:
         # neither a proxy nor ~/.netrc: a node is in the same network, and its key is nobody else's
@@ -99,7 +99,7 @@ def _lines(response: httpx.Response) -> Iterator[bytes]:
     for data in response.iter_bytes():
         *lines, rest = (rest + data).split(b"\n")
         yield from (line.rstrip(b"\r") for line in lines)
-        if len(rest) > MOST_BYTES:
+        if len(rest) > MAX_BYTES:
             raise ApiRefused("a line of the answer is too long; is this the address of a node?")
 
 
@@ -107,7 +107,7 @@ def _body(response: httpx.Response) -> bytes:
     body = bytearray()
     for data in response.iter_bytes():
         body += data
-        if len(body) > MOST_BYTES:
+        if len(body) > MAX_BYTES:
             raise ApiRefused("the answer is too long; is this the address of a node?")
     return bytes(body)
 

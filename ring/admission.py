@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 
-SHORTEST_RETRY_S = 1
-LONGEST_RETRY_S = 60
+MIN_RETRY_S = 1
+MAX_RETRY_S = 60
 NEWEST_WEIGHT = 0.2  # of the session that ended last, in the running mean
 
 
@@ -138,4 +138,4 @@ def retry_after(mean_s: float, ahead: int, running: int) -> int:
     free when the `ahead` that wait and one more have had theirs.
     """
     seconds = mean_s * (ahead + 1) / max(running, 1)
-    return math.ceil(min(max(seconds, SHORTEST_RETRY_S), LONGEST_RETRY_S))
+    return math.ceil(min(max(seconds, MIN_RETRY_S), MAX_RETRY_S))

@@ -8,7 +8,7 @@ import numpy as np
 from bus.dataplane.access import reply_endpoint
 from bus.dataplane.frames import Flag, Frame, Payload
 from bus.dataplane.transport import PeerUnreachable, Transport
-from cluster.openings import LONGEST_FAILURE, Opening, SessionFailure
+from cluster.openings import MAX_FAILURE, Opening, SessionFailure
 from engines.activations import packed
 from engines.engine import FloatArray
 from models.config import Dtype
@@ -81,7 +81,7 @@ class FrameWriter:
 
     def send_failure(self, session: int, reply_to: str, failure: SessionFailure) -> None:
         """Report to the gateway why a session is over."""
-        failure = msgspec.structs.replace(failure, message=failure.message[:LONGEST_FAILURE])
+        failure = msgspec.structs.replace(failure, message=failure.message[:MAX_FAILURE])
         self._send(reply_to, self._frame(session, Flag.FAILED), msgspec.msgpack.encode(failure), "gateway unreachable")
 
     def send_close(self, session: StageSession, endpoint: str) -> None:

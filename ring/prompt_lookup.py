@@ -19,11 +19,11 @@ MATCHES = (4, 3, 2)  # tokens at the end of the text that must have occurred bef
 MOST = 8  # drafts in one pass
 SPEED_FLOOR = 0.97  # of plain decoding, whatever the text
 ALLOWANCE = 1 / SPEED_FLOOR - 1  # passes that each token may waste
-MOST_CREDIT = 4.0  # passes: what accepted drafts of long ago may pay for now
+MAX_CREDIT = 4.0  # passes: what accepted drafts of long ago may pay for now
 ASSUMED_CHANCE = 0.5  # that a draft is right, before any was tried
 NEWEST_WEIGHT = 0.1  # of the newest draft in that chance
-SHORTEST_PAUSE = 4  # tokens before another try while drafts do not pay; doubled with each failure
-LONGEST_PAUSE = 64
+MIN_PAUSE = 4  # tokens before another try while drafts do not pay; doubled with each failure
+MAX_PAUSE = 64
 
 
 def accepted(drafts: Sequence[int], sampled: Sequence[int]) -> int:
@@ -63,7 +63,7 @@ class DraftBudget:
         self._row_cost = row_cost
         self._chances = dict.fromkeys(MATCHES, ASSUMED_CHANCE)  # by the length of the match
         self._credit = 0.0  # passes that may be wasted
-        self._pause = SHORTEST_PAUSE
+        self._pause = MIN_PAUSE
         self._rested = 0  # tokens since drafts were verified
 
     def count(self, match: int, limit: int) -> int:
@@ -77,13 +77,13 @@ class DraftBudget:
     def earn(self, tokens: int) -> None:
         """Add to the account for tokens that were added to the text."""
         self._rested += tokens
-        self._credit = min(self._credit + tokens * ALLOWANCE, MOST_CREDIT)
+        self._credit = min(self._credit + tokens * ALLOWANCE, MAX_CREDIT)
 
     def learn(self, match: int, proposed: int, right: int) -> None:
         """Learn that of `proposed` drafts after a match of that length, the first `right` were right."""
         self._rested = 0
-        self._credit = min(self._credit + right - proposed * self._row_cost, MOST_CREDIT)
-        self._pause = SHORTEST_PAUSE if right else min(2 * self._pause, LONGEST_PAUSE)
+        self._credit = min(self._credit + right - proposed * self._row_cost, MAX_CREDIT)
+        self._pause = MIN_PAUSE if right else min(2 * self._pause, MAX_PAUSE)
         for outcome in (1.0,) * right + (0.0,) * (right < proposed):
             self._chances[match] += NEWEST_WEIGHT * (outcome - self._chances[match])
 

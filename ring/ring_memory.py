@@ -16,7 +16,7 @@ from cluster.openings import Opening, SessionFailure
 from ring.admission import Admission, QueueFull, TooLarge, retry_after, running_mean
 from ring.prefix_cache import CacheUpdate, PrefixIndex
 
-MOST_WAITING = 64
+MAX_WAITING = 64
 REPORT_EVERY_S = 10.0
 ASSUMED_DURATION_S = 10.0  # of a session, before one has ended
 
@@ -29,7 +29,7 @@ class RingMemory:
     """
 
     def __init__(self, positions: int, sessions: int) -> None:
-        self._admission = Admission(positions, sessions, MOST_WAITING)
+        self._admission = Admission(positions, sessions, MAX_WAITING)
         self._index = PrefixIndex(positions)
         self._waiting: dict[int, Opening] = {}
         self._admitted_at: dict[int, float] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cluster.openings import MOST_DRAFTS, Opening
+from cluster.openings import MAX_DRAFTS, Opening
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class StageSession:
     def expects(self, position: int, count: int) -> bool:
         """Whether the last stage may send so many tokens for `position`: later than before, and without a gap."""
         earliest = max(self.opening.first_position, self.computed + 1)
-        return earliest <= position <= len(self.tokens) and 1 <= count <= 1 + MOST_DRAFTS
+        return earliest <= position <= len(self.tokens) and 1 <= count <= 1 + MAX_DRAFTS
 
     def put(self, position: int, tokens: list[int]) -> None:
         """Put the last stage's tokens at `position`. What stood there and after it were drafts, now rejected."""

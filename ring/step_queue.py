@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bus.dataplane.frames import Flag, Frame, Payload
-from cluster.openings import MOST_DRAFTS
+from cluster.openings import MAX_DRAFTS
 from engines.activations import unpacked
 from ring.batching import MicroBatches
 from ring.sessions import StageSession, StageSessions
@@ -56,7 +56,7 @@ class StepQueue:
         if rows is None:
             return
         first, end = frame.position + frame.rows - len(rows), frame.position + frame.rows
-        if first < 0 or end > session.opening.positions + MOST_DRAFTS:
+        if first < 0 or end > session.opening.positions + MAX_DRAFTS:
             raise BadChunk("a chunk is for positions that this generation does not have; try again")
         samples, rollback = bool(frame.flags & Flag.SAMPLE), bool(frame.flags & Flag.ROLLBACK)
         step = Step(session, first, unpacked(rows), samples, rollback, frame.compute_ns)

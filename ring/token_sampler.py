@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from cluster.failures import FailureCode
-from cluster.openings import MOST_DRAFTS, SessionFailure
+from cluster.openings import MAX_DRAFTS, SessionFailure
 from engines.engine import EngineError, FloatArray
 from engines.sampler import sample
 from ring.frame_writer import OutgoingArray
@@ -114,7 +114,7 @@ class TokenSampler(OutputRole):
         position = step.end - len(logits) + 1
         tokens, finished = _sample_rows(session, position, logits, drafts)
         left = opening.max_tokens - (position + len(tokens) - opening.first_position)
-        limit = 0 if finished or in_batch > 1 else min(left - 1, self._exact_rows - 1, opening.drafts, MOST_DRAFTS)
+        limit = 0 if finished or in_batch > 1 else min(left - 1, self._exact_rows - 1, opening.drafts, MAX_DRAFTS)
         proposed = self._propose(session, tokens, drafts, limit)
         rollback = len(tokens) <= len(drafts)
         compute_ns = step.compute_ns + time.monotonic_ns() - begun

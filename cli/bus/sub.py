@@ -21,7 +21,7 @@ from cli.options import USAGE, leave
 from common.text_safety import one_line
 
 WIDEST_FIELD = 60
-MOST_ITEMS = 4096  # of an array or a map in a message of an unknown kind
+MAX_ITEMS = 4096  # of an array or a map in a message of an unknown kind
 
 
 async def run(bus: BusClient, node: str, pattern: str, count: int, *, as_json: bool) -> None:
@@ -74,7 +74,7 @@ def fields_of(envelope: Envelope) -> Any:
 def _unknown(body: bytes) -> Any:
     """Decode a body within bounds, as far as JSON can show it; if that fails, return a sentence about its bytes."""
     try:
-        value = msgpack.unpackb(body, max_array_len=MOST_ITEMS, max_map_len=MOST_ITEMS)
+        value = msgpack.unpackb(body, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS)
         return json.loads(json.dumps(value, default=repr))
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
         return f"{len(body)} bytes that cannot be read ({type(error).__name__})"

@@ -32,7 +32,7 @@ from cluster.membership import Member
 from common.config import NodeConfig
 from common.private_files import PrivateFileError
 
-ASK_WITHIN_S = 5.0
+ASK_TIMEOUT_S = 5.0
 
 
 def show(node: str | None, *, as_json: bool) -> None:
@@ -55,7 +55,7 @@ def revoke(node: str | None, name: str, *, rotate: bool) -> None:
     async def command(bus: BusClient) -> None:
         state = await _state(bus)
         member = _find(state.members, name)
-        await bus.request("hub", MemberRevoke(member.node_id), RequestDone, ASK_WITHIN_S)
+        await bus.request("hub", MemberRevoke(member.node_id), RequestDone, ASK_TIMEOUT_S)
         typer.echo(f"{_label(member)} is revoked in {state.cluster}; every linked node was informed")
         if rotate:
             await _rotate(bus)
@@ -73,7 +73,7 @@ def approve(node: str | None, name: str) -> None:
     async def command(bus: BusClient) -> None:
         state = await _state(bus)
         member = _find(state.members, name)
-        await bus.request("hub", MemberApprove(member.node_id), RequestDone, ASK_WITHIN_S)
+        await bus.request("hub", MemberApprove(member.node_id), RequestDone, ASK_TIMEOUT_S)
         typer.echo(f"{_label(member)} may join {state.cluster}")
 
     observe(the_only_node(node), command)
@@ -85,7 +85,7 @@ def rotate(node: str | None) -> None:
 
 
 async def _rotate(bus: BusClient) -> None:
-    done = await bus.request("hub", ClusterRotate(), ClusterRotated, ASK_WITHIN_S)
+    done = await bus.request("hub", ClusterRotate(), ClusterRotated, ASK_TIMEOUT_S)
     typer.echo(f"there is a new join code; nodes that have it: {', '.join(('this one', *done.updated))}")
     if done.unreachable:
         typer.echo(
@@ -96,7 +96,7 @@ async def _rotate(bus: BusClient) -> None:
 
 
 async def _state(bus: BusClient) -> MembersState:
-    return await bus.request("hub", MembersGet(), MembersState, ASK_WITHIN_S)
+    return await bus.request("hub", MembersGet(), MembersState, ASK_TIMEOUT_S)
 
 
 def _find(members: Sequence[Member], name: str) -> Member:

@@ -24,7 +24,7 @@ from cluster.placement import Instance
 from common.limits import UNREADABLE
 from gateway.core.session import QueuePosition, Session, SessionFailed
 
-OPEN_WITHIN_S = 5.0
+OPEN_TIMEOUT_S = 5.0
 
 logger = logging.getLogger(__name__)
 _encode = msgspec.msgpack.Encoder().encode
@@ -104,7 +104,7 @@ class DataPlane:
     async def _open(self, endpoint: str, session: Session) -> None:
         payload = _encode(session.opening)
         try:
-            async with asyncio.timeout(OPEN_WITHIN_S):
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await self._transport.send(endpoint, _frame(session, Flag.OPEN), payload)
         except ValueError as error:
             raise SessionFailed(FailureCode.NODE_LOST, f"{error}; try again") from None

@@ -12,9 +12,9 @@ from cluster.openings import Opening
 from cluster.placement import Instance
 from gateway.core.token_log import TokenGap, TokenLog
 
-QUEUE_POSITION_WITHIN_S = 60.0  # they come every 10 s; a stage that computes a prompt is slower
-FIRST_TOKEN_WITHIN_S = 300.0  # from admission on: a long prompt on a slow machine
-NEXT_TOKEN_WITHIN_S = 60.0
+QUEUE_POSITION_TIMEOUT_S = 60.0  # they come every 10 s; a stage that computes a prompt is slower
+FIRST_TOKEN_TIMEOUT_S = 300.0  # from admission on: a long prompt on a slow machine
+NEXT_TOKEN_TIMEOUT_S = 60.0
 
 
 class SessionFailed(Exception):
@@ -72,14 +72,12 @@ class Session:
 
         Raises SessionFailed if the session failed, or if nothing comes in time.
         """
-        deadline_s = self._deadline_s()
+        timeout_s = self._timeout_s()
         try:
-            async with asyncio.timeout(deadline_s):
+            async with asyncio.timeout(timeout_s):
                 arrival = await self._arrivals.get()
         except TimeoutError:
-            raise SessionFailed(
-                FailureCode.TIMEOUT, f"the model sent nothing for {deadline_s:g} s; try again"
-            ) from None
+            raise SessionFailed(FailureCode.TIMEOUT, f"the model sent nothing for {timeout_s:g} s; try again") from None
         if isinstance(arrival, SessionFailed):
             raise arrival
         return self._position if isinstance(arrival, QueuePosition) else arrival
@@ -115,7 +113,7 @@ class Session:
         """End the session: `next` raises this after the tokens that came before."""
         self._arrivals.put_nowait(SessionFailed(code, message, retry_after_s))
 
-    def _deadline_s(self) -> float:
+    def _timeout_s(self) -> float:
         if self._log.tokens:
-            return NEXT_TOKEN_WITHIN_S
-        return QUEUE_POSITION_WITHIN_S if self._position.ahead > 0 else FIRST_TOKEN_WITHIN_S
+            return NEXT_TOKEN_TIMEOUT_S
+        return QUEUE_POSITION_TIMEOUT_S if self._position.ahead > 0 else FIRST_TOKEN_TIMEOUT_S

@@ -27,7 +27,7 @@ from models.errors import ModelError, TemplateError, TemplateUnavailable, Unknow
 from models.templates.renderer import TemplateRenderer
 from models.tokenizer import Tokenizer
 
-FETCH_WITHIN_S = 3600.0  # a first download may take that long
+FETCH_TIMEOUT_S = 3600.0  # a first download may take that long
 MAX_LOADED = 4  # models whose text side stays in memory
 SHORT = 2048  # characters that are tokenized in less time than handing them to a thread takes
 
@@ -100,7 +100,7 @@ class TextModels:
 
     async def _load(self, card: ModelCard) -> TextModel:
         try:
-            done = await self._bus.request("download", DownloadWant(card.id), DownloadDone, FETCH_WITHIN_S)
+            done = await self._bus.request("download", DownloadWant(card.id), DownloadDone, FETCH_TIMEOUT_S)
             tokenizer = await asyncio.to_thread(Tokenizer.load, Path(done.folder))
         except RequestError as error:
             raise error_of_request(error) from None

@@ -119,7 +119,7 @@ def test_sessions_of_a_lost_gateway_leave_the_queue(weights: Path, monkeypatch: 
 
 
 def test_full_queue_gives_retry_after(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ring_memory, "MOST_WAITING", 2)
+    monkeypatch.setattr(ring_memory, "MAX_WAITING", 2)
     with stage_ring(weights, 1, positions=64) as ring:
         for session in range(4):
             ring.gateway.open(session, PROMPT, max_tokens=50)

@@ -17,7 +17,7 @@ from bus.dataplane.access import best_endpoint
 from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame, Payload
 from bus.dataplane.transport import Transport
 from cluster.failures import FailureCode
-from cluster.openings import LONGEST_FAILURE, MOST_DRAFTS, Opening, SessionFailure
+from cluster.openings import MAX_DRAFTS, MAX_FAILURE, Opening, SessionFailure
 from cluster.sampling import SamplingParams
 from cluster.shard import whole
 from engines.numpy.engine import NumpyEngine
@@ -89,7 +89,7 @@ def test_endless_chunk_fails_its_session(weights: Path, reference: Ring, rows: i
         (at(0, Flag.MORE), np.zeros((0, WIDTH), np.float32), "no rows"),
         (at(0), np.zeros(WIDTH, np.float32), "no rows"),
         (at(2**32 - 1), ROW, "does not have"),
-        (at(len(PROMPT) + 400 + MOST_DRAFTS), ROW, "does not have"),
+        (at(len(PROMPT) + 400 + MAX_DRAFTS), ROW, "does not have"),
         (at(0), np.zeros((1, WIDTH + 1), np.float32), f"(rows, {WIDTH})"),
         (at(0), np.zeros((1, WIDTH), np.int32), f"(rows, {WIDTH})"),
         (at(300, Flag.ROLLBACK), ROW, "300"),
@@ -140,7 +140,7 @@ def test_non_finite_hidden_states_affect_their_session_only(weights: Path, refer
         (len(PROMPT) + 1, [7]),
         (2**32 - 1, [7]),
         (None, []),
-        (None, [7] * (MOST_DRAFTS + 2)),
+        (None, [7] * (MAX_DRAFTS + 2)),
         (None, np.array([1.0], np.float32)),
     ],
 )
@@ -234,7 +234,7 @@ def test_failure_message_is_cut_to_its_bound(weights: Path, monkeypatch: pytest.
     with stage_ring(weights, 1) as ring:
         ring.stages[0].drain().result()
         ring.gateway.open(1)
-        assert len(ring.failure(1)) == LONGEST_FAILURE
+        assert len(ring.failure(1)) == MAX_FAILURE
 
 
 def test_stage_holds_no_more_sessions_than_slots(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,7 @@ def test_failed_start_is_reported_and_retried(script: str, monkeypatch: pytest.M
         async with rendering() as renderer:
             with monkeypatch.context() as patch:
                 patch.setattr(template_process, "_COMMAND", (sys.executable, "-c", script))
-                patch.setattr(template_process, "START_WITHIN_S", 0.5)
+                patch.setattr(template_process, "START_TIMEOUT_S", 0.5)
                 renderer.begin()
                 for _ in range(2):
                     with pytest.raises(TemplateUnavailable, match="did not start"):
@@ -168,7 +168,7 @@ def test_renderer_closes_while_its_child_starts(turns: int, monkeypatch: pytest.
                 await asyncio.sleep(0)
 
     monkeypatch.setattr(template_process, "_COMMAND", (sys.executable, "-c", SILENT.format(0)))
-    monkeypatch.setattr(template_process, "START_WITHIN_S", 10 * WITHIN_S)
+    monkeypatch.setattr(template_process, "START_TIMEOUT_S", 10 * WITHIN_S)
     asyncio.run(main())
 
 
