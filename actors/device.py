@@ -28,11 +28,11 @@ class Device:
         self._config = config
         self._measuring: asyncio.Task[DeviceCapabilities] | None = None
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start to measure."""
         self._measuring = asyncio.create_task(self._measure())
 
-    async def end(self) -> None:
+    async def stop(self) -> None:
         """Stop measuring, and wait until the child has ended."""
         if self._measuring:
             self._measuring.cancel()
@@ -40,7 +40,7 @@ class Device:
 
     async def measured(self) -> DeviceCapabilities:
         """Wait for the measurement. Raises RequestError if no engine works here."""
-        assert self._measuring is not None, "begin() comes first"
+        assert self._measuring is not None, "start() comes first"
         return await asyncio.shield(self._measuring)
 
     def now(self, nodes_here: int) -> DeviceCapabilities:

@@ -72,7 +72,7 @@ class NodeActor(Actor):
         self._role = own_role(config)
         self._topology = Topology()
         self._instances = Instances()
-        self._placer = Placer(bus, self._instances, RingMemoryWeightedPartitioningStrategy(), self._look)
+        self._placer = Placer(bus, self._instances, RingMemoryWeightedPartitioningStrategy(), self._current_topology)
         self._stages = StageHost(config, bus, self._device)
         self._sequence = 0
         self._published: NodeRecorded | None = None
@@ -81,7 +81,7 @@ class NodeActor(Actor):
 
     async def started(self) -> None:
         """Measure in the background, for only a shard has to wait for it, and learn what is known here."""
-        self._device.begin()
+        self._device.start()
         self._endpoint = (await self.bus.request("hub", HubDescribe(), HubState, START_TIMEOUT_S)).endpoint
         state = await self.bus.request_at_start("topology", TopologyGet(), TopologyState, START_TIMEOUT_S)
         self._topology = state.topology
@@ -90,7 +90,7 @@ class NodeActor(Actor):
 
     async def stopping(self) -> None:
         """End the measuring and the placements that run."""
-        await self._device.end()
+        await self._device.stop()
         await self._placer.stop()
 
     # -- this node's record
@@ -216,7 +216,7 @@ class NodeActor(Actor):
             )
         return members
 
-    async def _look(self) -> Topology:
+    async def _current_topology(self) -> Topology:
         """Return the topology with this node's record as of now, so that what was just unloaded counts."""
         await self._device.measured()
         return self._topology.with_node(self._own_record().record)
@@ -256,4 +256,4 @@ def _nearly_equal(one: NodeRecorded, other: NodeRecorded) -> bool:
 
 
 if __name__ == "__main__":
-    run_actor(NodeActor, NodeActor.name, hopeless=CatalogueError)
+    run_actor(NodeActor, NodeActor.name, fatal=CatalogueError)

@@ -45,19 +45,19 @@ GROW_AGAIN_S = 300.0  # between two attempts to grow a ring to the same nodes
 
 
 class Placer:
-    """Places models, one placement of a model at a time. `look` returns the topology as it is now."""
+    """Places models, one placement of a model at a time. `current_topology` returns the topology as it is now."""
 
     def __init__(
         self,
         bus: BusClient,
         instances: Instances,
         strategy: PartitioningStrategy,
-        look: Callable[[], Awaitable[Topology]],
+        current_topology: Callable[[], Awaitable[Topology]],
     ) -> None:
         self._bus = bus
         self._instances = instances
         self._strategy = strategy
-        self._look = look
+        self._current_topology = current_topology
         self._locks: dict[str, asyncio.Lock] = {}
         self._growing: dict[str, asyncio.Task[None]] = {}
         self._attempts: dict[str, tuple[frozenset[str], float]] = {}  # the nodes of the last growth, and when it was
@@ -73,7 +73,7 @@ class Placer:
             if held := self._instances.newest(card.id):
                 return held
             try:
-                stages = self._plan(card, await self._look())
+                stages = self._plan(card, await self._current_topology())
             except DoesNotFit as error:
                 raise RequestError(FailureCode.INSUFFICIENT_MEMORY, str(error)) from None
             return await self._place(card, stages)
@@ -106,7 +106,7 @@ class Placer:
         """Place a larger ring, if one is still wanted once the topology is known, and end all older instances."""
         async with self._lock(card):
             try:
-                topology = await self._look()
+                topology = await self._current_topology()
                 held = self._instances.newest(card.id)
                 if held and (wanted := self._larger_ring(card, topology, held)):
                     self._attempts[card.id] = wanted, time.monotonic()
@@ -131,7 +131,7 @@ class Placer:
         if len(stages) <= len(held.stages):
             await self._retire(held)
             await asyncio.sleep(SETTLE_S)
-            stages = self._plan_or_repeat(card, await self._look(), held)
+            stages = self._plan_or_repeat(card, await self._current_topology(), held)
         await self._place(card, stages)
 
     def _plan(self, card: ModelCard, topology: Topology) -> tuple[PlacedStage, ...]:

@@ -73,12 +73,10 @@ def _die_with_supervisor() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def run_actor(
-    make: Callable[[NodeConfig, BusClient], Actor], name: str, hopeless: type[Exception] = CannotStart
-) -> None:
+def run_actor(make: Callable[[NodeConfig, BusClient], Actor], name: str, fatal: type[Exception] = CannotStart) -> None:
     """Run one actor until it is stopped. On CannotStart, log its message and exit with status CANNOT_START.
 
-    `hopeless` is an exception of a lower package that means the same for this actor.
+    `fatal` is an exception of a lower package that means the same for this actor.
     """
     config = begin(name)
 
@@ -88,6 +86,6 @@ def run_actor(
 
     try:
         asyncio.run(main())
-    except (CannotStart, hopeless) as error:
+    except (CannotStart, fatal) as error:
         logging.getLogger(name).error("%s", error)
         raise SystemExit(CANNOT_START) from None

@@ -75,7 +75,7 @@ class GatewayActor(DataPlaneActor):
             task = asyncio.create_task(running)
             task.add_done_callback(lambda _: self.stop())
             self._tasks.append(task)
-        self._renderer.begin()
+        self._renderer.start()
         announce(config, port)
 
     async def stopping(self) -> None:

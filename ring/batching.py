@@ -98,7 +98,7 @@ class MicroBatches(Generic[StepT]):
         if rest == 0:
             self.complete()
 
-    def skip(self, rest: int) -> None:
+    def skip_step(self, rest: int) -> None:
         """Count a step of a session that is over as come, or the others of its micro-batch would wait for it."""
         if rest == 0:
             self.complete()

@@ -160,5 +160,5 @@ class RingCoordinator(InputRole):
             try:
                 self._stage.runner.save(session, update)
             except EngineError as error:
-                limited.warning("storing", "session %x cannot be stored: %s", session.session, error)
+                limited.warning("storing", "session %x cannot be stored: %s", session.id, error)
                 self._memory.invalidate()

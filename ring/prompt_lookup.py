@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cluster.openings import MAX_DRAFTS
+
 MATCHES = (4, 3, 2)  # tokens at the end of the text that must have occurred before, longest first
-MOST = 8  # drafts in one pass
 SPEED_FLOOR = 0.97  # of plain decoding, whatever the text
 ALLOWANCE = 1 / SPEED_FLOOR - 1  # passes that each token may waste
 MAX_CREDIT = 4.0  # passes: what accepted drafts of long ago may pay for now
@@ -68,7 +69,7 @@ class DraftBudget:
 
     def count(self, match: int, limit: int) -> int:
         """Return how many drafts to propose after a match of that length, at most `limit`."""
-        limit = min(limit, MOST)
+        limit = min(limit, MAX_DRAFTS)
         # If no draft pays, try one now and then, as the text may have changed; none if even a right one would not pay.
         probe = int(self._rested >= self._pause and self._row_cost < 1)
         wanted = most_worthwhile(self._chances[match], self._row_cost, limit) or min(probe, limit)

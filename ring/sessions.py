@@ -17,7 +17,7 @@ class StageSession:
     has computed (`computed`), and keeps the token at each position (`tokens`; drafts too, until they are rejected).
     """
 
-    session: int
+    id: int
     slot: int
     opening: Opening
     touched_at: float
@@ -79,13 +79,13 @@ class StageSessions:
         """Begin to send on a prompt on the first stage; every stage has its first `cached` tokens already."""
         session.tokens = list(session.opening.prompt)
         session.sent = session.computed = cached
-        self.prefilling[session.session] = session
+        self.prefilling[session.id] = session
 
     def take_prompt(self, session: StageSession, count: int) -> tuple[int, ...]:
         """Return the next `count` tokens of a prompt, and count them as sent."""
         begin, session.sent = session.sent, session.sent + count
         if not session.prompt_left:
-            del self.prefilling[session.session]
+            del self.prefilling[session.id]
         return session.opening.prompt[begin : session.sent]
 
     @property
@@ -101,4 +101,4 @@ class StageSessions:
     def idle_since(self, before: float) -> list[StageSession]:
         """Return the sessions without a step since then, except those that have prompt left here."""
         idle = [session for session in self.by_id.values() if session.touched_at < before]
-        return [session for session in idle if session.session not in self.prefilling]
+        return [session for session in idle if session.id not in self.prefilling]

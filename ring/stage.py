@@ -171,7 +171,7 @@ class Stage:
             self.input.closed(frame.session)
         elif not frame.flags & Flag.FINISHED:  # the owner's CLOSE may overtake the last token on its way round
             self.transport.dropped["no such session"] += 1
-            self.queue.skip(frame)
+            self.queue.skip_frame(frame)
 
     # -- for the roles
 
@@ -194,7 +194,7 @@ class Stage:
 
     def send(self, session: StageSession, outgoing: Outgoing) -> None:
         """Send a session's frame, and end the session if it cannot be sent. Sends nothing for one that has ended."""
-        if session.session not in self.sessions.by_id:
+        if session.id not in self.sessions.by_id:
             return
         try:
             self.transport.send(*outgoing)
@@ -204,17 +204,17 @@ class Stage:
 
     def fail(self, session: StageSession, failure: SessionFailure) -> None:
         """Report to the gateway why, and close the session here and on the other stages."""
-        if session.session not in self.sessions.by_id:
+        if session.id not in self.sessions.by_id:
             return
-        limited.warning(failure.code, "session %x: %s", session.session, failure.message)
+        limited.warning(failure.code, "session %x: %s", session.id, failure.message)
         self.close(session)
         self.input.failed(session)
-        self.frames.send_failure(session.session, session.reply_to, failure)
+        self.frames.send_failure(session.id, session.reply_to, failure)
 
     def close(self, session: StageSession) -> None:
         """Free the slot. The CLOSE goes on round the ring until it is at a stage that does not know the session."""
-        self.sessions.remove(session.session)
-        self.input.closed(session.session)
+        self.sessions.remove(session.id)
+        self.input.closed(session.id)
         self.queue.discard_parts(session)
         self.runner.release(session)
         self.output.closed(session)

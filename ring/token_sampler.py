@@ -60,7 +60,7 @@ class TokenSampler(OutputRole):
         so the admission always arrives before them.
         """
         if session.opening.drafts:
-            self._states[session.session] = DraftState(PromptLookup(session.opening.prompt))
+            self._states[session.id] = DraftState(PromptLookup(session.opening.prompt))
         self._stage.frames.send_admission(session, cached)
 
     def store(self, session: StageSession, update: CacheUpdate) -> None:
@@ -68,7 +68,7 @@ class TokenSampler(OutputRole):
 
     def closed(self, session: StageSession) -> None:
         """Forget the drafts, and pass the CLOSE on to the first stage."""
-        self._states.pop(session.session, None)
+        self._states.pop(session.id, None)
         self._stage.frames.send_close(session, self._stage.ring.next_endpoint)
 
     def deliver(self, computed: list[tuple[Step, FloatArray]]) -> None:
@@ -121,14 +121,14 @@ class TokenSampler(OutputRole):
         return SampledTokens(session, position, tokens, proposed, rollback, finished, compute_ns)
 
     def _drafts(self, session: StageSession) -> tuple[int, ...]:
-        state = self._states.get(session.session)
+        state = self._states.get(session.id)
         return state.drafts if state else ()
 
     def _propose(
         self, session: StageSession, tokens: list[int], drafts: tuple[int, ...], limit: int
     ) -> tuple[int, ...]:
         """Learn from the drafts of the step, and return those of the next one."""
-        state = self._states.get(session.session)
+        state = self._states.get(session.id)
         if state is None:
             return ()
         right = accepted(drafts, tokens)
@@ -145,11 +145,11 @@ class LoneTokenSampler(TokenSampler):
 
     def closed(self, session: StageSession) -> None:
         """Forget the drafts."""
-        self._states.pop(session.session, None)
+        self._states.pop(session.id, None)
 
     def _send_to_first(self, session: StageSession, outgoing: OutgoingArray) -> None:
         _, frame, tokens = outgoing
-        if session.session in self._stage.sessions.by_id:
+        if session.id in self._stage.sessions.by_id:
             self._stage.input.receive(session, frame, tokens)
 
 

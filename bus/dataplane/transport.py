@@ -25,7 +25,7 @@ Dealer = zmq.Socket[bytes]
 Received = tuple[Frame, Payload, str]
 """A frame, its payload, and the node that sent it: "" for a process of this user."""
 
-SEND_WITHIN_MS = 2000
+SEND_TIMEOUT_MS = 2000
 LINGER_MS = 200
 RETRY_AFTER_S = 5.0  # after a failed send, sending to the endpoint fails at once for so long
 COPY_BELOW = 64 << 10  # bytes; handing a smaller frame over without a copy costs more than the copy
@@ -117,7 +117,7 @@ class Transport:
     def send(self, endpoint: str, frame: Frame, payload: Payload | bytes) -> None:
         """Send one frame, rows cut into fragments of at most 256 KiB. The array must not change afterwards.
 
-        Raises PeerUnreachable after SEND_WITHIN_MS, and at once if the node is not linked or a send to the endpoint
+        Raises PeerUnreachable after SEND_TIMEOUT_MS, and at once if the node is not linked or a send to the endpoint
         failed within the last RETRY_AFTER_S.
         """
         try:
@@ -157,7 +157,7 @@ class Transport:
         except zmq.Again:  # also if our key was refused: libzmq never retries such a connection
             self._connections.discard(endpoint)
             self._retry_at[endpoint] = time.monotonic() + RETRY_AFTER_S
-            raise PeerUnreachable(f"{endpoint} accepted no frame for {SEND_WITHIN_MS / 1000:g} s") from None
+            raise PeerUnreachable(f"{endpoint} accepted no frame for {SEND_TIMEOUT_MS / 1000:g} s") from None
 
     def _dial(self, endpoint: str) -> tuple[Dealer, str]:
         now = time.monotonic()
@@ -173,5 +173,5 @@ class Transport:
 
     def _open(self, kind: int) -> Dealer:
         socket = open_socket(self._context, kind, high_water_mark=DATA_MARK, largest_frame=DATA_BYTES)
-        socket.setsockopt(zmq.SNDTIMEO, SEND_WITHIN_MS)
+        socket.setsockopt(zmq.SNDTIMEO, SEND_TIMEOUT_MS)
         return socket

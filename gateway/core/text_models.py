@@ -20,7 +20,7 @@ from gateway.core.errors import (
     model_not_found,
     unavailable,
 )
-from gateway.core.request import Conversation, Message, Prompt, Text, TokenIds
+from gateway.core.request import Conversation, Prompt, PromptMessage, Text, TokenIds
 from models.card import ModelCard
 from models.catalogue import Catalogue
 from models.errors import ModelError, TemplateError, TemplateUnavailable, UnknownModel
@@ -57,7 +57,7 @@ class TextModel:
             raise GatewayError(ErrorKind.INVALID_REQUEST, "the prompt is empty", field=RequestField.PROMPT)
         return ids
 
-    async def _render(self, messages: Sequence[Message]) -> str:
+    async def _render(self, messages: Sequence[PromptMessage]) -> str:
         template = self.tokenizer.chat_template
         if template is None:
             sentence = f"{self.card.id} has no chat template; choose an instruct model"

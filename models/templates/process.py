@@ -43,7 +43,7 @@ class TemplateProcess:
         process = _started_process(self._started)
         return process.pid if process and process.returncode is None else 0
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start the process in the background unless there is one."""
         failed = self._started and self._started.done() and _started_process(self._started) is None
         if self._started is None or failed:
@@ -79,13 +79,13 @@ class TemplateProcess:
         """Kill the process and start another one, both in the background."""
         self._end()
         if not self._closed:
-            self.begin()
+            self.start()
 
     async def _ready(self) -> Process:
         if self._closed:
             raise TemplateUnavailable("this gateway is stopping; try again")
-        self.begin()
-        assert self._started is not None, "begin starts it"
+        self.start()
+        assert self._started is not None, "start starts it"
         return await asyncio.shield(self._started)  # a cancelled request leaves the process to the next one
 
     def _end(self) -> None:

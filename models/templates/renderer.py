@@ -44,9 +44,9 @@ class TemplateRenderer:
         """The ids of the processes that are ready now."""
         return [child.pid for child in self._children if child.pid]
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start the first child in the background, before a request needs it."""
-        self._children[0].begin()
+        self._children[0].start()
 
     async def close(self) -> None:
         """End every child. Renders in progress fail."""

@@ -63,7 +63,7 @@ def stalled_session(ring: StageRing) -> StageSession:
     send = first.send
 
     def only_openings(session: StageSession, outgoing: Outgoing) -> None:
-        if session.session != 1 or outgoing[1].flags & Flag.OPEN:
+        if session.id != 1 or outgoing[1].flags & Flag.OPEN:
             send(session, outgoing)
 
     first.send = only_openings  # type: ignore[method-assign]
@@ -121,7 +121,7 @@ def test_non_finite_hidden_states_affect_their_session_only(weights: Path, refer
         frames = ring.stages[0].stage.frames
         honest = frames.hidden_states
         frames.hidden_states = lambda step, output, rest: honest(  # type: ignore[method-assign]
-            step, np.full_like(output, value) if step.session.session == 1 else output, rest
+            step, np.full_like(output, value) if step.session.id == 1 else output, rest
         )
         ring.gateway.open(1, max_tokens=60)
         ring.gateway.open(3, PROMPT[::-1], max_tokens=60)

@@ -39,7 +39,7 @@ def test_steps_of_closed_sessions_are_left_out() -> None:
         token = Frame(Flag.TOKEN, 1, number, len(PROMPT), 1, rest=3 - number)
         queue.add_token(sessions.add(number, opening(), 0.0), token, np.array([7], np.int32))
     sessions.remove(2)
-    assert [step.session.session for step in queue.pop_decode_steps(8)] == [1, 3]
+    assert [step.session.id for step in queue.pop_decode_steps(8)] == [1, 3]
 
 
 def test_parts_are_joined_to_one_step() -> None:
