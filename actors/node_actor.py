@@ -80,7 +80,7 @@ class NodeActor(Actor):
         self._endpoint = ""
 
     async def started(self) -> None:
-        """Measure in the background, for only a shard has to wait for it, and learn what is known here."""
+        """Start the measurement, which only shards wait for, and get the links and instances that this node knows."""
         self._device.start()
         self._endpoint = (await self.bus.request("hub", HubDescribe(), HubState, START_TIMEOUT_S)).endpoint
         state = await self.bus.request_at_start("topology", TopologyGet(), TopologyState, START_TIMEOUT_S)
@@ -135,13 +135,13 @@ class NodeActor(Actor):
 
     @on(TopologyChanged)
     async def topology_changed(self, message: TopologyChanged, envelope: Envelope) -> None:
-        """Follow the graph as this node's topology actor sees it, and grow rings over nodes that have joined."""
+        """Use the graph as this node's topology actor sees it, and grow rings over nodes that have joined."""
         self._topology = message.topology
         self._grow_rings()
 
     @on(NodeRecorded)
     async def recorded(self, message: NodeRecorded, envelope: Envelope) -> None:
-        """Follow what another node placed; this node may be the one to grow it."""
+        """Update what another node placed, and grow the rings that this node is the placer of now."""
         if envelope.node not in (self.bus.node_id, ""):
             self._instances.reconcile(envelope.node, message.instances)
             self._grow_rings()
@@ -212,7 +212,8 @@ class NodeActor(Actor):
         members = {*self._topology.node_ids, *([self.bus.node_id] if self._role is Role.MEMBER else [])}
         if not members:
             raise RequestError(
-                FailureCode.NO_MEMBER, f"no member of cluster {self._config.cluster} is linked to this gateway yet"
+                FailureCode.NO_MEMBER,
+                f"no member of cluster {self._config.cluster} is linked to this gateway yet; try again in a moment",
             )
         return members
 

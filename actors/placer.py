@@ -96,7 +96,7 @@ class Placer:
         return True
 
     async def stop(self) -> None:
-        """Give up what grows; what was loaded for it is unloaded."""
+        """Cancel the growth of all rings; shards that were loaded for it are unloaded."""
         for task in (tasks := list(self._growing.values())):
             task.cancel()
         if tasks:

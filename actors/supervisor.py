@@ -112,7 +112,7 @@ class Supervisor(Actor):
                 self._add(name, module)
 
     async def stopping(self) -> None:
-        """Stop the actors first and the hub last, so that their last messages get out."""
+        """Stop the actors first and the hub last, so that their last messages are delivered."""
         for run in self._runs.values():
             run.cancel()
         hub = self._children.pop("hub", None)
@@ -139,7 +139,7 @@ class Supervisor(Actor):
 
     @on(ActorUp)
     async def actor_up(self, message: ActorUp, envelope: Envelope) -> None:
-        """Note that a child of ours is on the bus."""
+        """Record that a child process is registered with the hub."""
         child = self._children.get(message.name)
         if child and not child.registered.done():
             child.registered.set_result(message.pid)
@@ -174,7 +174,7 @@ class Supervisor(Actor):
 
     @on(PeerRefused)
     async def peer_refused(self, message: PeerRefused, envelope: Envelope) -> None:
-        """Show a refusal. Strangers can cause them, so the same sentence appears once a minute at most."""
+        """Show a refusal. Any machine can cause them, so the same sentence appears once a minute at most."""
         if self._refusals.pass_on(message.message, time.monotonic()) is not None:
             self._screen.event(message.message)
 

@@ -1,7 +1,7 @@
 """The connection of an actor to the hub of its node: publish facts, send work, and await replies.
 
 It handles envelopes, headers and replies; what other messages mean is known to the actor. Its sockets belong to the
-asyncio loop that called `start`. Queues are bounded and every wait has a deadline.
+asyncio loop that called `start`. Queues are bounded and every wait has a timeout.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _Pending(NamedTuple):
 
 
 class BusClient:
-    """One actor's connection, to the hub of its node. `dropped` counts what was not taken or not sent, by reason."""
+    """One actor's connection to the hub of its node. `dropped` counts what was not accepted or not sent, by reason."""
 
     def __init__(self, run_dir: Path, node_id: str, name: str) -> None:
         self.node_id = node_id
@@ -292,7 +292,7 @@ class BusClient:
                 self._fail_pending(lambda to: to == lost, f"actor {lost}", reason)
 
     def _resolve(self, envelope: Envelope, reply: Reply) -> None:
-        """Hand a reply to its request. Only the node that was asked may reply, and our hub, if it cannot deliver."""
+        """Pass a reply to its request. Only the node that was asked may reply, or our hub if it cannot deliver."""
         pending = self._pending.get(envelope.header.cause)
         if pending is None or pending.reply.done():
             return

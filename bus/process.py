@@ -52,7 +52,7 @@ def log_to(handler: logging.Handler, name: str) -> None:
 
 
 def allow_many_files() -> None:
-    """Raise the limit of open files as far as the system grants, so that strangers' connections cannot use them up."""
+    """Raise the limit of open files as far as the system grants, so that foreign connections cannot use them up."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in (most, _MACOS_FILES):
         with suppress(OSError, ValueError):  # macOS reports no limit, and accepts 10,240
@@ -76,7 +76,7 @@ def _die_with_supervisor() -> None:
 def run_actor(make: Callable[[NodeConfig, BusClient], Actor], name: str, fatal: type[Exception] = CannotStart) -> None:
     """Run one actor until it is stopped. On CannotStart, log its message and exit with status CANNOT_START.
 
-    `fatal` is an exception of a lower package that means the same for this actor.
+    `fatal` is another exception after which this actor cannot start either.
     """
     config = begin(name)
 

@@ -65,7 +65,7 @@ def stream(api: Api, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, A
                 if "error" in chunk:
                     raise ApiRefused(str(chunk["error"].get("message", "the answer failed")))
                 yield chunk
-    raise ApiRefused("the answer broke off; the node's logs say more")
+    raise ApiRefused("the answer ended too early; look into the logs of the node")
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def _response(api: Api, method: str, path: str, body: Mapping[str, Any] | None) 
     timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     data = None if body is None else json.dumps(body).encode()
     try:
-        # neither a proxy nor ~/.netrc: a node is in the same network, and its key is nobody else's
+        # neither a proxy nor ~/.netrc: a node is in the same network, and no other host may get its key
         with (
             httpx.Client(timeout=timeout, trust_env=False) as client,
             client.stream(method, api.url + path, content=data, headers=api.headers) as response,
@@ -114,7 +114,7 @@ def _body(response: httpx.Response) -> bytes:
 
 def _key_refused(api: Api) -> str:
     if api.key:
-        return f"the gateway at {api.url} does not know this API key; pass another --api-key, or set EXOBUS_API_KEY"
+        return f"the gateway at {api.url} does not accept this API key; pass another --api-key, or set EXOBUS_API_KEY"
     return f"the gateway at {api.url} needs an API key; pass --api-key, or set EXOBUS_API_KEY"
 
 

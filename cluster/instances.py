@@ -31,7 +31,7 @@ class Instances:
         self._down[instance_id] = None
 
     def reconcile(self, placer: str, instances: Iterable[Instance]) -> None:
-        """Follow a placer's own list: an instance of its that the list does not name is down."""
+        """Apply a placer's own list: each other instance that it placed is down."""
         named = {instance.instance_id: instance for instance in instances if instance.placer == placer}
         for instance in self.placed_by(placer):
             if instance.instance_id not in named:

@@ -11,7 +11,7 @@ from cluster.failures import FailureCode
 from cluster.sampling import SamplingParams
 
 MAX_DRAFTS = 8  # more rows than that cost a pass of their own
-MAX_PROMPT = 1 << 18  # tokens; an opening with so many is nearly as large as a frame may be
+MAX_PROMPT = 1 << 18  # tokens; an opening with that many is nearly as large as a frame may be
 MAX_TOKENS = 1 << 30  # together with the prompt still a position of 32 bits
 MAX_BLOCKS = 1 << 17  # numbers of stored prefix blocks
 MAX_FAILURE = 4096  # characters
@@ -55,7 +55,7 @@ class Opening(msgspec.Struct, frozen=True):
             )
 
     def finish_reason(self, token: int, index: int) -> str:
-        """Return `stop`, `length`, or "" if the generation goes on after this token.
+        """Return `stop`, `length`, or "" if the generation continues after this token.
 
         `index` counts the tokens of this opening from 0, which stands at `first_position`.
         """

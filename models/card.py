@@ -20,7 +20,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 MEMBER = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)*\.gguf")
 
 MIN_POSITIONS = 4096
-"""A shard needs room for the keys and values of at least so many positions, or of the context if that is shorter."""
+"""A shard needs room for the keys and values of at least this many positions, or of the context if that is shorter."""
 
 
 class HubSource(msgspec.Struct, frozen=True, tag="hub", tag_field="kind", forbid_unknown_fields=True):

@@ -34,7 +34,7 @@ class StageSession:
         return self.opening.first_position - self.sent
 
     def expects(self, position: int, count: int) -> bool:
-        """Whether the last stage may send so many tokens for `position`: later than before, and without a gap."""
+        """Return whether the last stage may send `count` tokens at `position`: later than before, and without a gap."""
         earliest = max(self.opening.first_position, self.computed + 1)
         return earliest <= position <= len(self.tokens) and 1 <= count <= 1 + MAX_DRAFTS
 

@@ -199,7 +199,7 @@ class Stage:
         try:
             self.transport.send(*outgoing)
         except PeerUnreachable as error:
-            message = f"stage {self.ring.index} cannot send: {error}"
+            message = f"stage {self.ring.index} cannot send: {error}; try again"
             self.fail(session, SessionFailure(FailureCode.STAGE_FAILED, message))
 
     def fail(self, session: StageSession, failure: SessionFailure) -> None:
@@ -212,7 +212,7 @@ class Stage:
         self.frames.send_failure(session.id, session.reply_to, failure)
 
     def close(self, session: StageSession) -> None:
-        """Free the slot. The CLOSE goes on round the ring until it is at a stage that does not know the session."""
+        """Free the slot. The CLOSE travels round the ring until it reaches a stage that does not know the session."""
         self.sessions.remove(session.id)
         self.input.closed(session.id)
         self.queue.discard_parts(session)
@@ -220,7 +220,7 @@ class Stage:
         self.output.closed(session)
         self._check_drained()
 
-    # --
+    # -- internal
 
     def _compute(self, batch: list[Step]) -> None:
         computed = []
@@ -238,7 +238,7 @@ class Stage:
         self._reap_at = now + REAP_EVERY_S
         limit_s = self.input.idle_limit_s
         for session in self.sessions.idle_since(now - limit_s):
-            message = f"this generation made no progress for {limit_s:g} s"
+            message = f"this generation made no progress for {limit_s:g} s; try again"
             self.fail(session, SessionFailure(FailureCode.TIMEOUT, message))
 
     def _check_drained(self) -> None:

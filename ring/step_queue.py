@@ -40,12 +40,12 @@ class StepQueue:
         self.prompts.complete()
 
     def skip_frame(self, frame: Frame) -> None:
-        """Count the frame of a session that is over as come."""
+        """Count the frame of a session that is over as received."""
         self.decode.skip_step(frame.rest)
         self.prompts.skip_step(frame.rest)
 
     def discard_parts(self, session: StageSession) -> None:
-        """Discard what has come of a session's chunk."""
+        """Discard the received parts of a session's chunk."""
         self._parts.pop(session.id, None)
 
     def add_hidden(self, session: StageSession, frame: Frame, payload: Payload) -> None:

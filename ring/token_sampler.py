@@ -74,7 +74,7 @@ class TokenSampler(OutputRole):
     def deliver(self, computed: list[tuple[Step, FloatArray]]) -> None:
         """Sample a token for each session that is due; send tokens round the ring, and then to the gateways.
 
-        The tokens that go on in the ring are one micro-batch again, so `rest` counts them.
+        The tokens that continue in the ring are one micro-batch again, so `rest` counts them.
         """
         stage, frames = self._stage, self._stage.frames
         due = [(step, logits) for step, logits in computed if step.samples]

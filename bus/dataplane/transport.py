@@ -90,7 +90,7 @@ class Transport:
     def _take(self, milliseconds: int) -> tuple[bytes, bytes]:
         """Return the next message and its source; NO_SOURCE if none comes in time.
 
-        A message of several parts is no frame of ours and returned as an empty one. Waiting is one blocking call
+        A message of several parts is not a frame, and is returned as an empty one. Waiting is one blocking call
         (RCVTIMEO instead of a poll before the receive), because each call costs every token its time.
         """
         inbox = self._inbox

@@ -134,7 +134,7 @@ class Peering(PeerNetwork):
         self._receive_message(node_id, self._policy.check(node_id, frames), frames)
 
     def _receive_hello(self, node_id: str, hello: LinkHello) -> None:
-        """Take a hello, in which a hub names only itself and an endpoint with its own key."""
+        """Handle a hello, in which a hub names only itself and an endpoint with its own key. Raises WireError."""
         member = self._authenticator.member(node_id)
         if member is None or hello.node_id != node_id or not _is_of(hello.endpoint, node_id):
             raise WireError("sender")

@@ -60,9 +60,7 @@ def revoke(node: str | None, name: str, *, rotate: bool) -> None:
         if rotate:
             await _rotate(bus)
         else:
-            typer.echo(
-                "it still knows the join code; `exobus cluster rotate` keeps it out with a new key too", err=True
-            )
+            typer.echo("it could join again with a new key; `exobus cluster rotate` makes a new join code", err=True)
 
     observe(the_only_node(node), command)
 
@@ -74,7 +72,7 @@ def approve(node: str | None, name: str) -> None:
         state = await _state(bus)
         member = _find(state.members, name)
         await bus.request("hub", MemberApprove(member.node_id), RequestDone, ASK_TIMEOUT_S)
-        typer.echo(f"{_label(member)} may join {state.cluster}")
+        typer.echo(f"{_label(member)} is approved in {state.cluster}")
 
     observe(the_only_node(node), command)
 

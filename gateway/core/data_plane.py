@@ -123,7 +123,7 @@ class DataPlane:
 
 
 def accepted_by_gateway(flags: int, sender: str, nodes: Sequence[str]) -> bool:
-    """Whether a gateway accepts a frame from a node, if a session's stages are on `nodes`, in their order.
+    """Return whether a gateway accepts a frame from a node, if a session's stages are on `nodes`, in their order.
 
     Tokens come from the last stage, queue positions from the first and the admission from the last, a failure from any.
     A process of this user may send all of them.

@@ -68,7 +68,7 @@ class GenerationFinished:
 
 @dataclass(frozen=True, slots=True)
 class GenerationFailed:
-    """The generation cannot go on; nothing follows."""
+    """The generation cannot continue; no event follows."""
 
     error: GatewayError
 

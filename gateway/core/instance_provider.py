@@ -21,7 +21,7 @@ class InstanceProvider:
         self._role = role
 
     def newest(self, model_id: str) -> Instance | None:
-        """Return the newest instance that is known to stand, without asking anyone.
+        """Return the newest instance that is known to stand, without a message on the bus.
 
         An observer may open no sessions: it knows of none, and its request is refused with a sentence.
         """

@@ -18,7 +18,7 @@ NEXT_TOKEN_TIMEOUT_S = 60.0
 
 
 class SessionFailed(Exception):
-    """A generation cannot go on; `code` is for programs, the message one sentence for people.
+    """A generation cannot continue; `code` is for programs, the message one sentence for people.
 
     `retry_after_s` says when to try again; 0 is no advice.
     """

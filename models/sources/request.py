@@ -47,7 +47,7 @@ class FetchRequest(msgspec.Struct, frozen=True):
         """Raise DownloadCancelled once `cancelled` is set."""
         if self.cancelled.is_set():
             raise DownloadCancelled(
-                f"the download of {self.card.id} was cancelled; ask for the model again to go on with it"
+                f"the download of {self.card.id} was cancelled; ask for the model again to continue"
             )
 
     @contextmanager

@@ -29,7 +29,7 @@ _decode: Callable[[bytes], Rendered | RenderFailed] = msgspec.msgpack.Decoder(Re
 
 
 class TemplateRenderer:
-    """Renders conversations, each within `timeout_s` seconds. Until it is closed its children go on running."""
+    """Renders conversations, each within `timeout_s` seconds. Its children run until it is closed."""
 
     def __init__(self, timeout_s: float = RENDER_TIMEOUT_S) -> None:
         self._children = [TemplateProcess(timeout_s) for _ in range(CHILDREN)]

@@ -52,7 +52,7 @@ def test_stream_that_ends_early_is_refused() -> None:
     with server(ok(b'data: {"a": 1}\n\n')) as api:
         chunks = stream(api, "/", {})
         assert next(chunks) == {"a": 1}
-        with pytest.raises(ApiRefused, match="broke off"):
+        with pytest.raises(ApiRefused, match="ended too early"):
             next(chunks)
 
 

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from cluster.shard import Shard, whole
 from models.card import FolderSource, HubSource, ModelCard
-from models.catalogue import DEFAULT_MODEL, Catalogue, CatalogueError, UnknownModel
+from models.catalogue import DEFAULT_MODEL, Catalogue
 from models.config import ModelConfig, config_from_hf
+from models.errors import CatalogueError, UnknownModel
 from models.weights.checkpoint import tensor_names, tensor_shape
 from models.weights.reader import open_weights
 from tests.support.models import default_model_path

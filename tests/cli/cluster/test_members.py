@@ -155,7 +155,7 @@ def test_revoke_with_rotate_gives_the_revoked_node_no_code(pair: tuple[Here, Her
 def test_approve_admits_a_revoked_node(pair: tuple[Here, Here]) -> None:
     ada, _ = pair
     printed(ada.data_dir, "revoke", "bob")
-    assert "may join home" in printed(ada.data_dir, "approve", "bob")
+    assert "is approved in home" in printed(ada.data_dir, "approve", "bob")
     assert statuses(ada) == {"bob": MemberStatus.APPROVED}
 
 
