@@ -58,18 +58,18 @@ class InFlightBatches:
         """Add a micro-batch with a step of each of these sessions."""
         self._batches.append(set(sessions))
 
-    def returned(self, session: int) -> None:
+    def returned(self, session_id: int) -> None:
         """Remove the micro-batch whose step came back, and those before it. A step that was never dealt is no error."""
         for at, batch in enumerate(self._batches):
-            if session in batch:
+            if session_id in batch:
                 for _ in range(at + 1):
                     self._batches.popleft()
                 return
 
-    def discard(self, session: int) -> None:
+    def discard(self, session_id: int) -> None:
         """Wait no longer for the step of a session that is over."""
         for batch in self._batches:
-            batch.discard(session)
+            batch.discard(session_id)
         self._batches = deque(batch for batch in self._batches if batch)
 
 

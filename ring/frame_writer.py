@@ -34,8 +34,8 @@ class FrameWriter:
         self._ring = ring
         self._activations = activations
 
-    def _frame(self, session: int, flags: int, position: int = 0, compute_ns: int = 0, rest: int = 0) -> Frame:
-        return Frame(flags, self._epoch, session, position, stage=self._ring.index, compute_ns=compute_ns, rest=rest)
+    def _frame(self, session_id: int, flags: int, position: int = 0, compute_ns: int = 0, rest: int = 0) -> Frame:
+        return Frame(flags, self._epoch, session_id, position, stage=self._ring.index, compute_ns=compute_ns, rest=rest)
 
     def to_next(self, session: StageSession, flags: int, payload: bytes) -> Outgoing:
         """Return a frame for the next stage that is not about rows: OPEN or STORE."""
@@ -69,20 +69,22 @@ class FrameWriter:
         """Report to the gateway that the session runs, and that `cached` tokens of its prompt need not be computed."""
         self._send_queue_position(session.id, session.reply_to, 0, cached)
 
-    def send_queue_position(self, session: int, opening: Opening, ahead: int) -> bool:
+    def send_queue_position(self, session_id: int, opening: Opening, ahead: int) -> bool:
         """Report to the gateway that `ahead` sessions wait before this one. Returns False if it cannot be reached."""
         reply_to = self._reply_endpoint(opening)
-        return bool(reply_to) and self._send_queue_position(session, reply_to, ahead + 1, 0)
+        return bool(reply_to) and self._send_queue_position(session_id, reply_to, ahead + 1, 0)
 
-    def send_refusal(self, session: int, opening: Opening, failure: SessionFailure) -> None:
+    def send_refusal(self, session_id: int, opening: Opening, failure: SessionFailure) -> None:
         """Report to the gateway that a session was not admitted."""
         if reply_to := self._reply_endpoint(opening):
-            self.send_failure(session, reply_to, failure)
+            self.send_failure(session_id, reply_to, failure)
 
-    def send_failure(self, session: int, reply_to: str, failure: SessionFailure) -> None:
+    def send_failure(self, session_id: int, reply_to: str, failure: SessionFailure) -> None:
         """Report to the gateway why a session is over."""
         failure = msgspec.structs.replace(failure, message=failure.message[:MAX_FAILURE])
-        self._send(reply_to, self._frame(session, Flag.FAILED), msgspec.msgpack.encode(failure), "gateway unreachable")
+        self._send(
+            reply_to, self._frame(session_id, Flag.FAILED), msgspec.msgpack.encode(failure), "gateway unreachable"
+        )
 
     def send_close(self, session: StageSession, endpoint: str) -> None:
         """Send a session's CLOSE to a stage."""
@@ -96,9 +98,9 @@ class FrameWriter:
             self._transport.dropped["gateway unreachable"] += 1
             return ""
 
-    def _send_queue_position(self, session: int, reply_to: str, place: int, cached: int) -> bool:
+    def _send_queue_position(self, session_id: int, reply_to: str, place: int, cached: int) -> bool:
         payload = np.array([place, cached], np.int32)
-        return self._send(reply_to, self._frame(session, Flag.QUEUE_POSITION), payload, "gateway unreachable")
+        return self._send(reply_to, self._frame(session_id, Flag.QUEUE_POSITION), payload, "gateway unreachable")
 
     def _send(self, endpoint: str, frame: Frame, payload: Payload | bytes, loss: str) -> bool:
         try:

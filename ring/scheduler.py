@@ -50,9 +50,9 @@ class Scheduler:
         """Note that a session's token came round the ring."""
         self._in_flight.returned(session.id)
 
-    def discard(self, session: int) -> None:
+    def discard(self, session_id: int) -> None:
         """Wait no longer for the step of a session that is over."""
-        self._in_flight.discard(session)
+        self._in_flight.discard(session_id)
 
     def _due_chunks(self) -> list[tuple[StageSession, int]]:
         if not self._sessions.prefilling:

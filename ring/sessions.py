@@ -54,23 +54,23 @@ class StageSessions:
     _free: list[int] = field(default_factory=list)
     _next_slot: int = 0
 
-    def add(self, session: int, opening: Opening, now: float) -> StageSession:
+    def add(self, session_id: int, opening: Opening, now: float) -> StageSession:
         """Add a session and give it a slot. Raises KeyError if it is here already, ValueError if there are `most`."""
-        if session in self.by_id:
-            raise KeyError(session)
+        if session_id in self.by_id:
+            raise KeyError(session_id)
         if len(self.by_id) >= self.most:
             raise ValueError(f"{self.most} sessions are open already")
         if self._free:
             slot = self._free.pop()
         else:
             slot, self._next_slot = self._next_slot, self._next_slot + 1
-        added = self.by_id[session] = StageSession(session, slot, opening, now)
+        added = self.by_id[session_id] = StageSession(session_id, slot, opening, now)
         return added
 
-    def remove(self, session: int) -> StageSession | None:
+    def remove(self, session_id: int) -> StageSession | None:
         """Remove a session and free its slot number; return it, or None if it is not here."""
-        removed = self.by_id.pop(session, None)
-        self.prefilling.pop(session, None)
+        removed = self.by_id.pop(session_id, None)
+        self.prefilling.pop(session_id, None)
         if removed:
             self._free.append(removed.slot)
         return removed
