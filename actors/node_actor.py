@@ -160,7 +160,7 @@ class NodeActor(Actor):
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
         """Declare every instance down that had a stage on the lost node."""
-        for instance in self._instances.with_node(message.node_id):
+        for instance in self._instances.on_node(message.node_id):
             await self._declare_down(instance, f"node {message.node_id} is gone ({message.reason})")
 
     @on(ActorDown)
@@ -169,7 +169,7 @@ class NodeActor(Actor):
         if envelope.node != self.bus.node_id:
             return
         for instance_id in self._stages.engine_ended(message.name):
-            if instance := self._instances.with_id(instance_id):
+            if instance := self._instances.get(instance_id):
                 await self._declare_down(instance, f"{message.name} on {self._config.name} ended ({message.reason})")
 
     async def _declare_down(self, instance: Instance, reason: str) -> None:

@@ -38,7 +38,7 @@ from bus.messages import (
     PeerUp,
     RequestDone,
 )
-from bus.net.endpoints import address_of
+from bus.net.endpoints import address_of, port_of
 from bus.process import CANNOT_START, allow_many_files
 from bus.wire import Envelope
 from cluster.capabilities import DeviceCapabilities
@@ -267,7 +267,7 @@ class Supervisor(Actor):
 
     def _keep_ports(self, hub: HubState) -> None:
         """Write the hub's ports into the settings, so that a restarted hub takes the same: other nodes know them."""
-        bus_port, join_port = _port(address_of(hub.endpoint)), _port(hub.join_endpoint)
+        bus_port, join_port = port_of(hub.endpoint), port_of(hub.join_endpoint)
         config = self._config
         self._config = msgspec.structs.replace(
             config, bus_port=bus_port or config.bus_port, join_port=join_port or config.join_port
@@ -283,11 +283,6 @@ class Supervisor(Actor):
         raise RequestError(
             FailureCode.INTERNAL, f"{child.name} did not start; see {self._folder.logs / child.name}.log"
         )
-
-
-def _port(address: str) -> int:
-    """Return the port of a tcp address, or 0 for an empty one."""
-    return int(address.rpartition(":")[2] or 0)
 
 
 async def run_node(config: NodeConfig, folder: DataDir, screen: Screen) -> str:

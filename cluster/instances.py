@@ -48,11 +48,11 @@ class Instances:
         newest = self.newest(model_id)
         return tuple(instance for instance in self._of_model(model_id) if instance != newest)
 
-    def with_id(self, instance_id: str) -> Instance | None:
-        """Return the standing instance of this id."""
+    def get(self, instance_id: str) -> Instance | None:
+        """Return the standing instance of this id, or None."""
         return self._standing.get(instance_id)
 
-    def with_node(self, node_id: str) -> tuple[Instance, ...]:
+    def on_node(self, node_id: str) -> tuple[Instance, ...]:
         """Return the instances that have a stage on a node."""
         return tuple(instance for instance in self._standing.values() if node_id in instance.node_ids)
 

@@ -67,13 +67,13 @@ class Transport:
             if not self._waker.closed:
                 self._waker.send(b"", zmq.DONTWAIT)
 
-    def receive(self, milliseconds: int = 0) -> Received | None:
+    def receive(self, timeout_ms: int = 0) -> Received | None:
         """Return the next frame, its payload and its sender; None if none comes in time or `wake` was called.
 
         Invalid frames and those of nodes that are not linked are counted and dropped.
         """
         while True:
-            source, message = self._take(milliseconds)
+            source, message = self._take(timeout_ms)
             if source in (NO_SOURCE, WAKER):
                 return None
             try:
@@ -87,20 +87,20 @@ class Transport:
                 self.dropped["lost before this frame"] += 1
             return frame, payload, sender
 
-    def _take(self, milliseconds: int) -> tuple[bytes, bytes]:
+    def _take(self, timeout_ms: int) -> tuple[bytes, bytes]:
         """Return the next message and its source; NO_SOURCE if none comes in time.
 
         A message of several parts is not a frame, and is returned as an empty one. Waiting is one blocking call
         (RCVTIMEO instead of a poll before the receive), because each call costs every token its time.
         """
         inbox = self._inbox
-        if milliseconds and milliseconds != self._timeout_ms:
-            inbox.setsockopt(zmq.RCVTIMEO, milliseconds)
-            self._timeout_ms = milliseconds
-        elif not milliseconds and not int(inbox.getsockopt(zmq.EVENTS)) & READABLE:
+        if timeout_ms and timeout_ms != self._timeout_ms:
+            inbox.setsockopt(zmq.RCVTIMEO, timeout_ms)
+            self._timeout_ms = timeout_ms
+        elif not timeout_ms and not int(inbox.getsockopt(zmq.EVENTS)) & READABLE:
             return NO_SOURCE, b""  # the usual case, at a tenth of the cost of an exception
         try:
-            source = inbox.recv(0 if milliseconds else zmq.DONTWAIT)
+            source = inbox.recv(0 if timeout_ms else zmq.DONTWAIT)
         except zmq.Again:
             return NO_SOURCE, b""
         if source in self._inbound:

@@ -16,7 +16,7 @@ import typer
 from bus import messages
 from bus.client import BusClient
 from bus.wire import Envelope
-from cli.bus.patterns import TAP, check, literal_prefix, matches
+from cli.bus.patterns import TAP, check_pattern, literal_prefix, matches
 from cli.options import USAGE, leave
 from common.text_safety import one_line
 
@@ -30,7 +30,7 @@ async def run(bus: BusClient, node: str, pattern: str, count: int, *, as_json: b
     A pattern that matches no known kind is reported, but may match a kind that is not known here.
     """
     try:
-        check(pattern)
+        check_pattern(pattern)
     except ValueError as error:
         leave(str(error), USAGE)
     if not any(matches(pattern, kind) for kind in known_kinds()):

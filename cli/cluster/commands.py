@@ -56,7 +56,7 @@ def list_members(node: NodeOption = None, as_json: JsonOption = False) -> None:
     """List approved, pending and revoked nodes."""
     from cli.cluster import members
 
-    members.show(node, as_json=as_json)
+    members.list_members(node, as_json=as_json)
 
 
 @app.command("revoke")

@@ -35,7 +35,7 @@ from common.private_files import PrivateFileError
 ASK_TIMEOUT_S = 5.0
 
 
-def show(node: str | None, *, as_json: bool) -> None:
+def list_members(node: str | None, *, as_json: bool) -> None:
     """Print the members as a running node knows them; if none runs, print the list that was kept on disk."""
     nodes = running_nodes()
     if node is None and not nodes:

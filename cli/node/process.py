@@ -46,7 +46,7 @@ def run(options: NodeOptions) -> tuple[str, int]:
         given = given_code(joining) if joining else None
         code = given or kept_code(options.data_dir)
         options = resolved(options)
-        check(options, code)
+        check_options(options, code)
     except (BadOption, DataDirError, ValueError) as error:
         return str(error), USAGE
     except PrivateFileError as error:
@@ -91,7 +91,7 @@ def resolved(options: NodeOptions) -> NodeOptions:
     )
 
 
-def check(options: NodeOptions, code: JoinCode | None) -> None:
+def check_options(options: NodeOptions, code: JoinCode | None) -> None:
     """Check resolved options. Raises BadOption, DataDirError or ValueError, each with one sentence."""
     check_name(options.name or default_name())
     if options.engine not in ("auto", *ENGINES):
