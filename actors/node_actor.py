@@ -182,7 +182,7 @@ class NodeActor(Actor):
 
     @on(InstanceEnsure)
     async def ensure(self, message: InstanceEnsure, envelope: Envelope) -> InstanceReady:
-        """Return a standing instance, placed now if need be.
+        """Return a standing instance, placed now if there is none.
 
         Another node's request is not passed on again: two nodes may see different members for a moment.
         """

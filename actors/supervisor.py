@@ -258,7 +258,7 @@ class Supervisor(Actor):
         return f"exit status {status}, see {self._folder.logs / name}.log"
 
     async def _hub_ready(self) -> HubState:
-        """Wait until the hub answers. Raises NodeFailed if it ends for good, or takes too long."""
+        """Wait until the hub answers. Raises NodeFailed if it is given up, or takes too long."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and not self.failure:
             with suppress(RequestError):

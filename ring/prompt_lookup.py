@@ -118,7 +118,7 @@ class PromptLookup:
             if start is not None:
                 self._match = length
                 count = self._budget.count(length, limit)
-                found = self._text[start : start + count]  # past the end of the text, the copy goes on with itself
+                found = self._text[start : start + count]  # past the end of the text, the copy continues with itself
                 return tuple(found[at % len(found)] for at in range(count))
         return ()
 

@@ -125,7 +125,7 @@ class Stage:
     def _receive_frames(self) -> None:
         """Handle the frames that are here, and wait for the rest of a micro-batch that has begun to come.
 
-        Computing what is here already would split the micro-batch for good, at the cost of a pass per round.
+        Computing what is here already would split the micro-batch permanently, at the cost of a pass per round.
         """
         received = self.transport.receive(0 if self.input.busy else IDLE_WAIT_MS)
         count = 0

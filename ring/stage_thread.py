@@ -1,4 +1,4 @@
-"""The thread that a stage lives on, so that control messages never wait for a matrix product."""
+"""The thread that a stage runs on, so that control messages never wait for a matrix product."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def _run(options: NodeOptions, folder: DataDir, code: JoinCode | None) -> str:
     for sentence in warnings(options):
         typer.echo(sentence, err=True)
     role = code.role if code else Role.MEMBER
-    screen = NodeScreen(role, typed_command(), colour="NO_COLOR" not in os.environ)
+    screen = NodeScreen(role, typed_command(), color="NO_COLOR" not in os.environ)
     failure = asyncio.run(run_node(config, folder, screen))
     if not failure:
         screen.event(f"node {config.name} has stopped")

@@ -115,7 +115,7 @@ class DataPlane:
             ) from None
 
     def _close(self, endpoint: str, session: Session) -> None:
-        """Send CLOSE without waiting, so that a cancelled task cannot lose it; a stage that takes no frame is dead."""
+        """Send CLOSE without waiting, so that a cancelled task cannot lose it; a stage that accepts none has failed."""
         try:
             self._transport.send(endpoint, _frame(session, Flag.CLOSE), b"", wait=False).add_done_callback(_log_failure)
         except ValueError as error:  # its node is not linked any more

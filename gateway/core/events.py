@@ -58,7 +58,7 @@ class ChoiceFinished:
 
 @dataclass(frozen=True, slots=True)
 class GenerationFinished:
-    """All choices are complete. `seed` is the first choice's; `nodes` is how many machines took part."""
+    """All choices are complete. `seed` is the first choice's; `nodes` is how many nodes took part."""
 
     usage: Usage
     timings: Timings

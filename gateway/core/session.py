@@ -83,7 +83,7 @@ class Session:
         return self._position if isinstance(arrival, QueuePosition) else arrival
 
     def receive_tokens(self, position: int, tokens: Sequence[int], *, finished: bool) -> None:
-        """Take the tokens for the positions from `position` on; with `finished` the last of them ends the session.
+        """Accept the tokens for the positions from `position` on; with `finished` the last of them ends the session.
 
         At most `max_tokens` of them are passed on, which bounds the queue.
         """
@@ -97,7 +97,7 @@ class Session:
                 self._arrivals.put_nowait(Token(token, finished and at == len(tokens) - 1))
 
     def receive_queue_position(self, position: QueuePosition) -> bool:
-        """Take a queue position; at most one of them waits to be read.
+        """Accept a queue position; at most one of them waits to be read.
 
         Returns False after the admission: positions come from the first stage and the admission from the last, so an
         old position may be late.

@@ -52,7 +52,7 @@ class FetchRequest(msgspec.Struct, frozen=True):
 
     @contextmanager
     def locked_folder(self) -> Iterator[Path]:
-        """Hold the card's folder in the cache, which is made if need be, against all other processes.
+        """Hold the card's folder in the cache, which is made if it does not exist, against all other processes.
 
         Reports the progress of the process that holds it, as far as file sizes show it. Raises DownloadError after
         `LOCK_TIMEOUT_S` or if the folder cannot be written, and DownloadCancelled.

@@ -50,7 +50,7 @@ class TemplateProcess:
             self._started = asyncio.create_task(_start())
 
     async def close(self) -> None:
-        """End the process for good."""
+        """End the process; none takes its place."""
         self._closed = True
         self._end()
         await asyncio.gather(*self._ending)
