@@ -45,7 +45,7 @@ def test_id_is_that_of_a_private_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
-def test_folder_that_others_may_enter_is_refused_and_left_empty(tmp_path: Path, mode: int) -> None:
+def test_folder_open_to_others_is_left_empty(tmp_path: Path, mode: int) -> None:
     node = tmp_path / "node"
     node.mkdir()
     node.chmod(mode)
@@ -63,7 +63,7 @@ def test_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604])
-def test_key_that_others_can_read_is_refused_and_unlocks_the_folder(tmp_path: Path, mode: int) -> None:
+def test_readable_key_is_refused_and_unlocks_the_folder(tmp_path: Path, mode: int) -> None:
     open_folder(tmp_path).close()
     (tmp_path / KEY_FILE).chmod(mode)
     for _ in range(2):
@@ -73,7 +73,7 @@ def test_key_that_others_can_read_is_refused_and_unlocks_the_folder(tmp_path: Pa
     open_folder(tmp_path).close()
 
 
-def test_run_folder_on_a_file_system_without_modes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_folder_without_file_modes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "mkdir", lambda path, mode=0o777, *, dir_fd=None: _mkdir(path, 0o755))
     (tmp_path / "node").mkdir()
     (tmp_path / "node").chmod(0o700)
@@ -83,7 +83,7 @@ def test_run_folder_on_a_file_system_without_modes_is_refused(tmp_path: Path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["node"]
 
 
-def test_copied_folder_leaves_the_run_folder_of_the_original(tmp_path: Path) -> None:
+def test_copied_folder_leaves_the_originals_run_folder(tmp_path: Path) -> None:
     original = open_folder(tmp_path / "node")
     write_config(config(original))
     shutil.copytree(original.path, tmp_path / "copy")
@@ -102,7 +102,7 @@ def test_two_folders_have_two_ids(tmp_path: Path) -> None:
         folder.close()
 
 
-def test_folder_in_use_is_refused_with_the_name_of_its_node(tmp_path: Path) -> None:
+def test_folder_in_use_is_refused_naming_its_node(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     with pytest.raises(DataDirInUse, match=r"is in use by another node; stop it, or pass another --data-dir or --name"):
         open_folder(tmp_path)
@@ -113,7 +113,7 @@ def test_folder_in_use_is_refused_with_the_name_of_its_node(tmp_path: Path) -> N
     open_folder(tmp_path).close()
 
 
-def test_run_folder_is_private_and_removed_with_the_node(tmp_path: Path) -> None:
+def test_run_folder_is_private_and_removed_afterwards(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     assert stat.S_IMODE(folder.run_dir.stat().st_mode) == 0o700
     assert len(f"{folder.run_dir}/engine-1000.ring") < 100

@@ -14,7 +14,7 @@ from engines.precision import PRECISIONS, Precision
 
 @pytest.fixture
 def probed(monkeypatch: pytest.MonkeyPatch) -> list[Precision]:
-    """The precisions that were probed, in order; `exact` makes numpy the fastest, `fast` onnx."""
+    """Record the precisions that are probed, in order; `exact` makes numpy the fastest, `fast` onnx."""
     asked: list[Precision] = []
 
     def probe_all(names: object, timeout_s: float, precision: Precision) -> tuple[EngineCapability, ...]:

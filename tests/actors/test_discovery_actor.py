@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -13,7 +13,6 @@ import pytest
 
 from actors.discovery_actor import DiscoveryActor
 from bus.client import BusClient
-from bus.hub import Hub
 from bus.messages import ClusterChanged, PeerAuthenticated, PeerRefused, PeerUp
 from bus.process import CannotStart
 from cluster.join_code import new_join_code
@@ -21,19 +20,20 @@ from cluster.roles import Role
 from common.private_files import write_private
 from discovery.beacon import Beacon
 from discovery.udp import UdpDiscovery
+from tests.support.beacons import next_beacon
 from tests.support.bus import (
     WITHIN_S,
     RunningHub,
     client,
     code_of,
     described,
-    heard,
     hub_config,
+    hub_of,
     link,
     new_node,
+    next_message,
     run_folder,
     running_hub,
-    serving,
 )
 from tests.support.nodes import free_udp_port
 
@@ -70,20 +70,11 @@ async def observer(port: int) -> AsyncIterator[UdpDiscovery]:
         await udp.stop()
 
 
-async def received(udp: UdpDiscovery, wanted: Callable[[Beacon], bool]) -> Beacon:
-    """Wait for the first beacon that satisfies `wanted`."""
-    async with asyncio.timeout(WITHIN_S):
-        while True:
-            found = await udp.receive()
-            if isinstance(found, Beacon) and wanted(found):
-                return found
-
-
 def test_nodes_that_receive_beacons_are_linked() -> None:
     async def test() -> None:
         port = free_udp_port()
         async with client(one.run_dir, A, "test", PeerUp) as bus, discovery(one, port), discovery(two, port):
-            assert (await heard(bus, PeerUp))[0].node_id == B
+            assert (await next_message(bus, PeerUp))[0].node_id == B
 
     with running_hub(A) as one, running_hub(B) as two:
         asyncio.run(test())
@@ -93,7 +84,7 @@ def test_member_announces_its_join_port_without_the_key() -> None:
     async def test() -> None:
         port = free_udp_port()
         async with observer(port) as udp, discovery(one, port):
-            found = await received(udp, bool)
+            found = await next_beacon(udp, bool)
             assert found == Beacon(A, "ada", 1, found.counter, one.join_endpoint)
             assert "#" not in found.join_endpoint
 
@@ -107,8 +98,8 @@ def test_other_roles_find_members_and_send_no_beacons(role: Role) -> None:
         port = free_udp_port()
         async with observer(port) as udp, client(one.run_dir, A, "test", PeerUp) as bus, discovery(one, port):
             async with discovery(two, port):
-                assert (await heard(bus, PeerUp))[0].node_id == B
-            assert (await received(udp, lambda found: found.leaving)).node_id == B
+                assert (await next_message(bus, PeerUp))[0].node_id == B
+            assert (await next_beacon(udp, lambda found: found.leaving)).node_id == B
             assert not udp.dropped
             assert udp._inbox.empty()
 
@@ -136,9 +127,9 @@ def test_pinned_join_ports_are_dialled_without_beacons() -> None:
         async with client(one.run_dir, A, "test", PeerAuthenticated, PeerUp) as bus:
             peer = two.join_endpoint.removeprefix("tcp://")
             async with discovery(one, 0, peers=(peer, one.join_endpoint.removeprefix("tcp://"))) as actor:
-                met = {(await heard(bus, PeerAuthenticated))[0].node_id for _ in range(2)}
+                met = {(await next_message(bus, PeerAuthenticated))[0].node_id for _ in range(2)}
                 assert met == {A, B}
-                await heard(bus, PeerUp)
+                await next_message(bus, PeerUp)
                 await described(bus, lambda _: actor._candidates.candidates[two.join_endpoint].node_id == B)
                 await described(
                     bus, lambda _: actor._candidates.candidates[one.join_endpoint].dial_at > time.monotonic() + 600
@@ -154,7 +145,7 @@ def test_undiallable_port_does_not_stop_other_dials() -> None:
             actor = actor_of(one, 0, peers=(two.join_endpoint.removeprefix("tcp://"),))
             actor._candidates = actor._candidates.pin("nonsense://")
             running = asyncio.create_task(actor.run())
-            await heard(bus, PeerUp)
+            await next_message(bus, PeerUp)
             actor.stop()
             await asyncio.wait_for(running, WITHIN_S)
 
@@ -168,7 +159,7 @@ def test_port_of_another_code_is_dialled_again_later() -> None:
             client(one.run_dir, A, "test", PeerRefused) as bus,
             discovery(one, 0, peers=(two.join_endpoint.removeprefix("tcp://"),)) as actor,
         ):
-            refused, _ = await heard(bus, PeerRefused)
+            refused, _ = await next_message(bus, PeerRefused)
             assert (refused.endpoint, refused.code) == (two.join_endpoint, "wrong_code")
             await described(
                 bus, lambda _: actor._candidates.candidates[two.join_endpoint].dial_at > time.monotonic() + 20
@@ -178,7 +169,7 @@ def test_port_of_another_code_is_dialled_again_later() -> None:
         asyncio.run(test())
 
 
-def test_different_join_codes_are_reported_and_cause_no_dial() -> None:
+def test_different_join_codes_are_reported_without_a_dial() -> None:
     async def test() -> None:
         port = free_udp_port()
         async with (
@@ -188,7 +179,7 @@ def test_different_join_codes_are_reported_and_cause_no_dial() -> None:
             discovery(two, port) as other,
         ):
             for bus in (first, second):
-                refused, envelope = await heard(bus, PeerRefused)
+                refused, envelope = await next_message(bus, PeerRefused)
                 assert envelope.header.sender.endswith("/discovery")
                 assert (refused.endpoint, refused.code) == ("", "wrong_code")
                 assert refused.message.startswith("wrong join code for cluster home: ")
@@ -204,32 +195,32 @@ def test_beacons_use_the_new_code_after_a_rotation() -> None:
     async def test() -> None:
         port = free_udp_port()
         async with observer(port) as udp, client(one.run_dir, A, "test") as bus, discovery(one, port):
-            await received(udp, bool)
+            await next_beacon(udp, bool)
             write_private(one.hub._config.code_path, OTHER_CODE.text())
             udp.use_keys(OTHER_CODE.keys())
             await bus.publish(ClusterChanged())
-            await received(udp, bool)
+            await next_beacon(udp, bool)
 
     with running_hub(A) as one:
         asyncio.run(test())
 
 
-def test_restarted_hub_is_announced_and_its_links_are_dialled() -> None:
+def test_restarted_hub_is_announced_and_dials_its_peers() -> None:
     async def test() -> None:
         port = free_udp_port()
         with running_hub(B) as other, run_folder() as run_dir:
             config = hub_config(run_dir, A)
             async with observer(port) as udp:
-                with serving(Hub(config), run_dir) as first:
+                with hub_of(config) as first:
                     running = asyncio.create_task(
                         (actor := actor_of(first, port, peers=(other.join_endpoint.removeprefix("tcp://"),))).run()
                     )
-                    await received(udp, lambda found: found.join_endpoint == first.join_endpoint)
+                    await next_beacon(udp, lambda found: found.join_endpoint == first.join_endpoint)
                     async with client(run_dir, A, "test") as bus:
                         await described(bus, lambda _: B in actor._candidates.links)
                     await asyncio.to_thread(first.stop)
-                with serving(Hub(config), run_dir) as second:
-                    await received(udp, lambda found: found.join_endpoint == second.join_endpoint)
+                with hub_of(config) as second:
+                    await next_beacon(udp, lambda found: found.join_endpoint == second.join_endpoint)
                     async with client(run_dir, A, "test") as bus:
                         await described(bus, lambda state: [peer.node_id for peer in state.peers] == [B])
                     actor.stop()
@@ -249,7 +240,7 @@ def test_existing_links_are_known_after_a_restart() -> None:
         asyncio.run(test())
 
 
-def test_unreadable_join_code_ends_the_actor_with_a_sentence() -> None:
+def test_unreadable_join_code_ends_the_actor() -> None:
     async def test() -> None:
         one.hub._config.code_path.chmod(0o644)
         with pytest.raises(CannotStart, match=r"can be read by others; make it yours alone with: chmod 600"):

@@ -1,163 +1,68 @@
-"""`actors.node_actor` and `actors.stage_host`: what an engine is told to load. A real hub, with actors of the test."""
+"""`actors.node_actor`: what the nodes of each role may do. A real hub, with actors of the test."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import msgspec
+import pytest
 
 from actors.node_actor import NodeActor
-from bus.client import BusClient
-from bus.messages import (
-    ActorStart,
-    ActorStarted,
-    ActorStop,
-    DownloadDone,
-    DownloadWant,
-    EngineLoad,
-    Reply,
-    RequestDone,
-    ShardLoad,
-    ShardLoaded,
-    ShardUnload,
-    StageDrain,
-    TopologyGet,
-    TopologyState,
-    Work,
-)
-from cluster.shard import Shard, whole
+from bus.client import BusClient, RequestError
+from bus.messages import InstanceEnsure, Reply, ShardLoad, TopologyGet, TopologyState, Work
+from cluster.placement import placer_of
+from cluster.roles import Role
+from cluster.shard import whole
 from cluster.topology import Topology
-from common.config import NodeConfig
-from engines.engine import MAX_SLOTS
 from models.catalogue import DEFAULT_MODEL, Catalogue
+from tests.support.actors import A, config_of, play, record
 from tests.support.bus import WITHIN_S, client, described, running_hub
-from tests.support.ring import CARD as TINY_CARD
-from tests.support.ring import CONTEXT_LENGTH
-from tests.support.ring import MODEL as TINY
 
-A = "a" * 16
 CARD = Catalogue.load().get(DEFAULT_MODEL)
-OTHER = Catalogue.load().get("smollm2-360m")
-WHOLE = whole(CARD.id, CARD.n_layers)
-PART = Shard(OTHER.id, 0, 1, OTHER.n_layers)
-MEMORY = 1 << 30  # less than is free where tests run
-
-Answers = Mapping[type[Work], Callable[[Work], Reply]]
 
 
-class Node:
-    """A running node actor, and the loads that its engines received."""
-
-    def __init__(self, asker: BusClient) -> None:
-        self.loads: list[EngineLoad] = []
-        self.asker = asker
-
-    async def load(self, instance_id: str, shard: Shard) -> EngineLoad:
-        """Have it load a shard; returns what its engine received."""
-        await self.asker.request("node", ShardLoad(instance_id, 1, shard), ShardLoaded, WITHIN_S)
-        return self.loads[-1]
-
-    async def unload(self, instance_id: str) -> None:
-        """Have it end a stage."""
-        await self.asker.request("node", ShardUnload(instance_id, 1), RequestDone, WITHIN_S)
-
-    def load_engine(self, work: Work) -> Reply:
-        """Record a load, and reply as an engine would."""
-        assert isinstance(work, EngineLoad)
-        self.loads.append(work)
-        return ShardLoaded(f"{A}/engine-1", work.engine, ("tcp://127.0.0.1:1",), positions=5)
-
-
-async def play(bus: BusClient, answers: Answers) -> None:
-    """Reply to each kind of work until cancelled."""
-    async for envelope in bus.deliveries():
-        message = envelope.message
-        if isinstance(message, Work) and type(message) in answers:
-            await bus.send(envelope.header.sender, answers[type(message)](message), cause=envelope.header.id)
-
-
-def config(run_dir: Path, **settings: object) -> NodeConfig:
-    """Return the settings of a node whose engine needs no measuring."""
-    fixed: dict[str, object] = {"node_id": A, "name": "ada", "incarnation": 1, "engine": "numpy", "memory": MEMORY}
-    folders = dict.fromkeys(("run_dir", "data_dir", "cache_dir"), str(run_dir))
-    return msgspec.convert({**fixed, **folders, **settings}, NodeConfig)
-
-
-@asynccontextmanager
-async def running_node(run_dir: Path, **settings: object) -> AsyncIterator[Node]:
-    """Run a node actor among actors of the test."""
-    async with AsyncExitStack() as stack:
-        node = Node(await stack.enter_async_context(client(run_dir, A, "asker")))
-        played: dict[str, Answers] = {
-            "topology": {TopologyGet: lambda _: TopologyState(Topology())},
-            "download": {DownloadWant: lambda _: DownloadDone("model", "model")},
-            "supervisor": {ActorStart: lambda _: ActorStarted("engine-1", 1), ActorStop: lambda _: RequestDone()},
-            "engine-1": {EngineLoad: node.load_engine, StageDrain: lambda _: RequestDone()},
-        }
-        tasks = []
-        for name, answers in played.items():
-            bus = await stack.enter_async_context(client(run_dir, A, name))
-            tasks.append(asyncio.create_task(play(bus, answers)))
-        actor = NodeActor(config(run_dir, **settings), BusClient(run_dir, A, "node"))
+async def asked(run_dir: Path, role: Role, work: Work, topology: Topology) -> RequestError:
+    """Return the error of a node actor of this role for some work."""
+    async with client(run_dir, A, "asker") as asker, client(run_dir, A, "topology") as graph:
+        playing = asyncio.create_task(play(graph, {TopologyGet: lambda _: TopologyState(topology)}))
+        actor = NodeActor(config_of(run_dir, role), BusClient(run_dir, A, "node"))
         running = asyncio.create_task(actor.run())
         try:
-            await described(node.asker, lambda state: "node" in [known.name for known in state.actors])
-            yield node
+            await described(asker, lambda state: "node" in [known.name for known in state.actors])
+            with pytest.raises(RequestError) as refused:
+                await asker.request("node", work, Reply, WITHIN_S)
         finally:
             actor.stop()
             await asyncio.wait_for(running, WITHIN_S)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            playing.cancel()
+            await asyncio.gather(playing, return_exceptions=True)
+        return refused.value
 
 
-def test_engine_gets_half_of_the_free_memory_and_the_precision() -> None:
-    async def test() -> None:
-        async with running_node(hub.run_dir, precision="exact") as node:
-            told = await node.load("i", WHOLE)
-        assert told.kv_bytes == (MEMORY - CARD.shard_bytes(WHOLE)) // 2
-        assert told.kv_bytes >= CARD.least_kv_bytes(WHOLE)
-        assert (told.precision, told.engine, told.path) == ("exact", "numpy", "model")
-
+def why_not(role: Role, work: Work, topology: Topology | None = None) -> RequestError:
     with running_hub(A) as hub:
-        asyncio.run(test())
+        return asyncio.run(asked(hub.run_dir, role, work, topology or Topology()))
 
 
-def test_small_model_gets_no_more_than_its_slots_use(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with running_node(hub.run_dir, cards_dir=str(tmp_path)) as node:
-            told = await node.load("i", Shard(TINY, 0, 3, 4))
-        position = 3 * 2 * 2 * 16 * 4  # layers, keys and values, heads, numbers a head, bytes
-        assert told.kv_bytes == MAX_SLOTS * CONTEXT_LENGTH * position
-
-    (tmp_path / "model").mkdir()
-    (tmp_path / "tiny.toml").write_text(TINY_CARD)
-    with running_hub(A) as hub:
-        asyncio.run(test())
+def test_observer_may_not_request_an_instance() -> None:
+    error = why_not(Role.OBSERVER, InstanceEnsure(CARD.id), Topology().with_node(record("b" * 16)))
+    assert error.code == "forbidden"
+    assert "chat through another" in error.message
 
 
-def test_kv_memory_option_is_the_limit() -> None:
-    async def test() -> None:
-        async with running_node(hub.run_dir, kv_memory=10**6) as node:
-            assert (await node.load("i", WHOLE)).kv_bytes == 10**6
-
-    with running_hub(A) as hub:
-        asyncio.run(test())
+def test_gateway_asks_a_member_to_place() -> None:
+    other = next(f"{n:016x}" for n in range(100) if placer_of(CARD.id, {A, f"{n:016x}"}) == A)
+    error = why_not(Role.GATEWAY, InstanceEnsure(CARD.id), Topology().with_node(record(other)))
+    assert f"node {other} is not linked" in error.message  # so it was asked
 
 
-def test_second_model_leaves_the_first_its_reserved_memory() -> None:
-    async def test() -> None:
-        async with running_node(hub.run_dir) as node:
-            first = (await node.load("i", WHOLE)).kv_bytes
-            beside = (await node.load("j", PART)).kv_bytes
-            await node.unload("i")
-            await node.unload("j")
-            alone = (await node.load("k", PART)).kv_bytes
-        left = MEMORY - OTHER.shard_bytes(PART)
-        assert (beside, alone) == ((left - first) // 2, left // 2)
+def test_gateway_without_a_member_reports_it() -> None:
+    error = why_not(Role.GATEWAY, InstanceEnsure(CARD.id))
+    assert (error.code, "no member of cluster home is linked" in error.message) == ("no_member", True)
 
-    with running_hub(A) as hub:
-        asyncio.run(test())
+
+@pytest.mark.parametrize("role", [Role.GATEWAY, Role.OBSERVER])
+def test_only_members_hold_layers(role: Role) -> None:
+    error = why_not(role, ShardLoad("i", 1, whole(CARD.id, CARD.n_layers)))
+    assert error.code == "forbidden"
+    assert f"has the role {role} and holds no layers" in error.message

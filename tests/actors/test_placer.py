@@ -32,7 +32,7 @@ from cluster.placement import Instance, PlacedStage
 from cluster.shard import whole
 from cluster.topology import NodeRecord, Topology
 from models.catalogue import DEFAULT_MODEL, Catalogue
-from tests.support.bus import KEYS, RunningHub, client, heard, link, new_node, running_hub
+from tests.support.bus import KEYS, RunningHub, client, link, new_node, next_message, running_hub
 
 A, B = new_node(), new_node()
 POSITIONS = {A: 5000, B: 6000}
@@ -78,19 +78,19 @@ def loaded(node_id: str, endpoint: str = "", actor: str = "") -> ShardLoaded:
 
 async def load(member: BusClient, answered: ShardLoaded | None = None) -> None:
     """Serve one `shard.load`."""
-    _, envelope = await heard(member, ShardLoad)
+    _, envelope = await next_message(member, ShardLoad)
     await answer(member, envelope, answered or loaded(member.node_id))
 
 
 async def unload(member: BusClient) -> None:
     """Serve one `shard.unload`."""
-    _, envelope = await heard(member, ShardUnload)
+    _, envelope = await next_message(member, ShardUnload)
     await answer(member, envelope, RequestDone())
 
 
 async def join(bus: BusClient) -> None:
     """Serve one `stage.join`."""
-    _, envelope = await heard(bus, StageJoin)
+    _, envelope = await next_message(bus, StageJoin)
     await answer(bus, envelope, RequestDone())
 
 
@@ -108,9 +108,9 @@ def test_cancelled_placement_leaves_nothing_loaded() -> None:
             ada, bob, asker = await clients(stack, one, two)
             placing = asyncio.create_task(placer(asker).ensure(CARD))
             await load(ada)
-            await heard(bob, ShardLoad)  # and never replies
+            await next_message(bob, ShardLoad)  # and never replies
             placing.cancel()
-            await heard(bob, RequestCancel)
+            await next_message(bob, RequestCancel)
             await asyncio.gather(unload(ada), unload(bob))
             with pytest.raises(asyncio.CancelledError):
                 await placing
@@ -125,7 +125,7 @@ def test_failed_member_makes_the_others_unload() -> None:
             ada, bob, asker = await clients(stack, one, two)
             placing = asyncio.create_task(placer(asker).ensure(CARD))
             await load(ada)
-            _, envelope = await heard(bob, ShardLoad)
+            _, envelope = await next_message(bob, ShardLoad)
             await answer(bob, envelope, RequestFailed(FailureCode.LOAD_FAILED, "the disk is gone"))
             await asyncio.gather(unload(ada), unload(bob))
             with pytest.raises(RequestError, match="the disk is gone"):
@@ -191,13 +191,13 @@ def test_ring_grows_beside_the_old_instance() -> None:
             loads = asyncio.gather(load(ada), load(bob))
             assert await growing.ensure(CARD) == old  # at once, while the larger ring is loading
             await asyncio.gather(loads, *(join(engine) for engine in engines))
-            up, _ = await heard(observer, InstanceUp)
+            up, _ = await next_message(observer, InstanceUp)
             assert set(up.instance.node_ids) == {A, B}
             assert await growing.ensure(CARD) == up.instance  # at once, while the old one drains
-            drain, envelope = await heard(ada, ShardUnload)
+            drain, envelope = await next_message(ada, ShardUnload)
             assert drain.instance_id == old.instance_id
             await answer(ada, envelope, RequestDone())
-            down, _ = await heard(observer, InstanceDown)
+            down, _ = await next_message(observer, InstanceDown)
             assert (down.instance_id, down.reason) == (old.instance_id, "it was replaced")
 
     with running_hub(A) as one, running_hub(B) as two:
@@ -215,10 +215,10 @@ def test_failed_growth_keeps_the_old_instance() -> None:
             assert growing.grow(CARD, MEMBERS)
             assert not growing.grow(CARD, MEMBERS)  # one is running already
             await load(ada)
-            _, envelope = await heard(bob, ShardLoad)
+            _, envelope = await next_message(bob, ShardLoad)
             await answer(bob, envelope, RequestFailed(FailureCode.LOAD_FAILED, "the disk is gone"))
             await asyncio.gather(unload(ada), unload(bob))
-            failed, _ = await heard(observer, InstanceFailed)
+            failed, _ = await next_message(observer, InstanceFailed)
             assert failed.message == "the disk is gone"
             assert await growing.ensure(CARD) == old
             assert not growing.grow(CARD, MEMBERS)  # the same nodes were tried a moment ago
@@ -237,7 +237,7 @@ def test_older_instance_beside_the_newest_is_ended() -> None:
             instances.mark_up(new := Instance("8899aabbccddeeff", CARD.id, 2, stages, B))
             growing = placer(asker, instances)
             assert growing.grow(CARD, MEMBERS)
-            ended, envelope = await heard(ada, ShardUnload)
+            ended, envelope = await next_message(ada, ShardUnload)
             assert ended.instance_id == old.instance_id
             await answer(ada, envelope, RequestDone())
             assert await growing.ensure(CARD) == new
@@ -247,7 +247,7 @@ def test_older_instance_beside_the_newest_is_ended() -> None:
 
 
 @pytest.mark.parametrize(("after", "nodes"), [(MEMBERS, {A, B}), (FULL, {A})], ids=["room", "no room"])
-def test_ring_grows_after_the_old_one_if_memory_is_short(
+def test_growth_waits_for_the_old_rings_memory(
     monkeypatch: pytest.MonkeyPatch, after: Topology, nodes: set[str]
 ) -> None:
     monkeypatch.setattr("actors.placer.SETTLE_S", 0.0)

@@ -27,7 +27,7 @@ def test_long_lifetime_resets_the_pause() -> None:
     assert restarts.died(500.0, lived_s=HEALTHY_AFTER_S).pause == RestartBackoff().pause
 
 
-def test_burst_of_deaths_exhausts() -> None:
+def test_burst_of_deaths_exhausts_the_restarts() -> None:
     restarts = RestartBackoff()
     for number in range(BURST):
         assert not restarts.exhausted
@@ -35,7 +35,7 @@ def test_burst_of_deaths_exhausts() -> None:
     assert restarts.exhausted
 
 
-def test_deaths_far_apart_never_exhaust() -> None:
+def test_deaths_far_apart_never_exhaust_the_restarts() -> None:
     restarts = RestartBackoff()
     for number in range(100):
         restarts = restarts.died(number * BURST_WINDOW_S / (BURST - 1), lived_s=1.0)

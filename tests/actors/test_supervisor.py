@@ -45,7 +45,7 @@ from cluster.failures import FailureCode
 from cluster.join_code import new_join_code
 from common.config import NodeConfig, read_config, write_config
 from common.private_files import write_private
-from tests.support.bus import ROOT, client, described, heard, in_time
+from tests.support.bus import ROOT, client, described, in_time, next_message
 
 ONLY_TOPOLOGY = {"topology": "actors.topology_actor"}
 WITHIN_S = 20.0
@@ -153,7 +153,7 @@ def test_killed_actor_is_restarted(tmp_path: Path) -> None:
         async with node(tmp_path) as running:
             first = await running.pid_of("topology")
             os.kill(first, signal.SIGKILL)
-            down, envelope = await heard(running.bus, ActorDown)
+            down, envelope = await next_message(running.bus, ActorDown)
             assert (down.name, down.reason, down.final) == ("topology", "killed by SIGKILL", False)
             assert envelope.node == running.supervisor.bus.node_id
             assert await running.pid_of("topology", other_than=first) != first
@@ -178,7 +178,7 @@ def test_killed_hub_is_restarted_on_the_same_ports(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_actor_that_dies_in_a_burst_ends_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_burst_of_deaths_ends_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ACTORS", {"broken": "actors.no_such_module"})
     folder, notes = open_folder(tmp_path), Notes()
     failure = asyncio.run(asyncio.wait_for(run_node(config_of(folder), folder, notes), WITHIN_S))
@@ -190,7 +190,7 @@ def test_actor_that_dies_in_a_burst_ends_the_node(tmp_path: Path, monkeypatch: p
     folder.close()
 
 
-def test_hub_that_cannot_start_ends_the_node_with_its_sentence(tmp_path: Path) -> None:
+def test_failed_hub_start_ends_the_node(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         folder = open_folder(tmp_path)
         port = taken.getsockname()[1]
@@ -200,7 +200,7 @@ def test_hub_that_cannot_start_ends_the_node_with_its_sentence(tmp_path: Path) -
         folder.close()
 
 
-def test_node_without_a_cluster_has_no_port_and_no_discovery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_standalone_node_has_no_port_or_discovery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ACTORS", {**ONLY_TOPOLOGY, "discovery": "actors.discovery_actor"})
 
     async def started(alone: bool) -> tuple[bool, bool]:
@@ -215,7 +215,7 @@ def test_node_without_a_cluster_has_no_port_and_no_discovery(tmp_path: Path, mon
     assert asyncio.run(started(alone=False)) == (True, True)
 
 
-def test_refusals_are_shown_once_a_minute_and_new_keys_at_once(tmp_path: Path) -> None:
+def test_refusals_are_limited_but_not_new_keys(tmp_path: Path) -> None:
     async def main() -> None:
         async with node(tmp_path) as running:
             for _ in range(3):
@@ -232,7 +232,7 @@ def test_refusals_are_shown_once_a_minute_and_new_keys_at_once(tmp_path: Path) -
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows the limits of another process")
-def test_processes_may_open_as_many_files_as_the_system_grants(tmp_path: Path) -> None:
+def test_processes_raise_their_limit_of_open_files(tmp_path: Path) -> None:
     soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     few = min(most, 512)
     resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
@@ -260,7 +260,7 @@ def test_engines_start_and_end_on_request(tmp_path: Path) -> None:
             assert not psutil.pid_exists(engines[0].pid)
             await running.bus.request("supervisor", ActorStop("engine-1"), RequestDone, WITHIN_S)
             os.kill(engines[1].pid, signal.SIGKILL)
-            down, _ = await heard(running.bus, ActorDown)
+            down, _ = await next_message(running.bus, ActorDown)
             assert (down.name, down.final) == ("engine-2", True)
 
     asyncio.run(main())
@@ -289,7 +289,7 @@ def test_node_stops_within_three_seconds(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_processes_end_within_two_seconds_of_a_killed_supervisor(tmp_path: Path) -> None:
+def test_killed_supervisor_ends_processes_within_two_seconds(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.actors.test_supervisor", str(tmp_path)],
         cwd=ROOT,

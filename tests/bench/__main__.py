@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.bench import doors, fairness, hops, keys, overlap, prefill, ring, stall, start, texts, throughput, wire
+from tests.bench import fairness, hops, keys, overlap, prefill, ring, stall, start, strangers, texts, throughput, wire
 from tests.bench.figures import Figure, show, write
 from tests.bench.peers import beside
 
@@ -23,13 +23,13 @@ MEASURES: dict[Callable[[], list[Figure]], tuple[str, ...]] = {
     wire.measure: ("bytes_per_hop",),
     texts.measure: ("lookup_tokens_per_pass", "lookup_speed", "lookup_equal", "prefix_ttft"),
     beside.measure: beside.NAMES,
-    doors.measure: ("strangers", "half_open_kib", "idle_reaped_s", "join_crowd_ms"),
+    strangers.measure: ("strangers", "half_open_kib", "idle_reaped_s", "join_crowd_ms"),
     throughput.measure: ("throughput",),
 }
 
 
 def main() -> None:
-    """Run the measures that give the wanted figures."""
+    """Run the measurements of the wanted figures."""
     names = [name for group in MEASURES.values() for name in group]
     parser = argparse.ArgumentParser(description="measure the numbers of the design")
     parser.add_argument("--only", default="", help=f"some of {', '.join(names)}; separated by commas")

@@ -1,4 +1,4 @@
-"""Whether clients that ask at the same time are served alike, and how soon one that leaves makes room."""
+"""Whether concurrent clients get equal shares, and how soon a closed session frees its slot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MOST = 4096
 
 
 def measure() -> list[Figure]:
-    """`jain_8` and `cancel_ms`, with eight clients of unlike prompts on four stages."""
+    """Measure `jain_8` and `cancel_ms`, with eight clients and prompts of different lengths on four stages."""
     with synthetic_ring(Model(call_ms=STEP_MS, row_ms=1.0, prompt_row_ms=0.05), STAGES) as ring:
         sessions = [ring.streams.open(_prompt(client), MOST) for client in range(CLIENTS)]
         return [_fairness(ring, sessions), _cancel(ring, sessions)]
@@ -27,23 +27,23 @@ def _prompt(client: int) -> list[int]:
 
 
 def _fairness(ring: SyntheticRing, sessions: list[int]) -> Figure:
-    """Jain's index (Jain, Chiu, Hawe 1984) of the tokens that each got while all ran: 1 is equal, 1/8 is one alone."""
+    """Compute Jain's index of the tokens that each client got while all ran: 1 is equal, 1/8 is one client alone."""
     received = [ring.streams.received(session) for session in sessions]
     ring.streams.receive(*received, tokens=1)
     before = [len(client.tokens) for client in received]
     ring.streams.receive_until(lambda: sum(len(client.tokens) for client in received) >= sum(before) + TOKENS)
-    given = [len(client.tokens) - start for client, start in zip(received, before, strict=True)]
-    note = f"tokens given to each of {CLIENTS} clients: {', '.join(map(str, given))}"
-    return Figure("jain_8", jain(given), "index", "≥ 0.95", note=note)
+    shares = [len(client.tokens) - start for client, start in zip(received, before, strict=True)]
+    note = f"tokens of each of {CLIENTS} clients: {', '.join(map(str, shares))}"
+    return Figure("jain_8", jain(shares), "index", "≥ 0.95", note=note)
 
 
-def jain(given: list[int]) -> float:
-    """The square of the sum by n times the sum of squares."""
-    return sum(given) ** 2 / (len(given) * sum(share**2 for share in given))
+def jain(shares: list[int]) -> float:
+    """Return Jain's fairness index (Jain, Chiu and Hawe 1984): the squared sum by n times the sum of squares."""
+    return sum(shares) ** 2 / (len(shares) * sum(share**2 for share in shares))
 
 
 def _cancel(ring: SyntheticRing, sessions: list[int]) -> Figure:
-    """From a close frame to the slot being free on the last stage to free it; each client leaves in its turn."""
+    """Measure from each session's close frame until the last stage has freed its slot; sessions close one by one."""
     times = [_cancel_ms(ring, left) for left in reversed([sessions[: at + 1] for at in range(len(sessions))])]
     note = f"{STAGES} stages of {STEP_MS:g} ms and more; the slowest of {CLIENTS}, median {median(times):.1f} ms"
     return Figure("cancel_ms", max(times), "ms", "< 100", note=note)

@@ -1,4 +1,4 @@
-"""What a benchmark reports, as values and as a table."""
+"""The result of a benchmark, as values, as JSON and as a table."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from rich.table import Table
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """One number. `floor` is the physical or raw-library limit of the same run, `baseline` a ratio's other side.
+    """One number. `floor` is the limit of the hardware or the bare library in the same run.
 
-    `points` are a curve's, each (stages, streams, tokens a second).
+    `baseline` is the value that a ratio compares with.
+
+    `points` belong to a curve: (stages, streams, tokens per second) each.
     """
 
     name: str
@@ -27,13 +29,13 @@ class Figure(msgspec.Struct, frozen=True):
 
 
 def write(figures: Sequence[Figure], path: Path) -> None:
-    """The figures as JSON."""
+    """Write the figures as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=1))
 
 
 def show(figures: Sequence[Figure]) -> None:
-    """The figures as a table on standard output."""
+    """Print the figures as a table."""
     table = Table("name", "value", "unit", "goal", "floor", "baseline", "note")
     for figure in figures:
         numbers = [_short(figure.value), figure.unit, figure.goal, _short(figure.floor), _short(figure.baseline)]

@@ -1,4 +1,4 @@
-"""What a token pays for one more stage, where the stages compute exactly what they shall."""
+"""The cost of one more stage for a token, with stages whose computing time is fixed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tests.support.synthetic_ring import synthetic_ring
 TOKEN_MS = 10.0
 TOKENS = 60
 ROUNDS = 5
-HOPS = 2  # a token's way round two stages; on one stage it makes none
+HOPS = 2  # hops of a token round a ring of two stages; a ring of one stage has none
 
 
 def measure() -> list[Figure]:
-    """Two stages of 5 ms beside one of 10: half of what a token takes longer."""
+    """Compare two stages of 5 ms with one of 10 ms: a hop is half of the time that a token takes longer."""
     with ExitStack() as stack:
         rings = [stack.enter_context(synthetic_ring(Model(call_ms=TOKEN_MS / n), n)) for n in (1, 2)]
         rounds = [[_gap_us(ring.streams.generate((5, at), TOKENS)) for ring in rings] for at in range(ROUNDS)]
     one, two = (median(column) for column in zip(*rounds, strict=True))
     note = (
-        f"a token of 2 stages takes {two:.0f} µs, of one that computes as long {one:.0f} µs; the difference by {HOPS}"
+        f"a token takes {two:.0f} µs on 2 stages, {one:.0f} µs on one that computes as long; the difference by {HOPS}"
     )
     floor = raw_hop_us(HASH_BYTES * 4, pause_ms=TOKEN_MS / HOPS)
     return [Figure("hop_us", (two - one) / HOPS, "µs", "≤ 150", floor, note=note)]

@@ -1,6 +1,6 @@
-"""What keys cost: hops, a real ring and bulk between two machines, with CURVE and without, in one run.
+"""The cost of keys: hops, a real ring and bulk transfer between two machines, with CURVE and without, in one run.
 
-Every stage is on a node of its own and no ipc is used. Without keys nothing but the benchmark can run.
+Every stage is on a node of its own, reached over tcp. Only this benchmark can run without keys.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from tests.bench.machine import pin_busiest
 from tests.bench.ours import VOCAB
 from tests.bench.raw_hop import raw_hop_us
 from tests.bench.streams import Streams, Timed
-from tests.support.access import without_keys
 from tests.support.bus import run_folder
+from tests.support.dataplane import without_keys
 from tests.support.models import default_model_path
-from tests.support.synthetic import Settings
 from tests.support.synthetic_engine import Model
 from tests.support.synthetic_ring import EPOCH, HostedRing, Over, hosted_ring, synthetic_ring
+from tests.support.synthetic_stage import Settings
 
 HIDDEN = 4096  # of a model of 8 billion parameters: 8 KiB a row
 TOKEN_MS = 10.0
@@ -44,28 +44,28 @@ KV_BYTES = 1 << 28
 BULK_BYTES = 256 << 10
 BULK_COUNT = 400
 WITHIN_MS = 10_000
-WAYS: tuple[Over, ...] = ("ipc", "plain", "curve")
+TRANSPORTS: tuple[Over, ...] = ("ipc", "plain", "curve")
 
 
 def measure() -> list[Figure]:
-    """Hops of 8 KiB, decoding on two real stages, and bulk."""
+    """Measure hops of 8 KiB, decoding on two real stages, and bulk transfer."""
     return [*_hops(), *_rings(), _bulk()]
 
 
 def _hops() -> list[Figure]:
-    """Half of what a token takes longer on two stages of 5 ms than on one of 10, over each way in turn."""
+    """Measure a hop over each transport in turn, as half of what a token takes longer on two stages than on one."""
     with ExitStack() as stack:
         model = Model(call_ms=TOKEN_MS / HOPS, hidden_size=HIDDEN, dtype="float16")
         one = stack.enter_context(synthetic_ring(_whole(model), 1))
-        two = {way: stack.enter_context(synthetic_ring(model, 2, over=way)) for way in WAYS}
+        two = {way: stack.enter_context(synthetic_ring(model, 2, over=way)) for way in TRANSPORTS}
         rounds = [
             [_gap_us(ring.streams.generate((5, at), TOKENS)) for ring in (one, *two.values())] for at in range(ROUNDS)
         ]
     whole, *split = (median(column) for column in zip(*rounds, strict=True))
-    hops = {way: (gap - whole) / HOPS for way, gap in zip(WAYS, split, strict=True)}
+    hops = {way: (gap - whole) / HOPS for way, gap in zip(TRANSPORTS, split, strict=True)}
     floors = {way: raw_hop_us(2 * HIDDEN, pause_ms=TOKEN_MS / HOPS, over=way) for way in ("plain", "curve")}
     added = hops["curve"] - hops["plain"]
-    note = f"as hop_us, for rows of 8 KiB; over ipc {hops['ipc']:.0f} µs"
+    note = f"like hop_us, for rows of 8 KiB; over ipc {hops['ipc']:.0f} µs"
     return [
         Figure("hop_tcp_us", hops["plain"], "µs", "", floors["plain"], note=f"{note}; over tcp without keys"),
         Figure(
@@ -76,7 +76,7 @@ def _hops() -> list[Figure]:
 
 
 def _whole(model: Model) -> Model:
-    """As slow on one stage as the model on two."""
+    """Return a model that is as slow on one stage as this one on two."""
     return Model(call_ms=TOKEN_MS, hidden_size=model.hidden_size, dtype=model.dtype)
 
 
@@ -85,7 +85,7 @@ def _gap_us(tokens: Sequence[Timed]) -> float:
 
 
 def _rings() -> list[Figure]:
-    """The default model in one process, and in two over tcp, with keys and without."""
+    """Compare the default model in one process with two processes over tcp, with keys and without."""
     random = np.random.default_rng(os.getpid())
     with ExitStack() as stack:
         one = stack.enter_context(_real_ring(1, "ipc"))
@@ -97,20 +97,20 @@ def _rings() -> list[Figure]:
         Figure("decode_eff_tcp_2", without / alone, "ratio", "", baseline=alone, note=note.format(f"{without:.1f}")),
         Figure(
             "decode_eff_curve_2", keyed / alone, "ratio", "≥ 0.93", baseline=alone,
-            note=note.format(f"{keyed:.1f}") + f"; with keys {keyed / without:.3f} of that without",
+            note=note.format(f"{keyed:.1f}") + f"; keys leave {keyed / without:.3f} of the rate",
         ),
     ]  # fmt: skip
 
 
 def _rate(streams: Streams, random: np.random.Generator) -> float:
-    """Tokens a second of one stream, on a prompt that was never there."""
+    """Return the tokens per second of one stream, on a new prompt."""
     came = streams.generate(tuple(random.integers(1000, VOCAB, 32).tolist()), TOKENS)
     return (len(came) - 1) / ((came[-1].at_ns - came[0].at_ns) / 1e9)
 
 
 @contextmanager
 def _real_ring(stages: int, over: Over) -> Iterator[HostedRing]:
-    """The default model on ONNX Runtime, a thread a stage, each on a core of its own."""
+    """Run the default model on ONNX Runtime, with one thread per stage, each on a core of its own."""
     layers = Catalogue.load().get(DEFAULT_MODEL).n_layers
     weights = str(default_model_path())
     with run_folder() as folder, patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):
@@ -129,7 +129,7 @@ def _settings(folder: Path, weights: str, index: int, stages: int, layers: int) 
 
 
 def _bulk() -> Figure:
-    """Messages of 256 KiB from one thread to another, as many with keys as without, in turn."""
+    """Send messages of 256 KiB from one thread to another, with and without keys in turn."""
     rounds = [(_bulk_rate(keys=False), _bulk_rate(keys=True)) for _ in range(ROUNDS)]
     plain, keyed = (median(column) for column in zip(*rounds, strict=True))
     note = f"256 KiB messages over tcp on loopback: {plain:.0f} MB/s without keys, {keyed:.0f} with them"
@@ -137,10 +137,10 @@ def _bulk() -> Figure:
 
 
 def _bulk_rate(*, keys: bool) -> float:
-    """Megabytes a second."""
+    """Return megabytes per second."""
     pair, message = new_key_pair(), bytes(BULK_BYTES)
     with zmq.Context() as here, zmq.Context() as there, nullcontext() if keys else without_keys():
-        handler = ZapHandler(there, lambda domain, key: "anybody")
+        handler = ZapHandler(there, lambda domain, key: "any")
         inbox = open_socket(there, zmq.ROUTER, high_water_mark=DATA_MARK, largest_frame=DATA_BYTES)
         inbox.setsockopt(zmq.RCVTIMEO, WITHIN_MS)
         endpoint = bind_tcp(inbox, "127.0.0.1", 0, CurveServer(pair, "ring"))

@@ -1,4 +1,4 @@
-"""The machine: pins processes to cores, and measures what no program on one core can pass. Knows no engine."""
+"""The machine: pins processes to cores, and measures the limits of one core. Knows no engine."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import numpy as np
 import psutil
 
 ROUNDS = 7
-READ_BYTES = 400_000_000  # many times what any cache of a usual machine holds
+READ_BYTES = 400_000_000  # many times the size of usual caches
 SIDE = 2048
 
 
 def load_sentence() -> str:
-    """How busy the machine is before anything is measured; what others do shows in every figure."""
+    """Return the machine's load before a measurement in a sentence: other load changes every figure."""
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     return f"the machine has {cores} cores; its load before the measurement was {load:.1f}"
 
 
 def pin(pid: int, core: int) -> None:
-    """Keep all threads of a process, and those that they start later, on one core; nothing where a system cannot."""
+    """Keep all threads of a process, and those that they start later, on one core, if the system can."""
     _keep((thread.id for thread in psutil.Process(pid).threads()), core)
 
 
 def pin_busiest(pid: int, core: int) -> None:
-    """Keep just the thread that computed most so far on one core.
+    """Keep only the thread with the most processor time so far on one core.
 
-    A message wakes threads of libzmq that only pass it on. Confined to the core of the thread that computes, they would
-    queue there behind whatever else the system runs on it, while the other cores idle.
+    A message wakes threads of libzmq that only pass it on. On the core of the computing thread they would have to wait,
+    while other cores are idle.
     """
     busiest = max(psutil.Process(pid).threads(), key=lambda thread: thread.user_time + thread.system_time)
     _keep([busiest.id], core)
@@ -44,13 +44,13 @@ def _keep(threads: Iterable[int], core: int) -> None:
 
 
 def read_bytes_per_s() -> float:
-    """How fast one core reads memory in order: a vector's product with itself, 400 MB, the best round."""
+    """Measure how fast one core reads memory in order: a vector of 400 MB times itself, the best round."""
     vector = np.ones(READ_BYTES // 4, np.float32)
     return READ_BYTES / min(_seconds(lambda: np.dot(vector, vector)) for _ in range(ROUNDS))
 
 
 def int8_products_per_s() -> float:
-    """Multiply-adds a second of one core in a large product of 8-bit integers, by ONNX Runtime; the median."""
+    """Measure multiply-adds per second of one core in a large product of 8-bit integers by ONNX Runtime: the median."""
     import onnx
     import onnxruntime
 
@@ -70,7 +70,7 @@ def int8_products_per_s() -> float:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """By the clock of our own computing, which stands while other processes have the core."""
+    """Time `work` by the processor time of this process, which other processes do not add to."""
     begun = time.process_time()
     work()
     return time.process_time() - begun

@@ -1,4 +1,4 @@
-"""Nodes of ours as a user starts them, with engines pinned to a core each, and the rates of their streams."""
+"""exobus nodes as a user starts them, with each engine pinned to a core, and the rates of their streams."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ MEET_TIMEOUT_S = 30.0
 
 
 class Ours:
-    """The default model on a ring of `stages` nodes of one engine thread each. Rates are tokens a second.
+    """The default model on a ring of `stages` nodes of one engine thread each. Rates are tokens per second.
 
-    Prompts are random ids and never the same twice, so nothing of them is in any cache.
+    Prompts are random ids and never the same twice, so no cache contains any of them.
     """
 
     def __init__(self, streams: Streams, seed: int) -> None:
@@ -32,19 +32,19 @@ class Ours:
         self._random = np.random.default_rng(seed)
 
     def prefill_rate(self, prompt: int) -> float:
-        """A prompt's tokens by the time from sending it to its first token here."""
+        """Return a prompt's tokens by the time from sending it to receiving the first token."""
         tokens = self._prompt(prompt)
         begun = time.monotonic_ns()
         (first,) = self._streams.generate(tokens, 1)
         return prompt / ((first.at_ns - begun) / 1e9)
 
     def decode_rate(self, prompt: int, tokens: int) -> float:
-        """One stream, from its first token to its last."""
+        """Measure one stream, from its first token to its last."""
         came = self._streams.generate(self._prompt(prompt), tokens)
         return (len(came) - 1) / _seconds(came[0], came[-1])
 
     def streams_rate(self, streams: int, prompt: int, tokens: int) -> float:
-        """Several streams, all tokens together, while all of them decode."""
+        """Measure several streams, all tokens together, while all of them decode."""
         came = self._streams.generate_side_by_side([self._prompt(prompt) for _ in range(streams)], tokens)
         begun = max((stream[1] for stream in came), key=lambda token: token.at_ns)
         ended = min((stream[-1] for stream in came), key=lambda token: token.at_ns)
@@ -52,7 +52,7 @@ class Ours:
         return counted / _seconds(begun, ended)
 
     def beside_compute_us(self, prompt: int, tokens: int) -> float:
-        """What of a token's time, from one to the next, was not spent in engines; the median of one stream."""
+        """Return the microseconds per token that were not spent in engines: the median of one stream."""
         came = self._streams.generate(self._prompt(prompt), tokens)
         return median((b.at_ns - a.at_ns - b.compute_ns) / 1000 for a, b in pairwise(came))
 
@@ -62,14 +62,14 @@ class Ours:
 
 @contextmanager
 def ring_of_nodes(stages: int, precision: str, engine: str = "onnx") -> Iterator[tuple[list[NodeProcess], Streams]]:
-    """A ring of that many nodes with one engine process of one thread each."""
+    """Run a ring of so many nodes, with one engine process of one thread each."""
     arguments = ["--engine", engine, "--threads", "1"]
     names = [f"{precision}-{stage}" for stage in range(stages)]
     with nodes(*names, arguments=arguments, environment={"EXOBUS_PRECISION": precision}) as started:
         _wait_for_all(started)
         config = started[0].config
         instance = ensure_instance(config, DEFAULT_MODEL)
-        assert len(instance.stages) == stages, f"{len(instance.stages)} stages where {stages} were wanted"
+        assert len(instance.stages) == stages, f"{len(instance.stages)} stages instead of {stages}"
         streams = Streams(config.run_path, instance)
         try:
             yield started, streams
@@ -79,7 +79,7 @@ def ring_of_nodes(stages: int, precision: str, engine: str = "onnx") -> Iterator
 
 @contextmanager
 def ring(stages: int, precision: str, engine: str = "onnx") -> Iterator[Ours]:
-    """The streams of such a ring, warm, each engine's thread on a core of its own while there are so many."""
+    """Run such a ring and warm it up. Each engine's thread has a core of its own if there are enough."""
     with ring_of_nodes(stages, precision, engine) as (started, streams):
         ours = Ours(streams, seed=os.getpid() + stages)
         ours.decode_rate(32, 8)

@@ -16,7 +16,7 @@ COLOURS = ("#4c6a92", "#c8553d", "#588157", "#8a6bb1")
 
 
 def main() -> None:
-    """Draw, or say in one sentence what is missing."""
+    """Draw the picture, or print in one sentence what is missing."""
     given = [Path(argument) for argument in sys.argv[1:3]]
     results, picture = (*given, *(RESULTS, PICTURE)[len(given) :])
     if not results.is_file():
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def series(figures: Iterable[Figure]) -> dict[int, list[tuple[int, float]]]:
-    """By number of stages: (streams, tokens a second), the fewest streams first."""
+    """Return, by number of stages, (streams, tokens per second), the fewest streams first."""
     curves: dict[int, list[tuple[int, float]]] = {}
     for figure in figures:
         if figure.name == "throughput":
@@ -39,7 +39,7 @@ def series(figures: Iterable[Figure]) -> dict[int, list[tuple[int, float]]]:
 
 
 def draw(curves: Mapping[int, list[tuple[int, float]]], picture: Path) -> None:
-    """One line a number of stages. Needs matplotlib, the extra `bench`."""
+    """Draw one line for each number of stages. Needs matplotlib, the extra `bench`."""
     import matplotlib
 
     matplotlib.use("Agg")

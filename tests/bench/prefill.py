@@ -1,4 +1,4 @@
-"""What a ring gains on a long prompt by reading its chunks on all stages at once."""
+"""The gain of a ring on a long prompt, whose chunks all stages compute at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROUNDS = 5
 
 
 def measure() -> list[Figure]:
-    """The time to the first token on one stage that holds all, by that of four stages with a quarter each."""
+    """Compare the time to the first token on one stage with that on four stages with a quarter of the work each."""
     with ExitStack() as stack:
         one, four = (stack.enter_context(synthetic_ring(_model(stages), stages)) for stages in (1, STAGES))
         random = Random(1)
@@ -37,7 +37,7 @@ def _model(stages: int) -> Model:
 
 
 def _first_token_s(ring: SyntheticRing, random: Random) -> float:
-    """With a prompt that was never here before."""
+    """Return the seconds to the first token of a new prompt."""
     prompt = [random.randrange(ring.model.vocab_size) for _ in range(CHUNKS * PROMPT_CHUNK)]
     session = ring.streams.open(prompt, 1)
     received = ring.streams.received(session)

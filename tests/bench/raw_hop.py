@@ -1,4 +1,4 @@
-"""What a hop costs with nothing but libzmq: the floor of every hop that is measured here."""
+"""The cost of a hop with nothing but libzmq: the floor of every hop that is measured here."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ WITHIN_MS = 5000
 
 
 def raw_hop_us(payload_bytes: int, pause_ms: float = 0.0, over: Over = "ipc") -> float:
-    """Half a round trip of a header and a row between two processes, blocking sockets; the median.
+    """Measure half a round trip of a header and a row between two processes with blocking sockets: the median.
 
-    With a pause before each, as a step's computing is one, both sides have been asleep and their caches are cold.
+    With a pause before each, such as a step's computing, both sides have been asleep and their caches are cold.
     """
     pair = new_key_pair()
     pings = round(PAUSED_S * 1000 / pause_ms) if pause_ms else PINGS
@@ -43,7 +43,7 @@ def raw_hop_us(payload_bytes: int, pause_ms: float = 0.0, over: Over = "ipc") ->
 
 
 def _use_keys(dealer: zmq.Socket[bytes], pair: KeyPair) -> None:
-    """Both ends have the same pair: what it costs is the same."""
+    """Give both sides the same pair, which costs as much as two."""
     dealer.setsockopt(zmq.CURVE_PUBLICKEY, pair.public)
     dealer.setsockopt(zmq.CURVE_SECRETKEY, pair.secret)
     dealer.setsockopt(zmq.CURVE_SERVERKEY, pair.public)

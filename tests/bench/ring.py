@@ -1,4 +1,4 @@
-"""What a ring of real nodes costs, and what many streams gain on it."""
+"""The cost of a ring of real nodes, and the gain of many streams on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOKENS = 64
 SHORT, LONG = 32, 512
 CROWD = 8
 ROW_BYTES = 576 * 2
-COMPUTING_MS = 4.0  # a stage of two; so long the other sleeps
+COMPUTING_MS = 4.0  # of one stage of two, while the other sleeps
 
 TURNS: dict[str, tuple[int, Callable[[Ours], float]]] = {
     "one": (1, lambda ours: ours.decode_rate(SHORT, TOKENS)),
@@ -27,11 +27,11 @@ TURNS: dict[str, tuple[int, Callable[[Ours], float]]] = {
     "prefill": (1, lambda ours: ours.prefill_rate(LONG)),
     "hop": (2, lambda ours: ours.beside_compute_us(SHORT, TOKENS) / 2),
 }
-"""One round, by the stages of the ring that it asks."""
+"""The measurements of one round: the number of stages, and the rate to measure."""
 
 
 def measure() -> list[Figure]:
-    """The hop, the ratios of one stream, and the gains of many: all rings stand at once and take turns."""
+    """Measure the hop, the ratios of one stream, and the gains of many: all rings run at once and take turns."""
     with ExitStack() as stack:
         rings = {stages: stack.enter_context(ring(stages, "fast")) for stages in STAGES}
         rounds = [{name: turn(rings[stages]) for name, (stages, turn) in TURNS.items()} for _ in range(ROUNDS)]

@@ -1,4 +1,4 @@
-"""From `exobus node` to the first token, and what an idle node holds in memory."""
+"""The time from `exobus node` to the first token, and the memory of an idle node."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROUNDS = 3
 
 
 def measure() -> list[Figure]:
-    """`start_s` and `idle_mb`, medians; the first, unmeasured start has the files fetched and the engines measured."""
+    """Measure the medians of `start_s` and `idle_mb`; an unmeasured start first fetches files and measures engines."""
     _start()
     rounds = [_start() for _ in range(ROUNDS)]
     seconds, megabytes = (median(column) for column in zip(*rounds, strict=True))

@@ -1,4 +1,4 @@
-"""A gateway without text, for timing: opens sessions on an instance and notes when every token came."""
+"""A gateway without text, for timing: it opens sessions on an instance and records the time of every token."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOOK_EVERY_MS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """A token, when it came (monotonic nanoseconds) and what its step cost in engines (nanoseconds)."""
+    """A token, when it came (monotonic nanoseconds) and the time of its step in engines (nanoseconds)."""
 
     token: int
     at_ns: int
@@ -54,9 +54,9 @@ class StreamResult:
 
 
 def ensure_instance(config: NodeConfig, model_id: str) -> Instance:
-    """Have an instance of the model."""
+    """Request an instance of the model from the node."""
 
-    async def ask() -> Instance:
+    async def request() -> Instance:
         bus = BusClient(config.run_path, config.node_id, f"bench-{secrets.token_hex(4)}")
         await bus.start()
         try:
@@ -65,7 +65,7 @@ def ensure_instance(config: NodeConfig, model_id: str) -> Instance:
         finally:
             await bus.close()
 
-    return asyncio.run(ask())
+    return asyncio.run(request())
 
 
 class Streams:
@@ -83,7 +83,7 @@ class Streams:
         return came
 
     def generate_side_by_side(self, prompts: Sequence[tuple[int, ...]], tokens: int) -> list[list[Timed]]:
-        """The same for several sessions at a time, in the order of their prompts."""
+        """Decode several sessions at a time. Returns their tokens in the order of their prompts."""
         sessions = [self.open(prompt, tokens) for prompt in prompts]
         came = [self.received(session) for session in sessions]
         self.receive(*came, tokens=tokens)
@@ -92,7 +92,7 @@ class Streams:
         return [received.tokens for received in came]
 
     def open(self, prompt: Sequence[int], tokens: int, drafts: int = 0) -> int:
-        """Ask for `tokens` tokens, greedy, with so many guessed ahead at most; the session's number."""
+        """Open a greedy session of `tokens` tokens with at most so many drafts, and return its number."""
         session = secrets.randbits(63)
         sampling = SamplingParams(temperature=0.0)
         opening = Opening(tuple(prompt), len(prompt), tokens, frozenset(), sampling, self._transport.endpoints, drafts)
@@ -101,11 +101,11 @@ class Streams:
         return session
 
     def received(self, session: int) -> StreamResult:
-        """What came so far; it grows while `hear_until` runs."""
+        """Return what came so far; it grows while `receive_until` runs."""
         return self._sessions[session]
 
     def end(self, session: int) -> int:
-        """Close a session, and say when (monotonic nanoseconds)."""
+        """Close a session, and return the time (monotonic nanoseconds)."""
         closed_ns = time.monotonic_ns()
         self._send(Flag.CLOSE, session, b"")
         self._sessions.pop(session, None)
@@ -117,11 +117,14 @@ class Streams:
             self.end(session)
 
     def receive(self, *sessions: StreamResult, tokens: int = 1 << 62) -> None:
-        """Take in frames until each of these has ended, or has as many tokens."""
+        """Receive frames until each of these has ended, or has as many tokens."""
         self.receive_until(lambda: all(received.finished or len(received.tokens) >= tokens for received in sessions))
 
     def receive_until(self, enough: Callable[[], bool], *, failures: bool = False) -> None:
-        """Take in frames until it is enough. AssertionError when nothing comes, or a stage fails and none shall."""
+        """Receive frames until it is enough.
+
+        Raises AssertionError if nothing comes in time, or if a stage fails and `failures` is false.
+        """
         deadline = time.monotonic() + TOKEN_TIMEOUT_S
         while not enough():
             if (came := self._transport.receive(LOOK_EVERY_MS)) is not None:

@@ -1,4 +1,4 @@
-"""What drafts and the prefix cache are worth on real text: the default model on a node as a user starts it."""
+"""The gain of drafts and the prefix cache on real text: the default model on a node as a user starts it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.models import default_model_path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DRAFTS = 8
-PLAIN = 200  # prompts that were not chosen for repeating themselves
+PLAIN = 200  # prompts that were not chosen for repetitions
 PLAIN_PROMPT, PLAIN_TOKENS = 48, 24
 CODE_PROMPT, CODE_TOKENS = 400, 128
 FIRST_TURN, SECOND_TURN = 1024, 64
@@ -25,7 +25,7 @@ SUMMARY = "Here is a text:\n\n{text}\n\nHere are its sentences as a list, each w
 
 
 def measure() -> list[Figure]:
-    """Tokens a pass where text repeats itself, speed where it does not, no token changed; a second turn's start."""
+    """Measure tokens per pass on repeating text, speed on other text, equality of tokens, and a second turn's start."""
     tokenizer = Tokenizer.load(default_model_path().parent)
     with ring_of_nodes(1, "fast") as (_, streams):
         streams.generate(tuple(range(100, 132)), 8)
@@ -41,16 +41,16 @@ def _draft_figures(
     every = [*plain, *repeating]
     equal = sum(without.ids == drafted.ids for without, drafted in every)
     passes = [len(drafted.tokens) / drafted.passes for _, drafted in repeating]
-    gained = (
+    gain = (
         f"{_speed(repeating):.2f} × the speed; {min(passes):.2f} to {max(passes):.2f} a pass over {len(passes)} texts"
     )
     return [
-        Figure("lookup_tokens_per_pass", median(passes), "tokens", "≥ 1.5", baseline=1.0, note=gained),
+        Figure("lookup_tokens_per_pass", median(passes), "tokens", "≥ 1.5", baseline=1.0, note=gain),
         Figure(
             "lookup_speed", _speed(plain), "ratio", "≥ 0.97", note=f"{len(plain)} prompts that do not ask to repeat"
         ),
         Figure(
-            "lookup_equal", equal / len(every), "share", "1", note=f"{equal} of {len(every)} texts the same without"
+            "lookup_equal", equal / len(every), "share", "1", note=f"{equal} of {len(every)} texts are the same without"
         ),
     ]
 
@@ -63,7 +63,7 @@ def _prefix_figure(turns: Sequence[tuple[StreamResult, StreamResult]]) -> Figure
 
 
 def _both(streams: Streams, prompt: Sequence[int], tokens: int) -> tuple[StreamResult, StreamResult]:
-    """Without drafts and with. A first session, which counts for nothing, leaves both the same prompt to compute."""
+    """Generate without drafts and with them. A first, unmeasured session leaves both the same prompt to compute."""
     _generate(streams, prompt, 1, 0)
     return _generate(streams, prompt, tokens, 0), _generate(streams, prompt, tokens, DRAFTS)
 
@@ -77,7 +77,7 @@ def _generate(streams: Streams, prompt: Sequence[int], tokens: int, drafts: int)
 
 
 def _turns(streams: Streams, tokenizer: Tokenizer, seed: int) -> tuple[StreamResult, StreamResult]:
-    """The same prompt's length with nothing of it known, and with all but the new turn."""
+    """Compute two prompts of one length: one that is new, and one of which only the second turn is new."""
     text = tokenizer.encode("".join(path.read_text() for path in _sources()))
     length = FIRST_TURN + SECOND_TURN
     unknown = text[seed * 2 * length :][:length]
@@ -88,7 +88,7 @@ def _turns(streams: Streams, tokenizer: Tokenizer, seed: int) -> tuple[StreamRes
 
 
 def _speed(pairs: Sequence[tuple[StreamResult, StreamResult]]) -> float:
-    """How many times as fast with drafts as without, all texts together, from first tokens on."""
+    """Return how many times as fast decoding is with drafts as without, all texts together."""
     without, drafted = (sum(_decode_s(received) for received in side) for side in zip(*pairs, strict=True))
     return without / drafted
 
@@ -102,14 +102,14 @@ def _first_token_s(received: StreamResult) -> float:
 
 
 def _plain(tokenizer: Tokenizer) -> list[list[int]]:
-    """Beginnings out of this project's own prose and code, none of them asking for a repetition."""
+    """Return prompts cut from this project's own prose and code, none of which asks for a repetition."""
     text = tokenizer.encode("".join(path.read_text() for path in (*_prose(), *_sources())))
     step = len(text) // PLAIN
     return [text[at : at + PLAIN_PROMPT] for at in range(0, PLAIN * step, step)]
 
 
 def _repeating(tokenizer: Tokenizer) -> list[list[int]]:
-    """Code to go on with, texts to edit and to list: what repeats itself."""
+    """Return prompts whose continuations repeat them: code to continue, and texts to edit and to list."""
     code = [tokenizer.encode(path.read_text())[:CODE_PROMPT] for path in _sources()[:4]]
     paragraphs = [part for path in _prose() for part in path.read_text().split("\n\n") if 300 < len(part) < 700][:4]
     asked = [form.format(text=text) for text in paragraphs for form in (EDIT, SUMMARY)]

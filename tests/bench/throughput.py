@@ -1,4 +1,4 @@
-"""Tokens a second of all streams together, over streams and stages: the curves that `tests.bench.plot` draws."""
+"""Tokens per second of all streams together, over streams and stages: the curves that `tests.bench.plot` draws."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TOKENS = 48
 
 
 def measure() -> list[Figure]:
-    """One figure: its value the highest point. Stages beyond the machine's cores share them, a thread each."""
+    """Return one figure, whose value is the highest point. If there are more stages than cores, stages share them."""
     with ExitStack() as stack:
         rings = {stages: stack.enter_context(ring(stages, "fast")) for stages in STAGES}
         rounds = [_round(rings) for _ in range(ROUNDS)]
@@ -29,7 +29,7 @@ def measure() -> list[Figure]:
 
 
 def _round(rings: Mapping[int, Ours]) -> dict[tuple[int, int], float]:
-    """Every ring in turn for each number of streams, so that what else the machine does hits all of them."""
+    """Measure every ring in turn for each number of streams, so that other load affects all of them."""
     return {
         (stages, streams): ours.streams_rate(streams, PROMPT, TOKENS)
         for streams in STREAMS

@@ -33,7 +33,7 @@ from bus.net.sockets import connect_ipc, open_socket
 from bus.wire import decode, encode, new_header
 from cluster.failures import FailureCode
 from cluster.topology import NodeRecord, Topology
-from tests.support.bus import WITHIN_S, client, heard, running_hub, subscribed
+from tests.support.bus import WITHIN_S, client, next_message, running_hub, subscribed
 
 A = "a" * 16
 
@@ -337,7 +337,7 @@ def test_facts_are_handled_in_order() -> None:
     with_worker(test)
 
 
-def test_timer_repeats() -> None:
+def test_timer_runs_again_and_again() -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         for _ in range(5):
             await asyncio.wait_for(worker.ticks.get(), WITHIN_S)
@@ -368,7 +368,7 @@ def test_warnings_are_published() -> None:
     async def test(asker: BusClient, worker: Worker, task: asyncio.Task[None]) -> None:
         await subscribed(asker, "hub", "log")
         logging.getLogger("here").warning("the %s is broken", "roof")
-        assert (await heard(asker, Log))[0] == Log("WARNING", "here", "the roof is broken")
+        assert (await next_message(asker, Log))[0] == Log("WARNING", "here", "the roof is broken")
 
     with_worker(test)
 

@@ -25,7 +25,7 @@ from bus.messages import (
 )
 from bus.wire import encode, new_header
 from cluster.failures import FailureCode
-from tests.support.bus import WITHIN_S, client, heard, in_time, run_folder, running_hub, subscribed
+from tests.support.bus import WITHIN_S, client, in_time, next_message, run_folder, running_hub, subscribed
 
 A, B = "a" * 16, "b" * 16
 Test = Callable[[BusClient, BusClient], Awaitable[None]]
@@ -47,7 +47,7 @@ def test_address_without_node_means_this_node() -> None:
         assert asker.address == f"{A}/asker"
         for address in ("worker", f"{A}/worker"):
             await asker.send(address, LinkProbe())
-            assert (await heard(worker, LinkProbe))[1].to == Address(A, "worker")
+            assert (await next_message(worker, LinkProbe))[1].to == Address(A, "worker")
 
     with_two(test)
 
@@ -55,7 +55,7 @@ def test_address_without_node_means_this_node() -> None:
 def test_reply_finds_its_request() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         requests = [asyncio.create_task(asker.request("worker", LinkProbe(), HubState, WITHIN_S)) for _ in range(5)]
-        probes = [(await heard(worker, LinkProbe))[1].header for _ in requests]
+        probes = [(await next_message(worker, LinkProbe))[1].header for _ in requests]
         for number, header in reversed(list(enumerate(probes))):
             await worker.send(header.sender, HubState(str(number), "", ""), cause=header.id)
         assert [state.node_id for state in await asyncio.gather(*requests)] == ["0", "1", "2", "3", "4"]
@@ -66,7 +66,7 @@ def test_reply_finds_its_request() -> None:
 def test_failure_keeps_code_and_sentence() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, WITHIN_S))
-        header = (await heard(worker, LinkProbe))[1].header
+        header = (await next_message(worker, LinkProbe))[1].header
         await worker.send(header.sender, RequestFailed(FailureCode.CONFLICT, "try tomorrow"), cause=header.id)
         with pytest.raises(RequestError, match="try tomorrow") as refused:
             await request
@@ -89,8 +89,8 @@ def test_request_ends_at_its_deadline() -> None:
         with pytest.raises(RequestError, match=r"worker did not answer link\.probe within 0\.05 s") as refused:
             await asker.request("worker", LinkProbe(), RequestDone, 0.05)
         assert refused.value.code == "timeout"
-        asked = (await heard(worker, LinkProbe))[1].header.id
-        assert (await heard(worker, RequestCancel))[0] == RequestCancel(asked)
+        asked = (await next_message(worker, LinkProbe))[1].header.id
+        assert (await next_message(worker, RequestCancel))[0] == RequestCancel(asked)
 
     with_two(test)
 
@@ -98,9 +98,9 @@ def test_request_ends_at_its_deadline() -> None:
 def test_cancel_reaches_the_other_side() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, WITHIN_S))
-        asked = (await heard(worker, LinkProbe))[1].header.id
+        asked = (await next_message(worker, LinkProbe))[1].header.id
         request.cancel()
-        assert (await heard(worker, RequestCancel))[0] == RequestCancel(asked)
+        assert (await next_message(worker, RequestCancel))[0] == RequestCancel(asked)
         with pytest.raises(asyncio.CancelledError):
             await request
 
@@ -111,10 +111,10 @@ def test_late_reply_is_dropped() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         with pytest.raises(RequestError, match="did not answer"):
             await asker.request("worker", LinkProbe(), RequestDone, 0.01)
-        late = (await heard(worker, LinkProbe))[1].header
+        late = (await next_message(worker, LinkProbe))[1].header
         await worker.send(late.sender, RequestDone(), cause=late.id)
         await worker.send("asker", LinkProbe())
-        assert (await heard(asker, (RequestDone, LinkProbe)))[0] == LinkProbe()
+        assert (await next_message(asker, (RequestDone, LinkProbe)))[0] == LinkProbe()
 
     with_two(test)
 
@@ -122,7 +122,7 @@ def test_late_reply_is_dropped() -> None:
 def test_reply_of_another_node_is_dropped() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, WITHIN_S))
-        cause = (await heard(worker, LinkProbe))[1].header.id
+        cause = (await next_message(worker, LinkProbe))[1].header.id
         false = RequestFailed(FailureCode.UNDELIVERABLE, "from a node that was not asked")
         for impostor in (f"{B}/worker", f"{B}/hub", "/hub", "hub"):
             header = new_header(false, impostor, cause=cause)
@@ -148,11 +148,11 @@ def test_work_is_numbered_by_address() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         for _ in range(3):
             await asker.send("worker", LinkProbe())
-        headers = [(await heard(worker, LinkProbe))[1].header for _ in range(3)]
+        headers = [(await next_message(worker, LinkProbe))[1].header for _ in range(3)]
         assert [header.sequence for header in headers] == [1, 2, 3]
         assert len({header.life for header in headers}) == 1
         await asker.send("asker", LinkProbe())
-        assert (await heard(asker, LinkProbe))[1].header.sequence == 1
+        assert (await next_message(asker, LinkProbe))[1].header.sequence == 1
 
     with_two(test)
 
@@ -163,7 +163,7 @@ def test_oversized_field_is_an_error_of_the_sender() -> None:
             await asker.request("worker", InstanceEnsure("m" * 1000), RequestDone, WITHIN_S)
         assert refused.value.code == "unsendable"
         await asker.send("worker", LinkProbe())
-        await heard(worker, LinkProbe)
+        await next_message(worker, LinkProbe)
 
     with_two(test)
 
@@ -174,7 +174,7 @@ def test_unsendable_fact_is_logged_and_dropped(caplog: pytest.LogCaptureFixture)
         for _ in range(3):
             await worker.publish(Status("m" * 1000, "text"))
         await worker.publish(Status("m", "text"))
-        assert (await heard(asker, Status))[0] == Status("m", "text")
+        assert (await next_message(asker, Status))[0] == Status("m", "text")
         assert worker.dropped == {"unsendable": 3}
 
     with_two(test)
@@ -184,7 +184,7 @@ def test_unsendable_fact_is_logged_and_dropped(caplog: pytest.LogCaptureFixture)
 def test_request_fails_when_its_actor_dies() -> None:
     async def test(asker: BusClient, worker: BusClient) -> None:
         request = asyncio.create_task(asker.request("worker", LinkProbe(), RequestDone, 60.0))
-        await heard(worker, LinkProbe)
+        await next_message(worker, LinkProbe)
         await subscribed(worker, "hub", "actor.down")
         await worker.publish(ActorDown("another", "killed", False))
         await worker.publish(ActorDown("worker", "killed by SIGKILL", False))
@@ -200,7 +200,7 @@ def test_facts_are_numbered_by_kind() -> None:
         await subscribed(worker, "hub", "status")
         for number in range(3):
             await worker.publish(Status("m", str(number)))
-        sequences = [(await heard(asker, Status))[1].header.sequence for _ in range(3)]
+        sequences = [(await next_message(asker, Status))[1].header.sequence for _ in range(3)]
         assert sequences == [1, 2, 3]
 
     with_two(test)
@@ -212,7 +212,7 @@ def test_facts_without_subscribers_are_not_encoded() -> None:
         await worker.publish(Log("L" * 1000, "x", "no receiver would accept it"))
         assert not worker.dropped
         await worker.publish(Status("m", "text"))
-        assert (await heard(asker, Status))[0] == Status("m", "text")
+        assert (await next_message(asker, Status))[0] == Status("m", "text")
 
     with_two(test)
 

@@ -1,4 +1,4 @@
-"""Hubs on loopback: what they pass on, what stays on a node, what comes back, and what is dropped."""
+"""`bus.hub`: the messages that hubs on loopback deliver, return and drop."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +14,9 @@ import msgspec
 import pytest
 
 from bus.address import Address
-from bus.client import BusClient, RequestError
+from bus.client import RequestError
 from bus.hub import Hub
 from bus.messages import (
-    ActorUp,
     HubDescribe,
     HubState,
     LinkHello,
@@ -32,7 +29,6 @@ from bus.messages import (
     PeerUp,
     RequestDone,
     Status,
-    kind_of,
 )
 from bus.net.endpoints import port_of, with_key
 from bus.wire import decode, encode, new_header
@@ -42,13 +38,17 @@ from tests.support.bus import (
     KEYS,
     RunningHub,
     client,
+    clients,
     dealer_of,
     described,
-    heard,
     hub_config,
     hub_process,
+    hubs,
     link,
     new_node,
+    next_message,
+    reply_to_probe,
+    run,
     run_folder,
     running_hub,
     subscribed,
@@ -56,32 +56,6 @@ from tests.support.bus import (
 
 A, B, C = new_node(), new_node(), new_node()
 WRONG_CODE = "a node tried to join cluster home with a wrong join code"
-
-
-@contextmanager
-def hubs(*node_ids: str) -> Iterator[list[RunningHub]]:
-    with running_hub(node_ids[0]) as first:
-        if len(node_ids) == 1:
-            yield [first]
-            return
-        with hubs(*node_ids[1:]) as others:
-            yield [first, *others]
-
-
-@asynccontextmanager
-async def clients(running: list[RunningHub], name: str, *topics: type[Message] | str) -> AsyncIterator[list[BusClient]]:
-    async with AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(client(hub.run_dir, hub.node_id, name, *topics)) for hub in running]
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(test)
-
-
-async def reply_to_probe(bus: BusClient) -> None:
-    """Reply to the next probe."""
-    _, envelope = await heard(bus, LinkProbe)
-    await bus.send(envelope.header.sender, RequestDone(), cause=envelope.header.id)
 
 
 def test_work_and_reply_pass_within_a_node() -> None:
@@ -101,7 +75,7 @@ def test_address_without_node_reaches_own_actor(to: str) -> None:
         async with clients([hub], "worker") as [worker]:
             with dealer_of(A, f"ipc://{hub.run_dir}/work") as dealer:
                 dealer.send_multipart(_frames(to, LinkProbe(), sender=f"{A}/raw"))
-                assert (await heard(worker, LinkProbe))[1].to == Address(A, "worker")
+                assert (await next_message(worker, LinkProbe))[1].to == Address(A, "worker")
 
     with running_hub(A) as hub:
         run(test(hub))
@@ -127,74 +101,6 @@ def test_work_and_reply_pass_between_nodes() -> None:
 
     with hubs(A, B) as pair:
         run(test(pair))
-
-
-def test_only_subscribed_facts_reach_another_node() -> None:
-    async def test(pair: list[RunningHub]) -> None:
-        async with (
-            clients(pair[:1], "publisher") as [publisher],
-            clients(pair[1:], "subscriber", Status) as [subscriber],
-        ):
-            await link(publisher, pair[1].join_endpoint)
-            await subscribed(publisher, f"{B}/hub", "status")
-            await publisher.publish(Log("WARNING", "x", "without subscribers"))
-            await publisher.publish(Status("m", "first"))
-            fact, envelope = await heard(subscriber, Message)
-            while isinstance(fact, PeerUp | ActorUp):
-                fact, envelope = await heard(subscriber, Message)
-            assert fact == Status("m", "first")
-            assert envelope.node == A
-
-    with hubs(A, B) as pair:
-        run(test(pair))
-
-
-def test_later_subscription_reaches_another_node() -> None:
-    async def test(pair: list[RunningHub]) -> None:
-        async with clients(pair, "one") as [publisher, subscriber]:
-            await link(publisher, pair[1].join_endpoint)
-            subscriber.subscribe("status")
-            await subscribed(publisher, f"{B}/hub", "status")
-            await publisher.publish(Status("m", "later"))
-            assert (await heard(subscriber, Status))[0].text == "later"
-
-    with hubs(A, B) as pair:
-        run(test(pair))
-
-
-def test_facts_about_links_stay_on_their_node() -> None:
-    async def test(trio: list[RunningHub]) -> None:
-        async with clients(trio, "one", PeerUp, Status) as [first, second, third]:
-            await link(first, trio[1].join_endpoint)
-            await heard(second, PeerUp)
-            await link(third, trio[0].join_endpoint)  # published on the first node only
-            await subscribed(first, f"{B}/hub", "status")
-            await first.publish(Status("m", "afterwards"))
-            fact, envelope = await heard(second, (PeerUp, Status))
-            while isinstance(fact, PeerUp):  # of its own hub, to which the third node links too
-                assert envelope.node == B
-                fact, envelope = await heard(second, (PeerUp, Status))
-
-    with hubs(A, B, C) as trio:
-        run(test(trio))
-
-
-def test_fact_arrives_once_among_three_hubs() -> None:
-    async def test(trio: list[RunningHub]) -> None:
-        async with clients(trio, "one", Status) as members:
-            for member, other in zip(members, (B, C, A), strict=True):
-                await link(member, next(hub.join_endpoint for hub in trio if hub.node_id == other))
-            for member in members:
-                await described(member, lambda state: len(state.peers) == 2)
-            for node_id in (A, B, C):
-                await subscribed(members[0], f"{node_id}/hub", "status")
-            await members[0].publish(Status("m", "first"))
-            await members[0].publish(Status("m", "last"))
-            for member in members:
-                assert [(await heard(member, Status))[0].text for _ in range(2)] == ["first", "last"]
-
-    with hubs(A, B, C) as trio:
-        run(test(trio))
 
 
 @pytest.mark.parametrize(
@@ -236,18 +142,6 @@ def test_work_for_a_stopped_actor_comes_back() -> None:
         run(test(hub))
 
 
-def test_hub_refuses_work_that_it_does_not_serve() -> None:
-    async def test(pair: list[RunningHub]) -> None:
-        async with clients(pair[:1], "asker") as [asker]:
-            await link(asker, pair[1].join_endpoint)
-            for hub in ("hub", f"{B}/hub"):
-                with pytest.raises(RequestError, match=r"a hub does not serve link\.probe"):
-                    await asker.request(hub, LinkProbe(), RequestDone, 60.0)
-
-    with hubs(A, B) as pair:
-        run(test(pair))
-
-
 def test_killed_peer_is_down_within_a_second() -> None:
     async def test(hub: RunningHub, folder: Path) -> None:
         config = hub_config(folder, B, "victim")
@@ -256,10 +150,10 @@ def test_killed_peer_is_down_within_a_second() -> None:
                 await link(worker, hub.join_endpoint)
                 await described(asker, lambda state: len(state.peers) == 1)
                 waiting = asyncio.create_task(asker.request(f"{B}/worker", LinkProbe(), RequestDone, 60.0))
-                await heard(worker, LinkProbe)
+                await next_message(worker, LinkProbe)
                 begun = asyncio.get_running_loop().time()
                 victim.signal(signal.SIGKILL)
-                lost, _ = await heard(asker, PeerDown)
+                lost, _ = await next_message(asker, PeerDown)
                 assert asyncio.get_running_loop().time() - begun < 1.0
                 assert lost.node_id == B
                 with pytest.raises(RequestError, match=f"node {B} is gone: the connection broke"):
@@ -275,15 +169,15 @@ def test_restarted_hub_finds_actors_and_peer_again() -> None:
         with hub_process(config) as victim:
             async with client(folder, B, "worker") as worker, clients([hub], "asker", PeerUp, PeerDown) as [asker]:
                 port = port_of((await link(worker, hub.join_endpoint)).endpoint)
-                await heard(asker, PeerUp)
+                await next_message(asker, PeerUp)
                 victim.signal(signal.SIGKILL)
-                await heard(asker, PeerDown)
+                await next_message(asker, PeerDown)
                 victim.process.wait(5.0)
                 with hub_process(NodeConfig(**(_fields(config) | {"bus_port": port}))):
                     await described(worker, lambda state: any(actor.name == "worker" for actor in state.actors))
                     join_endpoint = (await described(worker, lambda state: bool(state.join_endpoint))).join_endpoint
                     await link(asker, join_endpoint)
-                    await heard(asker, PeerUp)
+                    await next_message(asker, PeerUp)
                     replying = asyncio.create_task(reply_to_probe(worker))
                     await asker.request(f"{B}/worker", LinkProbe(), RequestDone, 5.0)
                     await replying
@@ -301,7 +195,7 @@ def test_stopping_hub_sends_bye() -> None:
         async with clients(pair[:1], "asker", PeerDown) as [asker]:
             await link(asker, pair[1].join_endpoint)
             await asyncio.to_thread(pair[1].stop)
-            assert (await heard(asker, PeerDown))[0] == PeerDown(B, "it left")
+            assert (await next_message(asker, PeerDown))[0] == PeerDown(B, "it left")
 
     with hubs(A, B) as pair:
         run(test(pair))
@@ -311,13 +205,13 @@ def test_peer_with_two_addresses_is_linked_once() -> None:
     async def test(pair: list[RunningHub]) -> None:
         async with clients(pair, "one", PeerUp, PeerDown, Status) as [first, second]:
             await link(first, pair[1].join_endpoint)
-            await heard(first, PeerUp)
+            await next_message(first, PeerUp)
             await first.request(
                 "hub", PeerDial(pair[1].join_endpoint.replace("127.0.0.1", "localhost")), RequestDone, 5.0
             )
             await link(second, pair[0].join_endpoint)
             with pytest.raises(TimeoutError):
-                await heard(first, (PeerUp, PeerDown), within_s=0.5)
+                await next_message(first, (PeerUp, PeerDown), within_s=0.5)
             assert len((await first.request("hub", HubDescribe(), HubState, 5.0)).peers) == 1
 
     with hubs(A, B) as pair:
@@ -328,8 +222,8 @@ def test_hubs_of_two_clusters_do_not_link() -> None:
     async def test(home: RunningHub, work: RunningHub) -> None:
         async with clients([home], "one", PeerRefused) as [host], clients([work], "one", PeerRefused) as [guest]:
             await guest.request("hub", PeerDial(home.join_endpoint), RequestDone, 5.0)
-            there, _ = await heard(guest, PeerRefused, within_s=3.0)
-            here, _ = await heard(host, PeerRefused, within_s=3.0)
+            there, _ = await next_message(guest, PeerRefused, within_s=3.0)
+            here, _ = await next_message(host, PeerRefused, within_s=3.0)
             assert there.message.startswith("wrong join code for cluster work: the join port at")
             assert here == PeerRefused("", FailureCode.WRONG_CODE, WRONG_CODE)
             assert (await host.request("hub", HubDescribe(), HubState, 5.0)).peers == ()
@@ -346,7 +240,7 @@ def test_work_is_tapped_for_subscribers_only() -> None:
                 replying = asyncio.create_task(reply_to_probe(worker))
                 await asker.request("worker", LinkProbe(), RequestDone, 5.0)
                 await replying
-                _, envelope = await heard(inspector, LinkProbe)
+                _, envelope = await next_message(inspector, LinkProbe)
                 assert (envelope.to, envelope.header.sender) == ("tap.link.probe", f"{A}/asker")
             await described(asker, lambda state: "tap." not in state.subscriptions)
 
@@ -391,7 +285,7 @@ def test_invalid_frames_of_a_peer_are_counted(messages: list[list[bytes]], reaso
                 state = await described(asker, lambda state: f"dropped: {reason}" in state.counters)
             assert state.peers == ()
             await asker.publish(Status("m", "alive"))
-            assert (await heard(asker, (PeerDown, Status)))[0] == Status("m", "alive")
+            assert (await next_message(asker, (PeerDown, Status)))[0] == Status("m", "alive")
 
     with running_hub(A, knows=(B,)) as hub:
         run(test(hub))
@@ -429,20 +323,8 @@ def test_invalid_or_silent_endpoint_is_reported() -> None:
                 with pytest.raises(RequestError, match="is no endpoint"):
                     await asker.request("hub", PeerDial(endpoint), RequestDone, 5.0)
             await asker.request("hub", PeerDial("tcp://127.0.0.1:1"), RequestDone, 5.0)
-            assert (await heard(asker, PeerRefused))[0].code == "silent"
+            assert (await next_message(asker, PeerRefused))[0].code == "silent"
             assert (await asker.request("hub", HubDescribe(), HubState, 5.0)).peers == ()
-
-    with running_hub(A) as hub:
-        run(test(hub))
-
-
-def test_hub_describes_itself() -> None:
-    async def test(hub: RunningHub) -> None:
-        async with clients([hub], "asker", Status) as [asker]:
-            state = await described(asker, lambda state: "status" in state.subscriptions)
-            assert (state.node_id, state.name, state.endpoint) == (A, f"name of {A}", hub.endpoint)
-            assert [(actor.name, actor.pid) for actor in state.actors] == [("hub", os.getpid()), ("asker", os.getpid())]
-            assert kind_of(PeerDown) in state.subscriptions
 
     with running_hub(A) as hub:
         run(test(hub))

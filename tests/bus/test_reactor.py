@@ -15,7 +15,7 @@ Pair = tuple[zmq.Socket[bytes], zmq.Socket[bytes]]
 
 @pytest.fixture
 def pairs() -> Iterator[list[Pair]]:
-    """Two pairs of connected sockets."""
+    """Open two pairs of connected sockets."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     made = []
     for name in ("one", "two"):

@@ -83,7 +83,7 @@ def test_busy_stream_survives_many_others() -> None:
     assert not replays.accept(header(1), "status")
 
 
-def test_evicted_stream_continues_above() -> None:
+def test_evicted_stream_continues_with_higher_numbers() -> None:
     sequencer, replays = Sequencer(f"{A}/node", 1), ReplayFilter()
     for _ in range(3):
         assert replays.accept(sequencer.header(LinkProbe(), "b/x"), "b/x")

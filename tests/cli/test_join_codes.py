@@ -14,7 +14,7 @@ HOME = new_join_code("home")
 OTHER = new_join_code("office")
 
 
-def test_code_is_given_as_text_or_as_a_private_file(tmp_path: Path) -> None:
+def test_code_is_text_or_a_private_file(tmp_path: Path) -> None:
     file = tmp_path / "code"
     write_private(file, HOME.text())
     assert given_code(HOME.text()) == given_code(str(file)) == HOME
@@ -25,7 +25,7 @@ def test_code_is_given_as_text_or_as_a_private_file(tmp_path: Path) -> None:
         given_code("home-" + "A" * 56)
 
 
-def test_given_code_is_kept_and_replaces_an_older_one(tmp_path: Path) -> None:
+def test_given_code_replaces_an_older_one(tmp_path: Path) -> None:
     rotated = new_join_code("home")
     assert kept_code(tmp_path) is None
     for code in (HOME, rotated):
@@ -34,7 +34,7 @@ def test_given_code_is_kept_and_replaces_an_older_one(tmp_path: Path) -> None:
     assert (tmp_path / "join-code").stat().st_mode & 0o777 == 0o600
 
 
-def test_start_script_does_not_bring_back_an_old_code(tmp_path: Path) -> None:
+def test_start_script_never_restores_an_old_code(tmp_path: Path) -> None:
     rotated, newer = new_join_code("home"), new_join_code("home")
     assert keep_code(tmp_path, HOME) == HOME
     write_private(tmp_path / "join-code", rotated.text())

@@ -16,8 +16,8 @@ import pytest
 from gateway.http.api_keys import read_keys
 from tests.gateway.http.test_api_keys import ONE, THREE, TWO, key_file
 from tests.support.commands import exobus
-from tests.support.ring import MODEL, Rig, running_rig
-from tests.support.stage import WITHIN_S
+from tests.support.gateway_rig import MODEL, Rig, running_rig
+from tests.support.text_stage import WITHIN_S
 
 COMMANDS = [["run", MODEL, "hello"], ["run", MODEL, "hello", "--json"], ["models", "ls"], ["topology"]]
 
@@ -26,14 +26,14 @@ COMMANDS = [["run", MODEL, "hello"], ["run", MODEL, "hello", "--json"], ["models
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder = tmp_path_factory.mktemp("cli-keys")
     with running_rig(folder, api_keys=str(key_file(folder, ONE, TWO))) as rig:
-        rig.tell("Hello world")
+        rig.set_script("Hello world")
         yield rig
 
 
 # -- exobus key
 
 
-def test_new_key_is_printed_and_added_to_a_private_file(tmp_path: Path) -> None:
+def test_new_key_is_printed_and_stored_privately(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     made = [exobus("key", str(path)).stdout.strip() for _ in range(2)]
     assert read_keys(path) == (tuple(made), "")
@@ -41,7 +41,7 @@ def test_new_key_is_printed_and_added_to_a_private_file(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_new_key_is_added_on_a_line_of_its_own(tmp_path: Path) -> None:
+def test_new_key_has_its_own_line(tmp_path: Path) -> None:
     path = key_file(tmp_path, "# mine")
     path.write_text(f"# mine\n{ONE}")
     made = json.loads(exobus("key", str(path), "--json").stdout)
@@ -49,7 +49,7 @@ def test_new_key_is_added_on_a_line_of_its_own(tmp_path: Path) -> None:
     assert made["file"] == str(path)
 
 
-def test_file_that_others_read_or_that_cannot_be_written_gets_no_key(tmp_path: Path) -> None:
+def test_readable_or_unwritable_file_gets_no_key(tmp_path: Path) -> None:
     path = key_file(tmp_path, ONE)
     path.chmod(0o644)
     open_to_all = exobus("key", str(path))
@@ -71,7 +71,7 @@ def test_given_key_is_sent(rig: Rig, command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
-def test_key_of_a_node_here_is_found(rig: Rig, command: list[str]) -> None:
+def test_key_of_a_local_node_is_found(rig: Rig, command: list[str]) -> None:
     assert exobus(*command, EXOBUS_DATA_DIR=rig.config.data_dir).returncode == 0
     assert exobus(*command, "--api", rig.url + "/", EXOBUS_DATA_DIR=rig.config.data_dir).returncode == 0
 
@@ -101,7 +101,7 @@ def test_malformed_key_ends_with_status_2(rig: Rig, key: str) -> None:
 
 @contextmanager
 def eavesdropper() -> Iterator[tuple[str, list[bytes]]]:
-    """A server that is no gateway: its URL, and what it received."""
+    """Run a server that is no gateway. Yields its URL, and the requests that it received."""
     received: list[bytes] = []
 
     def listen() -> None:
@@ -118,7 +118,7 @@ def eavesdropper() -> Iterator[tuple[str, list[bytes]]]:
         thread.join(WITHIN_S)
 
 
-def test_key_of_a_node_here_is_sent_to_no_other_address(rig: Rig) -> None:
+def test_local_nodes_key_is_sent_nowhere_else(rig: Rig) -> None:
     with eavesdropper() as (url, received):
         result = exobus("models", "ls", "--api", url, EXOBUS_DATA_DIR=rig.config.data_dir)
     assert result.returncode == 1

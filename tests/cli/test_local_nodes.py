@@ -23,7 +23,7 @@ def node(folder: Path, name: str, api: str = "") -> NodeConfig:
 
 @pytest.fixture
 def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[NodeConfig]:
-    """Two nodes, of which the second by name has the usual port."""
+    """Run two nodes, of which the second by name has the usual port."""
     nodes = [node(tmp_path, "ada", "http://127.0.0.1:40000"), node(tmp_path, "bob", "http://127.0.0.1:52415")]
     monkeypatch.delenv("EXOBUS_DATA_DIR", raising=False)
     monkeypatch.setattr(local_nodes, "_data_folders", lambda: [Path("0"), Path("1")])
@@ -31,15 +31,13 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[NodeConfig]
     return nodes
 
 
-def test_node_on_the_usual_port_comes_first_and_is_named(
-    running: list[NodeConfig], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_node_on_the_usual_port_comes_first(running: list[NodeConfig], capsys: pytest.CaptureFixture[str]) -> None:
     assert choose_node(None).name == "bob"
     assert capsys.readouterr().err == "asking node bob; --node or EXOBUS_NODE chooses another (ada)\n"
     assert gateway(None, None).url == "http://127.0.0.1:52415"
 
 
-def test_named_node_is_used_without_a_word(running: list[NodeConfig], capsys: pytest.CaptureFixture[str]) -> None:
+def test_named_node_is_used_silently(running: list[NodeConfig], capsys: pytest.CaptureFixture[str]) -> None:
     assert choose_node("ada").name == choose_node(running[0].node_id).name == "ada"
     assert gateway(None, None, "ada").url == "http://127.0.0.1:40000"
     assert capsys.readouterr().err == ""
@@ -68,9 +66,7 @@ def test_decision_among_several_nodes_needs_a_name(
     assert the_only_node("ada").name == "ada"
 
 
-def test_decision_among_nodes_of_one_name_needs_an_id(
-    running: list[NodeConfig], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nodes_of_one_name_need_an_id(running: list[NodeConfig], capsys: pytest.CaptureFixture[str]) -> None:
     running[1] = msgspec.structs.replace(running[1], name="ada")
     with pytest.raises(typer.Exit) as left:
         the_only_node("ada")

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from cli.main import app
 from cli.options import OTHER_NAMES
 from tests.support.commands import exobus
-from tests.support.ring import MODEL, ROOT
+from tests.support.gateway_rig import MODEL, ROOT
 
 NOWHERE = "http://127.0.0.1:9"
 COMMANDS = ("node", "run", "models", "key", "topology", "cluster", "bus")
@@ -78,14 +78,14 @@ def test_every_suggested_command_exists() -> None:
 
 
 @pytest.mark.parametrize("command", [["run", MODEL, "hi"], ["models", "ls"], ["topology"]])
-def test_unreachable_node_ends_with_status_3_and_the_next_step(command: list[str]) -> None:
+def test_unreachable_node_ends_with_status_3(command: list[str]) -> None:
     result = exobus(*command, "--api", NOWHERE)
     assert (result.returncode, result.stdout) == (3, "")
     assert "`exobus node`" in result.stderr
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:notaport", "ftp://", "127.0.0.1:notaport", "http://", "a b"])
-def test_url_that_is_none_ends_with_status_3(url: str) -> None:
+def test_invalid_url_ends_with_status_3(url: str) -> None:
     result = exobus("models", "ls", "--api", url)
     assert result.returncode == 3
     assert len(result.stderr.strip().splitlines()) == 1

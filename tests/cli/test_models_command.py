@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.commands import exobus
-from tests.support.ring import MODEL, Rig, running_rig
+from tests.support.gateway_rig import MODEL, Rig, running_rig
 
 
 @pytest.fixture(scope="module")
@@ -17,13 +17,13 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         yield rig
 
 
-def test_models_are_a_table(rig: Rig) -> None:
+def test_models_are_printed_as_a_table(rig: Rig) -> None:
     lines = exobus("models", "ls", "--api", rig.url).stdout.splitlines()
     assert lines[0].split() == ["MODEL", "DOWNLOAD", "LAYERS", "CONTEXT", "NAME"]
     assert any(line.split()[0] == MODEL for line in lines)
 
 
-def test_models_are_json(rig: Rig) -> None:
+def test_models_are_printed_as_json(rig: Rig) -> None:
     assert MODEL in {model["id"] for model in json.loads(exobus("models", "ls", "--json", "--api", rig.url).stdout)}
 
 

@@ -34,7 +34,7 @@ def test_command_is_shown_as_it_can_be_typed(
     assert typed_command() == typed
 
 
-def test_sentence_of_another_does_not_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_foreign_sentence_does_not_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit):
         leave("no\x1b[2J", 1)
     assert capsys.readouterr().err == "exobus: no�[2J\n"

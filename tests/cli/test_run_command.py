@@ -13,8 +13,8 @@ import pytest
 from cluster.failures import FailureCode
 from cluster.openings import SessionFailure
 from tests.support.commands import WITHIN_S, command, exobus, exobus_on_terminal
+from tests.support.gateway_rig import MODEL, ROOT, Rig, running_rig
 from tests.support.nodes import clean_environment
-from tests.support.ring import MODEL, ROOT, Rig, running_rig
 
 BROKEN = SessionFailure(FailureCode.STAGE_FAILED, "the engine ran out of memory")
 NOWHERE = "http://127.0.0.1:9"
@@ -28,12 +28,12 @@ def module_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 @pytest.fixture
 def rig(module_rig: Rig) -> Rig:
-    module_rig.tell("Hello world")
+    module_rig.set_script("Hello world")
     return module_rig
 
 
 def prompt_of(rig: Rig) -> str:
-    """The text of the newest prompt."""
+    """Return the text of the newest prompt."""
     return rig.tokenizer.decode(list(rig.stage.openings.values())[-1].prompt)
 
 
@@ -97,7 +97,7 @@ def test_stats_are_a_line_on_stderr(rig: Rig) -> None:
 
 
 def test_stats_show_cached_tokens(rig: Rig) -> None:
-    rig.tell("Hello world", cached=5)
+    rig.set_script("Hello world", cached=5)
     result = exobus("run", MODEL, "hello", "--stats", "--api", rig.url)
     opening = list(rig.stage.openings.values())[-1]
     assert f" · prompt {opening.first_position} (5 cached) · 1 node" in result.stderr
@@ -115,30 +115,30 @@ def test_refusal_is_the_gateways_sentence_with_status_1(rig: Rig) -> None:
 
 
 def test_failure_in_mid_answer_starts_a_new_line(rig: Rig) -> None:
-    rig.tell("Hello", end=False, failure=BROKEN)
+    rig.set_script("Hello", end=False, failure=BROKEN)
     result = exobus("run", MODEL, "hello", "--api", rig.url)
     assert (result.returncode, result.stdout) == (1, "Hello\n")
     assert "the engine ran out of memory" in result.stderr
 
 
 def test_answer_cut_at_the_limit_is_reported(rig: Rig) -> None:
-    rig.tell("Hello world", end=False)
+    rig.set_script("Hello world", end=False)
     result = exobus("run", MODEL, "hello", "--max-tokens", "2", "--api", rig.url)
     assert result.returncode == 0
     assert result.stderr == "exobus: the answer was cut at its token limit; --max-tokens allows more\n"
 
 
-def test_escapes_of_an_answer_do_not_reach_the_terminal(rig: Rig) -> None:
-    rig.tell("a\x1b]0;title\x07b")
+def test_escapes_never_reach_the_terminal(rig: Rig) -> None:
+    rig.set_script("a\x1b]0;title\x07b")
     assert "\x1b]0;" in exobus("run", MODEL, "hello", "--api", rig.url).stdout
-    rig.tell("a\x1b]0;title\x07b")
+    rig.set_script("a\x1b]0;title\x07b")
     shown = exobus_on_terminal("run", MODEL, "hello", "--api", rig.url)
     assert "a�]0;title�b" in shown
 
 
 @pytest.mark.parametrize("stats", [True, False])
-def test_interrupt_ends_the_line_and_shows_stats_if_asked(rig: Rig, stats: bool) -> None:
-    rig.tell("Hello", end=False)
+def test_interrupt_ends_the_line_and_shows_stats(rig: Rig, stats: bool) -> None:
+    rig.set_script("Hello", end=False)
     process = subprocess.Popen(
         command(["run", MODEL, "hello", "--api", rig.url, *(["--stats"] if stats else [])]),
         cwd=ROOT,

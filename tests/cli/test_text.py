@@ -25,7 +25,7 @@ def test_sizes_are_parsed(text: str, count: int) -> None:
 
 
 @given(st.text(max_size=12))
-def test_text_that_is_not_a_size_is_refused_with_an_example(text: str) -> None:
+def test_other_text_is_refused_with_an_example(text: str) -> None:
     try:
         count = parse_bytes(text)
     except ValueError as error:

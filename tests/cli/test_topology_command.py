@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.commands import exobus
-from tests.support.ring import NODE_ID, POSITIONS, Rig, running_rig
+from tests.support.gateway_rig import NODE_ID, POSITIONS, Rig, running_rig
 
 
 @pytest.fixture(scope="module")
@@ -18,19 +18,19 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         yield rig
 
 
-def test_nodes_and_layers_are_tables(rig: Rig) -> None:
+def test_nodes_and_layers_are_printed_as_tables(rig: Rig) -> None:
     text = exobus("topology", "--api", rig.url).stdout
     assert text.splitlines()[0].split() == ["NODE", "ID", "ENGINE", "FREE", "API"]
     assert f"rig *  {NODE_ID}" in text
     assert re.search(r"rig +layers +0-3 +numpy +████  4,096 positions", text)
 
 
-def test_topology_is_json(rig: Rig) -> None:
+def test_topology_is_printed_as_json(rig: Rig) -> None:
     body = json.loads(exobus("topology", "--json", "--api", rig.url).stdout)
     assert body["instances"][0]["stages"][0]["end_layer"] == 4
     assert body["instances"][0]["stages"][0]["positions"] == POSITIONS
 
 
-def test_node_here_is_found(rig: Rig) -> None:
+def test_local_node_is_found(rig: Rig) -> None:
     found = exobus("topology", "--json", EXOBUS_DATA_DIR=rig.config.data_dir)
     assert json.loads(found.stdout)["node_id"] == NODE_ID

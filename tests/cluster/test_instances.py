@@ -41,7 +41,7 @@ def test_late_fact_does_not_bring_an_instance_back() -> None:
     assert instances.get("i") is None
 
 
-def test_down_before_up_counts() -> None:
+def test_down_fact_before_the_up_fact_counts() -> None:
     instances = Instances()
     instances.mark_down("i")
     instances.mark_up(instance("i"))

@@ -23,7 +23,7 @@ def test_stage_gets_half_of_what_its_weights_leave() -> None:
 
 
 @given(requests(), sizes)
-def test_share_is_within_its_bounds_and_the_users_limit(request: KvRequest, free: int) -> None:
+def test_share_is_bounded_by_the_users_limit(request: KvRequest, free: int) -> None:
     share = KvBudget().reserve("i", "m", request, free)
     assert share <= request.most
     assert share == request.limit or share >= request.least
@@ -36,7 +36,7 @@ def test_placed_stage_never_exceeds_the_free_memory(request: KvRequest, spare: i
     assert request.weights + KvBudget().reserve("i", "m", request, free) <= free
 
 
-def test_other_model_gets_half_of_what_is_not_reserved() -> None:
+def test_other_model_gets_half_the_unreserved_memory() -> None:
     budget = KvBudget()
     budget.reserve("i", "m", REQUEST, 10 * GB)
     budget.loaded("i")
@@ -66,7 +66,7 @@ def test_released_memory_is_free_again() -> None:
     assert budget.reserve("j", "other", REQUEST, 10 * GB) == 4 * GB
 
 
-def test_full_node_still_gives_the_least() -> None:
+def test_full_node_still_gives_the_minimum() -> None:
     budget = KvBudget()
     budget.reserve("i", "m", REQUEST, 100 * GB)
     assert budget.reserve("j", "other", REQUEST, 3 * GB) == REQUEST.least

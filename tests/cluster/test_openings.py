@@ -20,7 +20,7 @@ def opening(prompt: tuple[int, ...] = (1, 2, 3), first_position: int = 3, max_to
     return Opening(prompt, first_position, max_tokens, frozenset({2}), SamplingParams(), ())
 
 
-def test_generation_ends_at_a_stop_token_or_its_limit() -> None:
+def test_generation_ends_at_stop_token_or_limit() -> None:
     asked = opening(max_tokens=3)
     assert [asked.finish_reason(7, index) for index in range(4)] == ["", "", "length", "length"]
     assert asked.finish_reason(2, 0) == "stop"

@@ -31,7 +31,7 @@ heads = st.integers(0, 40)
 
 @settings(max_examples=2000, deadline=None)
 @given(rings, layer_counts, heads)
-def test_shards_tile_all_layers_with_one_or_more_each(memory: dict[str, int], n_layers: int, head: int) -> None:
+def test_shards_tile_all_layers_without_empty_shards(memory: dict[str, int], n_layers: int, head: int) -> None:
     partitions = STRATEGY.partition(topology(memory), n_layers, head)
     if not any(memory.values()):
         assert partitions == ()

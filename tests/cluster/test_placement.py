@@ -39,7 +39,7 @@ def test_every_node_finds_the_same_placer(data: st.DataObject, nodes: set[str], 
 
 
 @given(node_sets, st.text(max_size=20), st.text("0123456789abcdef", min_size=16, max_size=16))
-def test_model_moves_only_with_its_placer_or_a_better_one(nodes: set[str], model: str, newcomer: str) -> None:
+def test_model_changes_its_placer_only_if_necessary(nodes: set[str], model: str, newcomer: str) -> None:
     placer = placer_of(model, nodes)
     assert placer_of(model, {*nodes, newcomer}) in (placer, newcomer)
     for leaver in nodes - {placer}:
@@ -57,7 +57,7 @@ def test_plan_names_nodes_and_shards_in_ring_order() -> None:
     assert stages == (PlacedStage("id-b", Shard("m", 0, 6, 8)), PlacedStage("id-a", Shard("m", 6, 8, 8)))
 
 
-def test_model_that_fits_nowhere_is_reported_with_both_sizes() -> None:
+def test_oversized_model_is_reported_with_both_sizes() -> None:
     with pytest.raises(DoesNotFit) as refused:
         plan(topology(alpha=70, beta=60), STRATEGY, "big", 100, shard_bytes)
     sentence = str(refused.value)
@@ -72,7 +72,7 @@ def test_shortage_is_reported_without_any_node() -> None:
         plan(Topology(), STRATEGY, "m", 8, shard_bytes)
 
 
-def test_node_too_small_for_one_layer_is_left_out() -> None:
+def test_node_below_one_layer_is_left_out() -> None:
     graph = topology(large=1000, tiny=30)
     assert able(graph, "m", 8, shard_bytes).node_ids == ("id-large",)
     assert plan(graph, STRATEGY, "m", 8, shard_bytes) == (PlacedStage("id-large", Shard("m", 0, 8, 8)),)
@@ -91,7 +91,7 @@ def test_plan_never_exceeds_the_memory_of_a_node(memory_mb: dict[str, int], n_la
         assert shard_bytes(stage.shard) <= memory_mb[stage.node_id.removeprefix("id-")] * MB
 
 
-def test_node_needs_room_for_one_chat_beside_the_weights() -> None:
+def test_node_needs_room_for_weights_and_a_chat() -> None:
     card = Catalogue.load().get(DEFAULT_MODEL)
     shard = whole(card.id, card.n_layers)
     weights, need = card.shard_bytes(shard) // MB, card.least_bytes(shard) // MB + 1
@@ -142,11 +142,11 @@ def test_ring_grows_over_a_node_that_has_joined() -> None:
     assert larger(measured(topology(a=900, b=900)), held("a", "b")) == frozenset()
 
 
-def test_ring_waits_for_the_engines_of_a_new_node() -> None:
+def test_ring_waits_for_a_new_nodes_engines() -> None:
     assert larger(topology(a=900, b=900), held("a")) == frozenset()
 
 
-def test_node_without_memory_does_not_make_a_ring_grow() -> None:
+def test_node_without_memory_grows_no_ring() -> None:
     assert larger(measured(topology(a=900, b=10)), held("a")) == frozenset()
 
 

@@ -9,7 +9,7 @@ from common.limits import MAX_NAME, Name, cut
 
 
 @pytest.mark.parametrize("text", ["a\nb", "a\x1b[2J", "a\u202eb", "a\u2028b", "a\0", "n" * (MAX_NAME + 1)])
-def test_name_with_control_characters_or_too_long_is_refused(text: str) -> None:
+def test_unprintable_or_long_name_is_refused(text: str) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(text, Name)
 

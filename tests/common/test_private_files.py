@@ -1,4 +1,4 @@
-"""`common.private_files`: only the owner may read what is read and written here."""
+"""`common.private_files`: only the owner may read the files."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def test_only_unprintable_characters_are_replaced(text: str) -> None:
 
 
 @pytest.mark.parametrize("raised", [False, True])
-def test_log_record_is_one_line_and_traceback_keeps_its_lines(raised: bool) -> None:
+def test_log_record_is_one_line_except_its_traceback(raised: bool) -> None:
     out = io.StringIO()
     handler = logging.StreamHandler(out)
     handler.setFormatter(LogFormatter("hub"))

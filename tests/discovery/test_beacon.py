@@ -104,7 +104,7 @@ def test_name_with_our_prefix_is_another_cluster() -> None:
     assert reason(datagram(keys=JoinCode("home-2", Role.MEMBER, bytes(32)).keys())) == "another cluster"
 
 
-def test_other_secret_under_our_name_is_a_wrong_code() -> None:
+def test_other_secret_under_our_name_is_wrong() -> None:
     with pytest.raises(WrongJoinCodeError):
         unseal(datagram(keys=ROTATED), KEYS)
 

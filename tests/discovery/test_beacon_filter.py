@@ -44,7 +44,7 @@ def test_replayed_beacon_is_dropped() -> None:
     assert beacons.dropped == {"replayed": 2}
 
 
-def test_new_incarnation_makes_beacons_of_the_old_one_replays() -> None:
+def test_old_incarnations_beacons_become_replays() -> None:
     beacons = BeaconFilter(KEYS)
     assert beacons.accept(datagram(counter=7, incarnation=1), SOURCE, 0.0)
     assert beacons.accept(datagram(counter=1, incarnation=2), SOURCE, 1.0)
@@ -68,7 +68,7 @@ def test_source_is_limited_to_twenty_beacons_a_second() -> None:
     assert beacons.dropped == {"too many": 80}
 
 
-def test_forgeries_do_not_use_up_the_rate_of_a_node() -> None:
+def test_forgeries_leave_a_nodes_rate_untouched() -> None:
     beacons = BeaconFilter(KEYS)
     for data in islice(forgeries(5000), 5000):
         beacons.accept(data, SOURCE, 0.0)
@@ -83,7 +83,7 @@ def test_number_of_remembered_nodes_is_bounded() -> None:
     assert beacons.accept(datagram(0), SOURCE, 1e6) == beacon(0)
 
 
-def test_beacon_under_the_old_code_is_dropped_after_a_rotation() -> None:
+def test_rotation_drops_beacons_of_the_old_code() -> None:
     beacons = BeaconFilter(KEYS)
     beacons.use_keys(ROTATED)
     assert beacons.accept(datagram(), SOURCE, 0.0) is None
@@ -109,7 +109,7 @@ def test_wrong_join_code_is_reported_once_a_minute() -> None:
     assert beacons.dropped == {"wrong code": 130}
 
 
-def test_many_sources_with_a_wrong_code_give_one_report() -> None:
+def test_many_wrong_codes_give_one_report() -> None:
     beacons = BeaconFilter(KEYS)
     assert sum(bool(reports(beacons, [n / 100], f"192.0.2.{n % 256}")) for n in range(5000)) == 1
 
@@ -130,7 +130,7 @@ def test_report_names_the_source_and_the_next_step() -> None:
 # -- floods
 
 
-def test_million_forgeries_cause_no_dial_and_take_no_memory() -> None:
+def test_million_forgeries_cost_no_dial_or_memory() -> None:
     beacons, candidates = BeaconFilter(KEYS), Candidates("own")
     beacons.accept(datagram(), SOURCE, 0.0)
     datagrams = forgeries(A_MILLION)

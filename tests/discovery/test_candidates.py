@@ -91,7 +91,7 @@ def test_beacon_of_a_linked_node_causes_no_dial() -> None:
     assert dials(OWN.linked(OTHER, 0.0).beacon_received(beacon(), 1.0), 1.0) == ()
 
 
-def test_lost_link_is_dialled_at_once_with_a_new_back_off() -> None:
+def test_lost_link_starts_a_new_back_off() -> None:
     candidates = OWN.beacon_received(beacon(), 0.0)
     for now in range(20):
         candidates, _ = candidates.due(float(now))
@@ -102,7 +102,7 @@ def test_lost_link_is_dialled_at_once_with_a_new_back_off() -> None:
     assert dials(candidates, 30.5) == (JOIN,)
 
 
-def test_short_lived_links_are_dialled_less_and_less_often() -> None:
+def test_unstable_link_is_dialled_ever_less_often() -> None:
     candidates, when = OWN.beacon_received(beacon(), 0.0), []
     for now in (tenth / 10 for tenth in range(600)):
         candidates, due = candidates.beacon_received(beacon(), now).due(now)
@@ -129,7 +129,7 @@ def test_reconcile_takes_over_the_links_of_the_hub() -> None:
 # -- a node at several endpoints
 
 
-def test_moved_node_is_dialled_at_its_new_port_with_its_back_off() -> None:
+def test_moved_node_keeps_its_back_off() -> None:
     candidates, _ = OWN.beacon_received(beacon(), 0.0).due(0.0)
     candidates = candidates.beacon_received(beacon(1, ELSEWHERE), 0.1)
     assert set(candidates.candidates) == {ELSEWHERE}
@@ -145,7 +145,7 @@ def test_new_incarnation_is_dialled_soon() -> None:
     assert dials(candidates, 20.5) == (JOIN,)
 
 
-def test_new_incarnations_are_dialled_at_most_twice_a_second() -> None:
+def test_new_incarnations_are_dialled_twice_a_second() -> None:
     candidates, count = OWN, 0
     for number in range(1000):
         candidates, due = candidates.beacon_received(beacon(number % 3 + 1, incarnation=number), number / 100).due(
@@ -155,7 +155,7 @@ def test_new_incarnations_are_dialled_at_most_twice_a_second() -> None:
     assert count <= 21
 
 
-def test_node_with_two_ports_is_dialled_at_one_at_a_time() -> None:
+def test_two_ports_are_never_dialled_together() -> None:
     candidates = OWN.pin(PINNED).beacon_received(beacon(), 0.0).identified(PINNED, OTHER, "node-1", 0.0)
     candidates, first = candidates.due(0.0)
     assert len(first) == 1
@@ -164,7 +164,7 @@ def test_node_with_two_ports_is_dialled_at_one_at_a_time() -> None:
     assert {*first, *second} == {JOIN, PINNED}
 
 
-def test_pinned_port_of_a_linked_node_is_dialled_after_the_link() -> None:
+def test_pinned_port_waits_for_its_nodes_link() -> None:
     candidates = OWN.pin(PINNED).linked(OTHER, 0.0).identified(PINNED, OTHER, "node-1", 0.0)
     assert dials(candidates, 100.0) == ()
     assert dials(candidates.unlinked(OTHER, 100.0), 100.0) == (PINNED,)
@@ -188,7 +188,7 @@ def test_lasting_refusal_delays_the_next_dial(code: FailureCode) -> None:
     assert dials(candidates, REFUSED_S + 0.2) == (JOIN,)
 
 
-def test_pinned_port_that_refuses_is_dialled_twice_a_minute() -> None:
+def test_refusing_pinned_port_is_dialled_twice_a_minute() -> None:
     candidates, count = OWN.pin(JOIN), 0
     for now in (tenth / 10 for tenth in range(1200)):
         candidates, due = candidates.due(now)
@@ -198,12 +198,12 @@ def test_pinned_port_that_refuses_is_dialled_twice_a_minute() -> None:
     assert count == 4
 
 
-def test_silent_port_is_dialled_with_the_usual_back_off() -> None:
+def test_silent_port_has_the_usual_back_off() -> None:
     candidates, _ = OWN.pin(JOIN).due(0.0)
     assert dials(candidates.refused(JOIN, FailureCode.SILENT, 0.2), 0.5) == (JOIN,)
 
 
-def test_own_join_port_is_not_dialled_for_an_hour() -> None:
+def test_own_join_port_waits_an_hour() -> None:
     candidates = OWN.pin(JOIN).identified(JOIN, node_id(0), "own", 1.0)
     assert dials(candidates, OURSELVES_S) == ()
     assert dials(candidates, 1.0 + OURSELVES_S) == (JOIN,)

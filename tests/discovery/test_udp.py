@@ -19,10 +19,9 @@ from discovery import udp
 from discovery.beacon import MAX_BYTES, Beacon
 from discovery.beacon_filter import WrongJoinCode
 from discovery.udp import LOOPBACK, NoBroadcastError, UdpDiscovery, broadcast_of
-from tests.support.beacons import FOREIGN, KEYS, ROTATED, beacon, datagram, forgeries, node_id
+from tests.support.beacons import FOREIGN, KEYS, ROTATED, WITHIN_S, beacon, datagram, forgeries, next_beacon, node_id
 from tests.support.nodes import free_udp_port
 
-WITHIN_S = 10.0
 HOST = "127.0.0.1"
 JOIN = f"tcp://{HOST}:1"
 
@@ -57,14 +56,6 @@ def raw_sender(host: str = "127.0.0.1") -> Iterator[socket.socket]:
         yield sender
 
 
-async def received(discovery: UdpDiscovery, wanted: Callable[[Beacon], bool]) -> Beacon:
-    async with asyncio.timeout(WITHIN_S):
-        while True:
-            found = await discovery.receive()
-            if isinstance(found, Beacon) and wanted(found):
-                return found
-
-
 def of(number: int) -> Callable[[Beacon], bool]:
     return lambda found: found.node_id == node_id(number)
 
@@ -73,10 +64,10 @@ def test_two_nodes_of_one_machine_receive_each_other() -> None:
     async def test() -> None:
         port = free_udp_port()
         async with node(port, 1) as one, node(port, 2, host="127.0.0.2") as two:
-            found = await received(one, of(2))
+            found = await next_beacon(one, of(2))
             assert msgspec.structs.replace(found, counter=1) == beacon(2, "tcp://127.0.0.2:1")
-            assert (await received(two, of(1))).join_endpoint == JOIN
-            assert (await received(one, of(1))).join_endpoint == JOIN
+            assert (await next_beacon(two, of(1))).join_endpoint == JOIN
+            assert (await next_beacon(one, of(1))).join_endpoint == JOIN
 
     asyncio.run(test())
 
@@ -86,11 +77,11 @@ def test_counter_rises_over_restarts_of_the_process() -> None:
         port = free_udp_port()
         async with node(port, 1, announced=False) as one:
             async with node(port, 2):
-                first = await received(one, of(2))
-                second = await received(one, of(2))
-            leaving = await received(one, of(2))
+                first = await next_beacon(one, of(2))
+                second = await next_beacon(one, of(2))
+            leaving = await next_beacon(one, of(2))
             async with node(port, 2):
-                fourth = await received(one, of(2))
+                fourth = await next_beacon(one, of(2))
         counters = [found.counter for found in (first, second, leaving, fourth)]
         assert counters == sorted(set(counters))
         assert leaving.leaving
@@ -104,8 +95,8 @@ def test_node_without_a_beacon_only_listens() -> None:
         port = free_udp_port()
         async with node(port, 1) as one:
             async with node(port, 2, announced=False) as two:
-                await received(two, of(1))
-            assert [(await received(one, bool)).node_id for _ in range(3)] == [node_id(1)] * 3
+                await next_beacon(two, of(1))
+            assert [(await next_beacon(one, bool)).node_id for _ in range(3)] == [node_id(1)] * 3
 
     asyncio.run(test())
 
@@ -114,9 +105,9 @@ def test_announced_beacon_can_change() -> None:
     async def test() -> None:
         port = free_udp_port()
         async with node(port, 1) as one, node(port, 2) as two:
-            await received(one, of(2))
+            await next_beacon(one, of(2))
             two.announce(beacon(2, "tcp://127.0.0.1:9"))
-            await received(one, lambda found: found.join_endpoint == "tcp://127.0.0.1:9")
+            await next_beacon(one, lambda found: found.join_endpoint == "tcp://127.0.0.1:9")
 
     asyncio.run(test())
 
@@ -126,8 +117,8 @@ def test_new_join_code_applies_to_both_directions() -> None:
         port = free_udp_port()
         async with node(port, 1) as one, node(port, 2, keys=ROTATED) as two:
             one.use_keys(ROTATED)
-            await received(one, of(2))
-            await received(two, of(1))
+            await next_beacon(one, of(2))
+            await next_beacon(two, of(1))
 
     asyncio.run(test())
 
@@ -144,7 +135,7 @@ def test_nodes_with_different_codes_report_each_other() -> None:
     asyncio.run(test())
 
 
-def test_other_datagrams_are_counted_and_the_next_beacon_arrives() -> None:
+def test_foreign_datagrams_are_counted_and_stop_nothing() -> None:
     garbage = (
         b"",
         b"{",
@@ -166,7 +157,7 @@ def test_other_datagrams_are_counted_and_the_next_beacon_arrives() -> None:
                 for _ in range(2):
                     sender.sendto(datagram(7, JOIN), (LOOPBACK, port))
                 sender.sendto(datagram(8, JOIN), (LOOPBACK, port))
-            await received(one, of(8))
+            await next_beacon(one, of(8))
             assert one.dropped == {
                 "size": 5, "magic": 1, "forged": 1, "another cluster": 1, "reflected": 1, "replayed": 1
             }  # fmt: skip
@@ -190,10 +181,10 @@ def test_beacons_arrive_through_five_thousand_forgeries_a_second() -> None:
         port, process = free_udp_port(), psutil.Process(os.getpid())
         async with node(port, 1, announced=False) as one, node(port, 2):
             flooding = asyncio.create_task(flood(port))
-            await received(one, of(2))
+            await next_beacon(one, of(2))
             before = process.memory_info().rss
             while not flooding.done():
-                await received(one, of(2))
+                await next_beacon(one, of(2))
             assert process.memory_info().rss - before < 8 << 20
             assert sum(one.dropped.values()) > count / 10
             assert one._inbox.qsize() < 5
@@ -263,9 +254,7 @@ def interfaces(monkeypatch: pytest.MonkeyPatch) -> None:
         ("0.0.0.0", ""),
     ],
 )
-def test_beacons_go_out_on_the_interface_of_the_host(
-    host: str, broadcast: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_beacons_leave_by_the_hosts_interface(host: str, broadcast: str, monkeypatch: pytest.MonkeyPatch) -> None:
     interfaces(monkeypatch)
     assert broadcast_of(host) == broadcast
 

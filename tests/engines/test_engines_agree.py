@@ -204,7 +204,7 @@ def generate(name: str, prompts: list[list[int]]) -> list[Generation]:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("question", range(len(QUESTIONS)))
-def test_default_model_gives_the_same_tokens_on_every_engine(
+def test_default_models_tokens_agree_across_engines(
     name: str, question: int, default_generations: dict[str, list[Generation]]
 ) -> None:
     ours, theirs = default_generations[name][question], default_generations["numpy"][question]

@@ -71,7 +71,7 @@ def test_slot_takes_memory_by_position_and_frees_it(engine: InferenceEngine) -> 
     assert resident() - before < MEGABYTE
 
 
-def test_short_slots_of_a_long_context_take_little_memory(engine: InferenceEngine) -> None:
+def test_short_slots_take_little_memory(engine: InferenceEngine) -> None:
     before = resident()
     for slot in range(16):
         engine.forward([Chunk(slot, 0, np.zeros((1, CONFIG.hidden_size), np.float32))])

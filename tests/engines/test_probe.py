@@ -44,7 +44,7 @@ def test_slow_probe_is_stopped_and_reported() -> None:
     assert found.detail == "took longer than 0.01 s"
 
 
-def test_engine_that_cannot_start_says_why() -> None:
+def test_engine_that_cannot_start_reports_its_cause() -> None:
     (found,) = measure(["abacus"], 60)
     assert found == EngineCapability(
         name="abacus", detail="there is no engine 'abacus'; choose one of mlx, tinygrad, onnx, numpy"

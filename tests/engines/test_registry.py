@@ -1,4 +1,4 @@
-"""Engines are created by name, and what is missing is named."""
+"""Engines are created by name, and an error names what is missing."""
 
 from __future__ import annotations
 

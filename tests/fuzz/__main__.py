@@ -1,6 +1,7 @@
 """`python -m tests.fuzz TARGET [libFuzzer's options]`: fuzz one decoder with atheris, guided by coverage.
 
-It begins with the target's seeds, put into the last argument where that is a folder. Without a target: their names.
+It begins with the target's seeds, which it writes to the last argument if that is a folder. Without a target it
+prints the names of all.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ with atheris.instrument_imports(include=["bus", "cluster", "cli.bus.sub"]):
 
 
 def main(arguments: list[str]) -> None:
-    """Runs until libFuzzer's options end it; the process then ends with libFuzzer's status, 0 where nothing was found.
+    """Run until libFuzzer's options end it; the process ends with libFuzzer's status, 0 if nothing was found.
 
     Raises KeyError for an unknown target.
     """

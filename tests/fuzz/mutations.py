@@ -27,7 +27,7 @@ MARKS = (  # of MessagePack, each with what it claims to come
 
 
 def damaged(seeds: Sequence[bytes], seed: int) -> Iterator[bytes]:
-    """Without end: samples with bits flipped, cut, doubled, spliced, or with marks of MessagePack in them."""
+    """Yield samples without end, with bits flipped, cut, doubled, spliced, or with marks of MessagePack in them."""
     chance = random.Random(seed)
     while True:
         data = bytearray(chance.choice(seeds))

@@ -1,4 +1,4 @@
-"""Inputs that decoders take, to begin with: one message of each kind, and frames of the data plane."""
+"""Valid inputs of decoders to begin with: one message of each kind, and frames of the data plane."""
 
 from __future__ import annotations
 

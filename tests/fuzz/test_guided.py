@@ -1,4 +1,4 @@
-"""A few seconds of coverage-guided fuzzing for every decoder of others' bytes; `make fuzz` takes longer."""
+"""A few seconds of coverage-guided fuzzing for every decoder of foreign bytes; `make fuzz` takes longer."""
 
 from __future__ import annotations
 

@@ -36,10 +36,10 @@ from tests.support.bus import (
     code_of,
     dealer_of,
     described,
-    heard,
     hub_config,
     hub_process,
     new_node,
+    next_message,
     run_folder,
 )
 from tests.support.messages import example
@@ -99,7 +99,7 @@ async def wait_until_handled(hub: HubProcess, dealer: zmq.Socket[bytes], sender:
     async with client(hub.config.run_path, A, "receiver") as receiver:
         header = Header(VERSION, "link.probe", f"the last of {sequence}", sender, sequence, life=2)
         dealer.send_multipart(encode(receiver.address, header, LinkProbe()))
-        while (await heard(receiver, LinkProbe))[1].header.id != header.id:
+        while (await next_message(receiver, LinkProbe))[1].header.id != header.id:
             pass
 
 

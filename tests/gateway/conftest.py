@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from tests.support.ring import Rig, running_rig
-from tests.support.stage import WITHIN_S
+from tests.support.gateway_rig import Rig, running_rig
+from tests.support.text_stage import WITHIN_S
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def module_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 @pytest.fixture
 def rig(module_rig: Rig) -> Iterator[Rig]:
     """Return the module's rig; after each test, check that every session is closed and the gateway lives."""
-    module_rig.tell("Hello world")
+    module_rig.set_script("Hello world")
     yield module_rig
     assert module_rig.all_closed()
     assert module_rig.gateway.poll() is None

@@ -13,7 +13,7 @@ import httpx
 
 from bus.process import CANNOT_START
 from tests.support.chat import PLAIN, post, raw_request
-from tests.support.ring import (
+from tests.support.gateway_rig import (
     Rig,
     eventually,
     make_config,
@@ -21,7 +21,7 @@ from tests.support.ring import (
     start_gateway,
     stop_gateway,
 )
-from tests.support.stage import WITHIN_S
+from tests.support.text_stage import WITHIN_S
 
 
 def test_taken_port_ends_the_process_with_a_sentence(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_taken_port_ends_the_process_with_a_sentence(tmp_path: Path) -> None:
 
 def test_restarted_gateway_keeps_its_address(tmp_path: Path) -> None:
     with running_rig(tmp_path) as rig:
-        rig.tell("Hello", end=False, silent=True)
+        rig.set_script("Hello", end=False, silent=True)
         with raw_request(rig, stream=True):
             assert eventually(lambda: len(rig.stage.openings) == 1)
             begun = time.monotonic()

@@ -62,7 +62,7 @@ PLAIN = st.text().filter(lambda text: "<|" not in text)  # a special token writt
 
 class TestRoundTrips:
     @given(text=st.text(SPELLABLE).filter(lambda text: "<|" not in text))
-    def test_default_model_round_trips_any_text_in_its_vocabulary(self, default: Tokenizer, text: str) -> None:
+    def test_default_model_round_trips_any_known_text(self, default: Tokenizer, text: str) -> None:
         assert default.decode(default.encode(text)) == text
 
     @given(text=PLAIN)

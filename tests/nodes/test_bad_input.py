@@ -1,4 +1,4 @@
-"""Whole nodes that are asked for what they cannot do: one clear sentence, the right status, no partial files."""
+"""Whole nodes with bad options, folders or models: one clear sentence, the right status, no partial files."""
 
 from __future__ import annotations
 

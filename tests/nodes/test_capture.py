@@ -1,4 +1,4 @@
-"""Two whole nodes on two sides of a wire: what an eavesdropper sees of a chat."""
+"""Two whole nodes connected by a cable: what an eavesdropper sees of a chat."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from models.cache import default_cache_root
 from models.catalogue import DEFAULT_MODEL
 from models.tokenizer import Tokenizer
 from tests.support.models import default_model_path
+from tests.support.network_capture import Side, capturing, little_endian, send_plainly, wire
 from tests.support.nodes import CODE, ROOT, NodeProcess
-from tests.support.wire import Side, capturing, little_endian, send_plainly, wire
 
 QUESTION = "Mind the xylophone in the quartz quarry. What is the capital of France?"
 RUN = 4  # token ids in a row that count as the text
@@ -93,7 +93,7 @@ def test_prompt_and_answer_are_not_on_the_wire() -> None:
 
 
 def test_plain_text_is_seen_also_across_packets() -> None:
-    """The test above could not fail otherwise."""
+    """This shows that the test above can fail."""
     with wire("exobus") as (here, there), capturing(here) as capture:
         assert not capture.gives_away(QUESTION.encode())
         send_plainly(QUESTION.encode(), here, there)

@@ -39,7 +39,7 @@ def set_traps(folder: Path, names: tuple[str, ...]) -> Path:
 
 
 @pytest.mark.parametrize("how", ["script", "module"])
-def test_node_in_a_folder_of_traps_runs_none_of_them(tmp_path: Path, how: str) -> None:
+def test_node_runs_no_code_of_current_folder(tmp_path: Path, how: str) -> None:
     default_model_path()
     if how == "script" and not SCRIPT.exists():
         pytest.skip("exobus is not installed in this environment")
@@ -61,7 +61,7 @@ def test_node_in_a_folder_of_traps_runs_none_of_them(tmp_path: Path, how: str) -
 
 
 def test_traps_are_run_by_an_unprotected_child(tmp_path: Path) -> None:
-    """The test above could not fail otherwise."""
+    """This shows that the test above can fail."""
     ran = set_traps(tmp_path, ("models", "msgspec"))
     subprocess.run([sys.executable, "-m", "models"], cwd=tmp_path, check=False, capture_output=True)
     assert ran.read_text() == "models\n"

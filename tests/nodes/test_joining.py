@@ -39,7 +39,7 @@ from cluster.shard import Shard
 from common.config import KEY_FILE
 from models.cache import default_cache_root
 from tests.nodes.test_bad_input import CARD
-from tests.support.bus import client, heard
+from tests.support.bus import client, next_message
 from tests.support.models import write_tiny_llama
 from tests.support.nodes import ROOT, NodeProcess, clean_environment, free_udp_port
 
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 MODEL = "tiny"
 CODE, OTHER = new_join_code("home"), new_join_code("home")
-REPORT_TIMEOUT_S = 3.0  # a refused node is told the reason
+REPORT_TIMEOUT_S = 3.0  # a refused node gets the reason
 WRONG_HERE = "wrong join code for cluster home: the join port at"
 WRONG_THERE = "a node tried to join cluster home with a wrong join code"
 REVOKED = "refuses this node's key: it was revoked in cluster home"
@@ -98,7 +98,7 @@ def home(tmp_path: Path, cards: Path) -> Iterator[Home]:
 def joined(one: NodeProcess, two: NodeProcess) -> None:
     """Wait until each reports that the other joined, and each gateway knows both."""
     for node, other in ((one, two), (two, one)):
-        node.says(f"node {other.config.name} joined")
+        node.line_with(f"node {other.config.name} joined")
         wait_for_nodes(node, {one.config.name, two.config.name})
 
 
@@ -177,7 +177,7 @@ def refusal_of(node: NodeProcess, join_endpoint: str) -> PeerRefused:
     async def look(bus: BusClient) -> PeerRefused:
         async with asyncio.timeout(REPORT_TIMEOUT_S):
             await bus.request("hub", PeerDial(f"tcp://{join_endpoint}"), RequestDone, REPORT_TIMEOUT_S)
-            return (await heard(bus, PeerRefused))[0]
+            return (await next_message(bus, PeerRefused))[0]
 
     return on_bus(node, look, PeerRefused)
 
@@ -187,7 +187,7 @@ def stays_quiet(node: NodeProcess) -> None:
 
     async def look(bus: BusClient) -> None:
         with pytest.raises(TimeoutError):
-            await heard(bus, PeerRefused, within_s=4.0)
+            await next_message(bus, PeerRefused, within_s=4.0)
 
     on_bus(node, look, PeerRefused)
 
@@ -233,15 +233,15 @@ def test_wrong_code_is_reported_on_both_sides(home: Home) -> None:
     assert refused.code == "wrong_code"
     assert refused.message.startswith(WRONG_HERE)
     assert "exobus cluster invite" in refused.message
-    ada.says(WRONG_THERE, REPORT_TIMEOUT_S)
-    bob.says(WRONG_HERE, REPORT_TIMEOUT_S)
+    ada.line_with(WRONG_THERE, REPORT_TIMEOUT_S)
+    bob.line_with(WRONG_HERE, REPORT_TIMEOUT_S)
     wait_for_nodes(ada, {"ada"})
 
 
 def test_node_with_wrong_code_asks_once(home: Home) -> None:
     ada = home.node("ada", CODE)
     bob = home.node("bob", OTHER, "--peer", ada.join_endpoint)
-    bob.says(WRONG_HERE)
+    bob.line_with(WRONG_HERE)
     requests = refusals_at_join_port(ada)
     stays_quiet(bob)
     assert refusals_at_join_port(ada) == requests == 1
@@ -255,25 +255,25 @@ def test_revoked_node_is_unlinked_and_refused(home: Home) -> None:
     async def revoke(bus: BusClient) -> PeerDown:
         async with asyncio.timeout(REPORT_TIMEOUT_S):
             await bus.request("hub", MemberRevoke(bob_id), RequestDone, REPORT_TIMEOUT_S)
-            return (await heard(bus, PeerDown))[0]
+            return (await next_message(bus, PeerDown))[0]
 
     assert on_bus(ada, revoke, PeerDown) == PeerDown(bob_id, "its key was revoked")
-    bob.says("node ada is gone", REPORT_TIMEOUT_S)
-    bob.says(REVOKED, REPORT_TIMEOUT_S)
+    bob.line_with("node ada is gone", REPORT_TIMEOUT_S)
+    bob.line_with(REVOKED, REPORT_TIMEOUT_S)
     stays_quiet(bob)
     wait_for_nodes(ada, {"ada"})
     answer(ada)
     assert holders(ada) == {"ada"}
     bob.stop()
     again = home.node("bob", None, "--peer", ada.join_endpoint)
-    again.says(REVOKED, REPORT_TIMEOUT_S)
+    again.line_with(REVOKED, REPORT_TIMEOUT_S)
     wait_for_nodes(ada, {"ada"})
 
 
 def test_owner_revokes_and_approves_by_name(home: Home) -> None:
     ada, bob = home.pair()
     assert "is revoked in home" in done(ada, "cluster", "revoke", "bob")
-    ada.says("is gone: its key was revoked", REPORT_TIMEOUT_S)
+    ada.line_with("is gone: its key was revoked", REPORT_TIMEOUT_S)
     assert "revoked" in done(ada, "cluster", "ls")
     done(ada, "cluster", "approve", "bob")
     bob.stop()
@@ -286,13 +286,13 @@ def test_copied_data_folder_is_refused(home: Home) -> None:
     shutil.copytree(bob.data_dir, home.folder / "copy", ignore=shutil.ignore_patterns("run", "lock", "logs"))
     copy = home.node("bob", None, "--peer", ada.join_endpoint, folder="copy")
     assert copy.config.node_id == bob.config.node_id
-    copy.says(COPIED, REPORT_TIMEOUT_S)
-    ada.says("bob was refused", REPORT_TIMEOUT_S)
+    copy.line_with(COPIED, REPORT_TIMEOUT_S)
+    ada.line_with("bob was refused", REPORT_TIMEOUT_S)
     stays_quiet(copy)
     for node in (ada, bob):
         assert answer(node) == before
         assert holders(node) == {"ada", "bob"}
-        assert not [line for line in node.so_far() if "is gone" in line]
+        assert not [line for line in node.output_so_far() if "is gone" in line]
 
 
 def test_copy_without_key_is_another_node(home: Home) -> None:
@@ -300,14 +300,14 @@ def test_copy_without_key_is_another_node(home: Home) -> None:
     shutil.copytree(bob.data_dir, home.folder / "copy", ignore=shutil.ignore_patterns("run", "lock", "logs", KEY_FILE))
     copy = home.node("bob", None, "--peer", ada.join_endpoint, folder="copy")
     assert copy.config.node_id != bob.config.node_id
-    ada.says("bob joined with a new key", REPORT_TIMEOUT_S)
+    ada.line_with("bob joined with a new key", REPORT_TIMEOUT_S)
     assert copy.config.node_id in {known["node_id"] for known in ada.get("/v1/topology")["nodes"]}
 
 
 def test_rotated_code_replaces_the_old_one(home: Home) -> None:
     ada, bob = home.pair()
     assert "bob" in done(ada, "cluster", "rotate")
-    bob.says("the join code of cluster home was changed", REPORT_TIMEOUT_S)
+    bob.line_with("the join code of cluster home was changed", REPORT_TIMEOUT_S)
     fresh = kept_code(ada.data_dir)
     assert fresh is not None
     assert fresh != CODE
@@ -318,13 +318,13 @@ def test_rotated_code_replaces_the_old_one(home: Home) -> None:
     late.stop()
     joined_late = home.node("late", fresh, "--peer", bob.join_endpoint)
     wait_for_nodes(joined_late, {"ada", "bob", "late"})
-    assert not [line for line in (*ada.so_far(), *bob.so_far()) if "is gone" in line]
+    assert not [line for line in (*ada.output_so_far(), *bob.output_so_far()) if "is gone" in line]
 
 
 def test_observer_reads_but_may_not_act(home: Home) -> None:
     ada = home.node("ada", CODE)
     eve = home.node("eve", CODE.invite(Role.OBSERVER), "--peer", ada.join_endpoint)
-    ada.says("node eve joined as observer")
+    ada.line_with("node eve joined as observer")
     wait_for_nodes(eve, {"ada"})
     wait_for_nodes(ada, {"ada"})
     assert "ada" in done(eve, "topology", "--api", eve.api)
@@ -342,7 +342,7 @@ def wait_for_record(node: NodeProcess, other: NodeProcess) -> None:
     """Wait until another node's record arrives on a node's bus."""
 
     async def look(bus: BusClient) -> None:
-        while (await heard(bus, NodeRecorded))[1].node != other.config.node_id:
+        while (await next_message(bus, NodeRecorded))[1].node != other.config.node_id:
             pass
 
     on_bus(node, look, NodeRecorded)
@@ -362,7 +362,7 @@ def forbidden(node: NodeProcess, other: NodeProcess, work: Any, expects: type[Me
 def test_gateway_chats_without_layers(home: Home) -> None:
     ada = home.node("ada", CODE)
     gus = home.node("gus", CODE.invite(Role.GATEWAY), "--peer", ada.join_endpoint)
-    ada.says("node gus joined as gateway")
+    ada.line_with("node gus joined as gateway")
     wait_for_nodes(gus, {"ada"})
     assert answer(gus) == answer(ada)
     assert holders(gus) == {"ada"}
@@ -380,4 +380,4 @@ def test_standalone_node_listens_on_its_api_only(home: Home) -> None:
     tcp, udp = listening(member)
     assert {api_port(member), config.bus_port, config.join_port} < tcp, "the data plane has a port too"
     assert beacons in udp
-    alone.says("this node stands alone")
+    alone.line_with("this node stands alone")

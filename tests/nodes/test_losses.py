@@ -62,7 +62,7 @@ def child(node: NodeProcess, module: str) -> psutil.Process:
     return next(process for process in node.children() if module in " ".join(process.cmdline()))
 
 
-def test_killed_engine_ends_the_stream_and_the_next_chat_works() -> None:
+def test_next_chat_works_after_a_killed_engine() -> None:
     with nodes("ada", "bob", arguments=NUMPY) as (ada, bob):
         wait_for_nodes(ada, 2)
         ask(ada, max_tokens=2)
@@ -73,7 +73,7 @@ def test_killed_engine_ends_the_stream_and_the_next_chat_works() -> None:
         assert set(layers(ada)) == {"ada", "bob"}
 
 
-def test_killed_node_ends_the_stream_and_the_rest_serve_on() -> None:
+def test_remaining_nodes_serve_after_a_killed_node() -> None:
     with nodes("ada", "bob", arguments=NUMPY) as (ada, bob):
         wait_for_nodes(ada, 2)
         ask(ada, max_tokens=2)

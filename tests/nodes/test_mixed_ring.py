@@ -15,7 +15,7 @@ from tests.support.nodes import NodeProcess, free_udp_port, nodes
 
 @pytest.fixture
 def cards(tmp_path: Path) -> list[str]:
-    """Options that add a tiny model, and keep the nodes of this test to themselves."""
+    """Return options that add a tiny model, and separate the nodes of this test from others."""
     write_tiny_llama(tmp_path / "tiny")
     (tmp_path / "cards").mkdir()
     (tmp_path / "cards" / "tiny.toml").write_text(CARD.format(id="tiny", path=tmp_path / "tiny"))
@@ -28,7 +28,7 @@ def text(node: NodeProcess) -> str:
     return str(answer["choices"][0]["message"]["content"])
 
 
-def test_a_ring_of_numpy_mlx_and_tinygrad_writes_what_numpy_writes_alone(cards: list[str]) -> None:
+def test_mixed_ring_writes_what_numpy_writes_alone(cards: list[str]) -> None:
     with nodes("ada", arguments=[*cards, "--engine", "numpy"]) as (ada,):
         alone = text(ada)
         assert alone

@@ -75,7 +75,7 @@ def test_chat_runs_over_the_layers_of_both_nodes() -> None:
         assert ask(bob, temperature=0) == "The capital of France is Paris."
 
 
-def test_one_two_and_three_nodes_write_the_same_text() -> None:
+def test_any_number_of_nodes_writes_equal_text() -> None:
     texts = set()
     for names in (("a",), ("a", "b"), ("a", "b", "c")):
         with nodes(*names, arguments=NUMPY) as started:
@@ -85,7 +85,7 @@ def test_one_two_and_three_nodes_write_the_same_text() -> None:
     assert len(texts) == 1
 
 
-def test_node_that_joins_later_gets_layers_without_a_chat() -> None:
+def test_later_node_gets_layers_without_a_chat() -> None:
     beacons = ["--discovery-port", str(free_udp_port()), *NUMPY]
     with nodes("first", arguments=beacons) as (first,):
         ask(first, max_tokens=4)
@@ -196,7 +196,7 @@ async def stream_until(node: NodeProcess, leave: asyncio.Event) -> None:
                 return
 
 
-def test_ctrl_c_leaves_no_process_and_no_run_folder() -> None:
+def test_interrupt_leaves_no_process_or_run_folder() -> None:
     with nodes("ada", arguments=NUMPY) as (ada,):
         ask(ada, max_tokens=2)
         children = ada.children()

@@ -18,14 +18,14 @@ from common.privacy import TELEMETRY_OFF
 from common.python_child import module_command
 from models.catalogue import DEFAULT_MODEL
 from tests.support.models import default_model_path
+from tests.support.network_capture import Side
 from tests.support.nodes import ROOT, NodeProcess, clean_environment, unmeasured_cache
-from tests.support.wire import Side
 
 PORTS = ("--api-port", "0", "--bus-port", "0", "--join-port", "0")
 
 
 class NameServer:
-    """A DNS server of a namespace that answers nothing and keeps the requests."""
+    """A DNS server of a namespace that records requests and never replies."""
 
     def __init__(self, side: Side) -> None:
         self.requests: list[bytes] = []
@@ -48,7 +48,7 @@ class NameServer:
 
 @contextmanager
 def namespace() -> Iterator[Side]:
-    """A network namespace with nothing but a loopback interface. Skips the test if the system makes none."""
+    """Make a network namespace with nothing but a loopback interface. Skips the test if the system makes none."""
     name = f"exobus-{os.getpid()}"
     if not shutil.which("ip") or os.geteuid():
         pytest.skip("network namespaces need root and `ip` (iproute2)")
@@ -64,7 +64,7 @@ def namespace() -> Iterator[Side]:
 
 @contextmanager
 def name_server(side: Side) -> Iterator[NameServer]:
-    """The only name server that processes of the namespace know."""
+    """Run the only name server of the processes of the namespace."""
     folder = Path("/etc/netns") / side.namespace
     folder.mkdir(parents=True)
     server = NameServer(side)
@@ -78,13 +78,13 @@ def name_server(side: Side) -> Iterator[NameServer]:
 
 
 def files(folder: Path, *caches: str) -> list[str]:
-    """The files below a folder, without those in some folders of it."""
+    """Return the files below a folder, without those in some folders of it."""
     found = (file.relative_to(folder) for file in folder.rglob("*") if not file.is_dir())
     return [str(file) for file in found if not any(file.is_relative_to(cache) for cache in caches)]
 
 
 @pytest.mark.parametrize("engine", ["onnx", "auto"])
-def test_chat_leaves_no_foreign_file_and_looks_up_no_name(tmp_path: Path, engine: str) -> None:
+def test_chat_leaves_no_file_and_resolves_nothing(tmp_path: Path, engine: str) -> None:
     """With `auto`, every installed engine is measured; tinygrad and MLX compile kernels and keep them."""
     kernels = (".cache/tinygrad", ".cache/exobus/zig-clang") if engine == "auto" else ()
     default_model_path()
@@ -112,7 +112,7 @@ def test_chat_leaves_no_foreign_file_and_looks_up_no_name(tmp_path: Path, engine
 
 
 def test_look_up_is_noticed() -> None:
-    """The test above could not fail otherwise."""
+    """This shows that the test above can fail."""
     with namespace() as side, name_server(side) as server:
         program = "import socket; socket.getaddrinfo('telemetry.example', 443)"
         subprocess.run(side.command(sys.executable, "-c", program), capture_output=True, timeout=60, check=False)

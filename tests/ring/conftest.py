@@ -1,4 +1,4 @@
-"""Fixtures of the ring's tests: a small model, and what it generates in one piece."""
+"""Fixtures of the ring's tests: a small model, and the tokens that it generates unsplit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cluster.shard import whole
 from engines.numpy.engine import NumpyEngine
 from tests.support.engines import Ring
 from tests.support.models import write_tiny_llama
-from tests.support.stages import N_LAYERS
+from tests.support.stage_ring import N_LAYERS
 
 
 @pytest.fixture(scope="session")

@@ -140,7 +140,7 @@ durations = st.floats(0, 1e6)
 
 
 @given(durations, st.integers(0, 1000), st.integers(0, 64))
-def test_retry_time_is_bounded_and_grows_with_the_queue(mean_s: float, ahead: int, running: int) -> None:
+def test_retry_time_grows_within_bounds(mean_s: float, ahead: int, running: int) -> None:
     advice = retry_after(mean_s, ahead, running)
     assert 1 <= advice <= 60
     assert advice <= retry_after(mean_s, ahead + 1, running)

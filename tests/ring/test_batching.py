@@ -119,7 +119,7 @@ def test_scattered_steps_merge_into_whole_micro_batches(stages: int, rows: int, 
     assert sum(map(len, ring)) + len(steps) == sessions
 
 
-def test_lost_micro_batch_counts_until_a_later_one_returns() -> None:
+def test_lost_micro_batch_counts_until_another_returns() -> None:
     in_flight = InFlightBatches(2)
     in_flight.add([1, 2])
     in_flight.add([3])

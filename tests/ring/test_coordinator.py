@@ -13,7 +13,7 @@ from ring.coordinator import RingCoordinator
 from ring.prefix_cache import BLOCK
 from tests.support.bus import in_time
 from tests.support.engines import Ring
-from tests.support.stages import CUTS, GREEDY, PROMPT, SAMPLED, StageRing, random_prompt, stage_ring
+from tests.support.stage_ring import CUTS, GREEDY, PROMPT, SAMPLED, StageRing, random_prompt, stage_ring
 
 
 def cached(ring: StageRing, session: int) -> int:
@@ -140,7 +140,7 @@ def test_session_that_can_never_fit_is_refused(weights: Path) -> None:
         assert ring.open_sessions() == [0, 0]
 
 
-def test_lost_blocks_fail_one_session_and_clear_the_cache(weights: Path, reference: Ring) -> None:
+def test_lost_blocks_fail_one_session_and_clear_cache(weights: Path, reference: Ring) -> None:
     prompt = random_prompt(3 * BLOCK + 5)
     with stage_ring(weights, 3) as ring:
         ring.generate(1, prompt, 4, GREEDY)

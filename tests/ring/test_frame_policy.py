@@ -37,7 +37,7 @@ def frame(flags: int, stage: int = GATEWAY_STAGE) -> Frame:
 
 
 def accepted(index: int, received: Frame, sender: str) -> bool:
-    """Whether the stage with this index accepts a frame of a session of OWNER's."""
+    """Return whether the stage with this index accepts a frame of one of OWNER's sessions."""
     if index == 0:
         return accepted_by_first(received, sender, NODES, Role.MEMBER, OWNER)
     return accepted_by_later(received, sender, NODES[index - 1])
@@ -66,7 +66,7 @@ def test_only_members_and_gateways_open_sessions(role: Role | None, expected: bo
 
 
 @pytest.mark.parametrize("sender", NODES)
-def test_every_stage_may_close_a_session_at_the_first(sender: str) -> None:
+def test_any_stage_may_close_a_session(sender: str) -> None:
     assert accepted(0, frame(Flag.CLOSE, stage=2), sender)
     assert not accepted(0, frame(Flag.CLOSE, stage=2), OWNER)
 

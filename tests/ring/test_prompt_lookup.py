@@ -20,7 +20,7 @@ seeds = st.integers(0, 2**32)
 
 @dataclass
 class Run:
-    """What decoding a text took: `slowest` is the lowest speed at the end of any pass; plain decoding has 1."""
+    """The cost of decoding a text: `slowest` is the lowest speed at the end of any pass; plain decoding has 1."""
 
     tokens: int = 0
     passes: int = 0
@@ -91,7 +91,7 @@ def test_propose_changes_nothing(prompt: list[int], answers: list[list[int]], li
 
 
 def is_predictable(word: list[int]) -> bool:
-    """Whether, in a text that repeats the word, the longest match always tells the next token."""
+    """Return whether, in a text that repeats the word, the longest match always determines the next token."""
     text, length = word * 10, MATCHES[0]
     runs = {(tuple(text[at : at + length]), text[at + length]) for at in range(len(word))}
     return len({run for run, _ in runs}) == len(runs)
@@ -153,7 +153,7 @@ def test_drafts_grow_with_success_and_resume_after_failures() -> None:
     assert again.speed >= 1.3
 
 
-def test_nothing_is_proposed_if_a_row_costs_a_pass() -> None:
+def test_costly_rows_mean_no_proposals() -> None:
     assert decode(PromptLookup([], row_cost=1.0), [1, 2, 3] * 100, row_cost=1.0).most == 0
 
 
@@ -163,14 +163,14 @@ def test_drafts_continue_past_the_end_of_the_text() -> None:
 
 
 @given(texts, texts)
-def test_drafts_are_accepted_up_to_the_first_wrong_one(drafts: list[int], sampled: list[int]) -> None:
+def test_drafts_are_accepted_until_one_is_wrong(drafts: list[int], sampled: list[int]) -> None:
     count = accepted(drafts, sampled)
     assert drafts[:count] == sampled[:count]
     assert count == min(len(drafts), len(sampled)) or drafts[count] != sampled[count]
 
 
 @given(st.floats(0, 1), st.floats(0, 2), st.integers(0, 10))
-def test_most_worthwhile_has_the_best_rate(chance: float, row_cost: float, limit: int) -> None:
+def test_proposed_number_of_drafts_has_the_best_rate(chance: float, row_cost: float, limit: int) -> None:
     def rate(count: int) -> float:
         return sum(chance**n for n in range(count + 1)) / (1 + count * row_cost)
 

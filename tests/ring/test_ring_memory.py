@@ -26,7 +26,7 @@ def admitted(memory: RingMemory, session: int, prompt: tuple[int, ...], max_toke
     return next_one[1]
 
 
-def test_stored_text_is_reused_and_dropped_for_a_session() -> None:
+def test_stored_text_is_reused_and_makes_room() -> None:
     memory = RingMemory(8 * BLOCK, 4)
     admitted(memory, 1, TEXT[: 3 * BLOCK])
     update = memory.store(TEXT[: 3 * BLOCK])
@@ -39,7 +39,7 @@ def test_stored_text_is_reused_and_dropped_for_a_session() -> None:
     assert sorted(large.drop) == sorted(update.numbers)
 
 
-def test_next_opening_drops_what_a_failed_start_should_have() -> None:
+def test_next_opening_repeats_drops_of_failed_start() -> None:
     memory = RingMemory(4 * BLOCK, 4)
     admitted(memory, 1, TEXT[: 2 * BLOCK])
     update = memory.store(TEXT[:BLOCK])

@@ -1,4 +1,4 @@
-"""`ring.scheduler`: what rings of stages in processes of their own compute, in which order. None measures time."""
+"""`ring.scheduler`: the order in which rings of stages compute, each stage in its own process. Nothing is timed."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def prompt_of(length: int, seed: int = 1, model: Model = FREE) -> list[int]:
 
 
 def is_prompt(call: Call) -> bool:
-    """Whether a part of a long prompt was in it."""
+    """Return whether the call had a part of a long prompt."""
     return any(rows > DECODE_ROWS for _, _, rows in call.chunks)
 
 
 def is_decode(call: Call) -> bool:
-    """Whether a token's step was in it."""
+    """Return whether the call had a token's step."""
     return any(rows <= DECODE_ROWS for _, _, rows in call.chunks)
 
 
 def open_running(ring: SyntheticRing, count: int, tokens: int = 1) -> list[int]:
-    """Sessions without an end, which all have as many tokens."""
+    """Open sessions without an end, and wait until all have as many tokens."""
     sessions = [ring.streams.open(prompt_of(4, seed), NO_END) for seed in range(count)]
     received = [ring.streams.received(session) for session in sessions]
     ring.streams.receive(*received, tokens=tokens)
@@ -45,7 +45,7 @@ def open_running(ring: SyntheticRing, count: int, tokens: int = 1) -> list[int]:
 
 
 def finish(ring: SyntheticRing, prompt: Sequence[int], tokens: int) -> list[int]:
-    """A whole session beside others."""
+    """Generate a whole session while others run."""
     received = ring.streams.received(session := ring.streams.open(prompt, tokens))
     ring.streams.receive(received)
     ring.streams.end(session)
@@ -120,7 +120,7 @@ def test_decode_steps_run_between_prompt_chunks(stages: int) -> None:
 
 
 def longest_run(calls: Sequence[Call]) -> int:
-    """The most prompt chunks in a row with no token's step in or between them."""
+    """Return the most prompt chunks in a row without a token's step in or between them."""
     longest = run = 0
     for call in calls:
         run = 0 if is_decode(call) else run + 1
@@ -168,7 +168,7 @@ def test_sessions_behind_a_closed_one_move_up() -> None:
         assert ring.comes_to(lambda stage: stage.slots == 1)
 
 
-def test_full_queue_gives_retry_after_and_too_large_is_refused() -> None:
+def test_full_queue_and_oversized_session_are_refused() -> None:
     with synthetic_ring(FREE, 2, positions=100) as ring:
         for seed in range(1 + MAX_WAITING):
             ring.streams.open(prompt_of(4, seed), 96)

@@ -52,7 +52,7 @@ Slots.TestCase.settings = settings(max_examples=100, stateful_step_count=40, dea
 TestSlots = Slots.TestCase
 
 
-def test_idle_sessions_have_no_prompt_left_here() -> None:
+def test_session_that_reads_its_prompt_is_never_idle() -> None:
     sessions = StageSessions()
     idle = sessions.add(1, opening(), 1.0)
     sessions.add(2, opening(), 9.0)

@@ -86,7 +86,7 @@ def unsplit(default_weights: WeightsInMemory, default_prompt: list[int]) -> Gene
 
 
 @pytest.mark.parametrize("cuts", SPLITS + MORE_STAGES, ids=str)
-def test_default_model_has_the_same_bits_at_any_split(
+def test_default_models_bits_survive_any_split(
     cuts: tuple[int, ...], default_weights: WeightsInMemory, default_prompt: list[int], unsplit: Generation
 ) -> None:
     split = numpy_ring(default_weights, *cuts).generate(default_prompt, 64)
@@ -125,7 +125,7 @@ TinyHalves = dict[tuple[str, int], tuple[Forwards, Forwards]]
 
 @pytest.fixture(scope="module")
 def tiny_halves(tiny: Path) -> Iterator[TinyHalves]:
-    """Both halves of the tiny model for every engine and split."""
+    """Load both halves of the tiny model for every engine and split."""
     with EngineProcess() as process:
         yield {
             (name, layer): (process.load(name, first, tiny), process.load(name, last, tiny))

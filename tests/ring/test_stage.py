@@ -1,4 +1,4 @@
-"""`ring.stage`: rings of real stages against the same model in one piece, and what ends a session or is counted."""
+"""`ring.stage`: rings of real stages compared with the unsplit model, ends of sessions, and dropped frames."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from ring.scheduler import PROMPT_CHUNK
 from tests.support.bus import WITHIN_S, in_time
 from tests.support.engines import Ring
 from tests.support.models import TINY_VOCAB
-from tests.support.stages import CUTS, EPOCH, GREEDY, PROMPT, SAMPLED, Gateway, stage_ring
+from tests.support.stage_ring import CUTS, EPOCH, GREEDY, PROMPT, SAMPLED, Gateway, stage_ring
 
 
 @pytest.mark.parametrize("count", CUTS)
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_ring_of_any_size_gives_the_whole_models_tokens(
+def test_rings_give_the_whole_models_tokens(
     weights: Path, reference: Ring, count: int, sampling: SamplingParams
 ) -> None:
     expected = reference.generate(PROMPT, 24, sampling).tokens

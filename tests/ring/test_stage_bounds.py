@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 from bus.dataplane.access import best_endpoint
 from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame, Payload
 from bus.dataplane.transport import Transport
-from cluster.failures import FailureCode
-from cluster.openings import MAX_DRAFTS, MAX_FAILURE, Opening, SessionFailure
+from cluster.openings import MAX_DRAFTS, Opening, SessionFailure
 from cluster.sampling import SamplingParams
 from cluster.shard import whole
 from engines.numpy.engine import NumpyEngine
-from ring import coordinator, stage
+from ring import stage
 from ring.frame_writer import Outgoing
 from ring.loaded_shard import LoadedShard
 from ring.prefix_cache import CacheUpdate
@@ -32,7 +31,7 @@ from ring.stage_thread import join_ring
 from tests.support.bus import in_time, run_folder
 from tests.support.engines import Ring
 from tests.support.models import TINY_VOCAB
-from tests.support.stages import EPOCH, GREEDY, N_LAYERS, PROMPT, StageRing, stage_ring
+from tests.support.stage_ring import EPOCH, GREEDY, N_LAYERS, PROMPT, StageRing, stage_ring
 
 WIDTH = 64
 ROW = np.zeros((1, WIDTH), np.float32)
@@ -220,21 +219,13 @@ def test_any_bytes_decode_or_raise_a_decode_error(payload: bytes) -> None:
             msgspec.msgpack.decode(payload, type=kind)
 
 
-def test_x_beyond_its_bounds_is_counted(weights: Path) -> None:
+def test_cache_update_out_of_bounds_is_counted(weights: Path) -> None:
     with stage_ring(weights, 2) as ring:
         stalled_session(ring)
         for update in ({"start": -1}, {"numbers": [-1]}, {"drop": list(range(200_000))}):
             send_to_second(ring, at(0, Flag.STORE), np.frombuffer(msgspec.msgpack.encode(update), np.uint8))
         send_to_second(ring, at(0, Flag.STORE), np.frombuffer(b"\x81\xa1x" + b"\x91" * 10_000, np.uint8))
         assert in_time(lambda: ring.stages[1].dropped == {"store": 4})
-
-
-def test_failure_message_is_cut_to_its_bound(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordinator, "REPLACED", SessionFailure(FailureCode.REPLACED, "x" * 100_000))
-    with stage_ring(weights, 1) as ring:
-        ring.stages[0].drain().result()
-        ring.gateway.open(1)
-        assert len(ring.failure(1)) == MAX_FAILURE
 
 
 def test_stage_holds_no_more_sessions_than_slots(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""`ring.stage` on nodes of its own: what each node of a ring, and any other, can do to a session."""
+"""`ring.stage` with each stage on a node of its own: what each of these and any other node may do to a session."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from bus.dataplane.transport import Transport
 from bus.net.keys import new_key_pair
 from cluster.roles import Role
 from ring.prefix_cache import CacheUpdate
-from tests.support.access import linked_nodes, new_access, only_tcp, peer, tcp
 from tests.support.bus import in_time
+from tests.support.dataplane import linked_nodes, new_access, only_tcp, peer, tcp
 from tests.support.engines import Ring
-from tests.support.stages import EPOCH, GREEDY, PROMPT, Gateway, StageRing, stage_ring
+from tests.support.stage_ring import EPOCH, GREEDY, PROMPT, Gateway, StageRing, stage_ring
 
 STAGES, OWNER, UNKNOWN_NODE = 3, 3, 4
 ROW = np.zeros((1, 64), np.float32)
@@ -74,7 +74,7 @@ def test_ring_of_nodes_gives_the_whole_models_tokens(weights: Path, reference: R
 
 
 @pytest.mark.parametrize("target", range(STAGES))
-@pytest.mark.parametrize("node", range(UNKNOWN_NODE + 1), ids=["first", "second", "last", "owner", "stranger"])
+@pytest.mark.parametrize("node", range(UNKNOWN_NODE + 1), ids=["first", "second", "last", "owner", "unlinked"])
 def test_node_cannot_act_for_another(weights: Path, reference: Ring, node: int, target: int) -> None:
     allowed = MAY.get((node, target), set())
     forged = [(flags, payload) for name, (flags, payload) in FORGED.items() if name not in allowed]
@@ -99,7 +99,7 @@ def forgery(flags: int, ring: StageRing) -> Frame:
 @pytest.mark.parametrize("target", [1, 2])
 def test_session_opens_at_the_first_stage_only(weights: Path, target: int) -> None:
     with ring_of_nodes(weights) as (ring, nodes):
-        gateway = Gateway(ring.run_dir, tcp(ring.instance.stages[target].endpoints), "stranger", nodes[UNKNOWN_NODE])
+        gateway = Gateway(ring.run_dir, tcp(ring.instance.stages[target].endpoints), "unlinked", nodes[UNKNOWN_NODE])
         gateway.open(1)
         assert in_time(lambda: ring.stages[target].dropped == {"wrong sender": 1})
         gateway.transport.close()
@@ -123,15 +123,15 @@ def test_only_the_owner_closes_a_session(weights: Path) -> None:
 
 def test_opener_cannot_name_another_nodes_gateway(weights: Path) -> None:
     with ring_of_nodes(weights) as (ring, nodes):
-        stranger = Gateway(ring.run_dir, tcp(ring.instance.stages[0].endpoints), "stranger", nodes[UNKNOWN_NODE])
+        unlinked = Gateway(ring.run_dir, tcp(ring.instance.stages[0].endpoints), "unlinked", nodes[UNKNOWN_NODE])
         victim = only_tcp(ring.gateway.transport.endpoints)
         for session, reply_to in enumerate(
-            (victim, (*victim, tcp(stranger.transport.endpoints)), ring.gateway.transport.endpoints[:1])
+            (victim, (*victim, tcp(unlinked.transport.endpoints)), ring.gateway.transport.endpoints[:1])
         ):
-            stranger.open(session, reply_to=reply_to)
+            unlinked.open(session, reply_to=reply_to)
         assert in_time(lambda: sum(ring.stages[0].dropped.values()) == 3)
         assert ring.stages[0].dropped == {"reply_to": 2, "opening": 1}
-        stranger.transport.close()
+        unlinked.transport.close()
         assert ring.gateway.transport.receive(100) is None
         assert ring.open_sessions() == [0, 0, 0]
 

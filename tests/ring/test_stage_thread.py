@@ -8,13 +8,10 @@ from pathlib import Path
 import pytest
 
 from cluster.shard import Shard
-from ring.coordinator import RingCoordinator
-from ring.relay import Follower, Forwarder
 from ring.ring_view import ring_view
 from ring.stage import StageCounts
-from ring.token_sampler import LoneTokenSampler, TokenSampler
 from tests.support.bus import WITHIN_S, in_time
-from tests.support.stages import N_LAYERS, stage_ring, started
+from tests.support.stage_ring import N_LAYERS, stage_ring, started
 
 
 def test_drain_ends_with_the_last_session(weights: Path) -> None:
@@ -32,12 +29,12 @@ def test_drain_ends_with_the_last_session(weights: Path) -> None:
             future.result(WITHIN_S)
 
 
-def test_drain_of_an_idle_stage_is_done_at_once(weights: Path) -> None:
+def test_idle_stage_drains_at_once(weights: Path) -> None:
     with stage_ring(weights, 1) as ring:
         ring.stages[0].drain().result(WITHIN_S)
 
 
-def test_failure_to_load_is_the_futures(tmp_path: Path) -> None:
+def test_failed_load_is_raised_by_the_future(tmp_path: Path) -> None:
     stage = started(Shard("tiny", 0, 1, N_LAYERS), tmp_path / "nothing", tmp_path, 0)
     with pytest.raises(Exception, match="nothing"):
         stage.loaded.result(WITHIN_S)
@@ -58,19 +55,3 @@ def test_stage_joins_one_ring_only(weights: Path) -> None:
         again = ring.stages[0].join_ring(ring_view(ring.instance, "n/stage-0"))
         with pytest.raises(ValueError, match="joined a ring already"):
             again.result(WITHIN_S)
-
-
-@pytest.mark.parametrize(
-    ("count", "inputs", "outputs"),
-    [
-        (1, [RingCoordinator], [LoneTokenSampler]),
-        (2, [RingCoordinator, Follower], [Forwarder, TokenSampler]),
-        (3, [RingCoordinator, Follower, Follower], [Forwarder, Forwarder, TokenSampler]),
-    ],
-)
-def test_roles_follow_from_the_place_in_the_ring(
-    weights: Path, count: int, inputs: list[type], outputs: list[type]
-) -> None:
-    with stage_ring(weights, count) as ring:
-        assert [type(thread.stage.input) for thread in ring.stages] == inputs
-        assert [type(thread.stage.output) for thread in ring.stages] == outputs

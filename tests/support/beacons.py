@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
 from cluster.join_code import ClusterKeys, JoinCode
 from cluster.roles import Role
 from discovery.beacon import SEAL_BYTES, Beacon, seal
+from discovery.udp import UdpDiscovery
 
 CODE = JoinCode("home", Role.MEMBER, bytes(range(32)))
 KEYS = CODE.keys()
@@ -17,6 +19,7 @@ ROTATED = JoinCode("home", Role.MEMBER, bytes(32)).keys()
 FOREIGN = JoinCode("office", Role.MEMBER, bytes(32)).keys()
 SOURCE = "192.0.2.7"
 JOIN = f"tcp://{SOURCE}:52414"
+WITHIN_S = 10.0
 
 
 def node_id(number: int) -> str:
@@ -48,3 +51,12 @@ def forgeries(count: int) -> Iterator[bytes]:
             noise * (number % 17),  # only noise
             genuine,  # a replay
         )[number % 5]
+
+
+async def next_beacon(discovery: UdpDiscovery, wanted: Callable[[Beacon], bool]) -> Beacon:
+    """Return the next beacon received that is `wanted`, and skip others. Raises TimeoutError."""
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            found = await discovery.receive()
+            if isinstance(found, Beacon) and wanted(found):
+                return found

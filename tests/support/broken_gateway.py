@@ -1,4 +1,4 @@
-"""`python -m tests.support.broken_gateway`: a gateway that fails where a message asks it to, and quotes the message."""
+"""`python -m tests.support.broken_gateway`: a gateway that fails where a prompt requests it, and quotes the prompt."""
 
 from __future__ import annotations
 

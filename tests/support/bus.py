@@ -9,17 +9,17 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import zmq
 
 from bus.client import BusClient, RequestError
 from bus.hub import Hub
-from bus.messages import HubDescribe, HubState, Message, PeerDial, RequestDone, kind_of
+from bus.messages import HubDescribe, HubState, LinkProbe, Message, PeerDial, RequestDone, kind_of
 from bus.net.endpoints import HubPaths
 from bus.net.keys import KeyPair, new_key_pair
 from bus.net.sockets import connect, open_socket
@@ -40,7 +40,7 @@ M = TypeVar("M", bound=Message)
 
 @dataclass
 class RunningHub:
-    """A hub that runs on a thread. Read only what never changes of its `hub`, or wait for `stop`."""
+    """A hub that runs on a thread. Before `stop`, read only constant attributes of its `hub`."""
 
     hub: Hub
     run_dir: Path
@@ -65,7 +65,7 @@ class RunningHub:
         """Stop it as a signal does. Stopping it twice is no error."""
         self.stopped.set()
         if self.thread.is_alive():
-            with zmq.Context() as context, context.socket(zmq.DEALER) as waker:  # or it waits for its poll to end
+            with zmq.Context() as context, context.socket(zmq.DEALER) as waker:  # or the hub waits for its poll to end
                 waker.setsockopt(zmq.LINGER, 0)
                 waker.connect(HubPaths(self.run_dir).work)
                 waker.send(b"")
@@ -89,7 +89,7 @@ CODES: dict[str, JoinCode] = {}
 
 
 def new_node() -> str:
-    """Return the id of a new node that has a key; hubs with other ids stand alone."""
+    """Return the id of a new node with a key. Hubs with any other id are standalone."""
     pair = new_key_pair()
     KEYS[pair.node_id] = pair
     return pair.node_id
@@ -157,20 +157,20 @@ def running_hub(
         config = hub_config(
             run_dir, node_id, f"name of {node_id}", incarnation, cluster, port, code=shown, strict=strict
         )
-        with serving(Hub(config), run_dir) as running:
+        with hub_of(config) as running:
             yield running
 
 
 @contextmanager
-def serving(hub: Hub, run_dir: Path) -> Iterator[RunningHub]:
-    """Run a hub on a thread of its own."""
-    stopped = threading.Event()
+def hub_of(config: NodeConfig) -> Iterator[RunningHub]:
+    """Run the hub of a node with these settings, on a thread of its own."""
+    hub, stopped = Hub(config), threading.Event()
 
     def serve() -> None:
         hub.run(stopped.is_set)
         hub.close()
 
-    running = RunningHub(hub, run_dir, threading.Thread(target=serve, name=f"hub {hub.node_id}"), stopped)
+    running = RunningHub(hub, config.run_path, threading.Thread(target=serve, name=f"hub {hub.node_id}"), stopped)
     running.thread.start()
     try:
         yield running
@@ -221,7 +221,7 @@ async def client(run_dir: Path, node_id: str, name: str, *topics: type[Message] 
 
 
 async def described(bus: BusClient, wanted: Callable[[HubState], bool], hub: str = "hub") -> HubState:
-    """Ask a hub for its state until it is as wanted, and return it. Raises TimeoutError."""
+    """Get a hub's state until it is as wanted, and return it. Raises TimeoutError."""
     async with asyncio.timeout(WITHIN_S):
         while True:
             try:
@@ -232,7 +232,9 @@ async def described(bus: BusClient, wanted: Callable[[HubState], bool], hub: str
                 return state
 
 
-async def heard(bus: BusClient, cls: type[M] | tuple[type[M], ...], within_s: float = WITHIN_S) -> tuple[M, Envelope]:
+async def next_message(
+    bus: BusClient, cls: type[M] | tuple[type[M], ...], within_s: float = WITHIN_S
+) -> tuple[M, Envelope]:
     """Return the next delivery of this class, and skip others. Raises TimeoutError."""
     async with asyncio.timeout(within_s):
         async for envelope in bus.deliveries():
@@ -271,3 +273,31 @@ def in_time(what: Callable[[], bool], within_s: float = WITHIN_S) -> bool:
 
 def kinds(classes: Sequence[type[Message]]) -> list[str]:
     return [kind_of(cls) for cls in classes]
+
+
+@contextmanager
+def hubs(*node_ids: str) -> Iterator[list[RunningHub]]:
+    """Run a hub for each of these nodes."""
+    with running_hub(node_ids[0]) as first:
+        if len(node_ids) == 1:
+            yield [first]
+            return
+        with hubs(*node_ids[1:]) as others:
+            yield [first, *others]
+
+
+@asynccontextmanager
+async def clients(running: list[RunningHub], name: str, *topics: type[Message] | str) -> AsyncIterator[list[BusClient]]:
+    """Start a client of this name at each hub."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(client(hub.run_dir, hub.node_id, name, *topics)) for hub in running]
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(test)
+
+
+async def reply_to_probe(bus: BusClient) -> None:
+    """Reply to the next probe."""
+    _, envelope = await next_message(bus, LinkProbe)
+    await bus.send(envelope.header.sender, RequestDone(), cause=envelope.header.id)

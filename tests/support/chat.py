@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from bus.messages import InstanceEnsure, Reply, Work
-from tests.support.ring import MODEL, Rig
-from tests.support.stage import WITHIN_S
+from tests.support.gateway_rig import MODEL, Rig
+from tests.support.text_stage import WITHIN_S
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hello"}]
 JSON = {"content-type": "application/json"}
@@ -46,7 +46,7 @@ def text_of(chunks: list[dict[str, Any]], choice: int = 0) -> str:
 
 @contextmanager
 def held_up(rig: Rig) -> Iterator[None]:
-    """Have the node leave requests for an instance unanswered during the block."""
+    """Have the node delay its replies to requests for an instance until the end of the block."""
     rig.node.answering.clear()
     try:
         yield

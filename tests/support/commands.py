@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from tests.support.gateway_rig import ROOT
 from tests.support.nodes import clean_environment
-from tests.support.ring import ROOT
 
 WITHIN_S = 60
 

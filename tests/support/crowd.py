@@ -60,7 +60,7 @@ def connect_at_once(endpoint: str, count: int) -> int:
             dealer.send_multipart(encode("status", new_header(fact, f"{pair.node_id}/node", sequence=1), fact))
         while left:
             events = poller.poll(10_000)
-            assert events, f"{len(left)} of {count} got no decision within 10 s"
+            assert events, f"{len(left)} of {count} were neither accepted nor refused within 10 s"
             for monitor, _ in events:
                 event = struct.unpack("=HI", monitor.recv_multipart()[0])[0]
                 accepted += event == zmq.Event.HANDSHAKE_SUCCEEDED
@@ -100,7 +100,7 @@ def seconds_to_join(run_dir: Path, join_endpoint: int) -> float:
 
 
 def join_in_the_end(run_dir: Path, join_endpoint: int) -> None:
-    """Have the guest's hub join, and ask again while the port does not reply, as discovery does."""
+    """Have the guest's hub join, and repeat the request until the port replies, as discovery does."""
 
     async def join() -> None:
         async with client(run_dir, GUEST, "guest") as guest, asyncio.timeout(20.0):

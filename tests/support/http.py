@@ -1,4 +1,4 @@
-"""A gateway's server on a thread of its own, with an application and limits of the test's, and raw clients for it."""
+"""A gateway's server on a thread of its own, with the test's application and limits, and raw clients for it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,30 @@ import asyncio
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from gateway.core.errors import GatewayError
+from gateway.http.bodies import BodyLimits, RequestBodies
 from gateway.http.connection import ConnectionLimits
 from gateway.http.errors import ErrorResponses
+from gateway.http.json_response import JsonResponse
 from gateway.http.server import Server, make_server
 from gateway.openai.errors import error_body
-from tests.support.stage import WITHIN_S
+from tests.support.text_stage import WITHIN_S
 
-MANY = 4096  # steps of a hundredth of a second; a server that has not closed by then fails
+SHORT = ConnectionLimits(most=64, head_s=0.5, idle_s=1, drain_s=0.5, read_s=0.5)
+BODY = BodyLimits(1000, together=2000, timeout_s=0.5, bytes_per_s=10)
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+MANY = 4096  # steps of a hundredth of a second; a server that has not closed the connection by then fails
 
 
 class ErrorsOnly:
@@ -81,7 +90,7 @@ def trickled(client: socket.socket, data: bytes = b"x") -> bytes:
                 client.sendall(data)
         except ConnectionResetError:
             return received
-    raise AssertionError("the server never gave up")
+    raise AssertionError("the server never closed the connection")
 
 
 def rest(client: socket.socket) -> bytes:
@@ -105,9 +114,35 @@ def error(answer: bytes) -> dict[str, str]:
 
 
 def one_answer(client: socket.socket, received: bytes = b"") -> bytes:
-    """Return one response on a connection that stays open; `received` of it was read already."""
+    """Return one response on a connection that stays open; `received` is the part that was read already."""
     while b"}" not in received:
         part = client.recv(1 << 16)
         assert part
         received += part
     return received
+
+
+def application(held: threading.Event) -> Starlette:
+    """Return an application that reads bodies, waits until `held` is set, and sends without end."""
+    bodies = RequestBodies(BODY)
+
+    async def root(request: Request) -> Response:
+        return JsonResponse({"ok": True})
+
+    async def read(request: Request) -> Response:
+        return JsonResponse({"bytes": len(await bodies.read(request))})
+
+    async def hold(request: Request) -> Response:
+        await asyncio.to_thread(held.wait, WITHIN_S)
+        return JsonResponse({"held": True})
+
+    async def flood(request: Request) -> Response:
+        async def endless() -> AsyncIterator[bytes]:
+            while True:
+                yield b"x" * (1 << 16)
+                await asyncio.sleep(0)  # a send to a client that is gone does not wait for anything
+
+        return StreamingResponse(endless())
+
+    routes = [Route("/", root), Route("/read", read, methods=["POST"]), Route("/hold", hold), Route("/flood", flood)]
+    return Starlette(routes=routes, exception_handlers=ERRORS.handlers())

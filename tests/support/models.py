@@ -156,23 +156,12 @@ def write_tokenizer_files(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def write_tiny_llama(
-    folder: Path,
-    n_layers: int = 4,
-    hidden: int = 64,
-    heads: int = 4,
-    kv_heads: int = 2,
-    vocab: int = TINY_VOCAB,
-    tie: bool = True,
-    seed: int = 0,
-    dtype: str = "float32",
-    shards: int = 1,
-    attention_bias: bool = False,
-    mlp_bias: bool = False,
-    rope_scaling: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write a safetensors folder with config, tokenizer and chat template, weights in `shards` files. Returns it."""
-    shape = TinyShape(n_layers, hidden, heads, kv_heads, vocab, tie, seed, attention_bias, mlp_bias, rope_scaling)
+def write_tiny_llama(folder: Path, *, dtype: str = "float32", shards: int = 1, **sizes: Any) -> Path:
+    """Write a safetensors folder with config, tokenizer and chat template, and return it.
+
+    The weights are in `shards` files. `sizes` are fields of `TinyShape`.
+    """
+    shape = TinyShape(**sizes)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(shape.config(dtype)))
     write_tokenizer_files(folder)
@@ -208,31 +197,22 @@ def _interleaved(tensor: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(tensor.shape))
 
 
-def write_tiny_gguf(
-    path: Path,
-    n_layers: int = 4,
-    hidden: int = 64,
-    heads: int = 4,
-    kv_heads: int = 2,
-    vocab: int = TINY_VOCAB,
-    tie: bool = True,
-    seed: int = 0,
-    quantization: str = "F32",
-) -> Path:
-    """Write the weights of `write_tiny_llama` as llama.cpp would. Returns the path.
+def write_tiny_gguf(path: Path, *, quantization: str = "F32", **sizes: Any) -> Path:
+    """Write the weights of `write_tiny_llama` as llama.cpp would, and return the path.
 
-    Matrices in `quantization` ("F32", "F16", "BF16", "Q8_0" or "Q4_1"), norms in F32.
+    Matrices are in `quantization` ("F32", "F16", "BF16", "Q8_0" or "Q4_1"), norms in F32. `sizes` are fields of
+    `TinyShape`, without biases and rope scaling.
     """
-    shape = TinyShape(n_layers, hidden, heads, kv_heads, vocab, tie, seed)
+    shape = TinyShape(**sizes)
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(str(path), "llama")
     _add_gguf_sizes(writer, shape)
-    _add_gguf_tokenizer(writer, vocab)
+    _add_gguf_tokenizer(writer, shape.vocab)
     kind = GGMLQuantizationType[quantization]
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, n_layers)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.n_layers)
     for name, tensor in shape.tensors().items():
         if "q_proj" in name or "k_proj" in name:
-            tensor = _interleaved(tensor, heads if "q_proj" in name else kv_heads)
+            tensor = _interleaved(tensor, shape.heads if "q_proj" in name else shape.kv_heads)
         stored = tensor if tensor.ndim == 1 else gguf.quantize(tensor, kind)
         writer.add_tensor(
             names.get_name(name, (".weight", ".bias")),

@@ -1,6 +1,6 @@
 """Whole nodes for tests and benchmarks: real `exobus node` processes on loopback, stopped by process id.
 
-They are nodes of a cluster that this test run makes up, unless they are to stand alone.
+They are nodes of a cluster of this test run, unless they are standalone.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class NodeProcess:
         self._lines.put(None)
 
     def line(self, wanted: Callable[[str], bool], within_s: float = READY_TIMEOUT_S) -> str:
-        """Wait for the next line of output that is `wanted`. Fails with all output if the node ends, or the time."""
+        """Wait for the next line of output that is `wanted`. Fails with all output if the node or the time ends."""
         deadline = time.monotonic() + within_s
         while True:
             try:
@@ -96,12 +96,12 @@ class NodeProcess:
             if wanted(line):
                 return line
 
-    def says(self, text: str, within_s: float = READY_TIMEOUT_S) -> str:
-        """Return the line that contains `text`; it may have come already. Fails as `line` does."""
-        found = next((line for line in self.so_far() if text in line), None)
+    def line_with(self, text: str, within_s: float = READY_TIMEOUT_S) -> str:
+        """Return the line that contains `text`, which may have come already. Fails as `line` does."""
+        found = next((line for line in self.output_so_far() if text in line), None)
         return found or self.line(lambda line: text in line, within_s)
 
-    def so_far(self) -> list[str]:
+    def output_so_far(self) -> list[str]:
         """Return all lines of output that came until now."""
         while not self._lines.empty():
             if (line := self._lines.get()) is None:
@@ -111,7 +111,7 @@ class NodeProcess:
         return self.output
 
     def ready(self) -> str:
-        """Wait for the screen, and return the API's address on it."""
+        """Wait until the node is ready, and return the API's address."""
         found = _URL.search(self.line(lambda line: _URL.search(line) is not None))
         assert found is not None
         self.api = found.group()
@@ -128,7 +128,7 @@ class NodeProcess:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def stop(self, number: int = signal.SIGINT) -> float:
-        """End the node as a user would, and return the seconds that it took. Kills what is left after ten."""
+        """End the node as a user would, and return the seconds that it took. Kills what is left after ten seconds."""
         if self.process.poll() is not None:
             self._reader.join(STOP_TIMEOUT_S)
             return 0.0
@@ -176,7 +176,7 @@ def nodes(
 ) -> Iterator[list[NodeProcess]]:
     """Run nodes in folders of their own, with the machine's model cache, and wait until they are ready.
 
-    They share a join code and find each other by beacons on a port of their own; without a code each stands alone.
+    They share a join code and find each other by beacons on a port of their own; without a code each is standalone.
     """
     with tempfile.TemporaryDirectory() as folder:
         beacons = str(free_udp_port())

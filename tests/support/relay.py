@@ -1,4 +1,4 @@
-"""A tcp relay in front of an endpoint, for what travels between two machines: it counts bytes, and may keep them."""
+"""A tcp relay in front of an endpoint: it counts the bytes between two machines, and may keep them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bus.net.endpoints import address_of, key_of, with_key
 
 
 class Relay:
-    """Relays the connections of one tcp endpoint. `counted`: the bytes towards it; `seen`: those of both directions."""
+    """Relays the connections of one tcp endpoint. `counted`: the bytes to it; `seen`: those of both directions."""
 
     def __init__(self, *, keep: bool = False) -> None:
         self.counted = 0
@@ -22,7 +22,7 @@ class Relay:
         self._target = ("", 0)
 
     def before(self, endpoint: str) -> str:
-        """Return the endpoint by way of this relay, with its node's key."""
+        """Return an endpoint that leads to this one through the relay, with its node's key."""
         host, port = address_of(endpoint).removeprefix("tcp://").split(":")
         self._target = (host, int(port))
         self._run(self._accept)

@@ -1,7 +1,7 @@
-"""An engine with a stated cost, and tokens that are a hash of all tokens before them.
+"""An engine with a fixed cost per call, whose tokens are hashes of all tokens before them.
 
-It sleeps instead of computing, so a ring of eight stages runs on two cores and only the schedule is measured. Knows
-nothing of stages and processes.
+It sleeps instead of computing, so a ring of eight stages runs on two cores and only the schedule is measured. It knows
+no stages and no processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from engines.random_weights import RandomWeights
 from models.config import Dtype, ModelConfig
 from models.weights.reader import Weights
 
-DECODE_ROWS = 9  # a chunk of so many rows is a token with the drafts of the next eight; a longer one is of a prompt
+DECODE_ROWS = 9  # a token and eight drafts; a longer chunk is of a prompt
 JOURNAL = 200_000  # entries that are kept
 HASH_BYTES = 8
 _WHOLE_PREFIX = 1 << 62
@@ -37,10 +37,10 @@ Hashes = npt.NDArray[np.uint64]
 
 
 class Model(msgspec.Struct, frozen=True):
-    """A model that is nothing but its sizes, and what a stage of it costs, in milliseconds.
+    """The sizes of a model without weights, and the cost of one stage in milliseconds.
 
     A call costs `call_ms`, and each row `row_ms`, or `prompt_row_ms` in a prompt's chunk. With a `window`, a layer
-    sees only so many positions back, so that the text repeats itself sooner or later.
+    sees only so many positions back, so the text repeats itself sooner or later.
     """
 
     call_ms: float = 0.0
@@ -70,7 +70,7 @@ class Model(msgspec.Struct, frozen=True):
 
 
 class Call(msgspec.Struct, frozen=True):
-    """One `forward`: from when to when (monotonic nanoseconds), and (slot, position, rows) of each chunk."""
+    """One `forward`: its begin and end (monotonic nanoseconds), and (slot, position, rows) of each chunk."""
 
     begun_ns: int
     ended_ns: int
@@ -85,7 +85,7 @@ class Released(msgspec.Struct, frozen=True):
 
 
 class Journal(msgspec.Struct):
-    """What an engine was asked, in order, and how many slots it holds."""
+    """The calls of an engine in order, and the number of its slots."""
 
     slots: int = 0
     calls: deque[Call] = msgspec.field(default_factory=lambda: deque(maxlen=JOURNAL))
@@ -93,7 +93,7 @@ class Journal(msgspec.Struct):
 
 
 class SyntheticWeights(RandomWeights):
-    """Weights by name only."""
+    """Weights that are a `Model` only."""
 
     def __init__(self, model: Model) -> None:
         super().__init__(model.config)
@@ -115,9 +115,9 @@ class Marks:
 
 
 class SyntheticStage:
-    """One shard. A layer marks each position with a hash of what came in, and passes on a hash of all marks so far.
+    """One shard. Each layer stores a hash of its input per position, and returns a hash of all those stored so far.
 
-    So every number depends on all that the caches of all layers before it hold, in order, for any split.
+    So every number depends on the caches of all layers before it, and on their order, for any split.
     """
 
     def __init__(self, model: Model, shard: Shard, journal: Journal) -> None:
@@ -127,12 +127,12 @@ class SyntheticStage:
         self._journal = journal
 
     def new_cache(self) -> Marks:
-        """Without positions."""
+        """Return a cache without positions."""
         self._journal.slots += 1
         return Marks(len(self.shard.layers))
 
     def forward(self, batch: Sequence[Chunk], caches: Sequence[Marks]) -> list[FloatArray]:
-        """Hash, then sleep for what is left of the cost."""
+        """Compute the hashes, then sleep for the rest of the cost."""
         begun = time.monotonic_ns()
         answers = [self._run(chunk, cache) for chunk, cache in zip(batch, caches, strict=True)]
         sleep_until(begun + self._model.cost_ns(batch))
@@ -141,21 +141,21 @@ class SyntheticStage:
         return answers
 
     def truncate(self, cache: Marks, position: int) -> None:
-        """Make what is forgotten wrong, so that a use of it shows."""
+        """Overwrite the discarded positions, so that any use of them changes a token."""
         cache.numbers[:, position:] = 0
 
     def save(self, cache: Marks, start: int, end: int) -> SavedKV:
-        """A copy."""
+        """Copy positions."""
         copy = cache.numbers[:, start:end].copy()
         return SavedKV(start, end, copy.nbytes, copy)
 
     def restore(self, cache: Marks, saved: SavedKV) -> None:
-        """Write a copy."""
+        """Write a copy of positions."""
         cache.reach(saved.end)
         cache.numbers[:, saved.start : saved.end] = saved.content
 
     def release(self, cache: Marks) -> None:
-        """Count one less."""
+        """Count the slot as free."""
         self._journal.slots -= 1
 
     def _run(self, chunk: Chunk, cache: Marks) -> FloatArray:
@@ -172,16 +172,18 @@ class SyntheticStage:
         return logits
 
     def _layer(self, values: Hashes, marks: Hashes, position: int, layer: int) -> Hashes:
-        """Mark the last `len(values)` of `marks`; answer a hash of all marks that each of those positions sees."""
+        """Store the last `len(values)` of `marks`; return a hash of all marks that each of those positions sees."""
         ends = np.arange(position + 1, len(marks) + 1)
-        places = ends.astype(np.uint64) * np.uint64(not self._model.window)  # a text can repeat itself without places
+        places = ends.astype(np.uint64) * np.uint64(
+            not self._model.window
+        )  # without positions, a text can repeat itself
         marks[position:] = mixed(values + mixed(places * _GOLDEN + np.uint64(layer + 1)))
         sums = np.concatenate((np.zeros(1, np.uint64), np.cumsum(marks, dtype=np.uint64)))
         return mixed(sums[ends] - sums[np.maximum(ends - (self._model.window or _WHOLE_PREFIX), 0)])
 
 
 class SyntheticEngine(SlotEngine[Marks]):
-    """Slots, positions and contexts as strict as any engine's; a stated cost; tokens that show one wrong position."""
+    """An engine that checks slots, positions and contexts like any other. One wrong position changes its tokens."""
 
     name: ClassVar[str] = "synthetic"
     exact_rows: ClassVar[int] = 64
@@ -195,48 +197,50 @@ class SyntheticEngine(SlotEngine[Marks]):
         self.read(shard, SyntheticWeights(msgspec.json.decode(weights.read_bytes(), type=Model)))
 
     def build(self, shard: Shard, weights: Weights) -> SyntheticStage:
-        """Make a stage, on the thread that will sleep."""
+        """Make the stage, on the thread that will sleep."""
         assert isinstance(weights, SyntheticWeights)
         sleep_precisely()
         return SyntheticStage(weights.model, shard, self.journal)
 
     def release(self, slot: int) -> None:
-        """Drop the slot, and note when."""
+        """Release the slot, and record the time."""
         super().release(slot)
         self.journal.released.append(Released(time.monotonic_ns(), slot))
 
     def capabilities(self) -> EngineCapability:
-        """No version, no device."""
+        """Return its name only."""
         return EngineCapability(name=self.name, device="none")
 
 
 def mixed(values: Hashes) -> Hashes:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014)."""
+    """Apply the finalizer of SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
+    generators", 2014).
+    """
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
 
 
 def rows_of(hashes: Hashes, width: int) -> FloatArray:
-    """Hashes as hidden states (rows, width): a byte a value, which all dtypes of the wire hold exactly."""
+    """Return hashes as hidden states (rows, width): a byte per value, which all dtypes of frames hold exactly."""
     rows = np.zeros((len(hashes), width), np.float32)
     rows[:, :HASH_BYTES] = hashes.astype("<u8").view(np.uint8).reshape(len(hashes), HASH_BYTES)
     return rows
 
 
 def hashes_of(rows: npt.NDArray[np.generic]) -> Hashes:
-    """The way back."""
+    """Return the hashes of hidden states, the inverse of `rows_of`."""
     return rows[:, :HASH_BYTES].astype(np.uint8).view("<u8").reshape(len(rows)).astype(np.uint64)
 
 
 def sleep_precisely() -> None:
-    """Have this thread woken on time: Linux lets a sleep last 50 µs longer unless asked not to. Elsewhere nothing."""
+    """Have this thread woken on time: by default, Linux may let a sleep last 50 µs longer. Elsewhere do nothing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_TIMER_SLACK, 1, 0, 0, 0)
 
 
 def sleep_until(deadline_ns: int) -> None:
-    """Sleep to a moment of the monotonic clock, so that what was computed before is part of the cost."""
+    """Sleep to a moment of the monotonic clock, so that the computing before it is part of the cost."""
     left = deadline_ns - time.monotonic_ns()
     if left > 0:
         time.sleep(left / 1e9)

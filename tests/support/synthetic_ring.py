@@ -1,6 +1,6 @@
 """Rings of synthetic stages, each in a process of its own, with a gateway without text at the first.
 
-Starts and ends the processes that `tests.support.synthetic` describes, and asks them what they did.
+Starts and ends the processes of `tests.support.synthetic_stage`, and gets their counts.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from cluster.shard import Shard, whole
 from engines.engine import Chunk
 from engines.sampler import sample
 from tests.bench.streams import Streams
-from tests.support.access import new_nodes, only_tcp, without_keys
 from tests.support.bus import ROOT, in_time, run_folder
-from tests.support.synthetic import WITHIN_S, Join, Look, Ready, Seen, Settings
+from tests.support.dataplane import new_nodes, only_tcp, without_keys
 from tests.support.synthetic_engine import HASH_BYTES, Model, SyntheticEngine, SyntheticWeights
+from tests.support.synthetic_stage import WITHIN_S, Join, Look, Ready, Seen, Settings
 
 Over = Literal["ipc", "curve", "plain"]
-"""How stages reach one another: within a machine; between machines; and, to compare, between them without keys."""
+"""How stages are connected: within a machine, between machines, and, for comparison, between machines without keys."""
 
 EPOCH = 11
 PLENTY = 1 << 20  # positions
@@ -40,16 +40,16 @@ T = TypeVar("T")
 
 
 class StageProcess:
-    """One hosted stage; a context manager. Every answer has a deadline."""
+    """One hosted stage, as a context manager. Every response has a deadline."""
 
     def __init__(self, settings: Settings) -> None:
-        command = [sys.executable, "-m", "tests.support.synthetic", msgspec.json.encode(settings).decode()]
+        command = [sys.executable, "-m", "tests.support.synthetic_stage", msgspec.json.encode(settings).decode()]
         self._settings = settings
         self.actor = f"n/{settings.name}"
         self._child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ready(self) -> PlacedStage:
-        """Wait until it is loaded and listens; return it as its placer knows it."""
+        """Wait until it is loaded and listens, and return it as its placer knows it."""
         ready, node = self._answer(Ready), self._settings.node
         return PlacedStage(
             node.pair.node_id if node else "n",
@@ -62,7 +62,7 @@ class StageProcess:
         )
 
     def request(self, request: Join | Look) -> Seen:
-        """Send a request, and return the answer."""
+        """Send a request, and return the response."""
         assert self._child.stdin is not None
         self._child.stdin.write(msgspec.json.encode(request) + b"\n")
         self._child.stdin.flush()
@@ -96,7 +96,7 @@ class StageProcess:
 
 @dataclass(frozen=True, slots=True)
 class HostedRing:
-    """A ring that stands, and the sessions at it."""
+    """A running ring, and the sessions on it."""
 
     processes: Sequence[StageProcess]
     streams: Streams
@@ -106,11 +106,11 @@ class HostedRing:
         return [process.request(Look(journal)) for process in self.processes]
 
     def comes_to(self, state: Callable[[Seen], bool]) -> bool:
-        """Whether every stage comes to this state in time."""
+        """Return whether every stage reaches this state in time."""
         return in_time(lambda: all(state(stage) for stage in self.look()), WITHIN_S)
 
     def all_free(self) -> bool:
-        """Whether no stage holds a session or a slot in time."""
+        """Return whether every stage releases all sessions and slots in time."""
         return self.comes_to(lambda stage: not stage.sessions and not stage.slots)
 
 
@@ -136,10 +136,10 @@ def synthetic_ring(
     over: Over = "ipc",
     seen_as: Callable[[Instance], Instance] = same,
 ) -> Iterator[SyntheticRing]:
-    """Run a ring over `stages` processes, each with its part of the layers and the whole cost of `model`, or of `last`.
+    """Run a ring over `stages` processes, each with its part of the layers and the full cost of `model`, or of `last`.
 
-    Its memory holds `positions`. The stages know one another as `seen_as` returns the instance. At the end all
-    sessions are closed. Raises AssertionError if a stage keeps one.
+    Its memory holds `positions`. The stages join the instance that `seen_as` returns. At the end all sessions are
+    closed. Raises AssertionError if a stage keeps one.
     """
     with run_folder() as folder:
         models = [model] * (stages - 1) + [last or model]
@@ -167,7 +167,7 @@ def hosted_ring(
             streams = Streams(folder, instance, nodes[-1].access() if over != "ipc" else LOCAL)
             stack.callback(streams.close)
             if plain:
-                streams.generate((5,), 2)  # now every connection stands
+                streams.generate((5,), 2)  # opens every connection
         ring = HostedRing(processes, streams)
         yield ring
         streams.end_all()
@@ -185,7 +185,7 @@ def _settings(folder: Path, index: int, models: Sequence[Model], positions: int)
 
 
 def expected_tokens(model: Model, prompt: Sequence[int], count: int) -> list[int]:
-    """Return what the whole model generates after a prompt: one engine, here, a token per call, at no cost."""
+    """Return what the whole model generates after a prompt: with one engine here, a token per call, at no cost."""
     engine = SyntheticEngine()
     engine.read(whole("synthetic", model.n_layers), SyntheticWeights(msgspec.structs.replace(model, **_FREE)))
     tokens: list[int] = []

@@ -1,4 +1,4 @@
-"""`python -m tests.bench.peers [--only NAME,NAME]`: chat servers beside each other, a table, and build/peers.json."""
+"""`python -m tests.bench.peers [--only NAME,NAME]`: compare chat servers in a table and in build/peers.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RESULTS = Path("build/peers.json")
 
 
 class Row(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one server did; where something is None, `why_not` says the reason in a sentence."""
+    """The results of one server. If one is None, `why_not` is the reason in a sentence."""
 
     name: str
     first_ms: float | None = None
@@ -32,7 +32,7 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def main() -> None:
     """Measure the wanted servers one after another."""
-    parser = argparse.ArgumentParser(description="measure chat servers beside each other")
+    parser = argparse.ArgumentParser(description="compare chat servers")
     parser.add_argument("--only", default="", help=f"some of {', '.join(PEERS)}; separated by commas")
     wanted = [name for name in parser.parse_args().only.split(",") if name] or list(PEERS)
     if unknown := set(wanted) - set(PEERS):
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measure(name: str, start: Callable[[], AbstractContextManager[Server]]) -> Row:
-    """Start one server, ask it, end it."""
+    """Start one server, measure it, and end it."""
     print(f"measuring {name}", flush=True)
     try:
         with start() as server:
@@ -58,7 +58,7 @@ def measure(name: str, start: Callable[[], AbstractContextManager[Server]]) -> R
 
 
 def show(rows: Sequence[Row]) -> None:
-    """The rows as a table on standard output."""
+    """Print the rows as a table."""
     table = Table(
         "server", "first text, ms", "tok/s", f"tok/s of {CROWD}", "MB", "", caption=f"{TOKENS} tokens, greedy"
     )

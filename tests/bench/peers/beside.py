@@ -1,4 +1,4 @@
-"""The figures beside llama.cpp: the same file, one thread a core, the same lengths, both sides in turns."""
+"""The comparison with llama.cpp: the same file, one thread per core, the same lengths, both sides in turns."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CROWD = 8
 
 @dataclass(frozen=True)
 class Sides:
-    """All that takes part: ours and llama.cpp, each on one core and on two."""
+    """The sides that are compared: exobus and llama.cpp, each on one core and on two."""
 
     ours: Ours
     our_ring: Ours
@@ -38,7 +38,7 @@ class Sides:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one core could do at most, in tokens a second: by memory for one stream, by arithmetic for many rows."""
+    """The limits of one core in tokens per second: by memory for one stream, by arithmetic for many rows."""
 
     decode: float
     prefill: float
@@ -62,7 +62,7 @@ TURNS: dict[str, Callable[[Sides], float]] = {
 
 
 def measure() -> list[Figure]:
-    """The four ratios; none, with a printed sentence that says why, where llama.cpp cannot be built."""
+    """Measure the four ratios. Returns none, and prints the reason, if llama.cpp cannot be built."""
     try:
         programs = llamacpp(*BENCHES)
     except AbsentError as absent:
@@ -75,7 +75,7 @@ def measure() -> list[Figure]:
 
 
 def figures(fast: Rates, exact: Rates, limits: Limits) -> list[Figure]:
-    """Ratios of our fast precision to llama.cpp; the exact one's and the crowds' other rates are in the notes."""
+    """Compute the ratios of our fast precision to llama.cpp; notes have those of the exact one and other rates."""
     batch = f"{CROWD} streams beside its one (its own {CROWD}: {fast['their streams']:.0f})"
     apart = f"2 cores ({CROWD} streams: {fast['ring streams']:.0f} and {fast['their ring streams']:.0f})"
     return [

@@ -1,4 +1,4 @@
-"""A chat client that stamps every piece of an answer: time to the first, tokens a second, of one stream or of many."""
+"""A chat client that records the time of every piece of an answer, of one stream or of many at once."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ SUBJECTS = (
 
 
 class NoAnswer(Exception):
-    """A server that did not answer as it should; the text is one sentence."""
+    """A server that did not answer as it should. The text is one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """When a question was sent and when each piece of text came (monotonic seconds), and how many tokens they were."""
+    """The times of a question and of each piece of its answer (monotonic seconds), and the number of tokens."""
 
     asked: float
     pieces: tuple[float, ...]
@@ -44,15 +44,15 @@ class Answer:
 
     @property
     def rate(self) -> float:
-        """Tokens a second from the first text to the last."""
+        """Tokens per second from the first text to the last."""
         return (self.tokens - 1) / max(self.pieces[-1] - self.pieces[0], 1e-9)
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Medians over the rounds: seconds to the first text, tokens a second of one stream, of eight together.
+    """Medians over the rounds: seconds to the first text, tokens per second of one stream, and of eight together.
 
-    The last is None where eight never came to an end; `why_not` is the sentence that ended the rounds early.
+    The last is None if eight streams never ended; `why_not` is the reason why the rounds ended early.
     """
 
     first_s: float
@@ -62,7 +62,7 @@ class Speed:
 
 
 def speed(api: str, model: str) -> Speed:
-    """Ask one warm-up question, then one stream and eight in turns, no question twice. Raises NoAnswer."""
+    """Ask a warm-up question, then one and eight at a time in turns, no question twice. Raises NoAnswer."""
     return asyncio.run(_speed(api, model))
 
 
@@ -88,7 +88,7 @@ async def _speed(api: str, model: str) -> Speed:
 
 
 def together(answers: Sequence[Answer]) -> float:
-    """Tokens a second of answers that were asked for at once: all tokens by the time from asking to the last text."""
+    """Return the tokens per second of concurrent answers: all tokens by the time from asking to the last text."""
     begun, ended = min(answer.asked for answer in answers), max(answer.pieces[-1] for answer in answers)
     return sum(answer.tokens for answer in answers) / (ended - begun)
 
@@ -104,7 +104,7 @@ class Asker:
         )
 
     async def answers(self, count: int, within_s: float) -> Sequence[Answer]:
-        """So many answers at a time. Raises NoAnswer for one that fails and for too little time."""
+        """Ask so many questions at once. Raises NoAnswer if one fails or the time is over."""
         asked = [_ask(self._client, self._model, next(self._questions)) for _ in range(count)]
         try:
             return await asyncio.wait_for(asyncio.gather(*asked), within_s)
@@ -115,7 +115,7 @@ class Asker:
 
 
 async def _ask(client: httpx.AsyncClient, model: str, question: str) -> Answer:
-    """One greedy answer. Servers that send no usage are taken to send a piece a token."""
+    """Get one greedy answer. A server that sends no usage is assumed to send one token per piece."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": question}],

@@ -16,7 +16,7 @@ MODEL_FILE = "model.safetensors"
 
 
 def write_checkpoint(folder: Path) -> None:
-    """Have config.json, the tokenizer and all weights as float32 in `folder`; the weights come last."""
+    """Write config.json, the tokenizer and, last, all weights as float32 to `folder`, unless it has them."""
     if (folder / MODEL_FILE).is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)

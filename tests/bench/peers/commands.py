@@ -14,11 +14,11 @@ ROOT = Path("build/peers")
 
 
 class AbsentError(Exception):
-    """A peer that cannot be had here; the text is one sentence that says why."""
+    """A peer that cannot be built or started here. The text is the reason in one sentence."""
 
 
 def run(command: Sequence[str | Path], log: Path, within_s: float) -> None:
-    """Run a command to its end with its output in `log`. Raises AbsentError where it fails or is not done in time."""
+    """Run a command to its end with its output in `log`. Raises AbsentError if it fails or takes too long."""
     log.parent.mkdir(parents=True, exist_ok=True)
     name = Path(command[0]).name
     with log.open("wb") as output:
@@ -36,7 +36,7 @@ def run(command: Sequence[str | Path], log: Path, within_s: float) -> None:
 
 
 def venv(name: str, requirements: Sequence[str | Path], within_s: float = 300.0) -> Path:
-    """The python of a virtual environment under build/peers that holds these requirements; made where it is missing."""
+    """Return the Python of a virtual environment under build/peers with these requirements; make it if missing."""
     folder = ROOT / "venvs" / name
     python, done = folder / "bin" / "python", folder / "installed"
     wanted = "\n".join(map(str, requirements))
@@ -57,5 +57,5 @@ def _end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+    lines = log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
     return lines[-1].strip()[:200]

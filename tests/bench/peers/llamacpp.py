@@ -1,4 +1,4 @@
-"""llama.cpp's own benchmark programs, run once a call and read. Rates are tokens a second."""
+"""llama.cpp's own benchmark programs, run once for each call. Rates are tokens per second."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class LlamaCpp:
             self._common += ["--rpc", ",".join(servers)]
 
     def prefill_rate(self, prompt: int) -> float:
-        """A prompt of so many tokens, after the program's own warm-up."""
+        """Measure a prompt of so many tokens, after the program's own warm-up."""
         return self._bench("--n-prompt", prompt, "--n-gen", 0)
 
     def decode_rate(self, prompt: int, tokens: int) -> float:
-        """One stream of so many tokens behind a prompt."""
+        """Measure one stream of so many tokens after a prompt."""
         return self._bench("--n-prompt", 0, "--n-depth", prompt, "--n-gen", tokens)
 
     def streams_rate(self, streams: int, prompt: int, tokens: int) -> float:
-        """Several streams in one batch, all tokens together, behind a prompt each."""
+        """Measure several streams in one batch, all tokens together, each after a prompt."""
         sizes = ["-npp", prompt, "-ntg", tokens, "-npl", streams, "--ctx-size", streams * (prompt + tokens)]
         output = self._run("llama-batched-bench", *self._devices(","), *sizes, "--output-format", "jsonl")
         rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
@@ -52,7 +52,7 @@ class LlamaCpp:
         return ["--device", separator.join(names)] if names else []
 
     def _run(self, program: str, *arguments: object) -> str:
-        """Standard output. On one machine the program is the worker and pinned; before RPC servers it is not."""
+        """Return the standard output of a program. It is pinned if it computes itself, without RPC servers."""
         command = [str(self._programs / program), *self._common, *map(str, arguments)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
@@ -68,7 +68,7 @@ class LlamaCpp:
 
 @contextmanager
 def rpc_servers(programs: Path, count: int) -> Iterator[list[str]]:
-    """The addresses of llama.cpp's RPC servers on loopback, one thread each, on a core each."""
+    """Run llama.cpp's RPC servers on loopback, each with one thread on a core of its own. Yields their addresses."""
     processes: list[subprocess.Popen[bytes]] = []
     try:
         addresses = []
@@ -87,14 +87,14 @@ def rpc_servers(programs: Path, count: int) -> Iterator[list[str]]:
 
 
 def free_port() -> int:
-    """A tcp port of loopback that nobody uses now."""
+    """Return a free tcp port of loopback."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
 
 
 def wait_for_port(port: int) -> None:
-    """Return as soon as somebody listens. Raises OSError after ten seconds."""
+    """Wait until a server listens. Raises OSError after ten seconds."""
     deadline = time.monotonic() + LISTEN_TIMEOUT_S
     while True:
         try:

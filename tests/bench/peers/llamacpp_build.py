@@ -1,4 +1,4 @@
-"""llama.cpp's programs, built from the sources that the sdist of `llama-cpp-python` carries. Does not run them."""
+"""llama.cpp's programs, built from the sources in the sdist of `llama-cpp-python`. Does not run them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ OPTIONS = (
 
 
 def llamacpp(*programs: str) -> Path:
-    """The folder that holds these programs of llama.cpp and its libraries; what is missing is fetched and built.
+    """Return the folder with these programs of llama.cpp and its libraries; fetch and build what is missing.
 
-    Raises AbsentError with one sentence where that cannot be done, as without a C++ compiler.
+    Raises AbsentError if that fails, for example without a C++ compiler.
     """
     build = ROOT / "llama.cpp" / "build"
     if not all((build / "bin" / program).is_file() for program in programs):
@@ -47,7 +47,7 @@ def _check_compiler() -> None:
 
 
 def _sources() -> Path:
-    """llama.cpp's own folder inside the sdist."""
+    """Return llama.cpp's own folder of the sdist."""
     sources = ROOT / "llama.cpp" / "sources"
     if not (sources / "CMakeLists.txt").is_file():
         archive = sdist()
@@ -62,7 +62,7 @@ def _sources() -> Path:
 
 
 def sdist() -> Path:
-    """The sdist as pip brings it, at the version and hash of llamacpp.txt."""
+    """Download the sdist with pip, at the version and hash of llamacpp.txt."""
     folder = ROOT / "sdist"
     if not list(folder.glob("llama_cpp_python-*.tar.gz")):
         pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
@@ -80,6 +80,6 @@ def _build(sources: Path, build: Path, programs: tuple[str, ...]) -> None:
 
 
 def _tool(name: str) -> Path:
-    """The system's program, else the one of the wheel of that name."""
+    """Return the system's program, or that of the wheel of this name."""
     found = shutil.which(name)
     return Path(found) if found else venv("build-tools", ["cmake", "ninja"]).with_name(name)

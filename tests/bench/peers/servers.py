@@ -1,4 +1,4 @@
-"""The chat servers that stand beside each other: how each is had, started on the default model and ended."""
+"""The chat servers that are compared: how each is installed, started on the default model and ended."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ NO_LIBRARY = "--config-settings=cmake.args=-DLLAMA_BUILD=OFF;-DLLAVA_BUILD=OFF"
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that answers: its API's address, the model's name there, the processes that it began with."""
+    """A running server: its API's address, the model's name there, and its first processes."""
 
     api: str
     model: str
     processes: tuple[int, ...]
 
     def resident_mb(self) -> float:
-        """Resident memory of its processes and all their children."""
+        """Return the resident memory of its processes and all their children."""
         begun = [psutil.Process(pid) for pid in self.processes]
         tree = {process for first in begun for process in (first, *first.children(recursive=True))}
         return sum(process.memory_info().rss for process in tree) / 1e6
@@ -48,14 +48,14 @@ class Server:
 
 @contextmanager
 def exobus(stages: int, precision: str) -> Iterator[Server]:
-    """Nodes of ours, asked at the gateway of the first."""
+    """Run exobus nodes, and use the gateway of the first."""
     with ring_of_nodes(stages, precision) as (started, _):
         yield Server(f"{started[0].api}/v1", DEFAULT_MODEL, tuple(node.process.pid for node in started))
 
 
 @contextmanager
 def llama_server() -> Iterator[Server]:
-    """llama.cpp's own server, with a slot for each of eight streams."""
+    """Run llama.cpp's own server, with a slot for each of eight streams."""
     port = free_port()
     options = ["--threads", 1, "--parallel", 8, "--ctx-size", 8 * 1024, "--port", port, "--offline"]
     program = llamacpp(*BENCHES, SERVER) / SERVER
@@ -65,12 +65,12 @@ def llama_server() -> Iterator[Server]:
 
 @contextmanager
 def llama_cpp_python() -> Iterator[Server]:
-    """The Python server of llama-cpp-python, on the libraries that the benchmark programs use."""
+    """Run the Python server of llama-cpp-python, on the libraries of the benchmark programs."""
     libraries = llamacpp(*BENCHES, SERVER)
     python = venv("llama-cpp-python", [f"llama-cpp-python[server] @ {sdist().absolute().as_uri()}", NO_LIBRARY])
     port = free_port()
     sizes = ["--n_threads", 1, "--n_threads_batch", 1, "--n_ctx", 1024, "--port", port]
-    whole = ["--interrupt_requests", "false"]  # else a new question cuts the running answer off
+    whole = ["--interrupt_requests", "false"]  # or a new question ends the running answer
     command = [python, "-m", "llama_cpp.server", "--model", default_model_path(), *sizes, *whole]
     with _process("llama-cpp-python", command, port, {"LLAMA_CPP_LIB_PATH": str(libraries)}) as server:
         yield server
@@ -78,7 +78,7 @@ def llama_cpp_python() -> Iterator[Server]:
 
 @contextmanager
 def mlx_lm() -> Iterator[Server]:
-    """mlx_lm.server on the CPU, with the model's weights as float32, since it reads no GGUF."""
+    """Run mlx_lm.server on the CPU, with the model's weights as float32, since it reads no GGUF."""
     python = venv("mlx", MLX)
     folder = (ROOT / "checkpoint").absolute()
     write_checkpoint(folder)
@@ -90,7 +90,7 @@ def mlx_lm() -> Iterator[Server]:
 
 @contextmanager
 def tinygrad_llm() -> Iterator[Server]:
-    """tinygrad's chat server on its CPU device, compiling with a clang."""
+    """Run tinygrad's chat server on its CPU device, which compiles with clang."""
     python = venv("tinygrad", TINYGRAD)
     port = free_port()
     starter = Path(__file__).with_name("tinygrad_server.py")
@@ -114,7 +114,7 @@ PEERS: dict[str, Callable[[], AbstractContextManager[Server]]] = {
 def _process(
     name: str, command: list[object], port: int, environment: Mapping[str, str] | None = None, model: str = "default"
 ) -> Iterator[Server]:
-    """The server of a command, from its first answer on; killed with its group at the end. Raises AbsentError."""
+    """Run a server until the end of the block, once it lists its models. Raises AbsentError if it never does."""
     log = ROOT / f"{name}-server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     settings = {**os.environ, **(environment or {})}
@@ -145,7 +145,7 @@ def _wait_for_models(name: str, api: str, process: subprocess.Popen[bytes], log:
 
 
 def _clang(python: Path) -> str:
-    """A program that is clang: the system's, else a script around the one of the ziglang wheel."""
+    """Return the system's clang, or a script that runs the one of the ziglang wheel."""
     if found := shutil.which("clang"):
         return found
     script = ROOT / "zig-clang"

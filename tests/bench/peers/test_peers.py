@@ -1,4 +1,4 @@
-"""What measures our peers: commands that fail, programs that cannot be built, a client's sums, pinned threads."""
+"""`tests.bench.peers`: failing commands, programs that cannot be built, the client's sums, pinned threads."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ class Scripted(BaseHTTPRequestHandler):
         self.wfile.write(event({"choices": [], "usage": {"completion_tokens": 5}}) + b"data: [DONE]\n\n")
 
     def log_message(self, *_: object) -> None:
-        """Nothing is printed."""
+        """Log nothing."""
 
 
 @contextmanager
 def scripted(status: int = 200) -> Iterator[str]:
-    """The address of such a server, which answers with this status."""
+    """Run such a server, which answers with this status. Yields its address."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Scripted,), {"status": status}))
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -82,7 +82,7 @@ def scripted(status: int = 200) -> Iterator[str]:
 
 @contextmanager
 def started(code: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A python that runs this code, from its first line of output until it has read a line."""
+    """Run Python code, from its first line of output until it has read a line."""
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -90,12 +90,12 @@ def started(code: str) -> Iterator[subprocess.Popen[bytes]]:
         process.communicate(b"\n", timeout=30)
 
 
-def test_a_command_that_fails_is_a_sentence_with_its_last_line(tmp_path: Path) -> None:
+def test_failed_command_reports_its_last_line(tmp_path: Path) -> None:
     with pytest.raises(AbsentError, match="failed: no such wheel; see"):
         commands.run([sys.executable, "-c", "print('no such wheel'); raise SystemExit(3)"], tmp_path / "log", 30)
 
 
-def test_a_command_that_takes_too_long_is_ended_with_all_its_children(tmp_path: Path) -> None:
+def test_slow_command_is_ended_with_its_children(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with pytest.raises(AbsentError, match="was not done in 4 s"):
         commands.run([sys.executable, "-c", WITH_A_CHILD], log, 4)
@@ -104,19 +104,19 @@ def test_a_command_that_takes_too_long_is_ended_with_all_its_children(tmp_path: 
     assert not alive
 
 
-def test_without_a_compiler_the_figures_are_left_out_with_a_sentence(
+def test_missing_compiler_is_reported_without_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(llamacpp_build, "ROOT", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert beside.measure() == []
-    said = capsys.readouterr().out
-    assert "no C++ compiler here; install g++ or clang" in said
-    assert all(name in said for name in beside.NAMES)
+    printed = capsys.readouterr().out
+    assert "no C++ compiler here; install g++ or clang" in printed
+    assert all(name in printed for name in beside.NAMES)
 
 
-def test_a_ratio_carries_both_sides_the_limit_and_the_exact_precision() -> None:
+def test_ratio_has_both_sides_and_its_limit() -> None:
     fast = dict.fromkeys(beside.TURNS, 100.0) | {"their decode": 50.0}
     exact = dict.fromkeys(beside.TURNS, 30.0)
     decode, prefill, *_ = beside.figures(fast, exact, beside.Limits(decode=200.0, prefill=400.0, streams=800.0))
@@ -125,23 +125,23 @@ def test_a_ratio_carries_both_sides_the_limit_and_the_exact_precision() -> None:
     assert (prefill.value, prefill.floor) == (1.0, 4.0)
 
 
-def test_every_figure_of_these_has_its_name_in_the_list() -> None:
+def test_every_figure_is_named_in_the_list() -> None:
     rates = dict.fromkeys(beside.TURNS, 1.0)
     figures = beside.figures(rates, rates, beside.Limits(1.0, 1.0, 1.0))
     assert tuple(figure.name for figure in figures) == beside.NAMES
 
 
-def test_the_rate_of_a_stream_counts_from_its_first_piece() -> None:
+def test_one_streams_rate_counts_from_its_first_piece() -> None:
     answer = Answer(asked=0.0, pieces=(1.0, 1.5, 3.0), tokens=9)
     assert answer.first_s == 1.0
     assert answer.rate == 4.0
 
 
-def test_the_rate_of_many_streams_counts_from_the_question() -> None:
+def test_rate_of_many_streams_counts_from_the_question() -> None:
     assert chat.together([Answer(0.0, (1.0, 2.0), 10), Answer(0.0, (3.0, 4.0), 10)]) == 5.0
 
 
-def test_the_client_counts_the_tokens_that_the_server_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_counts_the_servers_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Answer] = []
 
     def keep(answers: list[Answer]) -> float:
@@ -156,7 +156,7 @@ def test_the_client_counts_the_tokens_that_the_server_counted(monkeypatch: pytes
     assert all((answer.tokens, len(answer.pieces)) == (5, 3) for answer in seen)
 
 
-def test_a_server_that_refuses_is_a_row_with_its_reason() -> None:
+def test_refusing_server_is_a_row_with_its_reason() -> None:
     @contextmanager
     def start() -> Iterator[Server]:
         with scripted(status=404) as api:
@@ -167,19 +167,19 @@ def test_a_server_that_refuses_is_a_row_with_its_reason() -> None:
     assert "it answered 404" in row.why_not
 
 
-def test_a_peer_that_cannot_be_had_is_a_row_with_its_reason() -> None:
+def test_absent_peer_is_a_row_with_its_reason() -> None:
     def start() -> AbstractContextManager[Server]:
         raise AbsentError("there is no wheel of it")
 
     assert measure("absent", start) == Row("absent", why_not="there is no wheel of it")
 
 
-def test_questions_do_not_begin_with_the_same_words_twice() -> None:
+def test_no_two_questions_begin_alike() -> None:
     assert len(set(chat.SUBJECTS)) == len(chat.SUBJECTS)
 
 
 @pins
-def test_all_threads_of_a_pinned_process_stay_on_its_core() -> None:
+def test_pinned_process_keeps_all_threads_on_one_core() -> None:
     with started(ONE_BUSY_THREAD) as process:
         pin(process.pid, 0)
         cores = [os.sched_getaffinity(thread.id) for thread in psutil.Process(process.pid).threads()]
@@ -187,7 +187,7 @@ def test_all_threads_of_a_pinned_process_stay_on_its_core() -> None:
 
 
 @pins
-def test_of_a_process_whose_engine_is_pinned_only_the_thread_that_computes_stays_on_its_core() -> None:
+def test_pinned_engine_keeps_only_its_computing_thread() -> None:
     with started(ONE_BUSY_THREAD) as process:
         pin_busiest(process.pid, 0)
         cores = [os.sched_getaffinity(thread.id) for thread in psutil.Process(process.pid).threads()]

@@ -1,7 +1,7 @@
 """Starts tinygrad's own chat server on the default model. Run by the python of its own virtual environment.
 
-Its tokenizer knows presets by name and refuses this model's, `smollm`; qwen2's has the same chat format.
-And it would listen on all addresses of the machine.
+Its tokenizer knows presets by name and refuses that of this model, `smollm`; that of qwen2 has the same chat format.
+By itself it would listen on all addresses of the machine.
 """
 
 from typing import Any
@@ -10,14 +10,14 @@ from tinygrad.llm import cli
 
 
 class LoopbackServer(cli.LLMServer):  # type: ignore[misc]
-    """The same on loopback."""
+    """The server, on loopback only."""
 
     def __init__(self, address: tuple[str, int], *rest: Any) -> None:
         super().__init__(("127.0.0.1", address[1]), *rest)
 
 
 def main() -> None:
-    """Its own command line, with these two differences."""
+    """Run its own command line with these two differences."""
     known = cli.SimpleTokenizer.from_gguf_kv
     cli.SimpleTokenizer.from_gguf_kv = staticmethod(lambda facts: known({**facts, "tokenizer.ggml.pre": "qwen2"}))
     cli.LLMServer = LoopbackServer

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,18 +12,12 @@ from bus.dataplane.connections import NotLinked
 from bus.net.endpoints import with_key
 from bus.net.keys import new_key_pair
 from cluster.roles import Role
-from tests.support.access import new_access, peer
 from tests.support.bus import code_of, hub_config, new_node
+from tests.support.dataplane import new_access, peer
 
 OURS, THEIRS, UNKNOWN_NODE = new_key_pair(), new_key_pair(), new_key_pair()
 THEIR_TCP = with_key("tcp://10.0.0.1:1", THEIRS.public)
 OUR_TCP = with_key("tcp://10.0.0.2:1", OURS.public)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as made:  # mode 0700, as run folders are
-        yield Path(made)
 
 
 def ring_file(folder: Path, name: str = "stage.ring") -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,10 @@ from bus.dataplane.async_transport import AsyncTransport
 from bus.dataplane.connections import NotLinked
 from bus.dataplane.frames import Flag, Frame
 from bus.dataplane.transport import Transport
-from tests.support.access import linked_nodes
-from tests.support.bus import WITHIN_S, in_time, run_folder
+from tests.support.bus import WITHIN_S, in_time
+from tests.support.dataplane import linked_nodes
 
 FRAME = Frame(Flag.TOKEN, 1, 2, position=5)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with run_folder() as path:
-        yield path
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:

@@ -13,30 +13,14 @@ import pytest
 import zmq
 
 from bus.dataplane import transport as module
-from bus.dataplane.access import LOCAL, Access
 from bus.dataplane.connections import MAX_CONNECTIONS
-from bus.dataplane.frames import FRAGMENT_BYTES, Flag, Frame, Payload
-from bus.dataplane.transport import PeerUnreachable, Received, Transport
+from bus.dataplane.frames import FRAGMENT_BYTES, Flag, Frame
+from bus.dataplane.transport import PeerUnreachable, Transport
 from bus.net.endpoints import with_key
-from tests.support.access import linked_nodes
-from tests.support.bus import WITHIN_S, run_folder
+from tests.support.bus import WITHIN_S
+from tests.support.dataplane import linked_nodes, next_frame, open_transport
 
 HIDDEN = Frame(0, 1, 2, position=5)
-
-
-@contextmanager
-def transport(folder: Path, name: str, access: Access = LOCAL) -> Iterator[Transport]:
-    made = Transport(folder, name, access)
-    try:
-        yield made
-    finally:
-        made.close()
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with run_folder() as path:
-        yield path
 
 
 @pytest.fixture
@@ -49,20 +33,8 @@ def short_deadline(monkeypatch: pytest.MonkeyPatch) -> float:
 @pytest.fixture
 def pair(folder: Path) -> Iterator[tuple[Transport, Transport]]:
     here, there = linked_nodes(2)
-    with transport(folder, "one", here) as one, transport(folder, "two", there) as two:
+    with open_transport(folder, "one", here) as one, open_transport(folder, "two", there) as two:
         yield one, two
-
-
-def next_frame(receiver: Transport) -> tuple[Frame, Payload]:
-    frame, payload, _ = next_received(receiver)
-    return frame, payload
-
-
-def next_received(receiver: Transport) -> Received:
-    deadline = time.monotonic() + WITHIN_S
-    while (received := receiver.receive(100)) is None:
-        assert time.monotonic() < deadline, f"no frame came: {receiver.dropped}"
-    return received
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["ipc", "tcp"])
@@ -70,7 +42,7 @@ def test_frame_arrives_with_its_rows(pair: tuple[Transport, Transport], which: i
     one, two = pair
     rows = np.arange(12, dtype=np.float32).reshape(3, 4)
     one.send(two.endpoints[which], HIDDEN, rows)
-    frame, array = next_frame(two)
+    frame, array, _ = next_frame(two)
     assert (frame.position, frame.rows, frame.width, frame.sequence) == (5, 3, 4, 1)
     np.testing.assert_array_equal(array, rows)
 
@@ -78,7 +50,7 @@ def test_frame_arrives_with_its_rows(pair: tuple[Transport, Transport], which: i
 def test_decoded_token_is_one_message(pair: tuple[Transport, Transport]) -> None:
     one, two = pair
     one.send(two.endpoints[0], HIDDEN, np.zeros((1, 576), np.float16))
-    frame, array = next_frame(two)
+    frame, array, _ = next_frame(two)
     assert not frame.flags & Flag.MORE
     assert len(frame.pack()) + array.nbytes == 2 * 576 + 64
     assert two.receive() is None
@@ -93,18 +65,18 @@ def test_large_chunk_travels_in_fragments(pair: tuple[Transport, Transport], cou
     while parts[-1][0].flags & Flag.MORE:
         parts.append(next_frame(two))
     assert len(parts) == -(-rows.nbytes // FRAGMENT_BYTES)
-    assert all(array.nbytes <= FRAGMENT_BYTES for _, array in parts)
-    assert all(frame.flags & Flag.SAMPLE for frame, _ in parts)
-    starts = np.cumsum([0, *(len(array) for _, array in parts[:-1])]) + 5
-    assert [frame.position for frame, _ in parts] == starts.tolist()
-    np.testing.assert_array_equal(np.concatenate([array for _, array in parts]), rows)
+    assert all(array.nbytes <= FRAGMENT_BYTES for _, array, _ in parts)
+    assert all(frame.flags & Flag.SAMPLE for frame, _, _ in parts)
+    starts = np.cumsum([0, *(len(array) for _, array, _ in parts[:-1])]) + 5
+    assert [frame.position for frame, _, _ in parts] == starts.tolist()
+    np.testing.assert_array_equal(np.concatenate([array for _, array, _ in parts]), rows)
 
 
 def test_large_opening_travels_whole(pair: tuple[Transport, Transport]) -> None:
     one, two = pair
     prompt = bytes(FRAGMENT_BYTES * 2 + 1)
     one.send(two.endpoints[1], HIDDEN._replace(flags=Flag.OPEN), prompt)
-    frame, array = next_frame(two)
+    frame, array, _ = next_frame(two)
     assert (frame.flags, array.nbytes) == (Flag.OPEN, len(prompt))
 
 
@@ -112,7 +84,7 @@ def test_tokens_bytes_and_empty_payloads_travel(pair: tuple[Transport, Transport
     one, two = pair
     for payload in (np.array([7, 8], np.int32), b"a sentence", b""):
         one.send(two.endpoints[0], HIDDEN._replace(flags=Flag.TOKEN), payload)
-        frame, array = next_frame(two)
+        frame, array, _ = next_frame(two)
         assert array.tobytes() == (payload if isinstance(payload, bytes) else payload.tobytes())
         assert frame.width == 0
 
@@ -153,10 +125,10 @@ def test_invalid_frames_are_counted_and_dropped(pair: tuple[Transport, Transport
 
 
 @pytest.mark.parametrize("endpoint", ["tcp", "ipc:///no/such/socket"])
-def test_unreachable_peer_fails_in_time_and_then_at_once(folder: Path, endpoint: str, short_deadline: float) -> None:
+def test_unreachable_peer_fails_at_once_after_its_timeout(folder: Path, endpoint: str, short_deadline: float) -> None:
     here, there = linked_nodes(2)
     endpoint = with_key("tcp://127.0.0.1:1", there.pair.public) if endpoint == "tcp" else endpoint
-    with transport(folder, "one", here) as one:
+    with open_transport(folder, "one", here) as one:
         waits = []
         for _ in range(2):
             begun = time.monotonic()
@@ -168,18 +140,18 @@ def test_unreachable_peer_fails_in_time_and_then_at_once(folder: Path, endpoint:
 
 
 def test_peer_that_comes_back_can_be_connected_again(folder: Path, short_deadline: float) -> None:
-    with transport(folder, "one") as one:
+    with open_transport(folder, "one") as one:
         endpoint = f"ipc://{folder}/two.ring"
         with pytest.raises(PeerUnreachable):
             one.send(endpoint, HIDDEN, b"")
-        with transport(folder, "two") as two:
+        with open_transport(folder, "two") as two:
             one.connect(endpoint)
             one.send(endpoint, HIDDEN, b"")
             assert next_frame(two)[0].sequence == 1
 
 
 def test_least_recently_used_connections_are_closed(folder: Path) -> None:
-    with transport(folder, "one") as one, transport(folder, "two") as two:
+    with open_transport(folder, "one") as one, open_transport(folder, "two") as two:
         for number in range(MAX_CONNECTIONS + 5):
             one.connect(f"ipc://{folder}/{number}.ring")
         assert len(one._connections) == MAX_CONNECTIONS
@@ -188,7 +160,7 @@ def test_least_recently_used_connections_are_closed(folder: Path) -> None:
 
 
 def test_malformed_endpoint_is_refused(folder: Path) -> None:
-    with transport(folder, "one") as one, pytest.raises(ValueError, match="is no endpoint"):
+    with open_transport(folder, "one") as one, pytest.raises(ValueError, match="is no endpoint"):
         one.connect("nonsense")
 
 

@@ -23,7 +23,7 @@ ENDPOINTS = {node: with_key("tcp://127.0.0.1:1", KEYS[node].public) for node in 
 
 @pytest.fixture
 def both() -> Iterator[tuple[Authenticator, Authenticator]]:
-    """Two nodes with the code of one cluster, which have not met."""
+    """Make two nodes with the code of one cluster, which do not know each other."""
     with ExitStack() as stack:
         first, second = (
             Authenticator(hub_config(stack.enter_context(run_folder()), node), code_of("home")) for node in (A, B)
@@ -32,7 +32,7 @@ def both() -> Iterator[tuple[Authenticator, Authenticator]]:
 
 
 def exchange(first: Authenticator, second: Authenticator) -> tuple[JoinRequest, JoinAccept]:
-    """Let the first node join at the second."""
+    """Have the first node join at the second."""
     request = first.join_request(ENDPOINTS[A])
     accept = second.check_request(KEYS[A].public, request, ENDPOINTS[B])
     first.check_accept(accept)
@@ -80,7 +80,7 @@ def test_own_key_is_recognized(both: tuple[Authenticator, Authenticator]) -> Non
         assert refused.value.code is code
 
 
-def test_only_a_code_of_the_same_cluster_and_role_is_adopted(both: tuple[Authenticator, Authenticator]) -> None:
+def test_only_a_matching_code_is_adopted(both: tuple[Authenticator, Authenticator]) -> None:
     first, second = both
     second.rotate()
     for text in ("no code", new_join_code("work").text(), second.code.invite(Role.OBSERVER).text(), first.code.text()):

@@ -22,7 +22,7 @@ SEQUENCERS = {node: Sequencer(f"{node}/node") for node in (MEMBER, OBSERVER, UNK
 
 @pytest.fixture
 def policy() -> Iterator[InboundPolicy]:
-    """The policy of node A, which has a member and an observer."""
+    """Make the policy of node A, which has a member and an observer."""
     roles = {MEMBER: Role.MEMBER, OBSERVER: Role.OBSERVER}
     with run_folder() as folder:
         known = {

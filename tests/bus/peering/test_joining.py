@@ -1,21 +1,15 @@
-"""Joining, with hubs on loopback: which nodes are admitted, why others are refused, and what decisions change."""
+"""`bus.peering.joining` and `bus.peering.join_client`: which nodes are admitted, and why others are refused."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import zmq
 
-from bus.client import BusClient, RequestError
-from bus.hub import Hub
+from bus.client import RequestError
 from bus.messages import (
-    ClusterChanged,
-    ClusterRotate,
-    ClusterRotated,
     HubDescribe,
     HubState,
     InstanceEnsure,
@@ -24,12 +18,7 @@ from bus.messages import (
     LinkProbe,
     Log,
     MemberApprove,
-    MemberRevoke,
-    MembersGet,
-    MembersState,
-    Message,
     PeerAuthenticated,
-    PeerDial,
     PeerDown,
     PeerRefused,
     PeerUp,
@@ -38,83 +27,44 @@ from bus.messages import (
     Status,
 )
 from bus.net.endpoints import with_key
-from bus.net.keys import KeyPair, join_proof, key_pair_of, new_key_pair
+from bus.net.keys import join_proof, key_pair_of, new_key_pair
 from bus.net.sockets import connect, open_socket
 from bus.peering import joining
 from bus.peering.authenticator import Authenticator
-from bus.peering.member_store import read_members
-from bus.wire import decode, encode, new_header
+from bus.wire import encode, new_header
 from cluster.failures import FailureCode
-from cluster.join_code import JoinCode, new_join_code, parse_join_code
+from cluster.join_code import new_join_code
 from cluster.membership import MemberStatus
 from cluster.roles import Role
-from common.private_files import read_private
 from tests.support.bus import (
     KEYS,
     RunningHub,
-    client,
     code_of,
     described,
-    heard,
     hub_config,
+    hub_of,
     link,
     new_node,
+    next_message,
+    reply_to_probe,
+    run,
     run_folder,
     running_hub,
-    serving,
 )
+from tests.support.joining import client_of, dial, members, reply_at_join_port
 
 A, B, C = new_node(), new_node(), new_node()
-FACTS: tuple[type[Message], ...] = (PeerAuthenticated, PeerRefused, PeerUp, PeerDown, ClusterChanged)
-
-
 WRONG_CODE = "a node tried to join cluster home with a wrong join code"
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(test)
-
-
-def on(hub: RunningHub, name: str = "one") -> Any:
-    return client(hub.run_dir, hub.node_id, name, *FACTS)
-
-
-async def dial(bus: BusClient, hub: RunningHub) -> None:
-    await bus.request("hub", PeerDial(hub.join_endpoint), RequestDone, 5.0)
-
-
-async def members(bus: BusClient) -> dict[str, MemberStatus]:
-    state = await bus.request("hub", MembersGet(), MembersState, 5.0)
-    return {member.node_id: member.status for member in state.members}
-
-
-def reply_at_join_port(
-    hub: RunningHub, pair: KeyPair, code: JoinCode | None = None, request: JoinRequest | None = None
-) -> Message | None:
-    """Ask to join with this key, and return the reply, or None if there is none."""
-    keys = (code or code_of("home")).keys()
-    port_key = key_pair_of(keys.join_secret).public
-    role = next(iter(keys.join))
-    proof = join_proof(keys.join, role, pair.public, port_key)
-    sent = request or JoinRequest("guest", role, 1, with_key("tcp://127.0.0.1:1", pair.public), proof)
-    with zmq.Context() as context, open_socket(context, zmq.DEALER) as dealer:
-        dealer.setsockopt(zmq.SNDTIMEO, 2000)
-        connect(dealer, with_key(hub.join_endpoint, port_key), pair)
-        try:
-            dealer.send_multipart(encode("/hub", new_header(sent, f"{pair.node_id}/hub"), sent))
-        except zmq.Again:
-            return None
-        return decode(dealer.recv_multipart()).message if dealer.poll(2000) else None
 
 
 def test_two_holders_of_a_code_link() -> None:
     async def test(first: RunningHub, second: RunningHub) -> None:
-        async with on(first) as one, on(second) as two:
+        async with client_of(first) as one, client_of(second) as two:
             await link(one, second.join_endpoint)
-            assert (await heard(one, PeerAuthenticated))[0] == PeerAuthenticated(
+            assert (await next_message(one, PeerAuthenticated))[0] == PeerAuthenticated(
                 second.join_endpoint, B, f"name of {B}"
             )
-            up, _ = await heard(two, PeerUp)
+            up, _ = await next_message(two, PeerUp)
             assert (up.node_id, up.endpoint, up.role) == (A, first.endpoint, Role.MEMBER)
             assert await members(one) == {B: MemberStatus.APPROVED}
             assert await members(two) == {A: MemberStatus.APPROVED}
@@ -125,7 +75,7 @@ def test_two_holders_of_a_code_link() -> None:
 
 def test_one_join_port_leads_to_every_member() -> None:
     async def test(first: RunningHub, second: RunningHub, third: RunningHub) -> None:
-        async with on(first) as one, on(second) as two, on(third) as three:
+        async with client_of(first) as one, client_of(second) as two, client_of(third) as three:
             await link(two, first.join_endpoint)
             await link(three, first.join_endpoint)
             for bus in (one, two, three):
@@ -137,15 +87,15 @@ def test_one_join_port_leads_to_every_member() -> None:
 
 def test_wrong_code_is_reported_on_both_sides() -> None:
     async def test(home: RunningHub, guest: RunningHub) -> None:
-        async with on(home) as host, on(guest) as joiner:
+        async with client_of(home) as host, client_of(guest) as joiner:
             await dial(joiner, home)
-            there, _ = await heard(joiner, PeerRefused, within_s=3.0)
-            here, _ = await heard(host, PeerRefused, within_s=3.0)
+            there, _ = await next_message(joiner, PeerRefused, within_s=3.0)
+            here, _ = await next_message(host, PeerRefused, within_s=3.0)
             assert (there.endpoint, there.code) == (home.join_endpoint, "wrong_code")
             assert there.message.startswith("wrong join code for cluster home: the join port at")
             assert here == PeerRefused("", FailureCode.WRONG_CODE, WRONG_CODE)
             with pytest.raises(TimeoutError):
-                await heard(host, PeerRefused, within_s=1.0)
+                await next_message(host, PeerRefused, within_s=1.0)
             state = await host.request("hub", HubDescribe(), HubState, 5.0)
             assert state.counters["refused at join"] == 1
 
@@ -175,9 +125,9 @@ def test_join_port_without_proof_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     """A holder of an observer's code could open a join port with the right key, but has no proof of a member."""
 
     async def test(hub: RunningHub, impostor: RunningHub) -> None:
-        async with on(hub) as one:
+        async with client_of(hub) as one:
             await dial(one, impostor)
-            refused, _ = await heard(one, PeerRefused)
+            refused, _ = await next_message(one, PeerRefused)
             assert "does not belong to cluster home" in refused.message
             assert await members(one) == {}
 
@@ -187,73 +137,18 @@ def test_join_port_without_proof_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         authenticator.keys = replace(authenticator.keys, join=dict.fromkeys(Role, bytes(32)))
         monkeypatch.setattr(authenticator, "_is_proved", lambda request, key: True)
         monkeypatch.setattr(Authenticator, "of", lambda config: authenticator)
-        with serving(Hub(config), folder) as impostor:
+        with hub_of(config) as impostor:
             run(test(hub, impostor))
-
-
-def test_revoked_node_is_unlinked_and_refused() -> None:
-    async def test(first: RunningHub, second: RunningHub) -> None:
-        async with on(first) as one, on(second) as two:
-            await link(one, second.join_endpoint)
-            await heard(two, PeerUp)
-            await one.request("hub", MemberRevoke(B), RequestDone, 5.0)
-            assert (await heard(one, PeerDown))[0] == PeerDown(B, "its key was revoked")
-            assert (await heard(two, PeerDown))[0].node_id == A
-            await dial(two, first)
-            refused, _ = await heard(two, PeerRefused, within_s=3.0)
-            assert refused.code == "revoked"
-            assert "it was revoked in cluster home" in refused.message
-
-    with running_hub(A) as first, running_hub(B) as second:
-        run(test(first, second))
-
-
-def test_messages_of_a_revoked_node_are_dropped() -> None:
-    async def test(first: RunningHub) -> None:
-        async with on(first) as one, on(first, "worker") as worker:
-            with zmq.Context() as context, open_socket(context, zmq.DEALER) as dealer:
-                connect(dealer, first.endpoint, KEYS[B])
-                probe = LinkProbe()
-                dealer.send_multipart(encode(f"{A}/worker", new_header(probe, f"{B}/node", sequence=1), probe))
-                await heard(worker, LinkProbe)
-                await one.request("hub", MemberRevoke(B), RequestDone, 5.0)
-                dealer.send_multipart(encode(f"{A}/worker", new_header(probe, f"{B}/node", sequence=2), probe))
-                await described(one, lambda state: "dropped: foreign" in state.counters)
-
-    with running_hub(A, knows=(B,)) as first:
-        run(test(first))
-
-
-def test_revocation_reaches_present_and_later_members() -> None:
-    async def test(first: RunningHub, second: RunningHub, third: RunningHub) -> None:
-        async with on(first) as one, on(second) as two, on(third) as three:
-            await link(one, second.join_endpoint)
-            await one.request("hub", MemberRevoke("f" * 16), RequestDone, 5.0)
-            await until(two, {"f" * 16: MemberStatus.REVOKED})
-            await link(three, second.join_endpoint)
-            await until(three, {"f" * 16: MemberStatus.REVOKED})
-            await one.request("hub", MemberApprove("f" * 16), RequestDone, 5.0)
-            await until(two, {"f" * 16: MemberStatus.APPROVED})
-
-    with running_hub(A) as first, running_hub(B) as second, running_hub(C) as third:
-        run(test(first, second, third))
-
-
-async def until(bus: BusClient, expected: dict[str, MemberStatus]) -> None:
-    """Ask a hub for its members until these are among them."""
-    async with asyncio.timeout(5.0):
-        while not expected.items() <= (await members(bus)).items():  # noqa: ASYNC110 - each round asks the hub
-            await asyncio.sleep(0)
 
 
 def test_strict_hub_waits_for_approval() -> None:
     async def test(strict: RunningHub, guest: RunningHub) -> None:
-        async with on(strict) as host, on(guest) as joiner:
+        async with client_of(strict) as host, client_of(guest) as joiner:
             await dial(joiner, strict)
-            refused, _ = await heard(joiner, PeerRefused)
+            refused, _ = await next_message(joiner, PeerRefused)
             assert refused.code == "unapproved"
             assert f"exobus cluster approve {B}" in refused.message
-            assert (await heard(host, PeerRefused))[0].code == "unapproved"
+            assert (await next_message(host, PeerRefused))[0].code == "unapproved"
             await host.request("hub", MemberApprove(B), RequestDone, 5.0)
             await link(joiner, strict.join_endpoint)
 
@@ -263,13 +158,13 @@ def test_strict_hub_waits_for_approval() -> None:
 
 def test_known_name_with_new_key_gives_a_warning() -> None:
     async def test(hub: RunningHub) -> None:
-        async with on(hub) as one:
+        async with client_of(hub) as one:
             for pair, warning in (
                 (KEYS[B], ""),
                 (KEYS[C], f"guest joined with a new key ({C}), known before as {B}; "),
             ):
                 assert isinstance(await asyncio.to_thread(reply_at_join_port, hub, pair), JoinAccept)
-                met, _ = await heard(one, PeerAuthenticated)
+                met, _ = await next_message(one, PeerAuthenticated)
                 assert (met.endpoint, met.node_id, met.name) == ("", pair.node_id, "guest")
                 assert met.warning.startswith(warning)
                 assert bool(met.warning) is bool(warning)
@@ -280,18 +175,18 @@ def test_known_name_with_new_key_gives_a_warning() -> None:
 
 def test_copied_key_is_refused() -> None:
     async def test(first: RunningHub, second: RunningHub, copy: RunningHub) -> None:
-        async with on(first) as one, on(second) as two, on(copy) as impostor:
+        async with client_of(first) as one, client_of(second) as two, client_of(copy) as impostor:
             await link(two, first.join_endpoint)
-            await heard(one, PeerUp)
+            await next_message(one, PeerUp)
             await dial(impostor, first)
-            refused, _ = await heard(impostor, PeerRefused)
+            refused, _ = await next_message(impostor, PeerRefused)
             assert refused.code == "duplicate"
             assert "runs somewhere else with the same key; if its data folder was copied" in refused.message
             await dial(impostor, second)
-            assert (await heard(impostor, PeerRefused))[0].code == "duplicate"
+            assert (await next_message(impostor, PeerRefused))[0].code == "duplicate"
             assert [peer.node_id for peer in (await described(two, lambda _: True)).peers] == [A]
             with pytest.raises(TimeoutError):
-                await heard(one, PeerDown, within_s=0.3)
+                await next_message(one, PeerDown, within_s=0.3)
 
     with running_hub(A) as first, running_hub(B) as second, running_hub(B, incarnation=2) as copy:
         run(test(first, second, copy))
@@ -299,67 +194,16 @@ def test_copied_key_is_refused() -> None:
 
 def test_restarted_node_joins_again() -> None:
     async def test(first: RunningHub) -> None:
-        async with on(first) as one:
+        async with client_of(first) as one:
             for life in (1, 2):
                 with running_hub(B, incarnation=life) as second:
-                    async with on(second) as two:
+                    async with client_of(second) as two:
                         await link(two, first.join_endpoint)
-                    await heard(one, PeerUp)
-                await heard(one, PeerDown)
+                    await next_message(one, PeerUp)
+                await next_message(one, PeerDown)
 
     with running_hub(A) as first:
         run(test(first))
-
-
-def test_members_are_kept_on_file() -> None:
-    with running_hub(A) as hub:
-        assert isinstance(reply_at_join_port(hub, KEYS[B]), JoinAccept)
-        assert read_members(hub.run_dir, "home", strict=False).require(B).key == KEYS[B].public.hex()
-        assert not read_members(hub.run_dir, "other", strict=False).by_id
-
-
-@pytest.mark.parametrize("role", [Role.GATEWAY, Role.OBSERVER])
-def test_only_a_member_has_a_join_port(role: Role) -> None:
-    async def test(first: RunningHub, second: RunningHub) -> None:
-        async with on(first) as one, on(second) as two:
-            assert second.join_endpoint == ""
-            await link(two, first.join_endpoint)
-            assert (await heard(one, PeerUp))[0].role is role
-
-    with running_hub(A) as first, running_hub(B, role=role) as second:
-        run(test(first, second))
-
-
-def test_rotated_code_replaces_the_old_one() -> None:
-    async def test(first: RunningHub, second: RunningHub, watcher: RunningHub) -> None:
-        async with on(first) as one, on(second) as two, on(watcher) as three:
-            await link(one, second.join_endpoint)
-            await link(three, first.join_endpoint)
-            rotated = await one.request("hub", ClusterRotate(), ClusterRotated, 5.0)
-            assert rotated.updated == tuple(sorted((f"name of {B}", f"name of {C}")))
-            for bus in (one, two, three):
-                await heard(bus, ClusterChanged)
-            codes = [code_in(hub) for hub in (first, second, watcher)]
-            assert codes[0] == codes[1] != code_of("home").text()
-            assert parse_join_code(codes[0]).invite(Role.OBSERVER).text() == codes[2]
-            assert await asyncio.to_thread(reply_at_join_port, first, new_key_pair()) is None
-            for hub in (first, second):
-                reply = await asyncio.to_thread(reply_at_join_port, hub, new_key_pair(), parse_join_code(codes[0]))
-                assert isinstance(reply, JoinAccept)
-            assert len((await described(one, lambda _: True)).peers) == 2  # links do not depend on the code
-
-    with running_hub(A) as first, running_hub(B) as second, running_hub(C, role=Role.OBSERVER) as watcher:
-        run(test(first, second, watcher))
-
-
-def test_observer_cannot_rotate() -> None:
-    async def test(hub: RunningHub) -> None:
-        async with on(hub) as one:
-            with pytest.raises(RequestError, match="only a member can rotate"):
-                await one.request("hub", ClusterRotate(), ClusterRotated, 5.0)
-
-    with running_hub(A, role=Role.OBSERVER) as hub:
-        run(test(hub))
 
 
 def test_join_requests_are_rate_limited(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,7 +217,7 @@ def test_join_requests_are_rate_limited(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_other_messages_at_the_join_port_are_counted() -> None:
     async def test(hub: RunningHub) -> None:
-        async with on(hub) as one:
+        async with client_of(hub) as one:
             port_key = key_pair_of(code_of("home").keys().join_secret).public
             with zmq.Context() as context, open_socket(context, zmq.DEALER) as dealer:
                 connect(dealer, with_key(hub.join_endpoint, port_key), new_key_pair())
@@ -388,28 +232,9 @@ def test_other_messages_at_the_join_port_are_counted() -> None:
         run(test(hub))
 
 
-def test_standalone_node_has_no_ports() -> None:
-    async def test(hub: RunningHub) -> None:
-        async with on(hub) as one:
-            state = await one.request("hub", HubDescribe(), HubState, 5.0)
-            assert (state.endpoint, state.join_endpoint, state.cluster) == ("", "", "")
-            for work in (PeerDial("tcp://127.0.0.1:1"), MembersGet(), ClusterRotate()):
-                with pytest.raises(
-                    RequestError, match=r"this node stands alone; make a cluster with `exobus cluster in"
-                ):
-                    await one.request("hub", work, RequestDone, 5.0)
-
-    with running_hub("a" * 16) as hub:
-        run(test(hub))
-
-
-def code_in(hub: RunningHub) -> str:
-    return read_private(hub.run_dir / "join-code")
-
-
 def test_role_limits_what_a_node_sends() -> None:
     async def test(home: RunningHub, watcher: RunningHub) -> None:
-        async with on(home) as host, on(home, "node") as node, on(watcher) as guest:
+        async with client_of(home) as host, client_of(home, "node") as node, client_of(watcher) as guest:
             await link(guest, home.join_endpoint)
             host.subscribe("log")
             host.subscribe("status")
@@ -422,21 +247,15 @@ def test_role_limits_what_a_node_sends() -> None:
             await guest.request(f"{A}/node", LinkProbe(), RequestDone, 5.0)
             await replying
             await host.publish(Status("m", "own"))
-            assert isinstance((await heard(host, (Log, Status)))[0], Status)
+            assert isinstance((await next_message(host, (Log, Status)))[0], Status)
 
     with running_hub(A) as home, running_hub(B, role=Role.OBSERVER) as watcher:
         run(test(home, watcher))
 
 
-async def reply_to_probe(bus: BusClient) -> None:
-    """Reply to the next probe."""
-    _, envelope = await heard(bus, LinkProbe)
-    await bus.send(envelope.header.sender, RequestDone(), cause=envelope.header.id)
-
-
 def test_repeated_message_is_dropped() -> None:
     async def test(hub: RunningHub) -> None:
-        async with on(hub) as one, on(hub, "worker") as worker:
+        async with client_of(hub) as one, client_of(hub, "worker") as worker:
             worker.subscribe("status")
             with zmq.Context() as context, open_socket(context, zmq.DEALER) as dealer:
                 connect(dealer, hub.endpoint, KEYS[B])
@@ -450,9 +269,9 @@ def test_repeated_message_is_dropped() -> None:
                         dealer.send_multipart(again)
                     dealer.send_multipart(encode(to, new_header(message, f"{B}/node", sequence=1, life=2), message))
                 await described(one, lambda state: state.counters.get("dropped: replayed") == 6)
-                assert (await heard(worker, LinkProbe))[1].header.sequence == 7
+                assert (await next_message(worker, LinkProbe))[1].header.sequence == 7
                 with pytest.raises(TimeoutError):
-                    await heard(worker, LinkProbe, within_s=0.2)
+                    await next_message(worker, LinkProbe, within_s=0.2)
 
     with running_hub(A, knows=(B,)) as hub:
         run(test(hub))

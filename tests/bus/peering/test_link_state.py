@@ -51,7 +51,7 @@ class Network:
         self.act(node, self.hubs[node].dial(endpoint))
 
     def step(self, data: st.DataObject) -> bool:
-        """Let one event happen. Returns False if there is none."""
+        """Have one event happen. Returns False if there is none."""
         wires = [wire for wire, hellos in self.wires.items() if hellos]
         choices = [*(("connect", dial) for dial in self.connecting), *(("deliver", wire) for wire in wires)]
         if not choices:
@@ -79,7 +79,7 @@ class Network:
         self.connecting = [dial for dial in self.connecting if dial[0] != node]
 
     def break_links_to(self, lost: str, node: str) -> None:
-        """Let a node notice that its connection to a lost one broke; the hellos on it are lost."""
+        """Have a node notice that its connection to a lost one broke; the hellos on it are lost."""
         self.wires.pop((node, ADDRESSES[lost]), None)
         self.act(node, self.hubs[node].disconnected(ADDRESSES[lost], "the connection broke"))
 
@@ -112,7 +112,7 @@ def test_any_order_of_events_gives_one_link(data: st.DataObject, dials: list[str
 
 @settings(max_examples=500, deadline=None)
 @given(st.data(), st.booleans(), st.booleans())
-def test_restart_is_a_down_then_an_up(data: st.DataObject, notices: bool, redials: bool) -> None:
+def test_restart_takes_a_link_down_and_up(data: st.DataObject, notices: bool, redials: bool) -> None:
     net = network("a", "b")
     net.dial("a", ADDRESSES["b"])
     net.settle(data)

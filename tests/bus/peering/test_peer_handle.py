@@ -9,7 +9,7 @@ import pytest
 from bus.client import BusClient, RequestError
 from bus.messages import LinkProbe, PeerDown, PeerUp, RequestDone
 from bus.peering.peer_handle import BusPeerHandle
-from tests.support.bus import client, heard, new_node, running_hub
+from tests.support.bus import client, new_node, next_message, running_hub
 
 A, B = new_node(), new_node()
 
@@ -20,19 +20,19 @@ def test_handle_connects_checks_and_disconnects() -> None:
             peer = BusPeerHandle(bus, there.join_endpoint)
             assert not peer.is_connected
             await peer.connect()
-            up, _ = await heard(bus, PeerUp)
+            up, _ = await next_message(bus, PeerUp)
             peer.linked(up.node_id, up.name)
             assert (peer.id, peer.description, peer.is_connected) == (B, f"name of {B}", True)
             answering = asyncio.create_task(answer_probe(far))
             assert 0 < await peer.health_check() < 2000
             await answering
             await peer.disconnect()
-            down, _ = await heard(bus, PeerDown)
+            down, _ = await next_message(bus, PeerDown)
             assert down == PeerDown(B, "it was dropped")
             assert not peer.is_connected
 
     async def answer_probe(bus: BusClient) -> None:
-        _, envelope = await heard(bus, LinkProbe)
+        _, envelope = await next_message(bus, LinkProbe)
         await bus.send(envelope.header.sender, RequestDone(), cause=envelope.header.id)
 
     with running_hub(A) as here, running_hub(B) as there:
@@ -43,9 +43,9 @@ def test_bus_port_is_enough_to_disconnect() -> None:
     async def test() -> None:
         async with client(here.run_dir, A, "one", PeerUp, PeerDown) as bus:
             await BusPeerHandle(bus, there.join_endpoint).connect()
-            up, _ = await heard(bus, PeerUp)
+            up, _ = await next_message(bus, PeerUp)
             await BusPeerHandle(bus, up.endpoint).disconnect()
-            assert (await heard(bus, PeerDown))[0] == PeerDown(B, "it was dropped")
+            assert (await next_message(bus, PeerDown))[0] == PeerDown(B, "it was dropped")
 
     with running_hub(A) as here, running_hub(B) as there:
         asyncio.run(test())

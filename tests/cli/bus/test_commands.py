@@ -16,9 +16,9 @@ import pytest
 from bus.messages import Status
 from cli.local_nodes import running_nodes
 from tests.support.commands import command, exobus_on_terminal
+from tests.support.gateway_rig import NODE_ID, ROOT, Rig, running_rig
 from tests.support.nodes import clean_environment
-from tests.support.ring import NODE_ID, ROOT, Rig, running_rig
-from tests.support.stage import WITHIN_S
+from tests.support.text_stage import WITHIN_S
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_ls_lists_actors_with_their_processes(rig: Rig) -> None:
     assert NODE_ID in output
 
 
-def test_ls_as_json_is_the_state_of_the_hub(rig: Rig) -> None:
+def test_ls_as_json_is_the_hubs_state(rig: Rig) -> None:
     _, output, _ = outcome(exobus_bus(rig.config.data_dir, "ls", "--json", "--node", "rig"))
     (state,) = json.loads(output)
     assert {"hub", "gateway", "node", "download", "topology"} <= {actor["name"] for actor in state["actors"]}
@@ -127,7 +127,7 @@ def test_node_with_its_own_data_folder_is_found(rig: Rig, tmp_path: Path, monkey
     assert running_nodes() == []
 
 
-def test_unknown_node_is_answered_with_the_names_there_are(rig: Rig) -> None:
+def test_unknown_node_lists_the_known_names(rig: Rig) -> None:
     status, _, complaint = outcome(exobus_bus(rig.config.data_dir, "ls", "--node", "other"))
     assert status == 3
     assert "these do: rig" in complaint
@@ -147,7 +147,7 @@ def test_pattern_that_matches_no_kind_is_reported(rig: Rig, pattern: str, senten
     assert status == 0
 
 
-def test_lines_are_cut_to_the_width_of_the_terminal(rig: Rig) -> None:
+def test_lines_are_cut_to_the_terminal_width(rig: Rig) -> None:
     with publishing(rig):
         sent = exobus_on_terminal("bus", "sub", "status", "-n", "2", EXOBUS_DATA_DIR=rig.config.data_dir)
     assert [len(line) for line in sent.split("\r\n")] == [80, 80, 0]

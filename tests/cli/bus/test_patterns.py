@@ -18,7 +18,7 @@ PATTERNS = st.tuples(
 
 
 def by_definition(pattern: str, topic: str) -> bool:
-    """Each `*` is one word, a last `>` one or more; tapped work matches only a pattern with that word."""
+    """Match by the definition: `*` is one word, a last `>` one or more; tapped work needs a pattern with `tap`."""
     if topic.startswith("tap.") and not pattern.startswith("tap."):
         return False
     expression = re.escape(pattern).replace(r"\*", r"[^.]+").replace(">", ".+")

@@ -52,7 +52,7 @@ def test_values_that_json_lacks_are_shown(body: bytes) -> None:
     json.dumps(as_object(unknown(body)))
 
 
-def test_text_of_a_stranger_does_not_steer_the_terminal() -> None:
+def test_foreign_text_does_not_control_the_terminal() -> None:
     text = "\x1b[2J\x9b2J\u202e\r\n"
     for envelope in (
         unknown(msgspec.msgpack.encode({text: text})),

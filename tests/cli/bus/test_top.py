@@ -11,7 +11,7 @@ def fact(sequence: int, life: int = 1, topic: str = "status") -> Envelope:
     return Envelope(topic, Header(VERSION, "status", "id", "node/actor", sequence, life=life), Status("m", "text"))
 
 
-def test_losses_are_gaps_within_one_life_of_a_sender() -> None:
+def test_losses_are_gaps_within_a_senders_life() -> None:
     traffic = Traffic()
     for envelope in (fact(4), fact(5), fact(8), fact(1, life=2), fact(2, life=2), fact(4, life=2)):
         traffic.count(envelope, 10)

@@ -15,7 +15,7 @@ from tests.support.commands import cluster, printed, refused
 HOME = new_join_code("home")
 
 
-def test_init_makes_a_private_code_and_prints_the_next_steps(tmp_path: Path) -> None:
+def test_init_makes_a_private_code_with_next_steps(tmp_path: Path) -> None:
     done = cluster(tmp_path, "init")
     code = parse_join_code(done.stdout)
     assert (code.name, code.role) == ("home", Role.MEMBER)

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from actors.data_dir import open_folder
-from bus.hub import Hub
 from bus.messages import MembersGet, MembersState
 from bus.net.keys import new_key_pair
 from bus.peering.member_store import read_members, write_members
@@ -22,7 +21,7 @@ from cluster.membership import Member, Membership, MemberStatus
 from cluster.roles import Role
 from common.config import NodeConfig, write_config
 from common.private_files import read_private, write_private
-from tests.support.bus import WITHIN_S, RunningHub, client, described, in_time, link, serving
+from tests.support.bus import WITHIN_S, RunningHub, client, described, hub_of, in_time, link
 from tests.support.commands import cluster, exobus, printed, refused
 
 HOME = new_join_code("home")
@@ -81,7 +80,7 @@ def node(data_dir: Path, code: JoinCode | None = HOME) -> Iterator[Here]:
     )
     write_config(config)
     try:
-        with serving(Hub(config), folder.run_dir) as hub:
+        with hub_of(config) as hub:
             yield Here(data_dir, hub)
     finally:
         folder.close()
@@ -89,7 +88,7 @@ def node(data_dir: Path, code: JoinCode | None = HOME) -> Iterator[Here]:
 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[tuple[Here, Here]]:
-    """Two linked members."""
+    """Run two linked members."""
 
     async def meet() -> None:
         async with client(ada.hub.run_dir, ada.hub.node_id, "test") as bus:
@@ -133,7 +132,7 @@ def test_ls_shows_linked_nodes_and_the_node_itself(pair: tuple[Here, Here]) -> N
 
 
 @pytest.mark.parametrize("by_name", [True, False])
-def test_revoke_ends_the_link_and_warns_of_the_code(pair: tuple[Here, Here], by_name: bool) -> None:
+def test_revoke_ends_the_link_with_a_warning(pair: tuple[Here, Here], by_name: bool) -> None:
     ada, bob = pair
     text = printed(ada.data_dir, "revoke", "bob" if by_name else bob.hub.node_id)
     assert f"bob ({bob.hub.node_id}) is revoked in home" in text
@@ -145,7 +144,7 @@ def test_revoke_ends_the_link_and_warns_of_the_code(pair: tuple[Here, Here], by_
     assert read_members(ada.data_dir, "home", strict=False).is_revoked(bob.hub.node_id)
 
 
-def test_revoke_with_rotate_gives_the_revoked_node_no_code(pair: tuple[Here, Here]) -> None:
+def test_revoked_node_gets_no_rotated_code(pair: tuple[Here, Here]) -> None:
     ada, bob = pair
     assert "nodes that have it: this one" in printed(ada.data_dir, "revoke", "bob", "--rotate")
     assert ada.code != HOME
@@ -159,7 +158,7 @@ def test_approve_admits_a_revoked_node(pair: tuple[Here, Here]) -> None:
     assert statuses(ada) == {"bob": MemberStatus.APPROVED}
 
 
-def test_rotate_sends_the_code_to_linked_nodes_and_lists_the_others(pair: tuple[Here, Here]) -> None:
+def test_rotate_lists_nodes_with_and_without_the_code(pair: tuple[Here, Here]) -> None:
     ada, bob = pair
     with node(ada.data_dir.parent / "cyd") as cyd:
 
@@ -202,7 +201,7 @@ def test_gateway_and_observer_decide_nothing(tmp_path: Path, role: Role, command
 
 
 @pytest.mark.parametrize("command", [("ls",), ("revoke", "bob"), ("rotate",)])
-def test_node_without_a_cluster_shows_how_to_make_one(tmp_path: Path, command: tuple[str, ...]) -> None:
+def test_standalone_node_shows_how_to_make_a_cluster(tmp_path: Path, command: tuple[str, ...]) -> None:
     with node(tmp_path / "ada", code=None):
         assert "exobus cluster init" in refused(tmp_path / "ada", *command)
 
@@ -226,6 +225,6 @@ def test_decision_among_several_nodes_needs_a_name(
         assert exobus("cluster", "ls", "--node", "bob").returncode == 0
 
 
-def test_init_asks_to_stop_a_node_that_runs_without_a_cluster(tmp_path: Path) -> None:
+def test_init_asks_to_stop_a_standalone_node(tmp_path: Path) -> None:
     with node(tmp_path, code=None):
         assert f"stop node {tmp_path.name} (Ctrl-C), then: " in printed(tmp_path, "init")

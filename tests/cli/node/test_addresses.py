@@ -37,7 +37,7 @@ HOME = {
 }
 
 
-def test_auto_picks_the_private_address_of_a_real_interface_that_is_up() -> None:
+def test_auto_picks_a_private_address_that_is_up() -> None:
     up = dict.fromkeys(HOME, True) | {"wlan0": False}
     assert private_addresses(HOME, up) == ("192.168.1.10",)
     assert picked(private_addresses(HOME, up)) == "192.168.1.10"

@@ -13,12 +13,12 @@ from cli.node.options import NodeOptions, flags
 from common.config import DEFAULT_API_PORT, DEFAULT_BUS_PORT, DEFAULT_DISCOVERY_PORT, DEFAULT_JOIN_PORT, NodeConfig
 from engines.registry import ENGINES
 from tests.support.commands import exobus
-from tests.support.ring import ROOT
+from tests.support.gateway_rig import ROOT
 
 DECIDED_LATER = {"node_id", "name", "incarnation", "run_dir", "data_dir", "cache_dir", "cluster", "code_file"}
 
 
-def test_every_setting_follows_from_an_option_or_from_the_folder() -> None:
+def test_every_setting_has_an_option_or_the_folder() -> None:
     assert set(NodeOptions().settings()) == {f.name for f in msgspec.structs.fields(NodeConfig)} - DECIDED_LATER
 
 

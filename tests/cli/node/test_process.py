@@ -21,14 +21,14 @@ OTHER = new_join_code("office")
 
 
 def checked(options: NodeOptions, code: JoinCode | None = None) -> NodeOptions:
-    """The options as the node would use them."""
+    """Return the options as the node would use them."""
     options = resolved(options)
     check_options(options, code)
     return options
 
 
 def settings_of(path: Path, options: NodeOptions, code: JoinCode | None = None) -> NodeConfig:
-    """The settings of a node with these options."""
+    """Return the settings of a node with these options."""
     folder = open_folder(path)
     try:
         return settings(checked(options, code), folder, code)
@@ -37,7 +37,7 @@ def settings_of(path: Path, options: NodeOptions, code: JoinCode | None = None) 
 
 
 def secret_of(code: JoinCode) -> str:
-    """The letters of a code that must not be shown."""
+    """Return the letters of a code that must not be shown."""
     return code.text().partition("-")[2]
 
 
@@ -74,7 +74,7 @@ def test_peer_is_host_and_port(peer: str) -> None:
     checked(NodeOptions(peers=(peer,)), HOME)
 
 
-def test_host_needs_a_cluster_and_api_host_needs_keys() -> None:
+def test_one_given_host_leaves_the_other_on_loopback() -> None:
     assert checked(NodeOptions(host="192.168.1.5"), HOME).api_host == "127.0.0.1"
     assert checked(NodeOptions(api_host="192.168.1.5", api_keys=Path("keys"))).host == "127.0.0.1"
 
@@ -88,7 +88,7 @@ def test_options_become_settings(tmp_path: Path) -> None:
     assert (result.cluster, result.code_file) == ("", "")
 
 
-def test_options_of_a_cluster_and_of_the_api_become_settings(tmp_path: Path) -> None:
+def test_cluster_and_api_options_become_settings(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     api = NodeOptions(
         api_host="10.0.0.5", api_keys=keys, api_names=("studio",), cors=("https://a",), peers=("tcp://mini:1",)
@@ -114,18 +114,18 @@ def test_visible_code_and_plain_http_are_warned_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "count"), [("3GB", 3 * 10**9), ("0", 0)])
-def test_kv_memory_is_a_limit_or_left_to_the_node(tmp_path: Path, text: str, count: int) -> None:
+def test_kv_memory_is_optional(tmp_path: Path, text: str, count: int) -> None:
     result = settings_of(tmp_path, NodeOptions(kv_memory=text, precision="exact"))
     assert (result.kv_memory, result.precision) == (count, "exact")
 
 
-def test_peers_come_from_the_environment_if_none_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_default_to_those_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXOBUS_PEER", "a:1, b:2")
     assert settings_of(tmp_path, NodeOptions(), HOME).peers == ("a:1", "b:2")
     assert settings_of(tmp_path, NodeOptions(peers=("c:3",)), HOME).peers == ("c:3",)
 
 
-def test_port_that_is_not_given_is_chosen_when_it_is_bound(tmp_path: Path) -> None:
+def test_unspecified_port_is_chosen_at_binding(tmp_path: Path) -> None:
     assert settings_of(tmp_path, NodeOptions()).api_port is None
     assert settings_of(tmp_path, NodeOptions(api_port=0, bus_port=7000)).bus_port == 7000
     assert (ports_to_try(None, 52415), ports_to_try(0, 52415), ports_to_try(7000, 52415)) == ((52415, 0), (0,), (7000,))
@@ -141,7 +141,7 @@ def test_wrong_option_ends_the_command_with_status_2(tmp_path: Path, arguments: 
     assert not (tmp_path / "node").exists()
 
 
-def test_node_does_not_move_to_another_cluster_by_mistake(tmp_path: Path) -> None:
+def test_node_never_changes_its_cluster_by_mistake(tmp_path: Path) -> None:
     keep_code(tmp_path, HOME)
     result = exobus("node", "--data-dir", str(tmp_path), EXOBUS_JOIN=OTHER.text())
     assert (result.returncode, result.stdout) == (1, "")

@@ -18,14 +18,14 @@ CAPABILITIES = DeviceCapabilities(chip="A chip", memory_available=8 * 10**9, eng
 
 
 def config(**fields: object) -> NodeConfig:
-    """A node's settings with these fields."""
+    """Return a node's settings with these fields."""
     fixed: dict[str, object] = {"node_id": "00112233445566aa", "name": "one", "incarnation": 1}
     folders: dict[str, object] = {"run_dir": "/nowhere", "data_dir": str(default_parent() / "one"), "cache_dir": ""}
     return NodeConfig(**{**fixed, **folders, **fields})  # type: ignore[arg-type]  # the fields of NodeConfig
 
 
 def hub(join_endpoint: str = "") -> HubState:
-    """A hub with that join port."""
+    """Return a hub with that join port."""
     return HubState("00112233445566aa", "one", "", join_endpoint=join_endpoint)
 
 
@@ -46,7 +46,7 @@ def test_screen_describes_the_node_and_the_next_steps() -> None:
         assert part in text
 
 
-def test_node_without_a_cluster_shows_how_to_make_one() -> None:
+def test_standalone_node_shows_how_to_make_a_cluster() -> None:
     text = screen(config(), hub())
     assert "this node stands alone" in text
     assert "exobus cluster init" in text
@@ -82,7 +82,7 @@ def test_commands_are_shown_as_they_can_be_typed() -> None:
     assert all(".venv/bin/exobus " in line for line in own)
 
 
-def test_curl_has_a_key_if_the_api_needs_one() -> None:
+def test_curl_example_has_the_key_it_needs() -> None:
     assert "authorization" not in screen(config(), hub())
     text = screen(config(api_keys="/home/me/my keys"), hub())
     assert """-H "authorization: Bearer $(grep -m1 '^[^#]' '/home/me/my keys')" \\""" in text
@@ -129,7 +129,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("color", [False, True])
-def test_terminal_gets_one_line_of_progress_that_is_replaced(color: bool) -> None:
+def test_terminal_replaces_one_line_of_progress(color: bool) -> None:
     out = Terminal()
     screen = NodeScreen(Role.MEMBER, out=out, color=color)
     screen.progress("10 %")

@@ -12,8 +12,8 @@ import pytest
 
 from cluster.shard import whole
 from engines.numpy.engine import NumpyEngine
-from tests.support.batches import Sessions, live_a_life
 from tests.support.engines import PROMPT, ROOT, EngineProcess, cut
+from tests.support.ragged_batches import Sessions, check_many_batches
 
 LAYERS = 4
 
@@ -36,4 +36,6 @@ def test_ragged_batches_match_the_reference_for_each_session(
 ) -> None:
     reference = NumpyEngine()
     reference.load(whole("tiny", LAYERS), tiny)
-    live_a_life(Sessions([process.load("mlx", shard, tiny) for shard in cut("tiny", LAYERS, *cuts)], reference), PROMPT)
+    check_many_batches(
+        Sessions([process.load("mlx", shard, tiny) for shard in cut("tiny", LAYERS, *cuts)], reference), PROMPT
+    )

@@ -158,7 +158,7 @@ def log_softmax(logits: FloatArray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_rows_of_a_chunk_have_the_same_bits_alone(precision: Precision) -> None:
+def test_chunked_rows_have_the_same_bits_alone(precision: Precision) -> None:
     engine = OnnxEngine(precision)
     engine.load(whole("default", 30), default_model_path())
     ids = np.random.default_rng(3).integers(1000, 40000, 49).astype(np.int32)

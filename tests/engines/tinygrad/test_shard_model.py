@@ -15,9 +15,9 @@ from cluster.shard import whole
 from engines.engine import Chunk
 from engines.numpy.engine import NumpyEngine
 from engines.tinygrad.shard_model import FIRST_CAPACITY, GROUP_SIZES, LONG, SHORT, passes, pieces
-from tests.support.batches import Sessions, live_a_life
 from tests.support.engines import PROMPT, EngineProcess
 from tests.support.models import write_tiny_llama
+from tests.support.ragged_batches import Sessions, check_many_batches
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def long_context(tmp_path: Path) -> Path:
 
 
 @given(st.integers(1, 3000))
-def test_pieces_cover_a_chunk_and_pad_only_the_last(rows: int) -> None:
+def test_pieces_cover_a_chunk_with_little_padding(rows: int) -> None:
     cut = list(pieces(rows))
     starts = [start for start, _ in cut]
     assert starts == [sum(size for _, size in cut[:index]) for index in range(len(cut))]
@@ -70,4 +70,4 @@ def test_ragged_batches_match_the_reference_for_each_session(process: EngineProc
     path = write_tiny_llama(tmp_path, n_layers=2)
     reference = NumpyEngine()
     reference.load(whole("tiny", 2), path)
-    live_a_life(Sessions([process.load("tinygrad", whole("tiny", 2), path)], reference), PROMPT)
+    check_many_batches(Sessions([process.load("tinygrad", whole("tiny", 2), path)], reference), PROMPT)

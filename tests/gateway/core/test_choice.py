@@ -1,4 +1,4 @@
-"""`gateway.core.choice`: when tokens become text, and what ends it."""
+"""`gateway.core.choice`: the text of tokens, and its ends."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def shown(tokenizer: Tokenizer, text: str, tail: list[int], *stops: str) -> tupl
     return "".join(pieces), choice.reason, number
 
 
-def test_end_token_ends_the_text_and_is_not_shown(tokenizer: Tokenizer) -> None:
+def test_end_token_ends_the_text_unseen(tokenizer: Tokenizer) -> None:
     assert shown(tokenizer, "hello", [EOS_TOKEN_ID]) == ("hello", FinishReason.STOP, 6)
 
 
-def test_text_without_an_end_token_ends_at_the_limit(tokenizer: Tokenizer) -> None:
+def test_text_without_end_token_ends_at_limit(tokenizer: Tokenizer) -> None:
     assert shown(tokenizer, "hello", []) == ("hello", FinishReason.LENGTH, 5)
 
 
-def test_stop_string_ends_the_text_before_the_tokens_end(tokenizer: Tokenizer) -> None:
+def test_stop_string_ends_the_text_early(tokenizer: Tokenizer) -> None:
     assert shown(tokenizer, "hello", [EOS_TOKEN_ID], "l") == ("he", FinishReason.STOP, 3)
 
 
-def test_beginning_of_a_stop_string_is_shown_at_the_end(tokenizer: Tokenizer) -> None:
+def test_unfinished_stop_string_is_shown_at_the_end(tokenizer: Tokenizer) -> None:
     assert shown(tokenizer, "hello", [EOS_TOKEN_ID], "o!") == ("hello", FinishReason.STOP, 6)
 
 

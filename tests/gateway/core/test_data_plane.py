@@ -26,8 +26,8 @@ from cluster.sampling import SamplingParams
 from cluster.shard import Shard
 from gateway.core.data_plane import DataPlane, _failure, accepted_by_gateway
 from gateway.core.session import QueuePosition, Session, SessionFailed, Token
-from tests.support.access import linked_nodes, only_tcp, raw_dealer, tcp
 from tests.support.bus import WITHIN_S, in_time, run_folder
+from tests.support.dataplane import linked_nodes, only_tcp, raw_dealer, tcp
 
 EPOCH = 3
 PROMPT = (1, 2, 3)
@@ -186,7 +186,7 @@ def test_no_prompt_goes_to_an_unlinked_node(folder: Path) -> None:
     run(test())
 
 
-def test_no_prompt_goes_to_a_node_outside_the_instance(folder: Path) -> None:
+def test_no_prompt_leaves_the_instance(folder: Path) -> None:
     async def test() -> None:
         async with cluster(folder) as nodes:
             first, last = nodes.instance.stages

@@ -1,4 +1,4 @@
-"""`gateway.core.errors`: what failures of actors and sessions become for a client."""
+"""`gateway.core.errors`: the errors of a client for failures of actors and sessions."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def test_fault_of_an_actor_is_an_internal_error() -> None:
     assert (error.kind, error.code) == (ErrorKind.INTERNAL, GatewayCode.INTERNAL_ERROR)
 
 
-def test_failure_before_the_first_token_says_when_to_retry() -> None:
+def test_failure_before_the_first_token_gives_retry_after() -> None:
     error = error_of_session(SessionFailed(FailureCode.STAGE_FAILED, "a sentence", 3), begun=False)
     assert (error.kind, error.retryable, error.retry_after_s) == (ErrorKind.UNAVAILABLE, True, 3)
 
 
-def test_failure_after_a_token_is_not_worth_a_retry() -> None:
+def test_failure_after_a_token_is_not_retryable() -> None:
     error = error_of_session(SessionFailed(FailureCode.STAGE_FAILED, "a sentence", 3), begun=True)
     assert (error.kind, error.code, error.retryable) == (ErrorKind.INTERNAL, FailureCode.STAGE_FAILED, False)
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_refusals_of_the_queue_do_not_depend_on_other_choices(begun: bool) -> None:
+def test_queue_refusal_is_independent_of_other_choices(begun: bool) -> None:
     full = error_of_session(SessionFailed(FailureCode.QUEUE_FULL, "a sentence", 7), begun=begun)
     assert (full.kind, full.retryable, full.retry_after_s) == (ErrorKind.RATE_LIMITED, True, 7)
     large = error_of_session(SessionFailed(FailureCode.TOO_LARGE, "a sentence"), begun=begun)

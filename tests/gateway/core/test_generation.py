@@ -1,4 +1,4 @@
-"""`gateway.core.generation` and `gateway.core.meter`: progress in the queue, and what the prefix cache saved."""
+"""`gateway.core.generation` and `gateway.core.meter`: progress in the queue, and cached tokens."""
 
 from __future__ import annotations
 

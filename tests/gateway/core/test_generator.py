@@ -29,12 +29,12 @@ def ring(*positions: int) -> Instance:
 
 
 @given(st.integers(0, 500), st.none() | st.integers(1, 10**9), st.integers(1, 512))
-def test_token_limit_is_what_was_asked_within_the_context(prompt_tokens: int, asked: int | None, left: int) -> None:
+def test_token_limit_stays_within_the_context(prompt_tokens: int, asked: int | None, left: int) -> None:
     assert token_limit(asked, prompt_tokens, prompt_tokens + left) == min(asked or DEFAULT_MAX_TOKENS, left)
 
 
 @given(st.integers(1, 500), st.integers(0, 500))
-def test_prompt_beyond_the_context_is_refused_with_both_numbers(context_length: int, beyond: int) -> None:
+def test_oversized_prompt_is_refused_with_both_numbers(context_length: int, beyond: int) -> None:
     with pytest.raises(GatewayError) as caught:
         token_limit(None, context_length + beyond, context_length)
     error = caught.value
@@ -44,9 +44,7 @@ def test_prompt_beyond_the_context_is_refused_with_both_numbers(context_length: 
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.lists(st.integers(0, 1200), min_size=1, max_size=4))
-def test_session_never_reserves_more_than_the_smallest_stage_holds(
-    max_tokens: int, prompt_tokens: int, positions: list[int]
-) -> None:
+def test_session_reserves_what_every_stage_can_hold(max_tokens: int, prompt_tokens: int, positions: list[int]) -> None:
     held = min((known for known in positions if known), default=10**9)
     if prompt_tokens < held:
         assert memory_limit(max_tokens, prompt_tokens, ring(*positions)) == min(max_tokens, held - prompt_tokens)
@@ -62,7 +60,7 @@ def test_session_never_reserves_more_than_the_smallest_stage_holds(
     assert f"holds {held} " in error.message
 
 
-def test_card_fills_the_sampling_that_was_not_asked_for() -> None:
+def test_card_fills_unset_sampling_options() -> None:
     assert sampling_params(SamplingOptions(), DEFAULTS, 3) == SamplingParams(0.25, 0.75, 30, 0.125, 3)
     asked = SamplingOptions(temperature=0.0, top_p=1.0, top_k=0, min_p=0.0)
     assert sampling_params(asked, DEFAULTS, 3) == SamplingParams(0.0, 1.0, 0, 0.0, 3)

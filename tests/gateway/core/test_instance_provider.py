@@ -1,4 +1,4 @@
-"""`gateway.core.instance_provider`: sessions open on the instance that facts name; one is asked for only if need be."""
+"""`gateway.core.instance_provider`: sessions open on a known instance; the node is asked for one only if necessary."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from cluster.topology import NodeRecord
 from gateway.core.instance_provider import InstanceProvider
 from tests.support.bus import client
 from tests.support.chat import PLAIN, answering, post
-from tests.support.ring import NODE_ID, Rig, eventually, running_rig
-from tests.support.stage import EPOCH
+from tests.support.gateway_rig import NODE_ID, Rig, eventually, running_rig
+from tests.support.text_stage import EPOCH
 
 REPLACED = SessionFailure(FailureCode.REPLACED, "this instance is being replaced; ask again", 1)
 
@@ -28,7 +28,7 @@ REPLACED = SessionFailure(FailureCode.REPLACED, "this instance is being replaced
 def rig(tmp_path: Path) -> Iterator[Rig]:
     """Run a gateway that knows no instance from facts yet."""
     with running_rig(tmp_path) as rig:
-        rig.tell("Hello world")
+        rig.set_script("Hello world")
         assert asks(rig)
         yield rig
         assert rig.all_closed()
@@ -44,7 +44,7 @@ def warm_rig(rig: Rig) -> Rig:
 
 def asked(rig: Rig) -> int:
     """Return how many times the node was asked for an instance so far."""
-    return sum(isinstance(message, InstanceEnsure) for message in rig.node.heard)
+    return sum(isinstance(message, InstanceEnsure) for message in rig.node.received)
 
 
 def asks(rig: Rig) -> bool:
@@ -82,10 +82,10 @@ def test_gateway_asks_again_once_an_instance_is_down(warm_rig: Rig, named: bool)
 
 def test_refused_opening_is_repeated_on_another_instance(warm_rig: Rig) -> None:
     def ready(work: Work) -> Reply:
-        warm_rig.tell("Hello again")
+        warm_rig.set_script("Hello again")
         return InstanceReady(warm_rig.instance)
 
-    warm_rig.tell("", end=False, failure=REPLACED)
+    warm_rig.set_script("", end=False, failure=REPLACED)
     before, opened = asked(warm_rig), len(warm_rig.stage.openings)
     with answering(warm_rig, ready):
         assert "Hello again" in post(warm_rig, PLAIN).text
@@ -93,7 +93,7 @@ def test_refused_opening_is_repeated_on_another_instance(warm_rig: Rig) -> None:
 
 
 def test_opening_that_is_refused_twice_fails(warm_rig: Rig) -> None:
-    warm_rig.tell("", end=False, failure=REPLACED)
+    warm_rig.set_script("", end=False, failure=REPLACED)
     before, opened = asked(warm_rig), len(warm_rig.stage.openings)
     response = post(warm_rig, PLAIN)
     assert (response.status_code, response.json()["error"]["code"]) == (503, "replaced")
@@ -102,7 +102,7 @@ def test_opening_that_is_refused_twice_fails(warm_rig: Rig) -> None:
 
 
 def test_loss_after_the_first_token_is_not_repeated(warm_rig: Rig) -> None:
-    warm_rig.tell("Hello", end=False, failure=REPLACED)
+    warm_rig.set_script("Hello", end=False, failure=REPLACED)
     before = asked(warm_rig)
     response = post(warm_rig, PLAIN)
     assert (response.status_code, response.headers["x-should-retry"]) == (500, "false")
@@ -110,13 +110,13 @@ def test_loss_after_the_first_token_is_not_repeated(warm_rig: Rig) -> None:
 
 
 def test_full_queue_is_not_repeated(warm_rig: Rig) -> None:
-    warm_rig.tell("", end=False, failure=SessionFailure(FailureCode.QUEUE_FULL, "64 generations wait already", 7))
+    warm_rig.set_script("", end=False, failure=SessionFailure(FailureCode.QUEUE_FULL, "64 generations wait already", 7))
     before = asked(warm_rig)
     assert post(warm_rig, PLAIN).status_code == 429
     assert asked(warm_rig) == before
 
 
-def test_observer_knows_no_instance(rig: Rig) -> None:
+def test_observer_is_given_no_instance(rig: Rig) -> None:
     async def newest(role: Role) -> Instance | None:
         async with client(rig.config.run_path, NODE_ID, "asker") as bus:
             provider = InstanceProvider(bus, role)

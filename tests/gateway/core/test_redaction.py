@@ -15,9 +15,9 @@ from gateway.core.redaction import describe
 from tests.gateway.http.test_api_keys import key_file
 from tests.support.broken_gateway import PLACES
 from tests.support.chat import PLAIN
+from tests.support.gateway_rig import Rig, eventually, running_rig
 from tests.support.http import rest
-from tests.support.ring import Rig, eventually, running_rig
-from tests.support.stage import WITHIN_S
+from tests.support.text_stage import WITHIN_S
 
 PROMPT, KEY, WRONG = "xyzzy-the-prompt", "xyzzy-right-key-0123", "xyzzy-wrong-key-0123"
 MARK = "xyzzy"
@@ -35,7 +35,7 @@ def rig(log: Path) -> Iterator[Rig]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXOBUS_LOG", "NOTSET")
         with running_rig(log.parent, "tests.support.broken_gateway", api_keys=str(keys)) as rig:
-            rig.tell(f"Hello {MARK}")
+            rig.set_script(f"Hello {MARK}")
             yield rig
 
 
@@ -44,7 +44,7 @@ def ask(rig: Rig, body: object, **headers: str) -> httpx.Response:
     return httpx.post(f"{rig.url}/v1/chat/completions", content=content, headers={**HEAD, **headers}, timeout=WITHIN_S)
 
 
-def saying(text: str, **fields: object) -> dict[str, object]:
+def chat_with(text: str, **fields: object) -> dict[str, object]:
     return {**PLAIN, "messages": [{"role": "user", "content": f"{PROMPT} {text}"}], **fields}
 
 
@@ -55,8 +55,8 @@ def raw(rig: Rig, data: bytes) -> bytes:
 
 
 def test_successful_requests_are_not_quoted_in_the_log(rig: Rig, log: Path) -> None:
-    assert MARK in ask(rig, saying("hello")).text
-    assert ask(rig, saying("hello", stream=True)).status_code == 200
+    assert MARK in ask(rig, chat_with("hello")).text
+    assert ask(rig, chat_with("hello", stream=True)).status_code == 200
     assert MARK not in log.read_text()
 
 
@@ -70,7 +70,7 @@ def test_successful_requests_are_not_quoted_in_the_log(rig: Rig, log: Path) -> N
         {**PLAIN, "tools": [PROMPT]},
         {**PLAIN, "messages": [{"role": PROMPT, "content": PROMPT}]},
         {**PLAIN, "messages": [{"role": "user", "content": [{"type": PROMPT}]}]},
-        saying("x" * 4000),
+        chat_with("x" * 4000),
     ],
     ids=str,
 )
@@ -105,7 +105,7 @@ def test_invalid_http_is_not_in_the_log(rig: Rig, log: Path, data: str) -> None:
 @pytest.mark.parametrize("place", PLACES)
 def test_internal_faults_are_logged_without_their_messages(rig: Rig, log: Path, place: str) -> None:
     before = log.read_text().count("ValueError at")
-    response = ask(rig, saying(place))
+    response = ask(rig, chat_with(place))
     assert response.status_code == (500 if place in PLACES[:2] else 200)
     assert set(response.json().get("error", {"message", "type", "param", "code"})) == {
         "message",

@@ -1,4 +1,4 @@
-"""`gateway.core.session`: what an owner reads of its session, in order, each once, and how long it waits."""
+"""`gateway.core.session`: the owner reads each token once and in order, and waits within a deadline."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def opened(max_tokens: int = 100) -> Session:
 
 
 def receive(session: Session, index: int, tokens: list[int], *, finished: bool = False) -> None:
-    """Have the tokens from number `index` on come in."""
+    """Receive the tokens from number `index` on."""
     session.receive_tokens(len(PROMPT) + index, tokens, finished=finished)
 
 

@@ -38,7 +38,7 @@ def test_text_is_cut_however_it_is_split(text: str, stops: list[str], cuts: list
 
 
 @given(LETTERS, STOPS)
-def test_shown_text_is_never_part_of_a_stop_string(text: str, stops: list[str]) -> None:
+def test_no_part_of_a_stop_string_is_shown(text: str, stops: list[str]) -> None:
     stop_filter, shown = StopFilter(stops), ""
     for letter in text:
         shown += stop_filter.push(letter)

@@ -22,8 +22,8 @@ from models.templates.chat_template import ChatTemplate
 from models.templates.renderer import TemplateRenderer
 from models.tokenizer import Tokenizer
 from tests.support.chat import PLAIN, post
+from tests.support.gateway_rig import Rig, eventually, running_rig, stop_gateway
 from tests.support.models import write_tokenizer_files
-from tests.support.ring import Rig, eventually, running_rig, stop_gateway
 from tests.support.templates import TIME_BOMBS, rendering
 
 
@@ -145,7 +145,7 @@ def test_empty_prompt_is_refused(model: TextModel, prompt: Text | TokenIds) -> N
 def rig(tmp_path: Path) -> Iterator[Rig]:
     """Run a gateway that has served no request yet."""
     with running_rig(tmp_path) as running:
-        running.tell("Hello world")
+        running.set_script("Hello world")
         yield running
 
 

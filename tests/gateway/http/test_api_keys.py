@@ -11,8 +11,8 @@ import pytest
 from bus.process import CANNOT_START, CannotStart
 from common.config import is_loopback
 from gateway.http.api_keys import MAX_FILE_BYTES, ApiKeys, check_keys_required, parse_keys
-from tests.support.ring import make_config, start_gateway
-from tests.support.stage import WITHIN_S
+from tests.support.gateway_rig import make_config, start_gateway
+from tests.support.text_stage import WITHIN_S
 
 ONE, TWO, THREE = "first-key-0123456789", "second-key-0123456789", "third-key-0123456789"
 
@@ -45,7 +45,7 @@ def test_file_without_a_key_is_a_fault() -> None:
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o644])
-def test_keys_open_to_others_are_refused_with_the_command(tmp_path: Path, mode: int) -> None:
+def test_readable_keys_are_refused_with_a_fix(tmp_path: Path, mode: int) -> None:
     path = key_file(tmp_path, ONE)
     path.chmod(mode)
     with pytest.raises(CannotStart, match=f"chmod 600 {path}"):
@@ -54,8 +54,8 @@ def test_keys_open_to_others_are_refused_with_the_command(tmp_path: Path, mode: 
 
 def test_keys_of_another_user_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = key_file(tmp_path, ONE)
-    somebody = os.getuid() + 1
-    monkeypatch.setattr(os, "getuid", lambda: somebody)
+    another_user = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: another_user)
     with pytest.raises(CannotStart, match="belong to another user"):
         ApiKeys(path)
 
@@ -81,7 +81,7 @@ def test_exactly_the_keys_of_the_file_are_accepted(tmp_path: Path) -> None:
     assert not any(keys.accepts(wrong) for wrong in ("", THREE, ONE[:-1], ONE + "x", ONE.upper(), ONE + TWO, "é"))
 
 
-def test_no_file_means_no_key_is_required_or_accepted() -> None:
+def test_missing_file_requires_and_accepts_no_key() -> None:
     keys = ApiKeys(None)
     assert not keys.required
     assert not keys.accepts("")
@@ -136,7 +136,7 @@ def test_gateway_with_keys_may_listen_anywhere(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"api_host": "0.0.0.0"}, {"api_keys": "/nowhere/keys"}, {"cors": ["*"]}])
-def test_process_ends_with_a_sentence_if_it_would_be_open(tmp_path: Path, settings: dict[str, object]) -> None:
+def test_unprotected_gateway_does_not_start(tmp_path: Path, settings: dict[str, object]) -> None:
     process = start_gateway(make_config(tmp_path, tmp_path, **settings), tmp_path / "log")
     assert process.wait(WITHIN_S) == CANNOT_START
     last = (tmp_path / "log").read_text().strip().splitlines()[-1]

@@ -56,14 +56,12 @@ def test_every_kind_has_a_status() -> None:
         (HttpError(405, "x", headers={"allow": "GET"}), 405, {"allow": "GET"}),
     ],
 )
-def test_error_has_the_status_and_headers_of_its_kind(
-    error: GatewayError, status: int, headers: dict[str, str]
-) -> None:
+def test_error_has_its_kinds_status_and_headers(error: GatewayError, status: int, headers: dict[str, str]) -> None:
     assert (status_of(error), headers_of(error)) == (status, headers)
 
 
 @pytest.mark.parametrize(("path", "key"), [("/other", "other"), ("/nowhere", "error"), ("/other/more", "error")])
-def test_error_has_the_shape_of_the_family_that_was_called(path: str, key: str) -> None:
+def test_error_has_the_called_familys_shape(path: str, key: str) -> None:
     errors = ErrorResponses([ErrorsOnly(), Other()])
     scope = {"type": "http", "method": "GET", "path": path, "root_path": "", "headers": []}
     response = errors.response(scope, GatewayError(ErrorKind.NOT_FOUND, "a sentence"))

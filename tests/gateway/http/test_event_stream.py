@@ -38,7 +38,7 @@ def test_work_runs_to_its_end() -> None:
     assert done == [True]
 
 
-def test_failure_of_the_work_is_raised_as_it_is() -> None:
+def test_failure_of_the_work_is_raised_unchanged() -> None:
     async def work() -> None:
         raise ValueError("a failure")
 

@@ -11,7 +11,7 @@ import pytest
 from gateway.http.middleware import presented_keys
 from tests.gateway.http.test_api_keys import ONE, THREE, TWO, key_file
 from tests.support.chat import PLAIN
-from tests.support.ring import Rig, running_rig
+from tests.support.gateway_rig import Rig, running_rig
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_keys_are_read_from_both_headers(headers: list[tuple[bytes, bytes]], key
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder = tmp_path_factory.mktemp("keys")
     with running_rig(folder, api_keys=str(key_file(folder, ONE, TWO))) as rig:
-        rig.tell("Hello world")
+        rig.set_script("Hello world")
         yield rig
 
 
@@ -63,7 +63,7 @@ def test_key_is_accepted_in_either_header(rig: Rig, header: dict[str, str]) -> N
     assert ask(rig, **header).status_code == 200
 
 
-def test_health_without_a_key_shows_only_that_it_lives(rig: Rig) -> None:
+def test_health_without_a_key_shows_liveness_only(rig: Rig) -> None:
     assert set(ask(rig, "/health").json()) == {"status", "ready"}
     assert {"version", "node", "node_id"} < set(ask(rig, "/health", x_api_key=ONE).json())
 

@@ -1,11 +1,11 @@
-"""`gateway.http.node_routes`, and what is no route, of a real gateway."""
+"""`gateway.http.node_routes`, and unknown routes, of a real gateway."""
 
 from __future__ import annotations
 
 import httpx
 import pytest
 
-from tests.support.ring import (
+from tests.support.gateway_rig import (
     NODE_ID,
     POSITIONS,
     Rig,
@@ -28,7 +28,7 @@ def test_topology_names_nodes_and_their_layers(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/v1/chat/completions", 405)])
-def test_unknown_route_gets_an_error_in_the_usual_shape(rig: Rig, method: str, path: str, status: int) -> None:
+def test_unknown_route_gets_the_usual_error(rig: Rig, method: str, path: str, status: int) -> None:
     response = httpx.request(method, f"{rig.url}{path}")
     assert response.status_code == status
     assert response.json()["error"]["type"] == "invalid_request_error"

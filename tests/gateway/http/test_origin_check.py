@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from bus.process import CannotStart
 from gateway.http.origin_check import origin_policy, refusal
 from tests.support.chat import PLAIN
-from tests.support.ring import Rig, running_rig
-from tests.support.stage import WITHIN_S
+from tests.support.gateway_rig import Rig, running_rig
+from tests.support.text_stage import WITHIN_S
 
 NAME, LISTED = "studio.lan", "https://chat.example"
 JSON = "content-type: application/json"
@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     with running_rig(tmp_path_factory.mktemp("browsers"), api_names=[NAME], cors=[LISTED + "/"]) as rig:
-        rig.tell("Hello world")
+        rig.set_script("Hello world")
         yield rig
 
 
@@ -230,7 +230,7 @@ def test_listed_page_may_preflight_json_and_a_key(rig: Rig) -> None:
     assert "access-control-allow-credentials" not in answer.headers
 
 
-def test_listed_page_may_not_send_other_headers_or_methods(rig: Rig) -> None:
+def test_preflight_for_unlisted_headers_or_methods_is_refused(rig: Rig) -> None:
     assert exchange(rig, "OPTIONS", CHAT, [*PREFLIGHT, "access-control-request-headers: x-evil"]).status == 400
     assert exchange(rig, "OPTIONS", CHAT, [*PREFLIGHT[:-1], "access-control-request-method: DELETE"]).status == 400
 
@@ -279,7 +279,7 @@ def test_request_must_name_one_host() -> None:
         assert refused.status == 400
 
 
-def test_listening_address_is_a_name_but_a_wildcard_is_not() -> None:
+def test_wildcard_address_is_no_host_name() -> None:
     assert origin_policy("192.168.1.10", 1).accepts_host("192.168.1.10:1")
     assert origin_policy("fd00::1", 1).accepts_host("[fd00::1]:1")
     assert not origin_policy("0.0.0.0", 1).accepts_host("0.0.0.0:1")

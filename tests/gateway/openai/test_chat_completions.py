@@ -37,13 +37,13 @@ from tests.support.chat import (
     streamed_lines,
     text_of,
 )
-from tests.support.ring import (
+from tests.support.gateway_rig import (
     MODEL,
     NODE_ID,
     Rig,
     eventually,
 )
-from tests.support.stage import EPOCH
+from tests.support.text_stage import EPOCH
 
 BROKEN = SessionFailure(FailureCode.STAGE_FAILED, "the engine ran out of memory")
 
@@ -81,7 +81,7 @@ def test_chunks_and_completion_fit_the_official_types(rig: Rig) -> None:
     TypeAdapter(ChatCompletion).validate_python(post(rig, PLAIN).json(), strict=True)
 
 
-def test_stream_has_one_role_chunk_and_a_finish_chunk(rig: Rig) -> None:
+def test_stream_has_one_role_and_one_finish_chunk(rig: Rig) -> None:
     lines = streamed_lines(rig)
     chunks = chunks_of(lines)
     assert lines[-1] == "data: [DONE]"
@@ -96,7 +96,7 @@ def test_requested_usage_comes_in_a_last_chunk(rig: Rig) -> None:
     chunks = chunks_of(streamed_lines(rig, stream_options={"include_usage": True}, seed=5))
     assert all(c["usage"] is None for c in chunks[:-1])
     assert chunks[-1]["choices"] == []
-    assert chunks[-1]["usage"]["completion_tokens"] == len(rig.stage.telling.tokens)
+    assert chunks[-1]["usage"]["completion_tokens"] == len(rig.stage.script.tokens)
     assert (chunks[-1]["timings"]["seed"], chunks[-1]["timings"]["nodes"]) == (5, 1)
 
 
@@ -108,15 +108,15 @@ def test_stream_has_the_headers_that_proxies_need(rig: Rig) -> None:
 
 
 def test_chunks_are_ascii_with_whole_characters(rig: Rig) -> None:
-    rig.tell("thé 日本 \u2028 🙂")
+    rig.set_script("thé 日本 \u2028 🙂")
     lines = streamed_lines(rig)
     assert text_of(chunks_of(lines)) == "thé 日本 \u2028 🙂"
     assert all(line.isascii() for line in lines)
     assert "\ufffd" not in text_of(chunks_of(lines))
 
 
-def test_text_cut_inside_a_character_ends_with_a_replacement(rig: Rig) -> None:
-    rig.tell("né")
+def test_unfinished_character_ends_in_a_replacement(rig: Rig) -> None:
+    rig.set_script("né")
     assert post(rig, {**PLAIN, "max_tokens": 2}).json()["choices"][0]["message"]["content"] == "n\ufffd"
 
 
@@ -128,7 +128,7 @@ def test_token_limit_ends_the_text(rig: Rig) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_stop_string_over_several_tokens_ends_the_session(rig: Rig, stream: bool) -> None:
-    rig.tell("before STOP after", end=False, silent=True)
+    rig.set_script("before STOP after", end=False, silent=True)
     if stream:
         chunks = chunks_of(streamed_lines(rig, stop=["STOP"]))
         text, reason = text_of(chunks), chunks[-1]["choices"][0]["finish_reason"]
@@ -170,22 +170,22 @@ def test_frames_carry_the_epoch_and_consecutive_numbers(rig: Rig) -> None:
 
 
 def test_repeated_token_counts_once(rig: Rig) -> None:
-    rig.tell("Hello world", twice=True)
+    rig.set_script("Hello world", twice=True)
     assert post(rig, PLAIN).json()["choices"][0]["message"]["content"] == "Hello world"
 
 
 @pytest.mark.parametrize("at_once", [2, 3, 64])
 @pytest.mark.parametrize("twice", [False, True])
-def test_several_tokens_in_a_frame_give_the_same_text(rig: Rig, at_once: int, twice: bool) -> None:
-    rig.tell("Hello world", at_once=at_once, twice=twice)
+def test_tokens_sharing_a_frame_give_equal_text(rig: Rig, at_once: int, twice: bool) -> None:
+    rig.set_script("Hello world", at_once=at_once, twice=twice)
     answer = post(rig, PLAIN).json()
     assert answer["choices"][0]["message"]["content"] == "Hello world"
     assert answer["choices"][0]["finish_reason"] == "stop"
-    assert answer["usage"]["completion_tokens"] == len(rig.stage.telling.tokens)
+    assert answer["usage"]["completion_tokens"] == len(rig.stage.script.tokens)
 
 
 def test_token_limit_within_a_frame_ends_the_text(rig: Rig) -> None:
-    rig.tell("Hello world", at_once=3)
+    rig.set_script("Hello world", at_once=3)
     answer = post(rig, {**PLAIN, "max_tokens": 4}).json()
     assert (answer["choices"][0]["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 4)
 
@@ -204,15 +204,13 @@ def test_token_limit_within_a_frame_ends_the_text(rig: Rig) -> None:
         (Flag.STORE, b"x"),
     ],
 )
-def test_malformed_frame_is_dropped_and_the_text_goes_on(
-    rig: Rig, flags: int, payload: bytes | npt.NDArray[np.generic]
-) -> None:
-    rig.tell("Hello world", nonsense=[(flags, payload)])
+def test_malformed_frame_does_not_stop_the_text(rig: Rig, flags: int, payload: bytes | npt.NDArray[np.generic]) -> None:
+    rig.set_script("Hello world", malformed=[(flags, payload)])
     assert post(rig, PLAIN).json()["choices"][0]["message"]["content"] == "Hello world"
 
 
 def test_cached_tokens_are_in_usage_and_timings(rig: Rig) -> None:
-    rig.tell("Hello world", cached=4)
+    rig.set_script("Hello world", cached=4)
     whole = post(rig, PLAIN).json()
     assert whole["usage"]["prompt_tokens_details"]["cached_tokens"] == 4
     assert (whole["timings"]["cache_n"], whole["timings"]["prompt_n"]) == (4, whole["usage"]["prompt_tokens"] - 4)
@@ -222,14 +220,14 @@ def test_cached_tokens_are_in_usage_and_timings(rig: Rig) -> None:
 
 
 def test_observers_receive_tokens_but_never_the_prompt(rig: Rig) -> None:
-    rig.node.heard.clear()
+    rig.node.received.clear()
     post(rig, {**PLAIN, "messages": [{"role": "user", "content": "a secret"}]})
     session = f"{list(rig.stage.openings)[-1]:016x}"
-    assert eventually(lambda: any(isinstance(m, SessionFinished) and m.session == session for m in rig.node.heard))
-    tokens = [m for m in rig.node.heard if isinstance(m, SessionToken) and m.session == session]
+    assert eventually(lambda: any(isinstance(m, SessionFinished) and m.session == session for m in rig.node.received))
+    tokens = [m for m in rig.node.received if isinstance(m, SessionToken) and m.session == session]
     assert "".join(m.text for m in tokens) == "Hello world"
-    assert [m.index for m in tokens] == list(range(len(rig.stage.telling.tokens)))
-    assert "secret" not in repr(rig.node.heard)
+    assert [m.index for m in tokens] == list(range(len(rig.stage.script.tokens)))
+    assert "secret" not in repr(rig.node.received)
 
 
 # -- waiting
@@ -248,11 +246,11 @@ def test_waiting_stream_shows_progress(rig: Rig) -> None:
 
 
 def test_queued_stream_shows_how_many_are_ahead(rig: Rig) -> None:
-    rig.tell("Hello world", places=[5, 3], cached=0)
+    rig.set_script("Hello world", ahead=[5, 3], cached=0)
     with raw_request(rig, stream=True, stream_options={"include_usage": True}) as connection:
         response = connection.getresponse()
         assert response.readline() == b": exobus 3 answers are ahead of yours\n"
-        rig.stage.telling.admits.set()
+        rig.stage.script.admitted.set()
         chunks = chunks_of(response.read().decode().split("\n"))
     assert text_of(chunks) == "Hello world"
     timings = chunks[-1]["timings"]
@@ -260,27 +258,27 @@ def test_queued_stream_shows_how_many_are_ahead(rig: Rig) -> None:
 
 
 def test_queued_stream_does_not_show_progress_of_loading(rig: Rig) -> None:
-    rig.tell("Hello world", places=[3], cached=0)
+    rig.set_script("Hello world", ahead=[3], cached=0)
     with raw_request(rig, stream=True) as connection:
         response = connection.getresponse()
         assert response.readline() == b": exobus 3 answers are ahead of yours\n"
         rig.download.publish(Status(MODEL, "placing it on one more node"))
         assert response.readline() == b"\n"
         assert [response.readline(), response.readline()] == [b": exobus 3 answers are ahead of yours\n", b"\n"]
-        rig.stage.telling.admits.set()
+        rig.stage.script.admitted.set()
         assert "one more node" not in response.read().decode()
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_disconnect_in_the_queue_ends_the_session(rig: Rig, stream: bool) -> None:
-    rig.tell("Hello world", places=[3])
+    rig.set_script("Hello world", ahead=[3])
     opened = len(rig.stage.openings)
     with raw_request(rig, stream=stream):
         assert eventually(lambda: len(rig.stage.openings) == opened + 1)
     assert eventually(lambda: len(rig.stage.closed) == opened + 1)
 
 
-def test_failure_after_a_comment_is_written_into_the_stream(rig: Rig) -> None:
+def test_failure_after_a_comment_goes_into_the_stream(rig: Rig) -> None:
     def too_large(work: Work) -> Reply:
         raise RequestError(FailureCode.INSUFFICIENT_MEMORY, "it needs 9 GB")
 
@@ -298,7 +296,7 @@ def test_failure_after_a_comment_is_written_into_the_stream(rig: Rig) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_disconnect_ends_the_session(rig: Rig, stream: bool) -> None:
-    rig.tell("Hello", end=False, silent=True)
+    rig.set_script("Hello", end=False, silent=True)
     opened = len(rig.stage.openings)
     with raw_request(rig, stream=stream):
         assert eventually(lambda: len(rig.stage.openings) == opened + 1)
@@ -308,7 +306,7 @@ def test_disconnect_ends_the_session(rig: Rig, stream: bool) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_disconnect_before_any_token_ends_all_sessions(rig: Rig, stream: bool) -> None:
-    rig.stage.telling.tokens = []
+    rig.stage.script.tokens = []
     opened = len(rig.stage.openings)
     with raw_request(rig, stream=stream, n=4):
         assert eventually(lambda: len(rig.stage.openings) == opened + 4)
@@ -318,11 +316,11 @@ def test_disconnect_before_any_token_ends_all_sessions(rig: Rig, stream: bool) -
 @pytest.mark.parametrize("stream", [False, True])
 def test_disconnect_during_loading_opens_no_session(rig: Rig, stream: bool) -> None:
     opened = len(rig.stage.openings)
-    rig.node.heard.clear()
+    rig.node.received.clear()
     with held_up(rig):
         with raw_request(rig, stream=stream):
-            assert eventually(lambda: any(isinstance(m, InstanceEnsure) for m in rig.node.heard))
-        assert eventually(lambda: any(isinstance(m, RequestCancel) for m in rig.node.heard))
+            assert eventually(lambda: any(isinstance(m, InstanceEnsure) for m in rig.node.received))
+        assert eventually(lambda: any(isinstance(m, RequestCancel) for m in rig.node.received))
     assert post(rig, PLAIN).status_code == 200
     assert len(rig.stage.openings) == opened + 1
 
@@ -332,14 +330,14 @@ def test_disconnect_during_loading_opens_no_session(rig: Rig, stream: bool) -> N
 
 @pytest.mark.parametrize(("wait_s", "header"), [(0, "2"), (1, "1")])
 def test_failure_before_the_first_token_is_retryable(rig: Rig, wait_s: int, header: str) -> None:
-    rig.tell("", end=False, failure=msgspec.structs.replace(BROKEN, retry_after_s=wait_s))
+    rig.set_script("", end=False, failure=msgspec.structs.replace(BROKEN, retry_after_s=wait_s))
     response = post(rig, {**PLAIN, "stream": True})
     assert (response.status_code, response.headers["retry-after"]) == (503, header)
     assert response.json()["error"]["message"] == "the engine ran out of memory"
 
 
-def test_later_failure_ends_the_stream_without_a_finish_reason(rig: Rig, client: openai.OpenAI) -> None:
-    rig.tell("Hello", end=False, failure=BROKEN)
+def test_later_failure_leaves_no_finish_reason(rig: Rig, client: openai.OpenAI) -> None:
+    rig.set_script("Hello", end=False, failure=BROKEN)
     lines = streamed_lines(rig)
     *chunks, last = chunks_of(lines)
     assert text_of(chunks) == "Hello"
@@ -351,14 +349,14 @@ def test_later_failure_ends_the_stream_without_a_finish_reason(rig: Rig, client:
 
 
 def test_lost_token_fails_the_request(rig: Rig) -> None:
-    rig.tell("Hello world", skip=3)
+    rig.set_script("Hello world", lost=3)
     response = post(rig, PLAIN)
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "token_lost"
 
 
 def test_sessions_end_when_their_instance_goes_down(rig: Rig) -> None:
-    rig.tell("Hello", end=False, silent=True)
+    rig.set_script("Hello", end=False, silent=True)
     opened = len(rig.stage.openings)
     with raw_request(rig, stream=True) as connection:
         assert eventually(lambda: len(rig.stage.openings) == opened + 1)

@@ -58,7 +58,7 @@ def test_schema_rejects_a_wrong_object() -> None:
         check("CreateChatCompletionStreamResponse", chunk)
 
 
-def test_usage_is_null_only_if_a_usage_chunk_follows() -> None:
+def test_usage_is_null_before_a_usage_chunk() -> None:
     assert chunks.text_chunk(IDENTITY, 0, "x", usage=True)["usage"] is None
     assert "usage" not in chunks.text_chunk(IDENTITY, 0, "x", usage=False)
 
@@ -73,7 +73,7 @@ def test_rates_are_zero_if_no_time_passed() -> None:
     assert (body["prompt_per_second"], body["predicted_per_second"]) == (0.0, 0.0)
 
 
-def test_cached_tokens_count_in_usage_and_apart_in_timings() -> None:
+def test_cached_tokens_are_separate_in_timings_only() -> None:
     usage, timings = chunks.usage_body(END.usage), chunks.timings_body(END)
     assert (usage["prompt_tokens"], usage["prompt_tokens_details"]["cached_tokens"]) == (9, 4)
     assert (timings["prompt_n"], timings["cache_n"], timings["queued_ms"]) == (5, 4, 1500.0)

@@ -17,12 +17,12 @@ from bus.messages import (
 from cluster.failures import FailureCode
 from cluster.openings import SessionFailure
 from tests.support.chat import MESSAGES, PLAIN, answering, post
-from tests.support.ring import (
+from tests.support.gateway_rig import (
     CONTEXT_LENGTH,
     MODEL,
     Rig,
 )
-from tests.support.stage import WITHIN_S
+from tests.support.text_stage import WITHIN_S
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -87,7 +87,9 @@ def test_failure_of_the_node_gets_its_status(rig: Rig, code: str, status: int, h
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_full_queue_gives_retry_after(client: openai.OpenAI, rig: Rig, stream: bool) -> None:
-    rig.tell("", end=False, failure=SessionFailure(FailureCode.QUEUE_FULL, "64 sessions wait already", retry_after_s=7))
+    rig.set_script(
+        "", end=False, failure=SessionFailure(FailureCode.QUEUE_FULL, "64 sessions wait already", retry_after_s=7)
+    )
     with pytest.raises(openai.RateLimitError) as caught:
         client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=stream)
     error, headers = caught.value, caught.value.response.headers
@@ -97,7 +99,7 @@ def test_full_queue_gives_retry_after(client: openai.OpenAI, rig: Rig, stream: b
 
 
 def test_official_client_retries_after_a_full_queue(rig: Rig) -> None:
-    rig.tell("", end=False, failure=SessionFailure(FailureCode.QUEUE_FULL, "come back", retry_after_s=1))
+    rig.set_script("", end=False, failure=SessionFailure(FailureCode.QUEUE_FULL, "come back", retry_after_s=1))
     with openai.OpenAI(base_url=f"{rig.url}/v1", api_key="unused", max_retries=1, timeout=WITHIN_S) as client:
         opened = len(rig.stage.openings)
         with pytest.raises(openai.RateLimitError):
@@ -107,7 +109,7 @@ def test_official_client_retries_after_a_full_queue(rig: Rig) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_oversized_session_is_not_retryable(rig: Rig, stream: bool) -> None:
-    rig.tell("", end=False, failure=SessionFailure(FailureCode.TOO_LARGE, "the session needs 900 positions"))
+    rig.set_script("", end=False, failure=SessionFailure(FailureCode.TOO_LARGE, "the session needs 900 positions"))
     response = post(rig, {**PLAIN, "stream": stream})
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (400, "too_large", "max_tokens")

@@ -1,4 +1,4 @@
-"""`gateway.openai.progress`: what a waiting client reads."""
+"""`gateway.openai.progress`: the comments for a waiting client."""
 
 from __future__ import annotations
 

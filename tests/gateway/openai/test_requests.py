@@ -95,7 +95,7 @@ def test_unsupported_field_is_refused_unless_neutral(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(NEUTRAL_IN_MESSAGE))
-def test_unsupported_field_of_a_message_is_refused_by_path(name: str) -> None:
+def test_unsupported_message_field_is_refused_by_path(name: str) -> None:
     error = refused_message(**{name: [{"asks": "for something"}]})
     assert (error.code, error.param) == ("unsupported_parameter", f"messages[1].{name}")
 
@@ -227,7 +227,7 @@ def test_unknown_field_is_refused_with_a_suggestion() -> None:
     assert "did you mean `temperature`?" in error.message
 
 
-def test_unknown_field_of_a_message_is_refused_by_path() -> None:
+def test_unknown_message_field_is_refused_by_path() -> None:
     assert refused_message(contents="x").param == "messages[1].contents"
 
 

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from gateway.openai.requests import ChatRequest
-from tests.support.ring import MODEL, Rig, running_rig
+from tests.support.gateway_rig import MODEL, Rig, running_rig
 
 CHAT = "/v1/chat/completions"
 CHAT_S, REPORTS_S = 24, 6
@@ -76,12 +76,12 @@ def description() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     with running_rig(tmp_path_factory.mktemp("schema")) as rig:
-        rig.tell("Hello world")
+        rig.set_script("Hello world")
         yield rig
 
 
 def attack(rig: Rig, folder: Path, seconds: int, *which: str) -> int:
-    """Attack the routes that match for a while; the number of requests that were tried. Any finding fails the test."""
+    """Attack the routes that match for a while, and return the number of requests. Any finding fails the test."""
     (folder / "openapi.json").write_text(json.dumps(description()))
     (folder / "schemathesis.toml").write_text(SETTINGS)
     seed = os.environ.get("SCHEMATHESIS_SEED", "1")  # a changing seed could fail the build of an unrelated change

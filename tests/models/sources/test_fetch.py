@@ -12,7 +12,7 @@ from models.card import FolderSource, PackageSource
 from models.errors import DownloadCancelled, DownloadError
 from models.sources.fetch import fetch
 from models.sources.request import FetchRequest, Progress
-from tests.support.hub import ignore, tiny_card
+from tests.support.model_servers import ignore, tiny_card
 from tests.support.models import write_tiny_gguf
 
 

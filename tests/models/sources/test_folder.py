@@ -12,7 +12,7 @@ from models.card import FolderSource
 from models.errors import DownloadError
 from models.sources.fetch import fetch
 from models.tokenizer import Tokenizer
-from tests.support.hub import ignore, tiny_card
+from tests.support.model_servers import ignore, tiny_card
 from tests.support.models import write_tiny_gguf, write_tiny_llama
 
 

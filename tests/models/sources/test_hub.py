@@ -18,7 +18,7 @@ from models.sources.request import Progress
 from models.tokenizer import Tokenizer
 from models.weights.checkpoint import tensor_names
 from models.weights.reader import open_weights
-from tests.support.hub import FakeServer, fake_hub, ignore, leftovers, tiny_card
+from tests.support.model_servers import FakeServer, fake_hub, ignore, leftovers, tiny_card
 from tests.support.models import write_tiny_llama
 
 

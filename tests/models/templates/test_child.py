@@ -1,4 +1,4 @@
-"""The child that renders templates, alone: what it gives up, what it replies, and how it ends."""
+"""The child that renders templates, alone: its limits, its replies, and its end."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_processor_time_is_limited_for_each_render() -> None:
             used = sum(psutil.Process(process.pid).cpu_times()[:2])
 
 
-def test_child_ends_if_its_parent_dies_during_a_render() -> None:
+def test_parents_death_ends_a_working_child() -> None:
     with child() as process:
         send(process, TIME_BOMBS["nested ranges"], [])
         assert process.stdin is not None

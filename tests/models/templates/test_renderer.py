@@ -42,7 +42,7 @@ SHORT_S = 0.5
 ADDRESS = re.compile("0x[0-9a-f]+")
 
 
-# Takes as long as its first message says, in ranges of 99999.
+# Its first message is the time that it takes, in ranges of 99999.
 EITHER = ChatTemplate(
     "{% for a in range(messages[0].content|int) %}{% for b in range(99999) %}{% endfor %}{% endfor %}.", None, None
 )
@@ -225,7 +225,7 @@ def test_other_models_do_not_wait_for_a_bomb() -> None:
     asyncio.run(main())
 
 
-def test_requests_of_the_same_model_wait_for_a_bomb() -> None:
+def test_same_model_waits_for_a_bomb() -> None:
     async def main() -> None:
         async with rendering(SHORT_S) as renderer:
             bomb = asyncio.create_task(renderer.render(EITHER, [{"content": "99999"}]))

@@ -19,7 +19,7 @@ def config_of(**changes: Any) -> ModelConfig:
     return config_from_hf(TinyShape(**changes).config("float32"), {}, "tiny")
 
 
-def test_inventory_of_a_llama_checkpoint() -> None:
+def test_llama_checkpoint_has_its_known_tensors() -> None:
     config = config_of(n_layers=1, tie=False, attention_bias=True, mlp_bias=True)
     hidden, queries, keys, inner, vocabulary = 64, 64, 32, 128, 264
     layer = {

@@ -21,33 +21,33 @@ WITHIN_S = 15.0
 
 
 @dataclass
-class Telling:
+class Script:
     """What the stage sends to every session, and how."""
 
     tokens: list[int] = field(default_factory=list)
-    places: list[int] = field(default_factory=list)  # how many sessions are ahead, sent at the opening
-    admits: threading.Event = field(default_factory=threading.Event)  # clear: the session stays in the queue
+    ahead: list[int] = field(default_factory=list)  # numbers of sessions in front in the queue, sent at the opening
+    admitted: threading.Event = field(default_factory=threading.Event)  # clear: the session stays in the queue
     cached: int = -1  # sent at admission, unless negative
     silent: bool = False  # after `tokens`, nothing: neither end nor failure
     failure: SessionFailure | None = None  # after `tokens`
     at_once: int = 1  # tokens a frame
     pause_s: float = 0.0
-    skip: int = -1  # the index of a token whose frame is lost
-    twice: bool = False  # each frame comes a second time
-    nonsense: list[tuple[int, Payload | bytes]] = field(default_factory=list)  # (flags, payload), at the opening
+    lost: int = -1  # the index of a token whose frame is never sent
+    twice: bool = False  # each frame is sent a second time
+    malformed: list[tuple[int, Payload | bytes]] = field(default_factory=list)  # (flags, payload), at the opening
 
     def __post_init__(self) -> None:
-        if not self.places:
-            self.admits.set()
+        if not self.ahead:
+            self.admitted.set()
 
 
 class TextStage(threading.Thread):
-    """A ring of one stage: replies to an opening with `telling`."""
+    """A ring of one stage: replies to every opening with `script`."""
 
     def __init__(self, run_dir: Path, access: Access = LOCAL) -> None:
         super().__init__(name="stage", daemon=True)
         self._access = access
-        self.telling = Telling()
+        self.script = Script()
         self.openings: dict[int, Opening] = {}
         self.closed: list[int] = []
         self.epochs: set[int] = set()
@@ -67,8 +67,8 @@ class TextStage(threading.Thread):
                 frame, payload, _ = received
                 self._serve(transport, frame, payload)
             for session, (when, index) in list(self._due.items()):
-                if time.monotonic() >= when and self.telling.admits.is_set():
-                    self._tell(transport, session, index)
+                if time.monotonic() >= when and self.script.admitted.is_set():
+                    self._send_tokens(transport, session, index)
         transport.close()
 
     def stop(self) -> None:
@@ -82,34 +82,34 @@ class TextStage(threading.Thread):
         if frame.flags & Flag.OPEN:
             self.openings[frame.session] = msgspec.msgpack.decode(payload.tobytes(), type=Opening)
             self._due[frame.session] = (time.monotonic(), 0)
-            places = [(Flag.QUEUE_POSITION, _place(ahead, 0)) for ahead in self.telling.places]
-            for flags, reply in (*self.telling.nonsense, *places):
+            queue_positions = [(Flag.QUEUE_POSITION, _queue_position(ahead, 0)) for ahead in self.script.ahead]
+            for flags, reply in (*self.script.malformed, *queue_positions):
                 transport.send(best_endpoint(self.openings[frame.session].reply_to), frame._replace(flags=flags), reply)
         elif frame.flags & Flag.CLOSE:
             self.closed.append(frame.session)
             self._due.pop(frame.session, None)
 
-    def _tell(self, transport: Transport, session: int, index: int) -> None:
-        telling, opening = self.telling, self.openings[session]
+    def _send_tokens(self, transport: Transport, session: int, index: int) -> None:
+        script, opening = self.script, self.openings[session]
         reply_to = best_endpoint(opening.reply_to)
-        if index == 0 and telling.cached >= 0:
-            transport.send(reply_to, Frame(Flag.QUEUE_POSITION, EPOCH, session), _place(0, telling.cached))
-        tokens = telling.tokens[index : index + telling.at_once]
+        if index == 0 and script.cached >= 0:
+            transport.send(reply_to, Frame(Flag.QUEUE_POSITION, EPOCH, session), _queue_position(0, script.cached))
+        tokens = script.tokens[index : index + script.at_once]
         ends = [at for at, token in enumerate(tokens, index) if opening.finish_reason(token, at)]
         tokens = tokens[: ends[0] - index + 1] if ends else tokens
         flags = Flag.TOKEN | Flag.FINISHED if ends else Flag.TOKEN
         frame = Frame(flags, EPOCH, session, position=opening.first_position + index)
-        for _ in range(0 if index <= telling.skip < index + len(tokens) else 1 + telling.twice):
+        for _ in range(0 if index <= script.lost < index + len(tokens) else 1 + script.twice):
             if tokens:
                 transport.send(reply_to, frame, np.array(tokens, np.int32))
         if ends or not tokens:
             del self._due[session]
         else:
-            self._due[session] = (time.monotonic() + telling.pause_s, index + len(tokens))
-        if not tokens and telling.failure:
-            payload = msgspec.msgpack.encode(telling.failure)
+            self._due[session] = (time.monotonic() + script.pause_s, index + len(tokens))
+        if not tokens and script.failure:
+            payload = msgspec.msgpack.encode(script.failure)
             transport.send(reply_to, Frame(Flag.FAILED, EPOCH, session), payload)
 
 
-def _place(ahead: int, cached: int) -> Payload:
+def _queue_position(ahead: int, cached: int) -> Payload:
     return np.array((ahead, cached), np.int32)

@@ -1,6 +1,6 @@
 """Two network namespaces connected by a virtual cable, and a capture of all packets on it. Needs root and `ip`.
 
-A capture can be searched for a secret, across the packets that cut it.
+A capture can be searched for a secret, also across packets.
 """
 
 from __future__ import annotations

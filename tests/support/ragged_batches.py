@@ -1,4 +1,4 @@
-"""Sessions on a ring of one engine beside the reference, for the tests of ragged batches on any engine."""
+"""Sessions on a ring of one engine and on the reference, for tests of ragged batches on any engine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.engines import Forwards
 
 
 class Sessions:
-    """Slots of all stages with the tokens that each holds; the reference sees a slot's tokens anew each time."""
+    """Slots of all stages with the tokens that each holds; the reference computes all tokens of a slot each time."""
 
     def __init__(self, stages: Sequence[Forwards], reference: NumpyEngine) -> None:
         self.stages = stages
@@ -20,7 +20,7 @@ class Sessions:
         self.held: dict[int, list[int]] = {}
 
     def check(self, batch: Mapping[int, Sequence[int]], logits: int = 2, atol: float = 2e-5) -> None:
-        """Run the tokens of each slot in one batch; each one's last `logits` rows are the reference's."""
+        """Run the tokens of each slot in one batch, and compare the last `logits` rows of each with the reference."""
         counts = [min(logits, len(tokens)) for tokens in batch.values()]
         inputs: list[np.ndarray] = [np.array(tokens, np.int32) for tokens in batch.values()]
         for stage in self.stages:
@@ -57,8 +57,8 @@ class Sessions:
         return answer
 
 
-def live_a_life(sessions: Sessions, prompt: Sequence[int]) -> None:
-    """Sessions that join, leave, go back, begin with a copy of another and take over a slot, in ragged batches."""
+def check_many_batches(sessions: Sessions, prompt: Sequence[int]) -> None:
+    """Check ragged batches in which sessions join, leave, are truncated, copy another one and reuse a slot."""
     sessions.check({0: prompt, 1: [8], 2: prompt[:3]})
     sessions.check({0: [4], 1: [9], 2: [250], 3: [*prompt, *prompt, *prompt]})
     sessions.truncate(0, 5)

@@ -22,8 +22,8 @@ from gateway.core.token_log import TokenLog
 from ring.loaded_shard import LoadedShard, load_shard
 from ring.ring_view import ring_view
 from ring.stage_thread import StageThread
-from tests.support.access import only_tcp
 from tests.support.bus import WITHIN_S, in_time, run_folder
+from tests.support.dataplane import only_tcp
 from tests.support.models import TINY_VOCAB
 
 EPOCH = 5
@@ -36,7 +36,7 @@ CUTS: dict[int, tuple[int, ...]] = {1: (0, 4), 2: (0, 3, 4), 3: (0, 1, 3, 4)}
 
 @dataclass
 class SessionResult:
-    """What came for one session."""
+    """What the gateway received for one session."""
 
     log: TokenLog = field(default_factory=TokenLog)
     finished: bool = False
@@ -145,7 +145,7 @@ def random_prompt(length: int, seed: int = 1) -> list[int]:
 def stage_ring(
     weights: Path, count: int, positions: int = 4096, nodes: Sequence[ClusterAccess] = ()
 ) -> Iterator[StageRing]:
-    """Run stages on one machine; or, with `nodes`, each on a node of its own and the gateway on the last of these."""
+    """Run stages on one machine; or, with `nodes`, each on a node of its own, and the gateway on the last of these."""
     with run_folder() as run_dir:
         shards = [Shard("tiny", a, b, N_LAYERS) for a, b in zip(CUTS[count], CUTS[count][1:], strict=False)]
         stages = [

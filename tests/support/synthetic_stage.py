@@ -1,7 +1,8 @@
 """A process that hosts one stage of a synthetic model, or of a real one, on the thread that every engine runs on.
 
-`python -m tests.support.synthetic SETTINGS` writes `Ready` as a line of JSON, answers each line on its standard input
-with one line, and ends with its input. `tests.support.synthetic_ring` starts these processes and joins them.
+`python -m tests.support.synthetic_stage SETTINGS` writes `Ready` as a line of JSON, answers each line on its
+standard input with one line, and ends with its input. `tests.support.synthetic_ring` starts these processes and joins
+them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ring.loaded_shard import load_shard
 from ring.ring_view import ring_view
 from ring.stage import StageCounts
 from ring.stage_thread import StageThread
-from tests.support.access import Node, without_keys
+from tests.support.dataplane import Node, without_keys
 from tests.support.synthetic_engine import Call, Journal, Released, SyntheticEngine
 
 WITHIN_S = 20.0
@@ -30,9 +31,9 @@ SYNTHETIC = "synthetic"
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What a hosted stage starts with. `kv_bytes` is its memory for keys and values.
+    """The settings of a hosted stage. `kv_bytes` is its memory for keys and values.
 
-    With a `node` it is on one of its own, and is reached over tcp.
+    With a `node`, the stage is on a node of its own, and is reached over tcp.
     """
 
     run_dir: str
@@ -54,20 +55,20 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 class Join(msgspec.Struct, frozen=True, tag=True):
-    """Take a place in the ring."""
+    """Join the ring."""
 
     instance: Instance
     actor: str
 
 
 class Look(msgspec.Struct, frozen=True, tag=True):
-    """Report what was done; with the journal, if wanted."""
+    """Report the counts and, if wanted, the engine's journal."""
 
     journal: bool = False
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """A stage now: what it counted, how many slots its engine holds, what it dropped, what the engine did."""
+    """A stage now: its counts, the slots that its engine holds, what it dropped, and the calls of the engine."""
 
     counts: StageCounts
     slots: int
@@ -77,7 +78,7 @@ class Seen(msgspec.Struct, frozen=True):
 
     @property
     def sessions(self) -> int:
-        """How many it holds."""
+        """Number of open sessions."""
         return self.counts.sessions
 
 
@@ -94,7 +95,7 @@ def main() -> None:
 
 
 def serve(settings: Settings, journal: Journal) -> None:
-    """Answer the parent's requests."""
+    """Reply to the parent's requests."""
     stage = hosted(settings)
     shard = stage.loaded.result(WITHIN_S)
     write(Ready(shard.endpoints, shard.positions, shard.exact_rows))
@@ -131,7 +132,7 @@ def requests() -> Iterator[Join | Look]:
 
 
 def seen(stage: StageThread, journal: Journal, whole: bool) -> Seen:
-    """Return the stage's counts and the engine's journal. Both are of another thread, which only appends."""
+    """Return the stage's counts and the engine's journal. Another thread writes both, and only appends."""
     calls, released = (list(journal.calls), list(journal.released)) if whole else ([], [])
     return Seen(stage.counts, journal.slots, stage.dropped, calls, released)
 

@@ -1,21 +1,25 @@
-"""Nodes for tests of the data plane: keys, and which nodes are linked to which, without hubs."""
+"""Nodes and transports for tests of the data plane, without hubs."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from unittest.mock import patch
 
 import msgspec
 import zmq
 
-from bus.dataplane.access import ClusterAccess
+from bus.dataplane.access import LOCAL, Access, ClusterAccess
 from bus.dataplane.peer_allowlist import PeerAllowlist
+from bus.dataplane.transport import Received, Transport
 from bus.messages import HubPeer
 from bus.net.endpoints import with_key
 from bus.net.keys import KeyPair, key_pair_of, new_key_pair
 from bus.net.sockets import connect, open_socket
 from cluster.roles import Role
+from tests.support.bus import WITHIN_S
 
 HOST = "127.0.0.1"
 
@@ -39,7 +43,7 @@ def linked_nodes(count: int) -> list[ClusterAccess]:
 
 
 class Node(msgspec.Struct, frozen=True):
-    """A node for a process of its own: its secret key, and the public ones of all it is linked to."""
+    """A node for a process of its own: its secret key, and the public keys of all nodes that it is linked to."""
 
     secret: str
     linked: tuple[str, ...]
@@ -64,9 +68,9 @@ def new_nodes(count: int, *, plain: bool = False) -> list[Node]:
 
 @contextmanager
 def without_keys() -> Iterator[None]:
-    """Have tcp sockets that are bound or connected meanwhile use no CURVE, and accept every sender.
+    """Have new tcp sockets use no CURVE and accept every sender during the block.
 
-    To measure what keys cost; nothing in the product can do this.
+    This is to measure the cost of keys. Nothing in the product can do this.
     """
     with (
         patch("bus.net.sockets._guard", lambda socket, guard: None),
@@ -94,3 +98,21 @@ def raw_dealer(pair: KeyPair, endpoint: str) -> Iterator[zmq.Socket[bytes]]:
         dealer.setsockopt(zmq.SNDTIMEO, 2000)
         connect(dealer, endpoint, pair)
         yield dealer
+
+
+@contextmanager
+def open_transport(folder: Path, name: str, access: Access = LOCAL) -> Iterator[Transport]:
+    """Open a transport during the block."""
+    transport = Transport(folder, name, access)
+    try:
+        yield transport
+    finally:
+        transport.close()
+
+
+def next_frame(receiver: Transport) -> Received:
+    """Return the next frame that the transport accepts, with its payload and its sender."""
+    deadline = time.monotonic() + WITHIN_S
+    while (received := receiver.receive(100)) is None:
+        assert time.monotonic() < deadline, f"no frame came: {receiver.dropped}"
+    return received

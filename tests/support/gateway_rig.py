@@ -1,5 +1,6 @@
-"""A node around a real gateway process, for its tests: a real hub, actors that reply, and a stage that sends a
-prepared text over the real data plane.
+"""A node around a real gateway process: a real hub, scripted actors, and a stage that sends a prepared text.
+
+The text travels over the real data plane.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import msgspec
 
 from actors.data_dir import open_folder
 from bus.client import BusClient, RequestError
-from bus.hub import Hub
 from bus.messages import (
     DownloadDone,
     DownloadWant,
@@ -42,9 +42,9 @@ from cluster.shard import Shard
 from cluster.topology import NodeRecord, Topology
 from common.config import NodeConfig, write_config
 from models.tokenizer import Tokenizer
-from tests.support.bus import hub_config
+from tests.support.bus import hub_config, hub_of
 from tests.support.models import EOS_TOKEN_ID, write_tokenizer_files
-from tests.support.stage import EPOCH, WITHIN_S, Telling, TextStage
+from tests.support.text_stage import EPOCH, WITHIN_S, Script, TextStage
 
 ROOT = Path(__file__).parent.parent.parent
 NODE_ID = "00112233445566aa"
@@ -73,7 +73,7 @@ defaults = {{ temperature = 0.25, top_p = 0.75 }}
 
 
 def eventually(what: Callable[[], bool], within_s: float = WITHIN_S) -> bool:
-    """Return whether `what` comes true in time."""
+    """Return whether `what` becomes true in time."""
     deadline = time.monotonic() + within_s
     while not what():
         if time.monotonic() > deadline:
@@ -86,14 +86,14 @@ Answers = dict[type[Message], Callable[[Work], Reply]]
 
 
 class ActorThread(threading.Thread):
-    """One actor on the bus that replies to each kind of work with `answers`; it can be held up and can publish."""
+    """One actor on the bus that replies to each kind of work with `answers`; it can delay its replies, and publish."""
 
     def __init__(self, run_dir: Path, name: str, answers: Answers) -> None:
         super().__init__(name=name, daemon=True)
         self.answers = answers
         self.answering = threading.Event()
         self.answering.set()
-        self.heard: list[Message] = []
+        self.received: list[Message] = []
         self._run_dir = run_dir
         self._loop = asyncio.new_event_loop()
         self._bus: BusClient
@@ -133,7 +133,7 @@ class ActorThread(threading.Thread):
             async with asyncio.TaskGroup() as serving:
                 async for envelope in self._bus.deliveries():
                     assert envelope.message is not None
-                    self.heard.append(envelope.message)
+                    self.received.append(envelope.message)
                     serving.create_task(self._reply(envelope))
         finally:
             await self._bus.close()
@@ -164,10 +164,10 @@ class Rig:
     tokenizer: Tokenizer
     instance: Instance
 
-    def tell(self, text: str, *, end: bool = True, **how: object) -> None:
+    def set_script(self, text: str, *, end: bool = True, **how: object) -> None:
         """Have the stage send this text to every session from now on, then the end-of-text token if `end`."""
         tokens = self.tokenizer.encode(text) + [EOS_TOKEN_ID] * end
-        self.stage.telling = Telling(tokens, **how)  # type: ignore[arg-type]  # the fields of Telling
+        self.stage.script = Script(tokens, **how)  # type: ignore[arg-type]  # the fields of Script
 
     def all_closed(self) -> bool:
         """Return whether every session that was opened was closed, each exactly once."""
@@ -189,26 +189,12 @@ def start_gateway(config: NodeConfig, log: Path, module: str = "gateway") -> sub
 
 
 def stop_gateway(process: subprocess.Popen[bytes]) -> int:
-    """End it, and return its exit status."""
+    """Stop the gateway, and return its exit status."""
     process.send_signal(signal.SIGTERM)
     status = process.wait(WITHIN_S)
     assert process.stdin is not None
     process.stdin.close()
     return status
-
-
-@contextmanager
-def running_hub(run_dir: Path) -> Iterator[Hub]:
-    """Run a hub on a thread."""
-    hub, stopped = Hub(hub_config(run_dir, NODE_ID, "rig", cluster="test")), threading.Event()
-    thread = threading.Thread(target=hub.run, args=(stopped.is_set,), daemon=True)
-    thread.start()
-    try:
-        yield hub
-    finally:
-        stopped.set()
-        thread.join(WITHIN_S)
-        hub.close()
 
 
 @contextmanager
@@ -220,7 +206,7 @@ def running_rig(folder: Path, module: str = "gateway", **settings: object) -> It
     config = make_config(run_dir, folder, **settings)
     threads: list[TextStage | ActorThread] = []
     try:
-        with running_hub(run_dir):
+        with hub_of(hub_config(run_dir, NODE_ID, "rig", cluster="test")):
             stage = TextStage(run_dir)
             stage.start()
             threads.append(stage)

@@ -1,0 +1,153 @@
+"""`actors.stage_host`: what an engine has to load. A real hub, with actors of the test."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from actors.node_actor import NodeActor
+from bus.client import BusClient
+from bus.messages import (
+    ActorStart,
+    ActorStarted,
+    ActorStop,
+    DownloadDone,
+    DownloadWant,
+    EngineLoad,
+    Reply,
+    RequestDone,
+    ShardLoad,
+    ShardLoaded,
+    ShardUnload,
+    StageDrain,
+    TopologyGet,
+    TopologyState,
+    Work,
+)
+from cluster.shard import Shard, whole
+from cluster.topology import Topology
+from common.config import NodeConfig
+from engines.engine import MAX_SLOTS
+from models.catalogue import DEFAULT_MODEL, Catalogue
+from tests.support.actors import A, Answers, play
+from tests.support.bus import WITHIN_S, client, described, running_hub
+from tests.support.gateway_rig import CARD as TINY_CARD
+from tests.support.gateway_rig import CONTEXT_LENGTH
+from tests.support.gateway_rig import MODEL as TINY
+
+CARD = Catalogue.load().get(DEFAULT_MODEL)
+OTHER = Catalogue.load().get("smollm2-360m")
+WHOLE = whole(CARD.id, CARD.n_layers)
+PART = Shard(OTHER.id, 0, 1, OTHER.n_layers)
+MEMORY = 1 << 30  # less than is free where tests run
+
+
+class Node:
+    """A running node actor, and the loads that its engines received."""
+
+    def __init__(self, asker: BusClient) -> None:
+        self.loads: list[EngineLoad] = []
+        self.asker = asker
+
+    async def load(self, instance_id: str, shard: Shard) -> EngineLoad:
+        """Have it load a shard; returns what its engine received."""
+        await self.asker.request("node", ShardLoad(instance_id, 1, shard), ShardLoaded, WITHIN_S)
+        return self.loads[-1]
+
+    async def unload(self, instance_id: str) -> None:
+        """Have it end a stage."""
+        await self.asker.request("node", ShardUnload(instance_id, 1), RequestDone, WITHIN_S)
+
+    def load_engine(self, work: Work) -> Reply:
+        """Record a load, and reply as an engine would."""
+        assert isinstance(work, EngineLoad)
+        self.loads.append(work)
+        return ShardLoaded(f"{A}/engine-1", work.engine, ("tcp://127.0.0.1:1",), positions=5)
+
+
+def config(run_dir: Path, **settings: object) -> NodeConfig:
+    """Return the settings of a node whose engine needs no measuring."""
+    fixed: dict[str, object] = {"node_id": A, "name": "ada", "incarnation": 1, "engine": "numpy", "memory": MEMORY}
+    folders = dict.fromkeys(("run_dir", "data_dir", "cache_dir"), str(run_dir))
+    return msgspec.convert({**fixed, **folders, **settings}, NodeConfig)
+
+
+@asynccontextmanager
+async def running_node(run_dir: Path, **settings: object) -> AsyncIterator[Node]:
+    """Run a node actor among actors of the test."""
+    async with AsyncExitStack() as stack:
+        node = Node(await stack.enter_async_context(client(run_dir, A, "asker")))
+        played: dict[str, Answers] = {
+            "topology": {TopologyGet: lambda _: TopologyState(Topology())},
+            "download": {DownloadWant: lambda _: DownloadDone("model", "model")},
+            "supervisor": {ActorStart: lambda _: ActorStarted("engine-1", 1), ActorStop: lambda _: RequestDone()},
+            "engine-1": {EngineLoad: node.load_engine, StageDrain: lambda _: RequestDone()},
+        }
+        tasks = []
+        for name, answers in played.items():
+            bus = await stack.enter_async_context(client(run_dir, A, name))
+            tasks.append(asyncio.create_task(play(bus, answers)))
+        actor = NodeActor(config(run_dir, **settings), BusClient(run_dir, A, "node"))
+        running = asyncio.create_task(actor.run())
+        try:
+            await described(node.asker, lambda state: "node" in [known.name for known in state.actors])
+            yield node
+        finally:
+            actor.stop()
+            await asyncio.wait_for(running, WITHIN_S)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_engine_gets_its_precision_and_half_the_memory() -> None:
+    async def test() -> None:
+        async with running_node(hub.run_dir, precision="exact") as node:
+            sent = await node.load("i", WHOLE)
+        assert sent.kv_bytes == (MEMORY - CARD.shard_bytes(WHOLE)) // 2
+        assert sent.kv_bytes >= CARD.least_kv_bytes(WHOLE)
+        assert (sent.precision, sent.engine, sent.path) == ("exact", "numpy", "model")
+
+    with running_hub(A) as hub:
+        asyncio.run(test())
+
+
+def test_small_model_gets_what_its_slots_use(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with running_node(hub.run_dir, cards_dir=str(tmp_path)) as node:
+            sent = await node.load("i", Shard(TINY, 0, 3, 4))
+        position = 3 * 2 * 2 * 16 * 4  # layers, keys and values, heads, numbers a head, bytes
+        assert sent.kv_bytes == MAX_SLOTS * CONTEXT_LENGTH * position
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "tiny.toml").write_text(TINY_CARD)
+    with running_hub(A) as hub:
+        asyncio.run(test())
+
+
+def test_kv_memory_option_is_the_limit() -> None:
+    async def test() -> None:
+        async with running_node(hub.run_dir, kv_memory=10**6) as node:
+            assert (await node.load("i", WHOLE)).kv_bytes == 10**6
+
+    with running_hub(A) as hub:
+        asyncio.run(test())
+
+
+def test_second_model_leaves_the_first_its_reserved_memory() -> None:
+    async def test() -> None:
+        async with running_node(hub.run_dir) as node:
+            first = (await node.load("i", WHOLE)).kv_bytes
+            beside = (await node.load("j", PART)).kv_bytes
+            await node.unload("i")
+            await node.unload("j")
+            alone = (await node.load("k", PART)).kv_bytes
+        left = MEMORY - OTHER.shard_bytes(PART)
+        assert (beside, alone) == ((left - first) // 2, left // 2)
+
+    with running_hub(A) as hub:
+        asyncio.run(test())

@@ -1,0 +1,101 @@
+"""`actors.topology_actor`: which nodes and instances are in the graph."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from actors.topology_actor import MAX_INSTANCES, TopologyActor, as_seen_from
+from bus.messages import InstanceUp, NodeRecorded, PeerDown, PeerUp, TopologyGet
+from bus.wire import Envelope, new_header
+from cluster.placement import Instance
+from cluster.roles import Role
+from cluster.topology import NodeRecord
+from models.catalogue import DEFAULT_MODEL
+from tests.support.actors import A, config_of, record
+from tests.support.bus import client, new_node, running_hub
+
+
+def record_of(node_id: str, of: str | None = None) -> tuple[NodeRecorded, Envelope]:
+    """Return a record, of the node itself if no other is named, with the envelope in which the node sent it."""
+    message = NodeRecorded(record(of or node_id))
+    return message, Envelope("node.record", new_header(message, f"{node_id}/node"), message)
+
+
+def up(node_id: str, role: Role) -> tuple[PeerUp, Envelope]:
+    message = PeerUp(node_id, "a node", "tcp://127.0.0.1:1", role)
+    return message, Envelope("peer.up", new_header(message, f"{A}/hub"), message)
+
+
+async def graph(actor: TopologyActor) -> set[str]:
+    message = TopologyGet()
+    state = await actor.get(message, Envelope(f"{A}/topology", new_header(message, f"{A}/node"), message))
+    return set(state.topology.node_ids)
+
+
+@pytest.mark.parametrize(("role", "counts"), [(Role.MEMBER, True), (Role.GATEWAY, False), (Role.OBSERVER, False)])
+def test_only_records_of_linked_members_count(role: Role, counts: bool) -> None:
+    other = new_node()
+
+    async def test(run_dir: Path) -> None:
+        async with client(run_dir, A, "topology") as bus:
+            actor = TopologyActor(config_of(run_dir, Role.MEMBER), bus)
+            await actor.recorded(*record_of(other))
+            assert await graph(actor) == set()  # not linked
+            await actor.peer_up(*up(other, role))
+            await actor.recorded(*record_of(other, of="c" * 16))
+            assert await graph(actor) == set()  # not about itself
+            await actor.recorded(*record_of(other))
+            assert await graph(actor) == ({other} if counts else set())
+            down = PeerDown(other, "it left")
+            await actor.peer_down(down, Envelope("peer.down", new_header(down, f"{A}/hub"), down))
+            await actor.recorded(*record_of(other))
+            assert await graph(actor) == set()  # not linked any more
+
+    with running_hub(A) as hub:
+        asyncio.run(test(hub.run_dir))
+
+
+@pytest.mark.parametrize(("role", "counts"), [(Role.MEMBER, True), (Role.GATEWAY, False), (Role.OBSERVER, False)])
+def test_only_members_are_in_their_own_graph(role: Role, counts: bool) -> None:
+    async def test(run_dir: Path) -> None:
+        async with client(run_dir, A, "topology") as bus:
+            actor = TopologyActor(config_of(run_dir, role), bus)
+            await actor.recorded(*record_of(A))
+            assert await graph(actor) == ({A} if counts else set())
+
+    with running_hub(A) as hub:
+        asyncio.run(test(hub.run_dir))
+
+
+@pytest.mark.parametrize(
+    ("machine", "api", "shown"),
+    [
+        ("ours", "http://127.0.0.1:52415", True),
+        ("ours", "http://[::1]:52415", True),
+        ("another", "http://127.0.0.1:52415", False),
+        ("another", "http://[::1]:52415", False),
+        ("another", "http://192.168.1.11:52415", True),
+        ("another", "", True),
+    ],
+)
+def test_loopback_api_is_shown_locally_only(machine: str, api: str, shown: bool) -> None:
+    record = NodeRecord("b" * 16, "bob", 1, 1, api=api, machine=machine)
+    assert as_seen_from("ours", record).api == (api if shown else "")
+
+
+def test_repeated_instances_count_once_and_are_bounded() -> None:
+    async def test(run_dir: Path) -> None:
+        async with client(run_dir, A, "topology") as bus:
+            actor = TopologyActor(config_of(run_dir, Role.MEMBER), bus)
+            for number in (0, *range(MAX_INSTANCES + 1)):
+                up = InstanceUp(Instance(f"i{number}", DEFAULT_MODEL, 1, (), A))
+                await actor.instance_up(up, Envelope("instance.up", new_header(up, f"{A}/node"), up))
+            message = TopologyGet()
+            state = await actor.get(message, Envelope(f"{A}/topology", new_header(message, f"{A}/node"), message))
+            assert [i.instance_id for i in state.instances] == [f"i{n}" for n in range(1, MAX_INSTANCES + 1)]
+
+    with running_hub(A) as hub:
+        asyncio.run(test(hub.run_dir))

@@ -1,0 +1,78 @@
+"""`models.card`: the shipped cards state the true sizes of their models."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import prod
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.shard import Shard, whole
+from models.card import ModelCard
+from models.catalogue import DEFAULT_MODEL, Catalogue
+from models.config import ModelConfig, config_from_hf
+from models.weights.checkpoint import tensor_names, tensor_shape
+from models.weights.reader import open_weights
+from tests.support.models import default_model_path
+
+INTERMEDIATE_SIZES = {
+    "smollm2-135m": 1536,
+    "smollm2-360m": 2560,
+    "smollm2-1.7b": 8192,
+    "llama-3.2-1b": 8192,
+    "llama-3.2-3b": 8192,
+    "tinyllama-1.1b": 5632,
+}
+CARDS = Catalogue.load().cards()
+
+
+def config_of(card: ModelCard) -> ModelConfig:
+    """Make a configuration of the card's own sizes."""
+    return config_from_hf(
+        {
+            "model_type": card.family,
+            "num_hidden_layers": card.n_layers,
+            "hidden_size": card.hidden_size,
+            "num_attention_heads": card.n_heads,
+            "num_key_value_heads": card.n_kv_heads,
+            "head_dim": card.head_dim,
+            "intermediate_size": INTERMEDIATE_SIZES[card.id],
+            "vocab_size": card.vocab_size,
+        },
+        {},
+        card.id,
+    )
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.id)
+def test_bytes_of_a_card_follow_from_its_sizes(card: ModelCard) -> None:
+    config = config_of(card)
+    names = tensor_names(config, Shard(card.id, 1, 2, card.n_layers))
+    assert card.layer_bytes == 4 * sum(prod(tensor_shape(config, name) or ()) for name in names)
+    assert card.embedding_bytes == 4 * card.vocab_size * card.hidden_size
+
+
+def test_default_card_matches_its_file() -> None:
+    card = Catalogue.load().get(DEFAULT_MODEL)
+    path = default_model_path()
+    with open_weights(path) as weights:
+        config = weights.config
+        names = tensor_names(config, whole(card.id, card.n_layers))
+        resident = sum(weights.tensor(name).nbytes for name in names)
+    assert path.stat().st_size == card.size_bytes
+    assert (config.n_layers, config.hidden_size, config.vocab_size) == (30, 576, 49152)
+    assert (config.n_heads, config.n_kv_heads, config.head_dim) == (card.n_heads, card.n_kv_heads, card.head_dim)
+    assert config.context_length == card.context_length
+    assert resident == card.shard_bytes(whole(card.id, card.n_layers)) + 4 * config.hidden_size
+
+
+@given(st.sampled_from(CARDS), st.data())
+def test_bytes_of_tiling_shards_add_up(card: ModelCard, data: st.DataObject) -> None:
+    inner = data.draw(st.sets(st.integers(1, card.n_layers - 1), max_size=4))
+    cuts = [0, *sorted(inner), card.n_layers]
+    parts = [card.shard_bytes(Shard(card.id, start, end, card.n_layers)) for start, end in pairwise(cuts)]
+    all_of_it = card.shard_bytes(whole(card.id, card.n_layers))
+    copied = card.embedding_bytes if inner and card.tied_embedding else 0
+    assert sum(parts) == all_of_it + copied
