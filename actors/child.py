@@ -15,7 +15,7 @@ from bus.process import NAME_VARIABLE, RUN_DIR_VARIABLE
 from common.config import NodeConfig
 from common.python_child import child_environment, module_command
 
-STOP_WITHIN_S = 2.0  # then the process group is killed
+STOP_TIMEOUT_S = 2.0  # then the process group is killed
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -56,7 +56,7 @@ class Child:
         with suppress(ProcessLookupError):
             process.terminate()
         try:
-            await asyncio.wait_for(asyncio.shield(process.wait()), STOP_WITHIN_S)
+            await asyncio.wait_for(asyncio.shield(process.wait()), STOP_TIMEOUT_S)
         except TimeoutError:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -63,7 +63,7 @@ def check_name(name: str) -> str:
 
 
 def open_folder(path: Path) -> DataDir:
-    """Lock a data folder, which is made if need be, and make its run folder. Raises DataDirError."""
+    """Lock a data folder, which is made if it does not exist, and make its run folder. Raises DataDirError."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         _check_private(path, "pass another --data-dir")

@@ -17,7 +17,7 @@ from cluster.failures import FailureCode
 from common.config import NodeConfig
 from common.python_child import child_environment, module_command
 
-MEASURE_WITHIN_S = 90.0
+MEASURE_TIMEOUT_S = 90.0
 MEMORY_STEP = 64 << 20  # bytes; a smaller change of memory is not worth a new record
 
 
@@ -28,11 +28,11 @@ class Device:
         self._config = config
         self._measuring: asyncio.Task[DeviceCapabilities] | None = None
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start to measure."""
         self._measuring = asyncio.create_task(self._measure())
 
-    async def end(self) -> None:
+    async def stop(self) -> None:
         """Stop measuring, and wait until the child has ended."""
         if self._measuring:
             self._measuring.cancel()
@@ -40,7 +40,7 @@ class Device:
 
     async def measured(self) -> DeviceCapabilities:
         """Wait for the measurement. Raises RequestError if no engine works here."""
-        assert self._measuring is not None, "begin() comes first"
+        assert self._measuring is not None, "start() comes first"
         return await asyncio.shield(self._measuring)
 
     def now(self, nodes_here: int) -> DeviceCapabilities:
@@ -74,11 +74,11 @@ class Device:
             env=child_environment(),
         )
         try:
-            async with asyncio.timeout(MEASURE_WITHIN_S):
+            async with asyncio.timeout(MEASURE_TIMEOUT_S):
                 output, errors = await child.communicate()
         except TimeoutError:
             raise RequestError(
-                FailureCode.NO_ENGINE, f"the engines were not measured within {MEASURE_WITHIN_S:g} s; pass --engine"
+                FailureCode.NO_ENGINE, f"the engines were not measured within {MEASURE_TIMEOUT_S:g} s; pass --engine"
             ) from None
         finally:
             with suppress(ProcessLookupError):

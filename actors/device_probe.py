@@ -21,7 +21,7 @@ from common.files import write_atomic
 from common.processor import processor_name
 from engines.precision import Precision
 
-PROBE_WITHIN_S = 20.0
+PROBE_TIMEOUT_S = 20.0
 MATRIX = 1024
 MEASURED_FILE = ".measured-{}.json"  # one for each precision
 
@@ -53,7 +53,7 @@ def _measure(file: Path, fingerprint: str, precision: Precision) -> DeviceCapabi
     from engines.probe import measure
     from engines.registry import ENGINES
 
-    engines = measure(ENGINES, PROBE_WITHIN_S, precision)  # `detail` of the others says why they cannot be used
+    engines = measure(ENGINES, PROBE_TIMEOUT_S, precision)  # `detail` of the others says why they cannot be used
     found = _machine(tuple(sorted(engines, key=lambda engine: (not engine.usable, engine.ms_per_layer or 0.0))))
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(file, msgspec.json.encode(Measured(fingerprint, found)))

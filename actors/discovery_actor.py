@@ -58,7 +58,7 @@ class DiscoveryActor(Actor):
         self._logged: Counter[str] = Counter()
 
     async def started(self) -> None:
-        """Pin the peers named by hand, then announce this node and listen. Raises CannotStart with a sentence."""
+        """Pin the peers of `--peer`, then announce this node and listen. Raises CannotStart with a sentence."""
         try:
             keys = cluster_keys(self._config)
             if keys is None:

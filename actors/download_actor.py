@@ -84,4 +84,4 @@ class _Reports:
 
 
 if __name__ == "__main__":
-    run_actor(DownloadActor, DownloadActor.name, hopeless=CatalogueError)
+    run_actor(DownloadActor, DownloadActor.name, fatal=CatalogueError)

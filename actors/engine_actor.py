@@ -32,7 +32,7 @@ from ring.ring_view import ring_view
 from ring.stage import StageCounts
 from ring.stage_thread import StageThread
 
-LOAD_WITHIN_S = 600.0
+LOAD_TIMEOUT_S = 600.0
 
 
 class EngineActor(DataPlaneActor):
@@ -79,7 +79,7 @@ class EngineActor(DataPlaneActor):
         )
         self._thread.start()
         try:
-            shard = await asyncio.wait_for(asyncio.wrap_future(self._thread.loaded), LOAD_WITHIN_S)
+            shard = await asyncio.wait_for(asyncio.wrap_future(self._thread.loaded), LOAD_TIMEOUT_S)
         except (EngineError, ModelError, OSError, MemoryError) as error:
             raise RequestError(
                 FailureCode.LOAD_FAILED, f"{message.engine} cannot load {message.shard}: {error}"

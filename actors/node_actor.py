@@ -52,8 +52,8 @@ from models.errors import CatalogueError, UnknownModel
 
 logger = logging.getLogger(__name__)
 
-ENSURE_WITHIN_S = 3600.0  # a first download may take that long
-START_WITHIN_S = 10.0
+ENSURE_TIMEOUT_S = 3600.0  # a first download may take that long
+START_TIMEOUT_S = 10.0
 RECORD_EVERY_S = 0.25
 REPEAT_AFTER_S = 2.0
 
@@ -72,7 +72,7 @@ class NodeActor(Actor):
         self._role = own_role(config)
         self._topology = Topology()
         self._instances = Instances()
-        self._placer = Placer(bus, self._instances, RingMemoryWeightedPartitioningStrategy(), self._look)
+        self._placer = Placer(bus, self._instances, RingMemoryWeightedPartitioningStrategy(), self._current_topology)
         self._stages = StageHost(config, bus, self._device)
         self._sequence = 0
         self._published: NodeRecorded | None = None
@@ -80,17 +80,17 @@ class NodeActor(Actor):
         self._endpoint = ""
 
     async def started(self) -> None:
-        """Measure in the background, for only a shard has to wait for it, and learn what is known here."""
-        self._device.begin()
-        self._endpoint = (await self.bus.request("hub", HubDescribe(), HubState, START_WITHIN_S)).endpoint
-        state = await self.bus.request_at_start("topology", TopologyGet(), TopologyState, START_WITHIN_S)
+        """Start the measurement, which only shards wait for, and get the links and instances that this node knows."""
+        self._device.start()
+        self._endpoint = (await self.bus.request("hub", HubDescribe(), HubState, START_TIMEOUT_S)).endpoint
+        state = await self.bus.request_at_start("topology", TopologyGet(), TopologyState, START_TIMEOUT_S)
         self._topology = state.topology
         for instance in state.instances:
             self._instances.mark_up(instance)
 
     async def stopping(self) -> None:
         """End the measuring and the placements that run."""
-        await self._device.end()
+        await self._device.stop()
         await self._placer.stop()
 
     # -- this node's record
@@ -135,13 +135,13 @@ class NodeActor(Actor):
 
     @on(TopologyChanged)
     async def topology_changed(self, message: TopologyChanged, envelope: Envelope) -> None:
-        """Follow the graph as this node's topology actor sees it, and grow rings over nodes that have joined."""
+        """Use the graph as this node's topology actor sees it, and grow rings over nodes that have joined."""
         self._topology = message.topology
         self._grow_rings()
 
     @on(NodeRecorded)
     async def recorded(self, message: NodeRecorded, envelope: Envelope) -> None:
-        """Follow what another node placed; this node may be the one to grow it."""
+        """Update what another node placed, and grow the rings that this node is the placer of now."""
         if envelope.node not in (self.bus.node_id, ""):
             self._instances.reconcile(envelope.node, message.instances)
             self._grow_rings()
@@ -160,9 +160,9 @@ class NodeActor(Actor):
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
         """Declare every instance down that had a stage on the lost node, and end what it had begun to place."""
-        for instance in self._instances.with_node(message.node_id):
+        for instance in self._instances.on_node(message.node_id):
             await self._declare_down(instance, f"node {message.node_id} is gone ({message.reason})")
-        await self._stages.placer_lost(message.node_id, lambda instance_id: bool(self._instances.with_id(instance_id)))
+        await self._stages.placer_lost(message.node_id, lambda instance_id: bool(self._instances.get(instance_id)))
 
     @on(ActorDown)
     async def actor_down(self, message: ActorDown, envelope: Envelope) -> None:
@@ -170,7 +170,7 @@ class NodeActor(Actor):
         if envelope.node != self.bus.node_id:
             return
         for instance_id in self._stages.engine_ended(message.name):
-            if instance := self._instances.with_id(instance_id):
+            if instance := self._instances.get(instance_id):
                 await self._declare_down(instance, f"{message.name} on {self._config.name} ended ({message.reason})")
 
     async def _declare_down(self, instance: Instance, reason: str) -> None:
@@ -183,14 +183,14 @@ class NodeActor(Actor):
 
     @on(InstanceEnsure)
     async def ensure(self, message: InstanceEnsure, envelope: Envelope) -> InstanceReady:
-        """Return a standing instance, placed now if need be.
+        """Return a standing instance, placed now if there is none.
 
         Another node's request is not passed on again: two nodes may see different members for a moment.
         """
         card = self._card(message.model_id)
         placer = placer_of(card.id, self._members())
         if placer != self.bus.node_id and envelope.node == self.bus.node_id:
-            return await self.bus.request(f"{placer}/node", InstanceEnsure(card.id), InstanceReady, ENSURE_WITHIN_S)
+            return await self.bus.request(f"{placer}/node", InstanceEnsure(card.id), InstanceReady, ENSURE_TIMEOUT_S)
         return InstanceReady(await self._placer.ensure(card))
 
     def _grow_rings(self) -> None:
@@ -213,11 +213,12 @@ class NodeActor(Actor):
         members = {*self._topology.node_ids, *([self.bus.node_id] if self._role is Role.MEMBER else [])}
         if not members:
             raise RequestError(
-                FailureCode.NO_MEMBER, f"no member of cluster {self._config.cluster} is linked to this gateway yet"
+                FailureCode.NO_MEMBER,
+                f"no member of cluster {self._config.cluster} is linked to this gateway yet; try again in a moment",
             )
         return members
 
-    async def _look(self) -> Topology:
+    async def _current_topology(self) -> Topology:
         """Return the topology with this node's record as of now, so that what was just unloaded counts."""
         await self._device.measured()
         return self._topology.with_node(self._own_record().record)
@@ -258,4 +259,4 @@ def _nearly_equal(one: NodeRecorded, other: NodeRecorded) -> bool:
 
 
 if __name__ == "__main__":
-    run_actor(NodeActor, NodeActor.name, hopeless=CatalogueError)
+    run_actor(NodeActor, NodeActor.name, fatal=CatalogueError)

@@ -36,28 +36,28 @@ from models.card import ModelCard
 
 logger = logging.getLogger(__name__)
 
-LOAD_WITHIN_S = 3600.0  # a first download may take that long
-DRAIN_WITHIN_S = 600.0
-JOIN_WITHIN_S = 10.0
-STOP_WITHIN_S = 1.0  # for requests to unload to leave; other actors of this node may have ended
+LOAD_TIMEOUT_S = 3600.0  # a first download may take that long
+DRAIN_TIMEOUT_S = 600.0
+JOIN_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 1.0  # for requests to unload to leave; other actors of this node may have ended
 SETTLE_S = 3.0  # by then every node's record shows the memory that an unloaded stage has freed
 GROW_AGAIN_S = 300.0  # after a failed attempt to grow a ring to the same nodes
 
 
 class Placer:
-    """Places models, one placement of a model at a time. `look` returns the topology as it is now."""
+    """Places models, one placement of a model at a time. `current_topology` returns the topology as it is now."""
 
     def __init__(
         self,
         bus: BusClient,
         instances: Instances,
         strategy: PartitioningStrategy,
-        look: Callable[[], Awaitable[Topology]],
+        current_topology: Callable[[], Awaitable[Topology]],
     ) -> None:
         self._bus = bus
         self._instances = instances
         self._strategy = strategy
-        self._look = look
+        self._current_topology = current_topology
         self._locks: dict[str, asyncio.Lock] = {}
         self._growing: dict[str, asyncio.Task[None]] = {}
         self._attempts: dict[
@@ -75,7 +75,7 @@ class Placer:
             if held := self._instances.newest(card.id):
                 return held
             try:
-                stages = self._plan(card, await self._look())
+                stages = self._plan(card, await self._current_topology())
             except DoesNotFit as error:
                 raise RequestError(FailureCode.INSUFFICIENT_MEMORY, str(error)) from None
             return await self._place(card, stages)
@@ -98,17 +98,17 @@ class Placer:
         return True
 
     async def stop(self) -> None:
-        """Give up what grows; what was loaded for it is unloaded."""
+        """Cancel the growth of all rings; shards that were loaded for it are unloaded."""
         for task in (tasks := list(self._growing.values())):
             task.cancel()
         if tasks:
-            await asyncio.wait(tasks, timeout=STOP_WITHIN_S)
+            await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
 
     async def _grow(self, card: ModelCard) -> None:
         """Place a larger ring, if one is still wanted once the topology is known, and end all older instances."""
         async with self._lock(card):
             try:
-                topology = await self._look()
+                topology = await self._current_topology()
                 held = self._instances.newest(card.id)
                 if held and (wanted := self._larger_ring(card, topology, held)):
                     self._attempts[card.id] = wanted, time.monotonic()
@@ -135,7 +135,7 @@ class Placer:
         if len(stages) <= len(held.stages):
             await self._retire(held)
             await asyncio.sleep(SETTLE_S)
-            stages = self._plan_or_repeat(card, await self._look(), held)
+            stages = self._plan_or_repeat(card, await self._current_topology(), held)
         return await self._place(card, stages)
 
     def _plan(self, card: ModelCard, topology: Topology) -> tuple[PlacedStage, ...]:
@@ -162,7 +162,7 @@ class Placer:
             results = await asyncio.gather(*loads, return_exceptions=True)
             instance = msgspec.structs.replace(planned, stages=_all_loaded(results))
             join = StageJoin(instance)
-            joins = [self._bus.request(stage.actor, join, RequestDone, JOIN_WITHIN_S) for stage in instance.stages]
+            joins = [self._bus.request(stage.actor, join, RequestDone, JOIN_TIMEOUT_S) for stage in instance.stages]
             await asyncio.gather(*joins)
         except BaseException as error:  # a cancellation, too, may come when some members have loaded and some have not
             await asyncio.shield(self._unload(planned))
@@ -175,7 +175,7 @@ class Placer:
 
     async def _load(self, stage: PlacedStage, instance_id: str, epoch: int) -> PlacedStage:
         work = ShardLoad(instance_id, epoch, stage.shard)
-        loaded = await self._bus.request(f"{stage.node_id}/node", work, ShardLoaded, LOAD_WITHIN_S)
+        loaded = await self._bus.request(f"{stage.node_id}/node", work, ShardLoaded, LOAD_TIMEOUT_S)
         _check_own(stage.node_id, loaded)
         return PlacedStage(
             stage.node_id,
@@ -201,7 +201,7 @@ class Placer:
     async def _unload_stage(self, instance: Instance, stage: PlacedStage) -> None:
         work = ShardUnload(instance.instance_id, instance.epoch)
         try:
-            await self._bus.request(f"{stage.node_id}/node", work, RequestDone, DRAIN_WITHIN_S)
+            await self._bus.request(f"{stage.node_id}/node", work, RequestDone, DRAIN_TIMEOUT_S)
         except RequestError as error:
             logger.warning("%s could not be unloaded: %s", stage.shard, error.message)
 

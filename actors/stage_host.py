@@ -27,10 +27,10 @@ from common.config import NodeConfig
 from engines.engine import MAX_SLOTS
 from models.card import ModelCard
 
-LOAD_WITHIN_S = 3600.0  # a first download may take that long
-DRAIN_WITHIN_S = 600.0
-ENGINE_WITHIN_S = 30.0
-STOP_WITHIN_S = 10.0
+LOAD_TIMEOUT_S = 3600.0  # a first download may take that long
+DRAIN_TIMEOUT_S = 600.0
+ENGINE_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 10.0
 
 
 class StageHost:
@@ -69,7 +69,7 @@ class StageHost:
         try:
             kv_bytes = self._reserve(work, card, self._device.now(nodes_here).memory_available)
             load = EngineLoad(engine_name, work.epoch, work.shard, files, kv_bytes, self._config.precision)
-            loaded = await self._bus.request(engine, load, ShardLoaded, LOAD_WITHIN_S)
+            loaded = await self._bus.request(engine, load, ShardLoaded, LOAD_TIMEOUT_S)
             if work.instance_id not in self._placers:
                 raise RequestError(FailureCode.UNREACHABLE, f"the node that requested {work.shard} is gone")
         except BaseException:
@@ -85,7 +85,7 @@ class StageHost:
         """
         async with self._draining.setdefault(instance_id, asyncio.Lock()):
             if engine := self._engines.get(instance_id):
-                await self._bus.request(engine, StageDrain(), RequestDone, DRAIN_WITHIN_S)
+                await self._bus.request(engine, StageDrain(), RequestDone, DRAIN_TIMEOUT_S)
                 await self.end(instance_id)
         self._draining.pop(instance_id, None)
 
@@ -123,9 +123,9 @@ class StageHost:
     async def _fetch_and_start(self, work: ShardLoad, threads: int) -> tuple[str, str]:
         """Return the path of a shard's files and the name of a fresh engine; if the files fail, the engine ends."""
         want, start = DownloadWant(work.shard.model_id, work.shard), ActorStart(threads)
-        starting = asyncio.create_task(self._bus.request("supervisor", start, ActorStarted, ENGINE_WITHIN_S))
+        starting = asyncio.create_task(self._bus.request("supervisor", start, ActorStarted, ENGINE_TIMEOUT_S))
         try:
-            files = await self._bus.request("download", want, DownloadDone, LOAD_WITHIN_S)
+            files = await self._bus.request("download", want, DownloadDone, LOAD_TIMEOUT_S)
             return files.path, (await asyncio.shield(starting)).name
         except BaseException:
             await asyncio.shield(self._stop_unused(starting))
@@ -142,4 +142,4 @@ class StageHost:
         return self._engines.pop(instance_id, None)
 
     async def _stop_engine(self, engine: str) -> None:
-        await self._bus.request("supervisor", ActorStop(engine), RequestDone, STOP_WITHIN_S)
+        await self._bus.request("supervisor", ActorStop(engine), RequestDone, STOP_TIMEOUT_S)

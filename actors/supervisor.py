@@ -38,7 +38,7 @@ from bus.messages import (
     PeerUp,
     RequestDone,
 )
-from bus.net.endpoints import address_of
+from bus.net.endpoints import address_of, port_of
 from bus.process import CANNOT_START, allow_many_files
 from bus.wire import Envelope
 from cluster.capabilities import DeviceCapabilities
@@ -58,7 +58,7 @@ ACTORS = {
     "download": "actors.download_actor",
 }
 ENGINE = "actors.engine_actor"
-START_WITHIN_S = 15.0
+START_TIMEOUT_S = 15.0
 REPEAT_REFUSAL_AFTER_S = 60.0
 
 
@@ -112,7 +112,7 @@ class Supervisor(Actor):
                 self._add(name, module)
 
     async def stopping(self) -> None:
-        """Stop the actors first and the hub last, so that their last messages get out."""
+        """Stop the actors first and the hub last, so that their last messages are delivered."""
         for run in self._runs.values():
             run.cancel()
         hub = self._children.pop("hub", None)
@@ -139,7 +139,7 @@ class Supervisor(Actor):
 
     @on(ActorUp)
     async def actor_up(self, message: ActorUp, envelope: Envelope) -> None:
-        """Note that a child of ours is on the bus."""
+        """Record that a child process is registered with the hub."""
         child = self._children.get(message.name)
         if child and not child.registered.done():
             child.registered.set_result(message.pid)
@@ -174,7 +174,7 @@ class Supervisor(Actor):
 
     @on(PeerRefused)
     async def peer_refused(self, message: PeerRefused, envelope: Envelope) -> None:
-        """Show a refusal. Strangers can cause them, so the same sentence appears once a minute at most."""
+        """Show a refusal. Any machine can cause them, so the same sentence appears once a minute at most."""
         if self._refusals.pass_on(message.message, time.monotonic()) is not None:
             self._screen.event(message.message)
 
@@ -258,16 +258,16 @@ class Supervisor(Actor):
         return f"exit status {status}, see {self._folder.logs / name}.log"
 
     async def _hub_ready(self) -> HubState:
-        """Wait until the hub answers. Raises NodeFailed if it ends for good, or takes too long."""
-        deadline = time.monotonic() + START_WITHIN_S
+        """Wait until the hub answers. Raises NodeFailed if it is given up, or takes too long."""
+        deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and not self.failure:
             with suppress(RequestError):
                 return await self.bus.request("hub", HubDescribe(), HubState, 0.25)
-        raise NodeFailed(self.failure or f"the hub did not start within {START_WITHIN_S:g} s; see {self._folder.logs}")
+        raise NodeFailed(self.failure or f"the hub did not start within {START_TIMEOUT_S:g} s; see {self._folder.logs}")
 
     def _keep_ports(self, hub: HubState) -> None:
         """Write the hub's ports into the settings, so that a restarted hub takes the same: other nodes know them."""
-        bus_port, join_port = _port(address_of(hub.endpoint)), _port(hub.join_endpoint)
+        bus_port, join_port = port_of(hub.endpoint), port_of(hub.join_endpoint)
         config = self._config
         self._config = msgspec.structs.replace(
             config, bus_port=bus_port or config.bus_port, join_port=join_port or config.join_port
@@ -277,17 +277,12 @@ class Supervisor(Actor):
     async def _registered(self, child: Child) -> int:
         """Wait until the hub knows a child; return its process id. Raises RequestError if it ends or is too slow."""
         registered_or_ended: list[asyncio.Future[int] | asyncio.Task[None]] = [child.registered, self._runs[child.name]]
-        await asyncio.wait(registered_or_ended, timeout=START_WITHIN_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(registered_or_ended, timeout=START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         if child.registered.done():
             return child.registered.result()
         raise RequestError(
             FailureCode.INTERNAL, f"{child.name} did not start; see {self._folder.logs / child.name}.log"
         )
-
-
-def _port(address: str) -> int:
-    """Return the port of a tcp address, or 0 for an empty one."""
-    return int(address.rpartition(":")[2] or 0)
 
 
 async def run_node(config: NodeConfig, folder: DataDir, screen: Screen) -> str:

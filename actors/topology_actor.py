@@ -35,7 +35,7 @@ from cluster.roles import Role
 from cluster.topology import Link, NodeRecord, Topology
 from common.config import NodeConfig, is_loopback
 
-MOST_INSTANCES = 256  # that one node placed; its next record lists those that stand
+MAX_INSTANCES = 256  # that one node placed; its next record lists those that stand
 PROBES = 3  # the fastest of them counts: the others waited in some queue
 
 
@@ -86,7 +86,7 @@ class TopologyActor(Actor):
         """Add an instance at once; the next record of its placer repeats it."""
         known = self._instances.get(envelope.node, ())
         others = [instance for instance in known if instance.instance_id != message.instance.instance_id]
-        self._instances[envelope.node] = (*others, message.instance)[-MOST_INSTANCES:]
+        self._instances[envelope.node] = (*others, message.instance)[-MAX_INSTANCES:]
 
     @on(InstanceDown)
     async def instance_down(self, message: InstanceDown, envelope: Envelope) -> None:

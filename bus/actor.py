@@ -7,6 +7,7 @@ start, the connection to the hub) it ends the process, and the supervisor restar
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import signal
 from collections.abc import Awaitable, Callable
@@ -99,7 +100,9 @@ class Actor:
 
     async def _serve_until_stopped(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            timers = [method for method in _methods(self) if hasattr(method, "every")]
+            timers = [
+                getattr(self, name) for name, method in inspect.getmembers(type(self)) if hasattr(method, "every")
+            ]
             loops = [
                 tasks.create_task(self.bus.failed()),
                 tasks.create_task(self._serve(tasks)),
@@ -167,10 +170,6 @@ class Actor:
 
     def _unsupported(self, kind: str) -> tuple[FailureCode, str]:
         return FailureCode.UNSUPPORTED, f"{self.bus.address} does not serve {kind}"
-
-
-def _methods(actor: Actor) -> list[Callable[[], Awaitable[None]]]:
-    return [getattr(actor, name) for name in dir(type(actor)) if callable(getattr(type(actor), name))]
 
 
 async def _repeat(method: Callable[[], Awaitable[None]]) -> None:

@@ -1,7 +1,7 @@
 """The connection of an actor to the hub of its node: publish facts, send work, and await replies.
 
 It handles envelopes, headers and replies; what other messages mean is known to the actor. Its sockets belong to the
-asyncio loop that called `start`. Queues are bounded and every wait has a deadline.
+asyncio loop that called `start`. Queues are bounded and every wait has a timeout.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class _Pending(NamedTuple):
 
 
 class BusClient:
-    """One actor's connection, to the hub of its node. `dropped` counts what was not taken or not sent, by reason."""
+    """One actor's connection to the hub of its node. `dropped` counts what was not accepted or not sent, by reason."""
 
     def __init__(self, run_dir: Path, node_id: str, name: str) -> None:
         self.node_id = node_id
@@ -136,16 +136,16 @@ class BusClient:
         with suppress(zmq.Again):
             self._publisher.send_multipart(frames, zmq.DONTWAIT)
 
-    async def send(self, to: str, message: Work | Reply, *, cause: str = "", deadline_s: float = 5.0) -> str:
+    async def send(self, to: str, message: Work | Reply, *, cause: str = "", timeout_s: float = 5.0) -> str:
         """Send to an address, which may omit this node's id, and return the message's id.
 
         Raises RequestError: `timeout` if the hub does not accept it in time, `unsendable` if no receiver would.
         """
         header, frames = self._encode(to, message, cause)
-        await self._push(frames, deadline_s)
+        await self._push(frames, timeout_s)
         return header.id
 
-    async def request(self, to: str, work: Work, expects: type[R], deadline_s: float) -> R:
+    async def request(self, to: str, work: Work, expects: type[R], timeout_s: float) -> R:
         """Send work and return the reply. Raises RequestError: the failure in the reply, `timeout` or `undeliverable`.
 
         A request that is cancelled or times out here is cancelled there.
@@ -154,13 +154,13 @@ class BusClient:
         future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._pending[header.id] = _Pending(self._full(to), future)
         try:
-            async with asyncio.timeout(deadline_s):
-                await self._push(frames, deadline_s)
+            async with asyncio.timeout(timeout_s):
+                await self._push(frames, timeout_s)
                 reply = await future
         except TimeoutError:
             await self._cancel(to, header.id)
             raise RequestError(
-                FailureCode.TIMEOUT, f"{to} did not answer {header.kind} within {deadline_s:g} s"
+                FailureCode.TIMEOUT, f"{to} did not answer {header.kind} within {timeout_s:g} s"
             ) from None
         except asyncio.CancelledError:
             await asyncio.shield(self._cancel(to, header.id))
@@ -174,12 +174,12 @@ class BusClient:
             raise RequestError(FailureCode.UNEXPECTED, f"{to} answered {kind}, which does not fit {header.kind}")
         return reply
 
-    async def request_at_start(self, to: str, work: Work, expects: type[R], deadline_s: float) -> R:
+    async def request_at_start(self, to: str, work: Work, expects: type[R], timeout_s: float) -> R:
         """Like `request`, to an actor that may still be starting: repeated while it cannot be delivered."""
-        deadline = time.monotonic() + deadline_s
+        deadline = time.monotonic() + timeout_s
         while True:
             try:
-                return await self.request(to, work, expects, deadline_s)
+                return await self.request(to, work, expects, timeout_s)
             except RequestError as error:
                 if error.code != FailureCode.UNDELIVERABLE or time.monotonic() > deadline:
                     raise
@@ -216,18 +216,18 @@ class BusClient:
         except WireError as error:
             raise RequestError(FailureCode.UNSENDABLE, f"{header.kind} cannot be sent to {to}: {error}") from None
 
-    async def _push(self, frames: list[bytes], deadline_s: float) -> None:
+    async def _push(self, frames: list[bytes], timeout_s: float) -> None:
         try:
-            async with asyncio.timeout(deadline_s):
+            async with asyncio.timeout(timeout_s):
                 await self._dealer.send_multipart(frames)
         except TimeoutError:
             raise RequestError(
-                FailureCode.TIMEOUT, f"the hub of this node accepted no message for {deadline_s:g} s"
+                FailureCode.TIMEOUT, f"the hub of this node accepted no message for {timeout_s:g} s"
             ) from None
 
     async def _cancel(self, to: str, request: str) -> None:
         with suppress(RequestError):
-            await self.send(to, RequestCancel(request), deadline_s=1.0)
+            await self.send(to, RequestCancel(request), timeout_s=1.0)
 
     def _hello(self) -> list[bytes]:
         return self._encode(HUB, ActorHello(self.name, os.getpid()))[1]
@@ -292,7 +292,7 @@ class BusClient:
                 self._fail_pending(lambda to: to == lost, f"actor {lost}", reason)
 
     def _resolve(self, envelope: Envelope, reply: Reply) -> None:
-        """Hand a reply to its request. Only the node that was asked may reply, and our hub, if it cannot deliver."""
+        """Pass a reply to its request. Only the node that was asked may reply, or our hub if it cannot deliver."""
         pending = self._pending.get(envelope.header.cause)
         if pending is None or pending.reply.done():
             return

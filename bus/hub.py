@@ -170,7 +170,10 @@ class Hub:
             self._refuse(header, FailureCode.UNDELIVERABLE, why)
 
     def _refuse(self, header: Header, code: FailureCode, why: str) -> None:
-        """Tell the sender of some work why it failed. A reply is never answered, or two hubs might do so for ever."""
+        """Reply to some work with the reason why it failed.
+
+        A reply is never answered, or two hubs might do so for ever.
+        """
         if not header.cause:
             self._reply(header, RequestFailed(code, why))
 

@@ -52,7 +52,7 @@ def log_to(handler: logging.Handler, name: str) -> None:
 
 
 def allow_many_files() -> None:
-    """Raise the limit of open files as far as the system grants, so that strangers' connections cannot use them up."""
+    """Raise the limit of open files as far as the system grants, so that foreign connections cannot use them up."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in (most, _MACOS_FILES):
         with suppress(OSError, ValueError):  # macOS reports no limit, and accepts 10,240
@@ -73,12 +73,10 @@ def _die_with_supervisor() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def run_actor(
-    make: Callable[[NodeConfig, BusClient], Actor], name: str, hopeless: type[Exception] = CannotStart
-) -> None:
+def run_actor(make: Callable[[NodeConfig, BusClient], Actor], name: str, fatal: type[Exception] = CannotStart) -> None:
     """Run one actor until it is stopped. On CannotStart, log its message and exit with status CANNOT_START.
 
-    `hopeless` is an exception of a lower package that means the same for this actor.
+    `fatal` is another exception after which this actor cannot start either.
     """
     config = begin(name)
 
@@ -88,6 +86,6 @@ def run_actor(
 
     try:
         asyncio.run(main())
-    except (CannotStart, hopeless) as error:
+    except (CannotStart, fatal) as error:
         logging.getLogger(name).error("%s", error)
         raise SystemExit(CANNOT_START) from None

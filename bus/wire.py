@@ -97,7 +97,7 @@ def decode_header(frames: Sequence[bytes]) -> Header:
     if not (texts.isascii() and texts.isprintable()):
         raise WireError("header", "it has other characters than printable ASCII")
     if header.version != VERSION:
-        raise WireError("version", f"we speak {VERSION}, {header.sender} speaks {header.version}")
+        raise WireError("version", f"{header.sender} has version {header.version}, this node has {VERSION}")
     return header
 
 

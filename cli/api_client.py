@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import httpx
 
-CONNECT_WITHIN_S = 5.0
-ANSWER_WITHIN_S = 3600.0  # a first download may come before the answer
-MOST_BYTES = 64 << 20  # of a JSON answer, or of one line of a stream
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 3600.0  # a first download may come before the answer
+MAX_BYTES = 64 << 20  # of a JSON answer, or of one line of a stream
 
 
 class Api(NamedTuple):
@@ -65,17 +65,17 @@ def stream(api: Api, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, A
                 if "error" in chunk:
                     raise ApiRefused(str(chunk["error"].get("message", "the answer failed")))
                 yield chunk
-    raise ApiRefused("the answer broke off; the node's logs say more")
+    raise ApiRefused("the answer ended too early; look into the logs of the node")
 
 
 @contextmanager
 def _response(api: Api, method: str, path: str, body: Mapping[str, Any] | None) -> Iterator[httpx.Response]:
     import httpx
 
-    timeout = httpx.Timeout(ANSWER_WITHIN_S, connect=CONNECT_WITHIN_S)
+    timeout = httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     data = None if body is None else json.dumps(body).encode()
     try:
-        # neither a proxy nor ~/.netrc: a node is in the same network, and its key is nobody else's
+        # neither a proxy nor ~/.netrc: a node is in the same network, and no other host may get its key
         with (
             httpx.Client(timeout=timeout, trust_env=False) as client,
             client.stream(method, api.url + path, content=data, headers=api.headers) as response,
@@ -99,7 +99,7 @@ def _lines(response: httpx.Response) -> Iterator[bytes]:
     for data in response.iter_bytes():
         *lines, rest = (rest + data).split(b"\n")
         yield from (line.rstrip(b"\r") for line in lines)
-        if len(rest) > MOST_BYTES:
+        if len(rest) > MAX_BYTES:
             raise ApiRefused("a line of the answer is too long; is this the address of a node?")
 
 
@@ -107,14 +107,14 @@ def _body(response: httpx.Response) -> bytes:
     body = bytearray()
     for data in response.iter_bytes():
         body += data
-        if len(body) > MOST_BYTES:
+        if len(body) > MAX_BYTES:
             raise ApiRefused("the answer is too long; is this the address of a node?")
     return bytes(body)
 
 
 def _key_refused(api: Api) -> str:
     if api.key:
-        return f"the gateway at {api.url} does not know this API key; pass another --api-key, or set EXOBUS_API_KEY"
+        return f"the gateway at {api.url} does not accept this API key; pass another --api-key, or set EXOBUS_API_KEY"
     return f"the gateway at {api.url} needs an API key; pass --api-key, or set EXOBUS_API_KEY"
 
 

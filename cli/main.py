@@ -1,4 +1,4 @@
-"""The root of the command line. Imports only typer, so that `exobus --help` is there at once."""
+"""The root of the command line. Imports only typer, so that `exobus --help` responds at once."""
 
 from __future__ import annotations
 

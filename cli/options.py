@@ -18,7 +18,7 @@ USAGE = 2
 UNREACHABLE = 3
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
-OTHER_NAMES = {  # what users of similar programs type, and the command of ours that does it
+OTHER_NAMES = {  # what users of similar programs type, and the exobus command that does it
     "chat": "exobus run MODEL",
     "help": "exobus --help",
     "list": "exobus models ls",
@@ -53,7 +53,7 @@ NodeOption = Annotated[
 
 
 class CommandGroup(TyperGroup):
-    """A group of commands that suggests one of ours for a name that other programs use."""
+    """A group of commands that suggests the exobus command for a name that other programs use."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Find the command. If there is none, fail with the command to use instead, if that is known."""

@@ -27,7 +27,7 @@ def run(
         list[str] | None, typer.Argument(help="The question; piped text is added to it.", show_default="standard input")
     ] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of the answer.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Maximum number of tokens of the answer.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answer.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="Print speed and counts afterwards.")] = False,

@@ -31,7 +31,7 @@ class Instances:
         self._down[instance_id] = None
 
     def reconcile(self, placer: str, instances: Iterable[Instance]) -> None:
-        """Follow a placer's own list: an instance of its that the list does not name is down."""
+        """Apply a placer's own list: each other instance that it placed is down."""
         named = {instance.instance_id: instance for instance in instances if instance.placer == placer}
         for instance in self.placed_by(placer):
             if instance.instance_id not in named:
@@ -48,11 +48,11 @@ class Instances:
         newest = self.newest(model_id)
         return tuple(instance for instance in self._of_model(model_id) if instance != newest)
 
-    def with_id(self, instance_id: str) -> Instance | None:
-        """Return the standing instance of this id."""
+    def get(self, instance_id: str) -> Instance | None:
+        """Return the standing instance of this id, or None."""
         return self._standing.get(instance_id)
 
-    def with_node(self, node_id: str) -> tuple[Instance, ...]:
+    def on_node(self, node_id: str) -> tuple[Instance, ...]:
         """Return the instances that have a stage on a node."""
         return tuple(instance for instance in self._standing.values() if node_id in instance.node_ids)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 PARTS = 2
-"""A stage gets one part in so many of the memory that its weights leave. The rest is for arrays of its engine and for
-other models.
+"""A stage gets one of this many equal parts of the memory that its weights leave. The rest is for arrays of its engine
+and for other models.
 """
 
 

@@ -70,7 +70,9 @@ class Membership:
             )
         if known and known.status is MemberStatus.REVOKED:
             raise JoinRefused(
-                FailureCode.REVOKED, f"the key of {name} ({node_id}) was revoked in cluster {self.cluster}"
+                FailureCode.REVOKED,
+                f"the key of {name} ({node_id}) was revoked in cluster {self.cluster}; "
+                f"`exobus cluster approve {node_id}` approves it again",
             )
         status = known.status if known else MemberStatus.PENDING if self.strict else MemberStatus.APPROVED
         return self._with(Member(node_id, name, key, role, status))

@@ -10,14 +10,14 @@ from msgspec import Meta
 from cluster.failures import FailureCode
 from cluster.sampling import SamplingParams
 
-MOST_DRAFTS = 8  # more rows than that cost a pass of their own
-MOST_PROMPT = 1 << 18  # tokens; an opening with so many is nearly as large as a frame may be
-MOST_TOKENS = 1 << 30  # together with the prompt still a position of 32 bits
-MOST_BLOCKS = 1 << 17  # numbers of stored prefix blocks
-LONGEST_FAILURE = 4096  # characters
+MAX_DRAFTS = 8  # more rows than that cost a pass of their own
+MAX_PROMPT = 1 << 18  # tokens; an opening with that many is nearly as large as a frame may be
+MAX_TOKENS = 1 << 30  # together with the prompt still a position of 32 bits
+MAX_BLOCKS = 1 << 17  # numbers of stored prefix blocks
+MAX_FAILURE = 4096  # characters
 
 TokenId = Annotated[int, Meta(ge=0, lt=1 << 31)]
-BlockNumbers = Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=MOST_BLOCKS)]
+BlockNumbers = Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(max_length=MAX_BLOCKS)]
 Endpoints = Annotated[tuple[Annotated[str, Meta(max_length=256)], ...], Meta(max_length=8)]
 
 
@@ -32,13 +32,13 @@ class Opening(msgspec.Struct, frozen=True):
     stored prefix blocks; the first stage sets them for the others.
     """
 
-    prompt: Annotated[tuple[TokenId, ...], Meta(max_length=MOST_PROMPT)]
-    first_position: Annotated[int, Meta(ge=1, le=MOST_PROMPT)]
-    max_tokens: Annotated[int, Meta(ge=1, le=MOST_TOKENS)]
+    prompt: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_PROMPT)]
+    first_position: Annotated[int, Meta(ge=1, le=MAX_PROMPT)]
+    max_tokens: Annotated[int, Meta(ge=1, le=MAX_TOKENS)]
     eos: Annotated[frozenset[TokenId], Meta(max_length=256)]
     sampling: SamplingParams
     reply_to: Endpoints
-    drafts: Annotated[int, Meta(ge=0, le=255)] = MOST_DRAFTS
+    drafts: Annotated[int, Meta(ge=0, le=255)] = MAX_DRAFTS
     reuse: BlockNumbers = ()
     drop: BlockNumbers = ()
 
@@ -55,7 +55,7 @@ class Opening(msgspec.Struct, frozen=True):
             )
 
     def finish_reason(self, token: int, index: int) -> str:
-        """Return `stop`, `length`, or "" if the generation goes on after this token.
+        """Return `stop`, `length`, or "" if the generation continues after this token.
 
         `index` counts the tokens of this opening from 0, which stands at `first_position`.
         """
@@ -68,5 +68,5 @@ class SessionFailure(msgspec.Struct, frozen=True):
     """Why a stage ended a session: a code, a sentence, and in how many seconds to try again (0: no advice)."""
 
     code: FailureCode
-    message: Annotated[str, Meta(max_length=LONGEST_FAILURE)]
+    message: Annotated[str, Meta(max_length=MAX_FAILURE)]
     retry_after_s: Annotated[int, Meta(ge=0, le=3600)] = 0

@@ -37,7 +37,7 @@ def read_private(path: Path, most: int = 4096) -> str:
 
 
 def write_private(path: Path, line: str) -> None:
-    """Write one line to a file of mode 0600, atomically; its folder is made if need be. Raises PrivateFileError."""
+    """Write one line to a file of mode 0600, atomically, and make its folder if need be. Raises PrivateFileError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomic(path, line + "\n", 0o600)

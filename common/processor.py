@@ -10,7 +10,7 @@ _FIELDS = ("model name", "Hardware", "Model")  # of /proc/cpuinfo, on x86 and on
 
 
 def processor_name() -> str:
-    """Return the processor's name from /proc/cpuinfo, or what Python knows where there is no such file."""
+    """Return the processor's name from /proc/cpuinfo, or what Python knows if there is no such file."""
     try:
         lines = CPUINFO.read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Rate limits by key, in bounded memory. Pure except for the logger: the caller passes the time, in seconds.
+"""Rate limits by key, in bounded memory. The caller passes the time in seconds; only `RateLimitedLogger` has a clock.
 
 `TokenBuckets` limits how often each key may do something; `RateLimit` lets one event of a key pass in each interval and
 counts the others, which `RateLimitedLogger` uses for log lines that another machine can cause.

@@ -41,7 +41,7 @@ class Candidate:
 class Candidates:
     """Candidates by join endpoint, and the linked nodes with the time of each link. `node_id` is our own.
 
-    `dropped` counts beacons that were not taken in, by reason.
+    `dropped` counts beacons that were not accepted, by reason.
     """
 
     node_id: str

@@ -54,7 +54,7 @@ class ShardModel(Protocol[CacheT]):
 
 
 class SlotEngine(InferenceEngine, Generic[CacheT]):
-    """An engine made of a `ShardModel` and a `SlotTable`. A subclass says how to build the model."""
+    """An engine made of a `ShardModel` and a `SlotTable`. A subclass defines how to build the model."""
 
     def __init__(self) -> None:
         self._loaded: tuple[ShardModel[CacheT], SlotTable[CacheT]] | None = None

@@ -55,12 +55,12 @@ SHARD = Shard("probe", 1, 1 + LAYERS, CONFIG.n_layers)
 PACKAGES = ("numpy", "mlx", "mlx-lm", "onnxruntime", "tinygrad", "ziglang")
 
 
-def measure(names: Iterable[str], deadline_s: float, precision: Precision = "fast") -> tuple[EngineCapability, ...]:
-    """Probe each engine in a child process, one after another, each for at most `deadline_s` seconds.
+def measure(names: Iterable[str], timeout_s: float, precision: Precision = "fast") -> tuple[EngineCapability, ...]:
+    """Probe each engine in a child process, one after another, each for at most `timeout_s` seconds.
 
     For an engine that cannot be measured `ms_per_layer` is None, and `detail` says why.
     """
-    return tuple(_measure_one(name, deadline_s, precision) for name in names)
+    return tuple(_measure_one(name, timeout_s, precision) for name in names)
 
 
 def choose(capabilities: Sequence[EngineCapability]) -> tuple[str, str]:
@@ -97,7 +97,7 @@ def probe(name: str, precision: Precision = "fast") -> EngineCapability:
     return msgspec.structs.replace(engine.capabilities(), ms_per_layer=ms_per_layer)
 
 
-def _measure_one(name: str, deadline_s: float, precision: Precision) -> EngineCapability:
+def _measure_one(name: str, timeout_s: float, precision: Precision) -> EngineCapability:
     command = module_command("engines.probe", name, precision)
     try:
         done = subprocess.run(
@@ -105,11 +105,11 @@ def _measure_one(name: str, deadline_s: float, precision: Precision) -> EngineCa
             env=child_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=deadline_s,
+            timeout=timeout_s,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return EngineCapability(name=name, detail=f"took longer than {deadline_s:g} s")
+        return EngineCapability(name=name, detail=f"took longer than {timeout_s:g} s")
     try:
         return msgspec.json.decode(done.stdout.splitlines()[-1], type=EngineCapability)
     except (IndexError, msgspec.DecodeError):

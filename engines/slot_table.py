@@ -80,7 +80,7 @@ class SlotTable(Generic[CacheT]):
         return self._caches.pop(slot, None)
 
     def _check_free(self, fresh: int) -> None:
-        """Raise EngineError unless so many more slots fit."""
+        """Raise EngineError unless `fresh` more slots fit."""
         if len(self._caches) + fresh > MAX_SLOTS:
             raise EngineError(f"this engine holds {len(self._caches)} of {MAX_SLOTS} slots; close a session first")
 

@@ -4,4 +4,4 @@ from bus.process import run_actor
 from gateway.gateway_actor import GatewayActor
 from models.errors import CatalogueError
 
-run_actor(GatewayActor, GatewayActor.name, hopeless=CatalogueError)
+run_actor(GatewayActor, GatewayActor.name, fatal=CatalogueError)

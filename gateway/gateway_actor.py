@@ -75,7 +75,7 @@ class GatewayActor(DataPlaneActor):
             task = asyncio.create_task(running)
             task.add_done_callback(lambda _: self.stop())
             self._tasks.append(task)
-        self._renderer.begin()
+        self._renderer.start()
         announce(config, port)
 
     async def stopping(self) -> None:
@@ -125,7 +125,7 @@ class GatewayActor(DataPlaneActor):
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
         """End the sessions that run over the node at once, and accept none of its frames."""
         await super().peer_down(message, envelope)
-        for instance in self._instances.known.with_node(message.node_id):
+        for instance in self._instances.known.on_node(message.node_id):
             self._instances.known.mark_down(instance.instance_id)
         sentence = f"node {message.node_id} is gone: {message.reason}; try again"
         self._plane.fail_where(lambda instance: message.node_id in instance.node_ids, sentence)

@@ -19,8 +19,8 @@ REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.!+_-]*")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MEMBER = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)*\.gguf")
 
-LEAST_POSITIONS = 4096
-"""A shard needs room for the keys and values of at least so many positions, or of the context if that is shorter."""
+MIN_POSITIONS = 4096
+"""A shard needs room for the keys and values of at least this many positions, or of the context if that is shorter."""
 
 
 class HubSource(msgspec.Struct, frozen=True, tag="hub", tag_field="kind", forbid_unknown_fields=True):
@@ -96,8 +96,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return positions * position_bytes(shard, self.n_kv_heads, self.head_dim)
 
     def least_kv_bytes(self, shard: Shard) -> int:
-        """Count the bytes of keys and values that a shard needs at least: one session of LEAST_POSITIONS."""
-        return self.kv_bytes(shard, min(self.context_length, LEAST_POSITIONS))
+        """Count the bytes of keys and values that a shard needs at least: one session of MIN_POSITIONS."""
+        return self.kv_bytes(shard, min(self.context_length, MIN_POSITIONS))
 
     def least_bytes(self, shard: Shard) -> int:
         """Count the bytes that a node must have free to hold a shard: its weights, and the least keys and values."""

@@ -34,7 +34,7 @@ class TemplateError(ModelError):
 
 
 class TemplateUnavailable(ModelError):
-    """A chat template that cannot be rendered right now, for a reason outside of it; a retry may succeed."""
+    """A chat template that cannot be rendered right now, for a reason unrelated to it; a retry may succeed."""
 
 
 class DownloadError(ModelError):

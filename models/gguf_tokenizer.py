@@ -25,7 +25,7 @@ _QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "TOKENIZERS_
 _SPECIAL_TOKENS = {"bos_token": Keys.Tokenizer.BOS_ID, "eos_token": Keys.Tokenizer.EOS_ID}
 
 
-def ensure_tokenizer(weights_path: Path, folder: Path, deadline_s: float = 120.0) -> None:
+def ensure_tokenizer(weights_path: Path, folder: Path, timeout_s: float = 120.0) -> None:
     """Build the tokenizer files in `folder`, in a child process, unless they are there. Raises TokenizerError."""
     if (folder / TOKENIZER_FILE).is_file():
         return
@@ -36,11 +36,11 @@ def ensure_tokenizer(weights_path: Path, folder: Path, deadline_s: float = 120.0
             env=child_environment() | _QUIET,
             capture_output=True,
             text=True,
-            timeout=deadline_s,
+            timeout=timeout_s,
         )
     except subprocess.TimeoutExpired as error:
         raise TokenizerError(
-            f"the tokenizer of {weights_path.name} was not built in {deadline_s:.0f} s; "
+            f"the tokenizer of {weights_path.name} was not built in {timeout_s:.0f} s; "
             "try again when the machine is idle"
         ) from error
     if child.returncode != 0:

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 
-SHORTEST_RETRY_S = 1
-LONGEST_RETRY_S = 60
+MIN_RETRY_S = 1
+MAX_RETRY_S = 60
 NEWEST_WEIGHT = 0.2  # of the session that ended last, in the running mean
 
 
@@ -72,21 +72,21 @@ class Admission:
         """The sessions that wait, in the order in which they will be admitted."""
         return tuple(self._waiting)
 
-    def enqueue(self, session: int, positions: int) -> None:
+    def enqueue(self, session_id: int, positions: int) -> None:
         """Put a session at the end of the queue; `admit` returns it when it may run.
 
         A session that could run at once is never refused for the queue's length. Raises QueueFull, TooLarge, KeyError
         for a session that is here already, and ValueError for one without positions.
         """
-        if session in self._running or session in self._waiting:
-            raise KeyError(session)
+        if session_id in self._running or session_id in self._waiting:
+            raise KeyError(session_id)
         if positions < 1:
             raise ValueError(f"a session needs at least one position, not {positions}")
         if positions > self.positions:
             raise TooLarge(positions, self.positions)
         if len(self._waiting) >= self._queue and (self._waiting or not self._fits(positions)):
             raise QueueFull(len(self._waiting))
-        self._waiting[session] = positions
+        self._waiting[session_id] = positions
 
     def admit(self) -> int | None:
         """Reserve the positions of the next session and return it; None if none waits or the head does not fit yet.
@@ -97,33 +97,33 @@ class Admission:
         head = next(iter(self._waiting.items()), None)
         if head is None or not self._fits(head[1]):
             return None
-        session, positions = head
-        self._remove_waiting(session)
-        self._running[session] = positions
+        session_id, positions = head
+        self._remove_waiting(session_id)
+        self._running[session_id] = positions
         self._reserved += positions
-        return session
+        return session_id
 
-    def remove(self, session: int) -> None:
+    def remove(self, session_id: int) -> None:
         """Remove a session that ran or waited. A session that is not here is no error."""
-        self._reserved -= self._running.pop(session, 0)
-        self._remove_waiting(session)
+        self._reserved -= self._running.pop(session_id, 0)
+        self._remove_waiting(session_id)
 
     def moved(self) -> list[tuple[int, int]]:
         """Return the waiting sessions, each with how many are ahead, that moved since the last call.
 
         Call it when `admit` has returned None, so that a session that runs at once never has a place in the queue.
         """
-        ahead = {session: count for count, session in enumerate(self._waiting)}
-        moved = [(session, count) for session, count in ahead.items() if self._reported.get(session) != count]
+        ahead = {session_id: count for count, session_id in enumerate(self._waiting)}
+        moved = [(session_id, count) for session_id, count in ahead.items() if self._reported.get(session_id) != count]
         self._reported = ahead
         return moved
 
     def _fits(self, positions: int) -> bool:
         return len(self._running) < self._sessions and positions <= self.free
 
-    def _remove_waiting(self, session: int) -> None:
-        self._waiting.pop(session, None)
-        self._reported.pop(session, None)
+    def _remove_waiting(self, session_id: int) -> None:
+        self._waiting.pop(session_id, None)
+        self._reported.pop(session_id, None)
 
 
 def running_mean(mean: float, newest: float) -> float:
@@ -138,4 +138,4 @@ def retry_after(mean_s: float, ahead: int, running: int) -> int:
     free when the `ahead` that wait and one more have had theirs.
     """
     seconds = mean_s * (ahead + 1) / max(running, 1)
-    return math.ceil(min(max(seconds, SHORTEST_RETRY_S), LONGEST_RETRY_S))
+    return math.ceil(min(max(seconds, MIN_RETRY_S), MAX_RETRY_S))

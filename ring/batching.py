@@ -22,7 +22,7 @@ def micro_batch_size(sessions: int, stages: int) -> int:
 
 
 def prompt_chunks(prefilling: Iterable[StageSession], rows: int, room: int) -> list[tuple[StageSession, int]]:
-    """Return the sessions whose prompts go on next, each with how many tokens: `rows` at most together.
+    """Return the sessions whose prompts continue next, each with how many tokens: `rows` at most together.
 
     The session that waited longest comes first. A chunk is left out unless there is `room` for it among the tokens that
     may be in flight: a fast stage would only fill the queue of a slow one, and decode steps would wait behind it.
@@ -51,25 +51,25 @@ class InFlightBatches:
         self._batches: deque[set[int]] = deque()
 
     def may_deal(self, waiting: int, size: int) -> bool:
-        """Whether to deal a micro-batch now that `waiting` steps wait; a whole one has `size`."""
+        """Return whether to deal a micro-batch now that `waiting` steps wait; a whole one has `size`."""
         return waiting >= size or (waiting > 0 and len(self._batches) < self._stages)
 
     def add(self, sessions: Iterable[int]) -> None:
         """Add a micro-batch with a step of each of these sessions."""
         self._batches.append(set(sessions))
 
-    def returned(self, session: int) -> None:
+    def returned(self, session_id: int) -> None:
         """Remove the micro-batch whose step came back, and those before it. A step that was never dealt is no error."""
         for at, batch in enumerate(self._batches):
-            if session in batch:
+            if session_id in batch:
                 for _ in range(at + 1):
                     self._batches.popleft()
                 return
 
-    def discard(self, session: int) -> None:
+    def discard(self, session_id: int) -> None:
         """Wait no longer for the step of a session that is over."""
         for batch in self._batches:
-            batch.discard(session)
+            batch.discard(session_id)
         self._batches = deque(batch for batch in self._batches if batch)
 
 
@@ -98,8 +98,8 @@ class MicroBatches(Generic[StepT]):
         if rest == 0:
             self.complete()
 
-    def skip(self, rest: int) -> None:
-        """Count a step of a session that is over as come, or the others of its micro-batch would wait for it."""
+    def skip_step(self, rest: int) -> None:
+        """Count a step of a session that is over as received, or the others of its micro-batch would wait for it."""
         if rest == 0:
             self.complete()
 

@@ -45,7 +45,7 @@ class RingCoordinator(InputRole):
         return self._memory.waiting
 
     def accepts(self, frame: Frame, sender: str) -> bool:
-        """Whether a frame may come from this node: an opener's, the owner's or another stage's."""
+        """Return whether a frame may come from this node: an opener's, the owner's or another stage's."""
         nodes = self._stage.ring.nodes
         if not frame.flags & (Flag.OPEN | Flag.CLOSE):  # every decode step
             return accepted_by_first(frame, sender, nodes, None, None)
@@ -61,7 +61,7 @@ class RingCoordinator(InputRole):
         return owner_of(opening.reply_to) if opening else None
 
     def may_reply_to(self, owner: str, sender: str) -> bool:
-        """Whether the opener names its own endpoints. A process of this user may open for any node."""
+        """Return whether the opener names its own endpoints. A process of this user may open for any node."""
         return not sender or owner == sender
 
     def open(self, session_id: int, opening: Opening, reply_to: str) -> None:
@@ -120,7 +120,7 @@ class RingCoordinator(InputRole):
                 self._memory.undo_admission(session_id, opening, now)
         for session_id, opening, ahead in self._memory.moved(now):
             if not self._stage.frames.send_queue_position(session_id, opening, ahead):
-                self._memory.remove(session_id, now)  # or each report to it would cost the ring a deadline
+                self._memory.remove(session_id, now)  # or each report to it would delay the ring by a send timeout
 
     def started(self, session: StageSession, cached: int) -> None:
         """Begin to send the prompt on, from where the stored prefix ends."""
@@ -160,5 +160,5 @@ class RingCoordinator(InputRole):
             try:
                 self._stage.runner.save(session, update)
             except EngineError as error:
-                limited.warning("storing", "session %x cannot be stored: %s", session.session, error)
+                limited.warning("storing", "session %x cannot be stored: %s", session.id, error)
                 self._memory.invalidate()

@@ -17,7 +17,9 @@ _OPENERS = (Role.MEMBER, Role.GATEWAY)
 
 
 def accepted_by_first(frame: Frame, sender: str, nodes: Sequence[str], role: Role | None, owner: str | None) -> bool:
-    """Whether the first stage accepts a frame: openings and closes of owners, tokens and progress of the last stage.
+    """Return whether the first stage accepts a frame.
+
+    It accepts openings and closes of owners, and tokens and progress of the last stage.
 
     `nodes` are those of the ring in its order, `role` the sender's. `owner` is the node that opened the frame's
     session; None if the session is unknown, so that a close of it does no harm.
@@ -32,5 +34,5 @@ def accepted_by_first(frame: Frame, sender: str, nodes: Sequence[str], role: Rol
 
 
 def accepted_by_later(frame: Frame, sender: str, previous: str) -> bool:
-    """Whether a stage that is not the first accepts a frame: only from the node of the `previous` stage."""
+    """Return whether a stage that is not the first accepts a frame: only from the node of the `previous` stage."""
     return frame.flags & KINDS in (0, Flag.OPEN, Flag.STORE, Flag.CLOSE) and sender in ("", previous)

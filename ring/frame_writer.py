@@ -8,7 +8,7 @@ import numpy as np
 from bus.dataplane.access import reply_endpoint
 from bus.dataplane.frames import Flag, Frame, Payload
 from bus.dataplane.transport import PeerUnreachable, Transport
-from cluster.openings import LONGEST_FAILURE, Opening, SessionFailure
+from cluster.openings import MAX_FAILURE, Opening, SessionFailure
 from engines.activations import packed
 from engines.engine import FloatArray
 from models.config import Dtype
@@ -34,59 +34,61 @@ class FrameWriter:
         self._ring = ring
         self._activations = activations
 
-    def _frame(self, session: int, flags: int, position: int = 0, compute_ns: int = 0, rest: int = 0) -> Frame:
-        return Frame(flags, self._epoch, session, position, stage=self._ring.index, compute_ns=compute_ns, rest=rest)
+    def _frame(self, session_id: int, flags: int, position: int = 0, compute_ns: int = 0, rest: int = 0) -> Frame:
+        return Frame(flags, self._epoch, session_id, position, stage=self._ring.index, compute_ns=compute_ns, rest=rest)
 
     def to_next(self, session: StageSession, flags: int, payload: bytes) -> Outgoing:
         """Return a frame for the next stage that is not about rows: OPEN or STORE."""
-        return self._ring.next_endpoint, self._frame(session.session, flags), payload
+        return self._ring.next_endpoint, self._frame(session.id, flags), payload
 
     def hidden_states(self, step: Step, output: FloatArray, rest: int) -> Outgoing:
         """Return a step's hidden states for the next stage, in the model's own dtype; `rest` more steps follow."""
         flags = (Flag.SAMPLE if step.samples else 0) | (Flag.ROLLBACK if step.rollback else 0)
-        frame = self._frame(step.session.session, flags, step.position, step.compute_ns, rest)
+        frame = self._frame(step.session.id, flags, step.position, step.compute_ns, rest)
         return self._ring.next_endpoint, frame, packed(output, self._activations)
 
     def ring_token(self, sampled: SampledTokens, rest: int) -> OutgoingArray:
         """Return a session's newest token, and the drafts after it, for the first stage; `rest` more tokens follow."""
         flags = Flag.TOKEN | (Flag.ROLLBACK if sampled.rollback else 0) | (Flag.FINISHED if sampled.finished else 0)
         position = sampled.position + len(sampled.tokens) - 1
-        frame = self._frame(sampled.session.session, flags, position, 0, rest)
+        frame = self._frame(sampled.session.id, flags, position, 0, rest)
         return self._ring.first_endpoint, frame, np.array((sampled.tokens[-1], *sampled.drafts), np.int32)
 
     def gateway_tokens(self, sampled: SampledTokens) -> Outgoing:
         """Return all new tokens of a session, for its gateway."""
         flags = Flag.TOKEN | Flag.FINISHED if sampled.finished else Flag.TOKEN
-        frame = self._frame(sampled.session.session, flags, sampled.position, sampled.compute_ns)
+        frame = self._frame(sampled.session.id, flags, sampled.position, sampled.compute_ns)
         return sampled.session.reply_to, frame, np.array(sampled.tokens, np.int32)
 
     def computed(self, step: Step) -> OutgoingArray:
         """Return the report that every stage has computed a prompt up to this chunk's end, for the first stage."""
-        frame = self._frame(step.session.session, Flag.COMPUTED, step.end)
+        frame = self._frame(step.session.id, Flag.COMPUTED, step.end)
         return self._ring.first_endpoint, frame, np.empty(0, np.int32)
 
     def send_admission(self, session: StageSession, cached: int) -> None:
         """Report to the gateway that the session runs, and that `cached` tokens of its prompt need not be computed."""
-        self._send_queue_position(session.session, session.reply_to, 0, cached)
+        self._send_queue_position(session.id, session.reply_to, 0, cached)
 
-    def send_queue_position(self, session: int, opening: Opening, ahead: int) -> bool:
+    def send_queue_position(self, session_id: int, opening: Opening, ahead: int) -> bool:
         """Report to the gateway that `ahead` sessions wait before this one. Returns False if it cannot be reached."""
         reply_to = self._reply_endpoint(opening)
-        return bool(reply_to) and self._send_queue_position(session, reply_to, ahead + 1, 0)
+        return bool(reply_to) and self._send_queue_position(session_id, reply_to, ahead + 1, 0)
 
-    def send_refusal(self, session: int, opening: Opening, failure: SessionFailure) -> None:
+    def send_refusal(self, session_id: int, opening: Opening, failure: SessionFailure) -> None:
         """Report to the gateway that a session was not admitted."""
         if reply_to := self._reply_endpoint(opening):
-            self.send_failure(session, reply_to, failure)
+            self.send_failure(session_id, reply_to, failure)
 
-    def send_failure(self, session: int, reply_to: str, failure: SessionFailure) -> None:
+    def send_failure(self, session_id: int, reply_to: str, failure: SessionFailure) -> None:
         """Report to the gateway why a session is over."""
-        failure = msgspec.structs.replace(failure, message=failure.message[:LONGEST_FAILURE])
-        self._send(reply_to, self._frame(session, Flag.FAILED), msgspec.msgpack.encode(failure), "gateway unreachable")
+        failure = msgspec.structs.replace(failure, message=failure.message[:MAX_FAILURE])
+        self._send(
+            reply_to, self._frame(session_id, Flag.FAILED), msgspec.msgpack.encode(failure), "gateway unreachable"
+        )
 
     def send_close(self, session: StageSession, endpoint: str) -> None:
         """Send a session's CLOSE to a stage."""
-        self._send(endpoint, self._frame(session.session, Flag.CLOSE), b"", "stage unreachable")
+        self._send(endpoint, self._frame(session.id, Flag.CLOSE), b"", "stage unreachable")
 
     def _reply_endpoint(self, opening: Opening) -> str:
         """Return the owner's endpoint; "" if its file or link is gone."""
@@ -96,9 +98,9 @@ class FrameWriter:
             self._transport.dropped["gateway unreachable"] += 1
             return ""
 
-    def _send_queue_position(self, session: int, reply_to: str, place: int, cached: int) -> bool:
+    def _send_queue_position(self, session_id: int, reply_to: str, place: int, cached: int) -> bool:
         payload = np.array([place, cached], np.int32)
-        return self._send(reply_to, self._frame(session, Flag.QUEUE_POSITION), payload, "gateway unreachable")
+        return self._send(reply_to, self._frame(session_id, Flag.QUEUE_POSITION), payload, "gateway unreachable")
 
     def _send(self, endpoint: str, frame: Frame, payload: Payload | bytes, loss: str) -> bool:
         try:

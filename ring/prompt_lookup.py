@@ -15,15 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cluster.openings import MAX_DRAFTS
+
 MATCHES = (4, 3, 2)  # tokens at the end of the text that must have occurred before, longest first
-MOST = 8  # drafts in one pass
 SPEED_FLOOR = 0.97  # of plain decoding, whatever the text
 ALLOWANCE = 1 / SPEED_FLOOR - 1  # passes that each token may waste
-MOST_CREDIT = 4.0  # passes: what accepted drafts of long ago may pay for now
+MAX_CREDIT = 4.0  # passes: what accepted drafts of long ago may pay for now
 ASSUMED_CHANCE = 0.5  # that a draft is right, before any was tried
 NEWEST_WEIGHT = 0.1  # of the newest draft in that chance
-SHORTEST_PAUSE = 4  # tokens before another try while drafts do not pay; doubled with each failure
-LONGEST_PAUSE = 64
+MIN_PAUSE = 4  # tokens before another try while drafts do not pay; doubled with each failure
+MAX_PAUSE = 64
 
 
 def accepted(drafts: Sequence[int], sampled: Sequence[int]) -> int:
@@ -63,12 +64,12 @@ class DraftBudget:
         self._row_cost = row_cost
         self._chances = dict.fromkeys(MATCHES, ASSUMED_CHANCE)  # by the length of the match
         self._credit = 0.0  # passes that may be wasted
-        self._pause = SHORTEST_PAUSE
+        self._pause = MIN_PAUSE
         self._rested = 0  # tokens since drafts were verified
 
     def count(self, match: int, limit: int) -> int:
         """Return how many drafts to propose after a match of that length, at most `limit`."""
-        limit = min(limit, MOST)
+        limit = min(limit, MAX_DRAFTS)
         # If no draft pays, try one now and then, as the text may have changed; none if even a right one would not pay.
         probe = int(self._rested >= self._pause and self._row_cost < 1)
         wanted = most_worthwhile(self._chances[match], self._row_cost, limit) or min(probe, limit)
@@ -77,13 +78,13 @@ class DraftBudget:
     def earn(self, tokens: int) -> None:
         """Add to the account for tokens that were added to the text."""
         self._rested += tokens
-        self._credit = min(self._credit + tokens * ALLOWANCE, MOST_CREDIT)
+        self._credit = min(self._credit + tokens * ALLOWANCE, MAX_CREDIT)
 
     def learn(self, match: int, proposed: int, right: int) -> None:
         """Learn that of `proposed` drafts after a match of that length, the first `right` were right."""
         self._rested = 0
-        self._credit = min(self._credit + right - proposed * self._row_cost, MOST_CREDIT)
-        self._pause = SHORTEST_PAUSE if right else min(2 * self._pause, LONGEST_PAUSE)
+        self._credit = min(self._credit + right - proposed * self._row_cost, MAX_CREDIT)
+        self._pause = MIN_PAUSE if right else min(2 * self._pause, MAX_PAUSE)
         for outcome in (1.0,) * right + (0.0,) * (right < proposed):
             self._chances[match] += NEWEST_WEIGHT * (outcome - self._chances[match])
 
@@ -117,7 +118,7 @@ class PromptLookup:
             if start is not None:
                 self._match = length
                 count = self._budget.count(length, limit)
-                found = self._text[start : start + count]  # past the end of the text, the copy goes on with itself
+                found = self._text[start : start + count]  # past the end of the text, the copy continues with itself
                 return tuple(found[at % len(found)] for at in range(count))
         return ()
 

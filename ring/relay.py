@@ -32,11 +32,14 @@ class Follower(InputRole):
         self._most_pending = stage.ring.size + 1  # the first stage never sends on more chunks of a prompt
 
     def accepts(self, frame: Frame, sender: str) -> bool:
-        """Whether a frame comes from the stage before."""
+        """Return whether a frame comes from the stage before."""
         return accepted_by_later(frame, sender, self._previous)
 
     def may_reply_to(self, owner: str, sender: str) -> bool:
-        """Whether the opening names its owner, which the first stage has checked. Another node cannot open for ""."""
+        """Return whether the opening names its owner, which the first stage has checked.
+
+        Another node cannot open for "".
+        """
         return not sender or bool(owner)
 
     def open(self, session_id: int, opening: Opening, reply_to: str) -> None:
@@ -81,7 +84,7 @@ class Follower(InputRole):
 
     @property
     def waiting(self) -> int:
-        """None: sessions wait on the first stage."""
+        """Always 0: sessions wait on the first stage."""
         return 0
 
     def admit(self) -> None:
@@ -102,7 +105,7 @@ class Follower(InputRole):
     def failed(self, session: StageSession) -> None:
         """Send CLOSE to the first stage.
 
-        The stages between may not know the session, so that the CLOSE that goes on round the ring would end there.
+        The stages between may not know the session, so the CLOSE that travels round the ring would end there.
         """
         self._stage.frames.send_close(session, self._stage.ring.first_endpoint)
 

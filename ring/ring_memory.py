@@ -16,7 +16,7 @@ from cluster.openings import Opening, SessionFailure
 from ring.admission import Admission, QueueFull, TooLarge, retry_after, running_mean
 from ring.prefix_cache import CacheUpdate, PrefixIndex
 
-MOST_WAITING = 64
+MAX_WAITING = 64
 REPORT_EVERY_S = 10.0
 ASSUMED_DURATION_S = 10.0  # of a session, before one has ended
 
@@ -29,7 +29,7 @@ class RingMemory:
     """
 
     def __init__(self, positions: int, sessions: int) -> None:
-        self._admission = Admission(positions, sessions, MOST_WAITING)
+        self._admission = Admission(positions, sessions, MAX_WAITING)
         self._index = PrefixIndex(positions)
         self._waiting: dict[int, Opening] = {}
         self._admitted_at: dict[int, float] = {}
@@ -42,39 +42,39 @@ class RingMemory:
         """How many sessions wait."""
         return len(self._waiting)
 
-    def waiting_opening(self, session: int) -> Opening | None:
+    def waiting_opening(self, session_id: int) -> Opening | None:
         """Return the opening of a session that waits."""
-        return self._waiting.get(session)
+        return self._waiting.get(session_id)
 
-    def enqueue(self, session: int, opening: Opening) -> SessionFailure | None:
+    def enqueue(self, session_id: int, opening: Opening) -> SessionFailure | None:
         """Put a session in the queue, or return why it is refused.
 
         Raises KeyError for a session that is here already, and ValueError for an opening that is not valid.
         """
         opening.check()
         try:
-            self._admission.enqueue(session, opening.positions)
+            self._admission.enqueue(session_id, opening.positions)
         except TooLarge as error:
             return SessionFailure(FailureCode.TOO_LARGE, str(error))
         except QueueFull as error:
             seconds = retry_after(self._mean_s, error.waiting, self._admission.running)
             return SessionFailure(FailureCode.QUEUE_FULL, str(error), seconds)
-        self._waiting[session] = opening
+        self._waiting[session_id] = opening
         return None
 
     def admit(self, now: float) -> tuple[int, Opening] | None:
         """Admit the next session; return it with its opening for all stages: what to drop first and what to reuse."""
-        session = self._admission.admit()
-        if session is None:
+        session_id = self._admission.admit()
+        if session_id is None:
             return None
-        opening = self._waiting.pop(session)
-        self._admitted_at[session] = now
+        opening = self._waiting.pop(session_id)
+        self._admitted_at[session_id] = now
         drop = self._take_to_drop() + self._index.shrink(self._admission.free, opening.prompt)
-        return session, msgspec.structs.replace(opening, reuse=self._index.match(opening.prompt), drop=drop)
+        return session_id, msgspec.structs.replace(opening, reuse=self._index.match(opening.prompt), drop=drop)
 
-    def undo_admission(self, session: int, opening: Opening, now: float) -> None:
+    def undo_admission(self, session_id: int, opening: Opening, now: float) -> None:
         """Remove an admitted session that did not start; the next opening or update drops what its opening dropped."""
-        self.remove(session, now)
+        self.remove(session_id, now)
         self._to_drop += opening.drop
 
     def moved(self, now: float) -> list[tuple[int, Opening, int]]:
@@ -82,22 +82,22 @@ class RingMemory:
         moved = self._admission.moved()
         if now >= self._report_all_at:
             self._report_all_at = now + REPORT_EVERY_S
-            moved = [(session, ahead) for ahead, session in enumerate(self._admission.waiting)]
-        return [(session, self._waiting[session], ahead) for session, ahead in moved]
+            moved = [(session_id, ahead) for ahead, session_id in enumerate(self._admission.waiting)]
+        return [(session_id, self._waiting[session_id], ahead) for session_id, ahead in moved]
 
-    def remove(self, session: int, now: float) -> None:
+    def remove(self, session_id: int, now: float) -> None:
         """Remove a session that ran or waited. A session that is not here is no error."""
-        self._admission.remove(session)
-        self._waiting.pop(session, None)
-        if session in self._admitted_at:
-            self._mean_s = running_mean(self._mean_s, now - self._admitted_at.pop(session))
+        self._admission.remove(session_id)
+        self._waiting.pop(session_id, None)
+        if session_id in self._admitted_at:
+            self._mean_s = running_mean(self._mean_s, now - self._admitted_at.pop(session_id))
 
     def remove_waiting(self) -> list[tuple[int, Opening]]:
         """Remove the sessions that wait, and return them with their openings."""
         removed = list(self._waiting.items())
         self._waiting.clear()
-        for session, _ in removed:
-            self._admission.remove(session)
+        for session_id, _ in removed:
+            self._admission.remove(session_id)
         return removed
 
     def store(self, tokens: Sequence[int]) -> CacheUpdate | None:

@@ -28,15 +28,15 @@ class InputRole(ABC):
     @property
     @abstractmethod
     def idle_limit_s(self) -> float:
-        """After how many seconds without a step a session is taken for lost."""
+        """After how many seconds without a step a session is considered lost."""
 
     @abstractmethod
     def accepts(self, frame: Frame, sender: str) -> bool:
-        """Whether a frame may come from this node; see `ring.frame_policy`."""
+        """Return whether a frame may come from this node; see `ring.frame_policy`."""
 
     @abstractmethod
     def may_reply_to(self, owner: str, sender: str) -> bool:
-        """Whether an opening that comes from `sender` may name endpoints of the node `owner`."""
+        """Return whether an opening that comes from `sender` may name endpoints of the node `owner`."""
 
     @abstractmethod
     def open(self, session_id: int, opening: Opening, reply_to: str) -> None:

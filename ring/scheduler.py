@@ -34,7 +34,7 @@ class Scheduler:
             return []
         batch = self._queue.pop_decode_steps(size)
         if batch:
-            self._in_flight.add(step.session.session for step in batch)
+            self._in_flight.add(step.session.id for step in batch)
         return batch
 
     def next_prompts(self) -> list[Step]:
@@ -48,11 +48,11 @@ class Scheduler:
 
     def returned(self, session: StageSession) -> None:
         """Note that a session's token came round the ring."""
-        self._in_flight.returned(session.session)
+        self._in_flight.returned(session.id)
 
-    def discard(self, session: int) -> None:
+    def discard(self, session_id: int) -> None:
         """Wait no longer for the step of a session that is over."""
-        self._in_flight.discard(session)
+        self._in_flight.discard(session_id)
 
     def _due_chunks(self) -> list[tuple[StageSession, int]]:
         if not self._sessions.prefilling:

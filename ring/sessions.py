@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cluster.openings import MOST_DRAFTS, Opening
+from cluster.openings import MAX_DRAFTS, Opening
 
 
 @dataclass(slots=True)
@@ -17,7 +17,7 @@ class StageSession:
     has computed (`computed`), and keeps the token at each position (`tokens`; drafts too, until they are rejected).
     """
 
-    session: int
+    id: int
     slot: int
     opening: Opening
     touched_at: float
@@ -34,9 +34,9 @@ class StageSession:
         return self.opening.first_position - self.sent
 
     def expects(self, position: int, count: int) -> bool:
-        """Whether the last stage may send so many tokens for `position`: later than before, and without a gap."""
+        """Return whether the last stage may send `count` tokens at `position`: later than before, and without a gap."""
         earliest = max(self.opening.first_position, self.computed + 1)
-        return earliest <= position <= len(self.tokens) and 1 <= count <= 1 + MOST_DRAFTS
+        return earliest <= position <= len(self.tokens) and 1 <= count <= 1 + MAX_DRAFTS
 
     def put(self, position: int, tokens: list[int]) -> None:
         """Put the last stage's tokens at `position`. What stood there and after it were drafts, now rejected."""
@@ -54,23 +54,23 @@ class StageSessions:
     _free: list[int] = field(default_factory=list)
     _next_slot: int = 0
 
-    def add(self, session: int, opening: Opening, now: float) -> StageSession:
+    def add(self, session_id: int, opening: Opening, now: float) -> StageSession:
         """Add a session and give it a slot. Raises KeyError if it is here already, ValueError if there are `most`."""
-        if session in self.by_id:
-            raise KeyError(session)
+        if session_id in self.by_id:
+            raise KeyError(session_id)
         if len(self.by_id) >= self.most:
             raise ValueError(f"{self.most} sessions are open already")
         if self._free:
             slot = self._free.pop()
         else:
             slot, self._next_slot = self._next_slot, self._next_slot + 1
-        added = self.by_id[session] = StageSession(session, slot, opening, now)
+        added = self.by_id[session_id] = StageSession(session_id, slot, opening, now)
         return added
 
-    def remove(self, session: int) -> StageSession | None:
+    def remove(self, session_id: int) -> StageSession | None:
         """Remove a session and free its slot number; return it, or None if it is not here."""
-        removed = self.by_id.pop(session, None)
-        self.prefilling.pop(session, None)
+        removed = self.by_id.pop(session_id, None)
+        self.prefilling.pop(session_id, None)
         if removed:
             self._free.append(removed.slot)
         return removed
@@ -79,13 +79,13 @@ class StageSessions:
         """Begin to send on a prompt on the first stage; every stage has its first `cached` tokens already."""
         session.tokens = list(session.opening.prompt)
         session.sent = session.computed = cached
-        self.prefilling[session.session] = session
+        self.prefilling[session.id] = session
 
     def take_prompt(self, session: StageSession, count: int) -> tuple[int, ...]:
         """Return the next `count` tokens of a prompt, and count them as sent."""
         begin, session.sent = session.sent, session.sent + count
         if not session.prompt_left:
-            del self.prefilling[session.session]
+            del self.prefilling[session.id]
         return session.opening.prompt[begin : session.sent]
 
     @property
@@ -101,4 +101,4 @@ class StageSessions:
     def idle_since(self, before: float) -> list[StageSession]:
         """Return the sessions without a step since then, except those that have prompt left here."""
         idle = [session for session in self.by_id.values() if session.touched_at < before]
-        return [session for session in idle if session.session not in self.prefilling]
+        return [session for session in idle if session.id not in self.prefilling]

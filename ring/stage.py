@@ -125,7 +125,7 @@ class Stage:
     def _receive_frames(self) -> None:
         """Handle the frames that are here, and wait for the rest of a micro-batch that has begun to come.
 
-        Computing what is here already would split the micro-batch for good, at the cost of a pass per round.
+        Computing what is here already would split the micro-batch permanently, at the cost of a pass per round.
         """
         received = self.transport.receive(0 if self.input.busy else IDLE_WAIT_MS)
         count = 0
@@ -171,7 +171,7 @@ class Stage:
             self.input.closed(frame.session)
         elif not frame.flags & Flag.FINISHED:  # the owner's CLOSE may overtake the last token on its way round
             self.transport.dropped["no such session"] += 1
-            self.queue.skip(frame)
+            self.queue.skip_frame(frame)
 
     # -- for the roles
 
@@ -194,33 +194,33 @@ class Stage:
 
     def send(self, session: StageSession, outgoing: Outgoing) -> None:
         """Send a session's frame, and end the session if it cannot be sent. Sends nothing for one that has ended."""
-        if session.session not in self.sessions.by_id:
+        if session.id not in self.sessions.by_id:
             return
         try:
             self.transport.send(*outgoing)
         except PeerUnreachable as error:
-            message = f"stage {self.ring.index} cannot send: {error}"
+            message = f"stage {self.ring.index} cannot send: {error}; try again"
             self.fail(session, SessionFailure(FailureCode.STAGE_FAILED, message))
 
     def fail(self, session: StageSession, failure: SessionFailure) -> None:
         """Report to the gateway why, and close the session here and on the other stages."""
-        if session.session not in self.sessions.by_id:
+        if session.id not in self.sessions.by_id:
             return
-        limited.warning(failure.code, "session %x: %s", session.session, failure.message)
+        limited.warning(failure.code, "session %x: %s", session.id, failure.message)
         self.close(session)
         self.input.failed(session)
-        self.frames.send_failure(session.session, session.reply_to, failure)
+        self.frames.send_failure(session.id, session.reply_to, failure)
 
     def close(self, session: StageSession) -> None:
-        """Free the slot. The CLOSE goes on round the ring until it is at a stage that does not know the session."""
-        self.sessions.remove(session.session)
-        self.input.closed(session.session)
+        """Free the slot. The CLOSE travels round the ring until it reaches a stage that does not know the session."""
+        self.sessions.remove(session.id)
+        self.input.closed(session.id)
         self.queue.discard_parts(session)
         self.runner.release(session)
         self.output.closed(session)
         self._check_drained()
 
-    # --
+    # -- internal
 
     def _compute(self, batch: list[Step]) -> None:
         computed = []
@@ -238,7 +238,7 @@ class Stage:
         self._reap_at = now + REAP_EVERY_S
         limit_s = self.input.idle_limit_s
         for session in self.sessions.idle_since(now - limit_s):
-            message = f"this generation made no progress for {limit_s:g} s"
+            message = f"this generation made no progress for {limit_s:g} s; try again"
             self.fail(session, SessionFailure(FailureCode.TIMEOUT, message))
 
     def _check_drained(self) -> None:

@@ -1,4 +1,4 @@
-"""The thread that a stage lives on, so that control messages never wait for a matrix product."""
+"""The thread that a stage runs on, so that control messages never wait for a matrix product."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StageThread(threading.Thread):
     """Loads a shard, joins a ring, and serves its sessions until `finish`.
 
     Engine and sockets belong to this thread: both may be used only where they were made. The methods are for other
-    threads, after `loaded` is done; what they do comes as futures. Commands are carried out in order.
+    threads, after `loaded` is done; they return futures. Commands are carried out in order.
     """
 
     def __init__(self, load: Callable[[], LoadedShard]) -> None:
@@ -62,7 +62,7 @@ class StageThread(threading.Thread):
         return self._call(self._end)
 
     def run(self) -> None:
-        """Load, then loop. A failure to load is the future's; a later one is logged, and ends the thread."""
+        """Load, then loop. A failure to load is set on `loaded`; a later one is logged, and ends the thread."""
         try:
             shard = self._load()
         except Exception as error:  # passed on to the thread that waits for the load, whatever it is

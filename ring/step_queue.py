@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bus.dataplane.frames import Flag, Frame, Payload
-from cluster.openings import MOST_DRAFTS
+from cluster.openings import MAX_DRAFTS
 from engines.activations import unpacked
 from ring.batching import MicroBatches
 from ring.sessions import StageSession, StageSessions
@@ -39,14 +39,14 @@ class StepQueue:
         self.decode.complete()
         self.prompts.complete()
 
-    def skip(self, frame: Frame) -> None:
-        """Count the frame of a session that is over as come."""
-        self.decode.skip(frame.rest)
-        self.prompts.skip(frame.rest)
+    def skip_frame(self, frame: Frame) -> None:
+        """Count the frame of a session that is over as received."""
+        self.decode.skip_step(frame.rest)
+        self.prompts.skip_step(frame.rest)
 
     def discard_parts(self, session: StageSession) -> None:
-        """Discard what has come of a session's chunk."""
-        self._parts.pop(session.session, None)
+        """Discard the received parts of a session's chunk."""
+        self._parts.pop(session.id, None)
 
     def add_hidden(self, session: StageSession, frame: Frame, payload: Payload) -> None:
         """Add hidden states (rows, width) from the stage before. Raises BadChunk."""
@@ -56,7 +56,7 @@ class StepQueue:
         if rows is None:
             return
         first, end = frame.position + frame.rows - len(rows), frame.position + frame.rows
-        if first < 0 or end > session.opening.positions + MOST_DRAFTS:
+        if first < 0 or end > session.opening.positions + MAX_DRAFTS:
             raise BadChunk("a chunk is for positions that this generation does not have; try again")
         samples, rollback = bool(frame.flags & Flag.SAMPLE), bool(frame.flags & Flag.ROLLBACK)
         step = Step(session, first, unpacked(rows), samples, rollback, frame.compute_ns)
@@ -85,22 +85,22 @@ class StepQueue:
     def _living(self, batch: list[Step]) -> list[Step]:
         for step in batch:
             step.session.pending -= 1
-        return [step for step in batch if step.session.session in self._sessions.by_id]
+        return [step for step in batch if step.session.id in self._sessions.by_id]
 
     def _whole(self, session: StageSession, frame: Frame, payload: Payload) -> Payload | None:
         """Return the rows of a chunk once the last of its frames is here."""
-        held = self._parts.get(session.session)
+        held = self._parts.get(session.id)
         if held is None and not frame.flags & Flag.MORE:  # every decode step
             self._check_rows(len(payload))
             return payload
-        parts = self._parts.setdefault(session.session, [])
+        parts = self._parts.setdefault(session.id, [])
         parts.append(payload)
         if payload.shape[1:] != parts[0].shape[1:] or payload.dtype != parts[0].dtype:
             raise BadChunk("the parts of a chunk do not fit together; try again")
         self._check_rows(sum(len(part) for part in parts))
         if frame.flags & Flag.MORE:
             return None
-        return np.concatenate(self._parts.pop(session.session))
+        return np.concatenate(self._parts.pop(session.id))
 
     def _check_rows(self, rows: int) -> None:
         if rows > self._most_rows:

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 
 from cluster.failures import FailureCode
-from cluster.openings import MOST_DRAFTS, SessionFailure
+from cluster.openings import MAX_DRAFTS, SessionFailure
 from engines.engine import EngineError, FloatArray
 from engines.sampler import sample
 from ring.frame_writer import OutgoingArray
@@ -60,7 +60,7 @@ class TokenSampler(OutputRole):
         so the admission always arrives before them.
         """
         if session.opening.drafts:
-            self._states[session.session] = DraftState(PromptLookup(session.opening.prompt))
+            self._states[session.id] = DraftState(PromptLookup(session.opening.prompt))
         self._stage.frames.send_admission(session, cached)
 
     def store(self, session: StageSession, update: CacheUpdate) -> None:
@@ -68,13 +68,13 @@ class TokenSampler(OutputRole):
 
     def closed(self, session: StageSession) -> None:
         """Forget the drafts, and pass the CLOSE on to the first stage."""
-        self._states.pop(session.session, None)
+        self._states.pop(session.id, None)
         self._stage.frames.send_close(session, self._stage.ring.next_endpoint)
 
     def deliver(self, computed: list[tuple[Step, FloatArray]]) -> None:
         """Sample a token for each session that is due; send tokens round the ring, and then to the gateways.
 
-        The tokens that go on in the ring are one micro-batch again, so `rest` counts them.
+        The tokens that continue in the ring are one micro-batch again, so `rest` counts them.
         """
         stage, frames = self._stage, self._stage.frames
         due = [(step, logits) for step, logits in computed if step.samples]
@@ -114,21 +114,21 @@ class TokenSampler(OutputRole):
         position = step.end - len(logits) + 1
         tokens, finished = _sample_rows(session, position, logits, drafts)
         left = opening.max_tokens - (position + len(tokens) - opening.first_position)
-        limit = 0 if finished or in_batch > 1 else min(left - 1, self._exact_rows - 1, opening.drafts, MOST_DRAFTS)
+        limit = 0 if finished or in_batch > 1 else min(left - 1, self._exact_rows - 1, opening.drafts, MAX_DRAFTS)
         proposed = self._propose(session, tokens, drafts, limit)
         rollback = len(tokens) <= len(drafts)
         compute_ns = step.compute_ns + time.monotonic_ns() - begun
         return SampledTokens(session, position, tokens, proposed, rollback, finished, compute_ns)
 
     def _drafts(self, session: StageSession) -> tuple[int, ...]:
-        state = self._states.get(session.session)
+        state = self._states.get(session.id)
         return state.drafts if state else ()
 
     def _propose(
         self, session: StageSession, tokens: list[int], drafts: tuple[int, ...], limit: int
     ) -> tuple[int, ...]:
         """Learn from the drafts of the step, and return those of the next one."""
-        state = self._states.get(session.session)
+        state = self._states.get(session.id)
         if state is None:
             return ()
         right = accepted(drafts, tokens)
@@ -145,11 +145,11 @@ class LoneTokenSampler(TokenSampler):
 
     def closed(self, session: StageSession) -> None:
         """Forget the drafts."""
-        self._states.pop(session.session, None)
+        self._states.pop(session.id, None)
 
     def _send_to_first(self, session: StageSession, outgoing: OutgoingArray) -> None:
         _, frame, tokens = outgoing
-        if session.session in self._stage.sessions.by_id:
+        if session.id in self._stage.sessions.by_id:
             self._stage.input.receive(session, frame, tokens)
 
 

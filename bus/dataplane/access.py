@@ -173,7 +173,7 @@ def _connect_ipc(dealer: Socket, endpoint: str) -> None:
 
 
 def _is_ours(endpoint: str) -> bool:
-    """Whether a data plane of this user listens there, as far as files tell."""
+    """Return whether a data plane of this user listens there, as far as files show."""
     path = Path(endpoint.removeprefix(IPC))
     if path.suffix != SUFFIX or not path.is_absolute():
         return False

@@ -11,7 +11,7 @@ from bus.messages import HubDescribe, HubPeer, HubState, PeerDown, PeerUp
 from bus.wire import Envelope
 from common.config import NodeConfig
 
-HUB_WITHIN_S = 5.0
+HUB_TIMEOUT_S = 5.0
 RECONCILE_EVERY_S = 5.0
 
 
@@ -50,5 +50,5 @@ class DataPlaneActor(Actor):
             self._allowlist.remove(message.node_id)
 
     async def _peers(self) -> tuple[HubPeer, ...]:
-        state = await self.bus.request("hub", HubDescribe(), HubState, HUB_WITHIN_S)
+        state = await self.bus.request("hub", HubDescribe(), HubState, HUB_TIMEOUT_S)
         return state.peers

@@ -66,7 +66,7 @@ class Connections(Generic[SocketT]):
         return len(self._open)
 
     def get(self, endpoint: str) -> Connection[SocketT]:
-        """Return the connection to an endpoint, dialed now if there is none, and mark it as used.
+        """Return the connection to an endpoint, dialled now if there is none, and mark it as used.
 
         Raises what `dial` raises, and NotLinked if the link to the node has gone since: the connection is then closed,
         and a link that comes back gets a new one.

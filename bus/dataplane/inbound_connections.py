@@ -56,7 +56,10 @@ class InboundConnections:
         return node
 
     def is_next(self, source: bytes, sequence: int) -> bool:
-        """Whether a frame directly follows the last one of its connection. Raises FrameError if it came before."""
+        """Return whether a frame directly follows the last one of its connection.
+
+        Raises FrameError if it came before.
+        """
         connection = self._known[source]
         ahead = (sequence - connection.sequence) % SEQUENCES
         if not 0 < ahead < SEQUENCES // 2:

@@ -32,7 +32,7 @@ class PeerAllowlist:
         """Compare with the hub's list of peers, in case a `peer.up` or `peer.down` was lost.
 
         A node is removed when it is missing from two consecutive lists. Once is not enough: a hub that was restarted
-        links again, and sessions go on meanwhile.
+        links again, and sessions continue meanwhile.
         """
         self.add(peers)
         missing = frozenset(self._roles.keys() - {peer.node_id for peer in peers} - {self._own_id})

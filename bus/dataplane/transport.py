@@ -25,7 +25,7 @@ Dealer = zmq.Socket[bytes]
 Received = tuple[Frame, Payload, str]
 """A frame, its payload, and the node that sent it: "" for a process of this user."""
 
-SEND_WITHIN_MS = 2000
+SEND_TIMEOUT_MS = 2000
 LINGER_MS = 200
 RETRY_AFTER_S = 5.0  # after a failed send, sending to the endpoint fails at once for so long
 COPY_BELOW = 64 << 10  # bytes; handing a smaller frame over without a copy costs more than the copy
@@ -67,13 +67,13 @@ class Transport:
             if not self._waker.closed:
                 self._waker.send(b"", zmq.DONTWAIT)
 
-    def receive(self, milliseconds: int = 0) -> Received | None:
+    def receive(self, timeout_ms: int = 0) -> Received | None:
         """Return the next frame, its payload and its sender; None if none comes in time or `wake` was called.
 
         Invalid frames and those of nodes that are not linked are counted and dropped.
         """
         while True:
-            source, message = self._take(milliseconds)
+            source, message = self._take(timeout_ms)
             if source in (NO_SOURCE, WAKER):
                 return None
             try:
@@ -87,20 +87,20 @@ class Transport:
                 self.dropped["lost before this frame"] += 1
             return frame, payload, sender
 
-    def _take(self, milliseconds: int) -> tuple[bytes, bytes]:
+    def _take(self, timeout_ms: int) -> tuple[bytes, bytes]:
         """Return the next message and its source; NO_SOURCE if none comes in time.
 
-        A message of several parts is no frame of ours and returned as an empty one. Waiting is one blocking call
+        A message of several parts is not a frame, and is returned as an empty one. Waiting is one blocking call
         (RCVTIMEO instead of a poll before the receive), because each call costs every token its time.
         """
         inbox = self._inbox
-        if milliseconds and milliseconds != self._timeout_ms:
-            inbox.setsockopt(zmq.RCVTIMEO, milliseconds)
-            self._timeout_ms = milliseconds
-        elif not milliseconds and not int(inbox.getsockopt(zmq.EVENTS)) & READABLE:
+        if timeout_ms and timeout_ms != self._timeout_ms:
+            inbox.setsockopt(zmq.RCVTIMEO, timeout_ms)
+            self._timeout_ms = timeout_ms
+        elif not timeout_ms and not int(inbox.getsockopt(zmq.EVENTS)) & READABLE:
             return NO_SOURCE, b""  # the usual case, at a tenth of the cost of an exception
         try:
-            source = inbox.recv(0 if milliseconds else zmq.DONTWAIT)
+            source = inbox.recv(0 if timeout_ms else zmq.DONTWAIT)
         except zmq.Again:
             return NO_SOURCE, b""
         if source in self._inbound:
@@ -117,7 +117,7 @@ class Transport:
     def send(self, endpoint: str, frame: Frame, payload: Payload | bytes) -> None:
         """Send one frame, rows cut into fragments of at most 256 KiB. The array must not change afterwards.
 
-        Raises PeerUnreachable after SEND_WITHIN_MS, and at once if the node is not linked or a send to the endpoint
+        Raises PeerUnreachable after SEND_TIMEOUT_MS, and at once if the node is not linked or a send to the endpoint
         failed within the last RETRY_AFTER_S.
         """
         try:
@@ -157,7 +157,7 @@ class Transport:
         except zmq.Again:  # also if our key was refused: libzmq never retries such a connection
             self._connections.discard(endpoint)
             self._retry_at[endpoint] = time.monotonic() + RETRY_AFTER_S
-            raise PeerUnreachable(f"{endpoint} accepted no frame for {SEND_WITHIN_MS / 1000:g} s") from None
+            raise PeerUnreachable(f"{endpoint} accepted no frame for {SEND_TIMEOUT_MS / 1000:g} s") from None
 
     def _dial(self, endpoint: str) -> tuple[Dealer, str]:
         now = time.monotonic()
@@ -173,5 +173,5 @@ class Transport:
 
     def _open(self, kind: int) -> Dealer:
         socket = open_socket(self._context, kind, high_water_mark=DATA_MARK, largest_frame=DATA_BYTES)
-        socket.setsockopt(zmq.SNDTIMEO, SEND_WITHIN_MS)
+        socket.setsockopt(zmq.SNDTIMEO, SEND_TIMEOUT_MS)
         return socket

@@ -32,8 +32,8 @@ def address_of(endpoint: str) -> str:
 
 
 def port_of(endpoint: str) -> int:
-    """Return the port number of a tcp endpoint."""
-    return int(address_of(endpoint).rpartition(":")[2])
+    """Return the port number of a tcp endpoint, with or without a key; 0 for an empty one."""
+    return int(address_of(endpoint).rpartition(":")[2] or 0)
 
 
 def key_of(endpoint: str) -> bytes:

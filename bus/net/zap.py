@@ -19,16 +19,16 @@ logger = logging.getLogger(__name__)
 ENDPOINT = "inproc://zeromq.zap.01"  # the name that ZAP prescribes
 _STOP = b"stop"
 
-Allow = Callable[[str, bytes], str]
+Authenticate = Callable[[str, bytes], str]
 """(domain, public key of 32 bytes) -> the user id of this connection's messages; empty to refuse the key."""
 
 
 class ZapHandler:
     """Decides on a thread of its own, from its construction until `close`."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allow: Allow) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], authenticate: Authenticate) -> None:
         self._context = context
-        self._allow = allow
+        self._authenticate = authenticate
         self._socket = open_socket(context, zmq.ROUTER)
         self._socket.bind(ENDPOINT)  # not on the thread, so that no handshake can come before it
         self._thread = threading.Thread(target=self._serve, name="zap", daemon=True)
@@ -65,7 +65,7 @@ class ZapHandler:
 
     def _user(self, domain: str, mechanism: bytes, credentials: list[bytes]) -> str:
         try:
-            return self._allow(domain, credentials[0]) if mechanism == b"CURVE" else ""
+            return self._authenticate(domain, credentials[0]) if mechanism == b"CURVE" else ""
         except Exception:  # if this thread ended, every later key would be refused
             logger.exception("cannot decide on a key for %s", domain)
             return ""

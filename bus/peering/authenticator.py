@@ -46,7 +46,7 @@ class Authenticator:
         """The role of the node, which its join code gives."""
         return self.code.role
 
-    def allow(self, domain: str, key: bytes) -> str:
+    def authenticate(self, domain: str, key: bytes) -> str:
         """Decide on a key for `bus.net.zap`, on its thread.
 
         On the bus it is accepted if it is an approved member's, whose id becomes the user id. At the join port it is

@@ -1,4 +1,4 @@
-"""Which messages of another node a hub takes: checked by key, sender, role and sequence number."""
+"""Which messages of another node a hub accepts: checked by key, sender, role and sequence number."""
 
 from __future__ import annotations
 

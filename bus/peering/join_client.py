@@ -95,7 +95,11 @@ class JoinClient:
             request = self._authenticator.join_request(self._endpoint)
             attempt.dealer.send_multipart(self._context.sequencer.encode(Address("", HUB), request), zmq.DONTWAIT)
         elif event == zmq.Event.HANDSHAKE_FAILED_AUTH:
-            why = f"the node at {endpoint} refuses this node's key: it was revoked in cluster {cluster}"
+            own_id = self._authenticator.pair.node_id
+            why = (
+                f"the node at {endpoint} refuses this node's key: it was revoked in cluster {cluster}; on a member, "
+                f"`exobus cluster approve {own_id}` approves it again"
+            )
             self._fail(attempt, FailureCode.REVOKED, why)
         elif event in (zmq.Event.HANDSHAKE_FAILED_NO_DETAIL, zmq.Event.HANDSHAKE_FAILED_PROTOCOL):
             why = (
@@ -132,4 +136,4 @@ class JoinClient:
 
 
 def _silent(endpoint: str) -> str:
-    return f"no node answers at {endpoint}; does one run there?"
+    return f"no node answers at {endpoint}; start one there, or check the address"

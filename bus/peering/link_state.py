@@ -79,7 +79,7 @@ class LinkState:
         return [SendHello(endpoint, link.hello is not None), *_up(endpoint, link)]
 
     def hello(self, hello: LinkHello, role: Role) -> list[Action]:
-        """Take the hello that the hub of a node with this role sent over its connection to us."""
+        """Handle the hello that the hub of a node with this role sent over its connection to us."""
         known = self._endpoints_of(hello.node_id)
         if any(self._incarnation(endpoint) > hello.incarnation for endpoint in known):
             return []  # it was sent before the node restarted

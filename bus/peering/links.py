@@ -66,7 +66,7 @@ class Links:
         self._do(self._state.disconnected(endpoint, "it was dropped"))
 
     def hello(self, hello: LinkHello, role: Role) -> None:
-        """Take the hello of a member's hub."""
+        """Handle the hello of another hub."""
         self.subscribe(hello.node_id, hello.subscriptions)
         self._do(self._state.hello(hello, role))
 
@@ -79,7 +79,7 @@ class Links:
         self._do(self._state.left(node_id))
 
     def cut(self, node_id: str, reason: str) -> None:
-        """End the link to a node and tell it, or it would take its own connection for a link."""
+        """End the link to a node and send it `link.bye`; otherwise the link would stay up on its side."""
         if endpoint := self._state.endpoint_of(node_id):
             self._connections[endpoint].dealer.setsockopt(zmq.LINGER, BYE_LINGER_MS)
             self._send(endpoint, LinkBye())

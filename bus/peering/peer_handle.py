@@ -16,7 +16,7 @@ from cluster.capabilities import DeviceCapabilities
 
 R = TypeVar("R", bound=Message)
 
-REPLY_WITHIN_S = 2.0
+REPLY_TIMEOUT_S = 2.0
 
 
 class PeerHandle(ABC):
@@ -51,7 +51,7 @@ class PeerHandle(ABC):
         """Return the milliseconds of a round trip. Raises RequestError if the node does not reply."""
 
     @abstractmethod
-    async def send(self, actor: str, work: Work, expects: type[R], deadline_s: float) -> R:
+    async def send(self, actor: str, work: Work, expects: type[R], timeout_s: float) -> R:
         """Send work to one of its actors and return the reply. Raises RequestError."""
 
 
@@ -75,10 +75,10 @@ class BusPeerHandle(PeerHandle):
         self.id, self.description = node_id, name
 
     async def connect(self) -> None:
-        await self._bus.request("hub", PeerDial(self.address), RequestDone, REPLY_WITHIN_S)
+        await self._bus.request("hub", PeerDial(self.address), RequestDone, REPLY_TIMEOUT_S)
 
     async def disconnect(self) -> None:
-        await self._bus.request("hub", PeerDrop(self.address), RequestDone, REPLY_WITHIN_S)
+        await self._bus.request("hub", PeerDrop(self.address), RequestDone, REPLY_TIMEOUT_S)
         self.id = ""
 
     async def health_check(self) -> float:
@@ -87,8 +87,8 @@ class BusPeerHandle(PeerHandle):
         Raises RequestError if it does not reply.
         """
         start = time.perf_counter()
-        await self.send("topology", LinkProbe(), RequestDone, REPLY_WITHIN_S)
+        await self.send("topology", LinkProbe(), RequestDone, REPLY_TIMEOUT_S)
         return (time.perf_counter() - start) * 1000
 
-    async def send(self, actor: str, work: Work, expects: type[R], deadline_s: float) -> R:
-        return await self._bus.request(str(Address(self.id, actor)), work, expects, deadline_s)
+    async def send(self, actor: str, work: Work, expects: type[R], timeout_s: float) -> R:
+        return await self._bus.request(str(Address(self.id, actor)), work, expects, timeout_s)

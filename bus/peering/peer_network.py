@@ -40,7 +40,7 @@ class PeerNetwork(ABC):
 
     @abstractmethod
     def announce_topics(self, topics: tuple[str, ...]) -> None:
-        """Tell all linked hubs, now and in future, to which topics this node's actors subscribe."""
+        """Send all linked hubs, now and in future, the topics to which this node's actors subscribe."""
 
     @abstractmethod
     def wanted_topics(self) -> set[bytes]:

@@ -34,20 +34,20 @@ from cluster.failures import FailureCode
 from cluster.roles import Role
 from common.config import DEFAULT_BUS_PORT, ports_to_try
 
-Receive = Callable[[str, Header, list[bytes]], None]
+ReceiveMessage = Callable[[str, Header, list[bytes]], None]
 """(node id, header, frames) of a message from another hub that the inbound policy allowed"""
 
 
 class Peering(PeerNetwork):
     """`receive_message` is called for each message from another hub. Used on the hub's thread only."""
 
-    def __init__(self, context: HubContext, authenticator: Authenticator, receive_message: Receive) -> None:
+    def __init__(self, context: HubContext, authenticator: Authenticator, receive_message: ReceiveMessage) -> None:
         """Listen on the bus port and, on a member, the join port. Raises OSError with a sentence."""
         self._context, self._authenticator, self._receive_message = context, authenticator, receive_message
         self._subscriptions: tuple[str, ...] = ()
         self._policy = InboundPolicy(authenticator)
         self._links = Links(context, self._policy, authenticator.pair, self._hello)
-        self._zap = ZapHandler(context.zmq_context, authenticator.allow)
+        self._zap = ZapHandler(context.zmq_context, authenticator.authenticate)
         try:
             ports, curve = ports_to_try(context.config.bus_port, DEFAULT_BUS_PORT), CurveServer(authenticator.pair, BUS)
             self._port = Listener(context, ports, curve, self._read)
@@ -134,7 +134,7 @@ class Peering(PeerNetwork):
         self._receive_message(node_id, self._policy.check(node_id, frames), frames)
 
     def _receive_hello(self, node_id: str, hello: LinkHello) -> None:
-        """Take a hello, in which a hub names only itself and an endpoint with its own key."""
+        """Handle a hello, in which a hub names only itself and an endpoint with its own key. Raises WireError."""
         member = self._authenticator.member(node_id)
         if member is None or hello.node_id != node_id or not _is_of(hello.endpoint, node_id):
             raise WireError("sender")

@@ -16,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-CountOption = Annotated[int, typer.Option("--count", "-n", min=0, help="End after so many.", show_default="never")]
+CountOption = Annotated[int, typer.Option("--count", "-n", min=0, help="End after this many.", show_default="never")]
 
 
 @app.callback()

@@ -12,12 +12,12 @@ from bus.client import BusClient, RequestError
 from bus.messages import HubDescribe, HubState
 from cli.text import table
 
-ASK_WITHIN_S = 3.0
+ASK_TIMEOUT_S = 3.0
 
 
 async def run(bus: BusClient, *, as_json: bool) -> None:
     """Print the state of the node's hub and of its peers' hubs. A peer that does not answer is named on stderr."""
-    own = await bus.request("hub", HubDescribe(), HubState, ASK_WITHIN_S)
+    own = await bus.request("hub", HubDescribe(), HubState, ASK_TIMEOUT_S)
     others = await asyncio.gather(*(_ask(bus, peer.node_id, peer.name) for peer in own.peers))
     states = [own, *(state for state in others if state is not None)]
     if as_json:
@@ -39,7 +39,7 @@ def show(state: HubState) -> str:
 
 async def _ask(bus: BusClient, node_id: str, name: str) -> HubState | None:
     try:
-        return await bus.request(f"{node_id}/hub", HubDescribe(), HubState, ASK_WITHIN_S)
+        return await bus.request(f"{node_id}/hub", HubDescribe(), HubState, ASK_TIMEOUT_S)
     except RequestError as error:
         typer.echo(f"node {name} did not answer: {error.message}", err=True)
         return None

@@ -6,7 +6,7 @@ TAP = "tap."
 FREQUENT = "tap.actor.hello"  # sent once a second by every actor, so a wildcard in place of `actor` leaves it out
 
 
-def check(pattern: str) -> None:
+def check_pattern(pattern: str) -> None:
     """Check the form of a pattern. Raises ValueError with a sentence if it cannot match anything."""
     words = pattern.split(".")
     if not all(words) or ">" in words[:-1]:

@@ -16,12 +16,12 @@ import typer
 from bus import messages
 from bus.client import BusClient
 from bus.wire import Envelope
-from cli.bus.patterns import TAP, check, literal_prefix, matches
+from cli.bus.patterns import TAP, check_pattern, literal_prefix, matches
 from cli.options import USAGE, leave
 from common.text_safety import one_line
 
 WIDEST_FIELD = 60
-MOST_ITEMS = 4096  # of an array or a map in a message of an unknown kind
+MAX_ITEMS = 4096  # of an array or a map in a message of an unknown kind
 
 
 async def run(bus: BusClient, node: str, pattern: str, count: int, *, as_json: bool) -> None:
@@ -30,7 +30,7 @@ async def run(bus: BusClient, node: str, pattern: str, count: int, *, as_json: b
     A pattern that matches no known kind is reported, but may match a kind that is not known here.
     """
     try:
-        check(pattern)
+        check_pattern(pattern)
     except ValueError as error:
         leave(str(error), USAGE)
     if not any(matches(pattern, kind) for kind in known_kinds()):
@@ -74,7 +74,7 @@ def fields_of(envelope: Envelope) -> Any:
 def _unknown(body: bytes) -> Any:
     """Decode a body within bounds, as far as JSON can show it; if that fails, return a sentence about its bytes."""
     try:
-        value = msgpack.unpackb(body, max_array_len=MOST_ITEMS, max_map_len=MOST_ITEMS)
+        value = msgpack.unpackb(body, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS)
         return json.loads(json.dumps(value, default=repr))
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
         return f"{len(body)} bytes that cannot be read ({type(error).__name__})"

@@ -71,5 +71,5 @@ def _next_steps(code: JoinCode, path: Path, data_dir: Path | None) -> list[str]:
         f"cluster {code.name} is made; its join code is above and in {path}",
         f"{first:<21} {typed_command()} node --host auto{where}",
         "on another machine:   exobus node --host auto --join CODE",
-        "anyone with the code can join; keep it like a password",
+        "anyone with the code can join; treat it like a password",
     ]

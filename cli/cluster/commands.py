@@ -53,10 +53,10 @@ def invite(
 
 @app.command("ls")
 def list_members(node: NodeOption = None, as_json: JsonOption = False) -> None:
-    """List approved, waiting and revoked nodes."""
+    """List approved, pending and revoked nodes."""
     from cli.cluster import members
 
-    members.show(node, as_json=as_json)
+    members.list_members(node, as_json=as_json)
 
 
 @app.command("revoke")
@@ -65,7 +65,7 @@ def revoke(
     rotate: Annotated[bool, typer.Option("--rotate", help="Make a new join code too.")] = False,
     node: NodeOption = None,
 ) -> None:
-    """Remove a node from the cluster, at once."""
+    """Revoke a node's key, on all members at once."""
     from cli.cluster import members
 
     members.revoke(node, member, rotate=rotate)
@@ -73,7 +73,7 @@ def revoke(
 
 @app.command("approve")
 def approve(member: MemberArgument, node: NodeOption = None) -> None:
-    """Admit a node that waits or was revoked."""
+    """Approve a pending or revoked node."""
     from cli.cluster import members
 
     members.approve(node, member)

@@ -32,10 +32,10 @@ from cluster.membership import Member
 from common.config import NodeConfig
 from common.private_files import PrivateFileError
 
-ASK_WITHIN_S = 5.0
+ASK_TIMEOUT_S = 5.0
 
 
-def show(node: str | None, *, as_json: bool) -> None:
+def list_members(node: str | None, *, as_json: bool) -> None:
     """Print the members as a running node knows them; if none runs, print the list that was kept on disk."""
     nodes = running_nodes()
     if node is None and not nodes:
@@ -55,14 +55,12 @@ def revoke(node: str | None, name: str, *, rotate: bool) -> None:
     async def command(bus: BusClient) -> None:
         state = await _state(bus)
         member = _find(state.members, name)
-        await bus.request("hub", MemberRevoke(member.node_id), RequestDone, ASK_WITHIN_S)
+        await bus.request("hub", MemberRevoke(member.node_id), RequestDone, ASK_TIMEOUT_S)
         typer.echo(f"{_label(member)} is revoked in {state.cluster}; every linked node was informed")
         if rotate:
             await _rotate(bus)
         else:
-            typer.echo(
-                "it still knows the join code; `exobus cluster rotate` keeps it out with a new key too", err=True
-            )
+            typer.echo("it could join again with a new key; `exobus cluster rotate` makes a new join code", err=True)
 
     observe(the_only_node(node), command)
 
@@ -73,8 +71,8 @@ def approve(node: str | None, name: str) -> None:
     async def command(bus: BusClient) -> None:
         state = await _state(bus)
         member = _find(state.members, name)
-        await bus.request("hub", MemberApprove(member.node_id), RequestDone, ASK_WITHIN_S)
-        typer.echo(f"{_label(member)} may join {state.cluster}")
+        await bus.request("hub", MemberApprove(member.node_id), RequestDone, ASK_TIMEOUT_S)
+        typer.echo(f"{_label(member)} is approved in {state.cluster}")
 
     observe(the_only_node(node), command)
 
@@ -85,7 +83,7 @@ def rotate(node: str | None) -> None:
 
 
 async def _rotate(bus: BusClient) -> None:
-    done = await bus.request("hub", ClusterRotate(), ClusterRotated, ASK_WITHIN_S)
+    done = await bus.request("hub", ClusterRotate(), ClusterRotated, ASK_TIMEOUT_S)
     typer.echo(f"there is a new join code; nodes that have it: {', '.join(('this one', *done.updated))}")
     if done.unreachable:
         typer.echo(
@@ -96,7 +94,7 @@ async def _rotate(bus: BusClient) -> None:
 
 
 async def _state(bus: BusClient) -> MembersState:
-    return await bus.request("hub", MembersGet(), MembersState, ASK_WITHIN_S)
+    return await bus.request("hub", MembersGet(), MembersState, ASK_TIMEOUT_S)
 
 
 def _find(members: Sequence[Member], name: str) -> Member:

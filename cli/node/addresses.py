@@ -23,7 +23,7 @@ class BadAddress(ValueError):
     """An address that cannot be used; the message is one sentence."""
 
 
-class Address(Protocol):
+class InterfaceAddress(Protocol):
     """An address of an interface, as psutil returns it."""
 
     @property
@@ -53,7 +53,7 @@ def checked_api_host(host: str, *, keys: bool) -> str:
     return str(address)
 
 
-def private_addresses(addresses: Mapping[str, Sequence[Address]], up: Mapping[str, bool]) -> tuple[str, ...]:
+def private_addresses(addresses: Mapping[str, Sequence[InterfaceAddress]], up: Mapping[str, bool]) -> tuple[str, ...]:
     """Return the private IPv4 addresses of interfaces that are up, without tunnels, bridges and virtual machines."""
     return tuple(
         own.address

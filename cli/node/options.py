@@ -107,7 +107,7 @@ class NodeOptions:
     memory: str | None = field(default=None, metadata=_size("Memory for models, such as 12GB.", "what is free"))
     kv_memory: str | None = field(
         default=None,
-        metadata=_size("Most memory of a stage for keys and values, such as 2GB; 0: by itself.", "by itself"),
+        metadata=_size("Limit of a stage's memory for keys and values, such as 2GB; 0: no limit.", "no limit"),
     )
     precision: str = field(
         default="fast", metadata=_about("fast or exact, for an engine that has the choice.", metavar="PRECISION")

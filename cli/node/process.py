@@ -46,7 +46,7 @@ def run(options: NodeOptions) -> tuple[str, int]:
         given = given_code(joining) if joining else None
         code = given or kept_code(options.data_dir)
         options = resolved(options)
-        check(options, code)
+        check_options(options, code)
     except (BadOption, DataDirError, ValueError) as error:
         return str(error), USAGE
     except PrivateFileError as error:
@@ -72,7 +72,7 @@ def _run(options: NodeOptions, folder: DataDir, code: JoinCode | None) -> str:
     for sentence in warnings(options):
         typer.echo(sentence, err=True)
     role = code.role if code else Role.MEMBER
-    screen = NodeScreen(role, typed_command(), colour="NO_COLOR" not in os.environ)
+    screen = NodeScreen(role, typed_command(), color="NO_COLOR" not in os.environ)
     failure = asyncio.run(run_node(config, folder, screen))
     if not failure:
         screen.event(f"node {config.name} has stopped")
@@ -91,7 +91,7 @@ def resolved(options: NodeOptions) -> NodeOptions:
     )
 
 
-def check(options: NodeOptions, code: JoinCode | None) -> None:
+def check_options(options: NodeOptions, code: JoinCode | None) -> None:
     """Check resolved options. Raises BadOption, DataDirError or ValueError, each with one sentence."""
     check_name(options.name or default_name())
     if options.engine not in ("auto", *ENGINES):

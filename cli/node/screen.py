@@ -1,6 +1,6 @@
 """The screen of `exobus node`: what this node is and what to do next, then one line for each event.
 
-Writes to a terminal, or, without colour and moving lines, to anything else.
+Writes to a terminal, or, without color and moving lines, to anything else.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _ARTICLES = {Role.MEMBER: "a", Role.GATEWAY: "a", Role.OBSERVER: "an"}
 class NodeScreen:
     """Implements `actors.supervisor.Screen`. `command` is `exobus` as the user can type it."""
 
-    def __init__(self, role: Role, command: str = "exobus", out: TextIO | None = None, *, colour: bool = False) -> None:
+    def __init__(self, role: Role, command: str = "exobus", out: TextIO | None = None, *, color: bool = False) -> None:
         self._role = role
         self._command = command
         self._out = out or sys.stdout
         self._moving = self._out.isatty()
-        self._colour = colour and self._moving
+        self._color = color and self._moving
         self._line = ""
         self._progress_at: float | None = None
 
@@ -74,13 +74,13 @@ class NodeScreen:
     def _painted(self, line: str) -> str:
         """Dim the label of a line, so that the eye falls on what can be copied."""
         label, text = line[:10], line[10:]
-        return f"\x1b[2m{label}\x1b[0m{text}" if self._colour and label.strip() else line
+        return f"\x1b[2m{label}\x1b[0m{text}" if self._color and label.strip() else line
 
 
 def ready_lines(
     config: NodeConfig, hub: HubState, capabilities: DeviceCapabilities, role: Role, command: str = "exobus"
 ) -> list[str]:
-    """Return the lines of the screen, without colour. The join code is not among them."""
+    """Return the lines of the screen, without color. The join code is not among them."""
     api = config.api()
     return [
         "",

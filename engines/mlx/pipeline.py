@@ -88,7 +88,7 @@ class InputHook(LayerHook):
 class OutputHook(LayerHook):
     """The last owned layer. Keeps its output (all rows, hidden), not yet evaluated, for the stage to read.
 
-    On the last stage only the rows in `wanted` go on to norm and head, as (1, wanted, hidden): both work by the row.
+    On the last stage only the rows in `wanted` continue to norm and head, as (1, wanted, hidden): both work by the row.
     """
 
     output: Any = None

@@ -24,7 +24,7 @@ from cluster.placement import Instance
 from common.limits import UNREADABLE
 from gateway.core.session import QueuePosition, Session, SessionFailed
 
-OPEN_WITHIN_S = 5.0
+OPEN_TIMEOUT_S = 5.0
 
 logger = logging.getLogger(__name__)
 _encode = msgspec.msgpack.Encoder().encode
@@ -104,7 +104,7 @@ class DataPlane:
     async def _open(self, endpoint: str, session: Session) -> None:
         payload = _encode(session.opening)
         try:
-            async with asyncio.timeout(OPEN_WITHIN_S):
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await self._transport.send(endpoint, _frame(session, Flag.OPEN), payload)
         except ValueError as error:
             raise SessionFailed(FailureCode.NODE_LOST, f"{error}; try again") from None
@@ -115,7 +115,7 @@ class DataPlane:
             ) from None
 
     def _close(self, endpoint: str, session: Session) -> None:
-        """Send CLOSE without waiting, so that a cancelled task cannot lose it; a stage that takes no frame is dead."""
+        """Send CLOSE without waiting, so that a cancelled task cannot lose it; a stage that accepts none has failed."""
         try:
             self._transport.send(endpoint, _frame(session, Flag.CLOSE), b"", wait=False).add_done_callback(_log_failure)
         except ValueError as error:  # its node is not linked any more
@@ -123,7 +123,7 @@ class DataPlane:
 
 
 def accepted_by_gateway(flags: int, sender: str, nodes: Sequence[str]) -> bool:
-    """Whether a gateway accepts a frame from a node, if a session's stages are on `nodes`, in their order.
+    """Return whether a gateway accepts a frame from a node, if a session's stages are on `nodes`, in their order.
 
     Tokens come from the last stage, queue positions from the first and the admission from the last, a failure from any.
     A process of this user may send all of them.

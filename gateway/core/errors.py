@@ -88,7 +88,7 @@ def queue_full(message: str) -> GatewayError:
 
 
 def internal() -> GatewayError:
-    """Return the error of a fault of ours: the log has the cause, the client only learns where to look."""
+    """Return the error for a fault of the gateway itself: its log has the cause, which the client is not shown."""
     sentence = "the gateway failed at this request; see its log on the node"
     return GatewayError(ErrorKind.INTERNAL, sentence, code=GatewayCode.INTERNAL_ERROR)
 
@@ -99,7 +99,7 @@ _KINDS = {
     FailureCode.QUEUE_FULL: ErrorKind.RATE_LIMITED,
     FailureCode.TOO_LARGE: ErrorKind.TOO_LARGE,
 }
-"""The kinds of failures that are more than something that does not work now."""
+"""The kinds of failures that are not merely UNAVAILABLE."""
 
 _FIELDS = {
     FailureCode.INSUFFICIENT_MEMORY: RequestField.MODEL,

@@ -58,7 +58,7 @@ class ChoiceFinished:
 
 @dataclass(frozen=True, slots=True)
 class GenerationFinished:
-    """All choices are complete. `seed` is the first choice's; `nodes` is how many machines took part."""
+    """All choices are complete. `seed` is the first choice's; `nodes` is how many nodes took part."""
 
     usage: Usage
     timings: Timings
@@ -68,7 +68,7 @@ class GenerationFinished:
 
 @dataclass(frozen=True, slots=True)
 class GenerationFailed:
-    """The generation cannot go on; nothing follows."""
+    """The generation cannot continue; no event follows."""
 
     error: GatewayError
 

@@ -9,7 +9,7 @@ from cluster.placement import Instance
 from cluster.roles import Role
 from gateway.core.errors import error_of_request
 
-ENSURE_WITHIN_S = 3600.0  # a first download counts in it; the client may leave at any time
+ENSURE_TIMEOUT_S = 3600.0  # a first download counts in it; the client may leave at any time
 
 
 class InstanceProvider:
@@ -21,7 +21,7 @@ class InstanceProvider:
         self._role = role
 
     def newest(self, model_id: str) -> Instance | None:
-        """Return the newest instance that is known to stand, without asking anyone.
+        """Return the newest instance that is known to stand, without a message on the bus.
 
         An observer may open no sessions: it knows of none, and its request is refused with a sentence.
         """
@@ -31,6 +31,6 @@ class InstanceProvider:
         """Have the model's placer name an instance, which it makes if none stands. Raises GatewayError."""
         try:
             work = InstanceEnsure(model_id)
-            return (await self._bus.request("node", work, InstanceReady, ENSURE_WITHIN_S)).instance
+            return (await self._bus.request("node", work, InstanceReady, ENSURE_TIMEOUT_S)).instance
         except RequestError as error:
             raise error_of_request(error) from None

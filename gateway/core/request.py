@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class PromptMessage:
     """One message of a conversation, as chat templates know it."""
 
     role: str
@@ -25,7 +25,7 @@ class Message:
 class Conversation:
     """A prompt that the model's chat template turns into text."""
 
-    messages: tuple[Message, ...]
+    messages: tuple[PromptMessage, ...]
 
 
 @dataclass(frozen=True, slots=True)

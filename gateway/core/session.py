@@ -12,13 +12,13 @@ from cluster.openings import Opening
 from cluster.placement import Instance
 from gateway.core.token_log import TokenGap, TokenLog
 
-QUEUE_POSITION_WITHIN_S = 60.0  # they come every 10 s; a stage that computes a prompt is slower
-FIRST_TOKEN_WITHIN_S = 300.0  # from admission on: a long prompt on a slow machine
-NEXT_TOKEN_WITHIN_S = 60.0
+QUEUE_POSITION_TIMEOUT_S = 60.0  # they come every 10 s; a stage that computes a prompt is slower
+FIRST_TOKEN_TIMEOUT_S = 300.0  # from admission on: a long prompt on a slow machine
+NEXT_TOKEN_TIMEOUT_S = 60.0
 
 
 class SessionFailed(Exception):
-    """A generation cannot go on; `code` is for programs, the message one sentence for people.
+    """A generation cannot continue; `code` is for programs, the message one sentence for people.
 
     `retry_after_s` says when to try again; 0 is no advice.
     """
@@ -72,20 +72,18 @@ class Session:
 
         Raises SessionFailed if the session failed, or if nothing comes in time.
         """
-        deadline_s = self._deadline_s()
+        timeout_s = self._timeout_s()
         try:
-            async with asyncio.timeout(deadline_s):
+            async with asyncio.timeout(timeout_s):
                 arrival = await self._arrivals.get()
         except TimeoutError:
-            raise SessionFailed(
-                FailureCode.TIMEOUT, f"the model sent nothing for {deadline_s:g} s; try again"
-            ) from None
+            raise SessionFailed(FailureCode.TIMEOUT, f"the model sent nothing for {timeout_s:g} s; try again") from None
         if isinstance(arrival, SessionFailed):
             raise arrival
         return self._position if isinstance(arrival, QueuePosition) else arrival
 
     def receive_tokens(self, position: int, tokens: Sequence[int], *, finished: bool) -> None:
-        """Take the tokens for the positions from `position` on; with `finished` the last of them ends the session.
+        """Accept the tokens for the positions from `position` on; with `finished` the last of them ends the session.
 
         At most `max_tokens` of them are passed on, which bounds the queue.
         """
@@ -99,7 +97,7 @@ class Session:
                 self._arrivals.put_nowait(Token(token, finished and at == len(tokens) - 1))
 
     def receive_queue_position(self, position: QueuePosition) -> bool:
-        """Take a queue position; at most one of them waits to be read.
+        """Accept a queue position; at most one of them waits to be read.
 
         Returns False after the admission: positions come from the first stage and the admission from the last, so an
         old position may be late.
@@ -115,7 +113,7 @@ class Session:
         """End the session: `next` raises this after the tokens that came before."""
         self._arrivals.put_nowait(SessionFailed(code, message, retry_after_s))
 
-    def _deadline_s(self) -> float:
+    def _timeout_s(self) -> float:
         if self._log.tokens:
-            return NEXT_TOKEN_WITHIN_S
-        return QUEUE_POSITION_WITHIN_S if self._position.ahead > 0 else FIRST_TOKEN_WITHIN_S
+            return NEXT_TOKEN_TIMEOUT_S
+        return QUEUE_POSITION_TIMEOUT_S if self._position.ahead > 0 else FIRST_TOKEN_TIMEOUT_S

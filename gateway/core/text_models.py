@@ -20,14 +20,14 @@ from gateway.core.errors import (
     model_not_found,
     unavailable,
 )
-from gateway.core.request import Conversation, Message, Prompt, Text, TokenIds
+from gateway.core.request import Conversation, Prompt, PromptMessage, Text, TokenIds
 from models.card import ModelCard
 from models.catalogue import Catalogue
 from models.errors import ModelError, TemplateError, TemplateUnavailable, UnknownModel
 from models.templates.renderer import TemplateRenderer
 from models.tokenizer import Tokenizer
 
-FETCH_WITHIN_S = 3600.0  # a first download may take that long
+FETCH_TIMEOUT_S = 3600.0  # a first download may take that long
 MAX_LOADED = 4  # models whose text side stays in memory
 SHORT = 2048  # characters that are tokenized in less time than handing them to a thread takes
 
@@ -57,7 +57,7 @@ class TextModel:
             raise GatewayError(ErrorKind.INVALID_REQUEST, "the prompt is empty", field=RequestField.PROMPT)
         return ids
 
-    async def _render(self, messages: Sequence[Message]) -> str:
+    async def _render(self, messages: Sequence[PromptMessage]) -> str:
         template = self.tokenizer.chat_template
         if template is None:
             sentence = f"{self.card.id} has no chat template; choose an instruct model"
@@ -100,7 +100,7 @@ class TextModels:
 
     async def _load(self, card: ModelCard) -> TextModel:
         try:
-            done = await self._bus.request("download", DownloadWant(card.id), DownloadDone, FETCH_WITHIN_S)
+            done = await self._bus.request("download", DownloadWant(card.id), DownloadDone, FETCH_TIMEOUT_S)
             tokenizer = await asyncio.to_thread(Tokenizer.load, Path(done.folder))
         except RequestError as error:
             raise error_of_request(error) from None

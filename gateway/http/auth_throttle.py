@@ -9,19 +9,19 @@ from collections import deque
 from cachetools import LRUCache
 
 MAX_FAILURES = 10
-WITHIN_S = 60.0
+WINDOW_S = 60.0
 MAX_ADDRESSES = 4096
 
 
 class AuthThrottle:
-    """At most `most` failures of an address in any `within_s` seconds.
+    """At most `most` failures of an address in any `window_s` seconds.
 
     Remembers the failures of `addresses` addresses; of more, it forgets those that were quiet the longest.
     """
 
-    def __init__(self, most: int = MAX_FAILURES, within_s: float = WITHIN_S, addresses: int = MAX_ADDRESSES) -> None:
+    def __init__(self, most: int = MAX_FAILURES, window_s: float = WINDOW_S, addresses: int = MAX_ADDRESSES) -> None:
         self._most = most
-        self._within_s = within_s
+        self._window_s = window_s
         self._failures: LRUCache[str, deque[float]] = LRUCache(addresses)
 
     def wait_s(self, address: str, now: float) -> int:
@@ -29,7 +29,7 @@ class AuthThrottle:
         times = self._failures.get(client_of(address))
         if times is None or len(times) < self._most:
             return 0
-        return max(0, math.ceil(times[0] + self._within_s - now))
+        return max(0, math.ceil(times[0] + self._window_s - now))
 
     def record_failure(self, address: str, now: float) -> None:
         """Record a wrong key from this address."""

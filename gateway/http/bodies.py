@@ -16,12 +16,12 @@ from gateway.http.errors import CLOSE, HttpError
 class BodyLimits:
     """How large one body may be (`most`) and all that arrive at a time (`together`), in bytes.
 
-    A body may take `within_s` seconds, plus the time that its bytes need at `bytes_per_s`.
+    A body may take `timeout_s` seconds, plus the time that its bytes need at `bytes_per_s`.
     """
 
     most: int
     together: int = 256 << 20
-    within_s: float = 10.0
+    timeout_s: float = 10.0
     bytes_per_s: int = 64 << 10
 
 
@@ -48,7 +48,7 @@ class RequestBodies:
 
     async def _read_into(self, body: bytearray, request: Request) -> None:
         limits = self._limits
-        deadline = asyncio.get_running_loop().time() + limits.within_s
+        deadline = asyncio.get_running_loop().time() + limits.timeout_s
         async with asyncio.timeout_at(deadline) as timeout:
             async for part in request.stream():
                 body += part

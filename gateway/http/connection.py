@@ -51,13 +51,13 @@ class IdleConnections:
     """The connections without a request, those that have been idle the longest first."""
 
     def __init__(self) -> None:
-        self._connections: OrderedDict[Connection, None] = OrderedDict()
+        self._connections: OrderedDict[HttpConnection, None] = OrderedDict()
 
-    def add(self, connection: Connection) -> None:
+    def add(self, connection: HttpConnection) -> None:
         """Count a connection as idle; one that is already keeps its place."""
         self._connections.setdefault(connection)
 
-    def discard(self, connection: Connection) -> None:
+    def discard(self, connection: HttpConnection) -> None:
         """Forget a connection, because it has a request or is closed."""
         self._connections.pop(connection, None)
 
@@ -67,7 +67,7 @@ class IdleConnections:
         connection.transport.abort()
 
 
-class Connection(H11Protocol):
+class HttpConnection(H11Protocol):
     """One client's connection."""
 
     def __init__(

@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.types import Receive, Send
 
-SEND_WITHIN_S = 60.0  # a client that reads nothing for so long counts as disconnected
+SEND_TIMEOUT_S = 60.0  # a client that reads nothing for so long counts as disconnected
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -30,7 +30,7 @@ class EventStream:
     async def send(self, data: bytes, *, more: bool = True) -> None:
         """Send events; without `more` the stream ends. Raises ClientDisconnected if the client does not read."""
         try:
-            async with asyncio.timeout(SEND_WITHIN_S):
+            async with asyncio.timeout(SEND_TIMEOUT_S):
                 if not self.begun:
                     self.begun = True
                     await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})

@@ -17,7 +17,7 @@ from gateway.http.origin_check import Headers, OriginPolicy, refusal
 
 logger = logging.getLogger(__name__)
 
-OPEN_PATH = "/health"  # needs no key; without one it only says that the gateway lives
+OPEN_PATH = "/health"  # needs no key; without one it only reports that the gateway is alive
 
 
 class RequestId:
@@ -73,7 +73,7 @@ class KeyCheck:
         await app(scope, receive, send)
 
     def _authenticate(self, scope: Scope) -> bool:
-        """Return whether the client has shown a key, or needs none. Raises GatewayError if it may not go on."""
+        """Return whether the client has shown a key, or needs none. Raises GatewayError if the request is refused."""
         if not self._keys.required:
             return True
         keys = set(presented_keys(scope["headers"]))
@@ -88,7 +88,7 @@ class KeyCheck:
         self._throttle.record_failure(address, now)
         if self._throttle.wait_s(address, now):
             logger.warning("too many wrong API keys from %s; it has to wait", address)
-        raise _invalid_key("this gateway does not know that API key; ask the person who runs it for one")
+        raise _invalid_key("this gateway does not accept that API key; ask its owner for one")
 
     def _check_throttle(self, address: str, now: float) -> None:
         if wait_s := self._throttle.wait_s(address, now):

@@ -19,7 +19,7 @@ from gateway.core.errors import error_of_request
 from gateway.http.json_response import JsonResponse
 from gateway.http.middleware import OPEN_PATH
 
-ASK_WITHIN_S = 3.0
+ASK_TIMEOUT_S = 3.0
 NEEDED_ACTORS = frozenset({"node", "topology", "download"})  # without them no chat can be answered
 
 
@@ -39,7 +39,7 @@ class NodeRoutes:
     async def topology(self, request: Request) -> Response:
         """Return the graph of nodes and links, and which layers of which model each node holds."""
         try:
-            state = await self._bus.request("topology", TopologyGet(), TopologyState, ASK_WITHIN_S)
+            state = await self._bus.request("topology", TopologyGet(), TopologyState, ASK_TIMEOUT_S)
         except RequestError as error:
             raise error_of_request(error) from None
         return JsonResponse(topology_body(self._config.node_id, state))
@@ -50,7 +50,7 @@ class NodeRoutes:
         Only authenticated clients learn which node it is.
         """
         try:
-            state = await self._bus.request("hub", HubDescribe(), HubState, ASK_WITHIN_S)
+            state = await self._bus.request("hub", HubDescribe(), HubState, ASK_TIMEOUT_S)
             ready = {actor.name for actor in state.actors} >= NEEDED_ACTORS
         except RequestError:
             ready = False

@@ -71,7 +71,7 @@ def _bracketed(name: str) -> str:
 
 
 def refusal(method: str, target: bytes, headers: Headers, policy: OriginPolicy) -> HttpError | None:
-    """Return why a request is refused, before its route is looked up; None if it may go on."""
+    """Return why a request is refused, before its route is looked up; None if it is not."""
     return (
         _too_long(target, headers)
         or _wrong_host(_values(headers, b"host"), policy)

@@ -11,7 +11,7 @@ from typing import cast
 import uvicorn
 from starlette.types import ASGIApp
 
-from gateway.http.connection import Connection, ConnectionLimits, IdleConnections
+from gateway.http.connection import ConnectionLimits, HttpConnection, IdleConnections
 from gateway.http.errors import HttpError
 from gateway.http.origin_check import MAX_HEADER_BYTES
 
@@ -27,7 +27,7 @@ class Server(uvicorn.Server):
 
 def make_server(app: ASGIApp, limits: ConnectionLimits, error_body: Callable[[HttpError], bytes]) -> Server:
     """Return a server that is ready to serve; `error_body` writes errors that precede the application."""
-    protocol = partial(Connection, limits=limits, idle=IdleConnections(), error_body=error_body)
+    protocol = partial(HttpConnection, limits=limits, idle=IdleConnections(), error_body=error_body)
     settings = uvicorn.Config(
         app,
         http=cast(type[asyncio.Protocol], protocol),

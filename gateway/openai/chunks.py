@@ -65,7 +65,7 @@ def usage_body(usage: Usage) -> dict[str, Any]:
 
 
 def timings_body(end: GenerationFinished) -> dict[str, Any]:
-    """Return llama-server's `timings`, with some fields of ours.
+    """Return llama-server's `timings`, with additional fields.
 
     `prompt_n` counts what was computed, not what was cached. The first token does not count in the decode rate, as
     the time runs from it.

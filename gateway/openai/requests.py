@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from cluster.sampling import SEEDS
-from gateway.core.request import Conversation, GenerationRequest, Message, SamplingOptions
+from gateway.core.request import Conversation, GenerationRequest, PromptMessage, SamplingOptions
 from gateway.openai.errors import FieldError
 
 MAX_BODY_BYTES = 8 << 20
@@ -82,11 +82,11 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Name | None = None
     tool_call_id: Name | None = None
 
-    def message(self) -> Message:
+    def message(self) -> PromptMessage:
         """Return the message for chat templates: text parts joined with nothing between, `developer` as `system`."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         role = "system" if self.role == "developer" else self.role
-        return Message(role, content, self.name, self.tool_call_id)
+        return PromptMessage(role, content, self.name, self.tool_call_id)
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -18,8 +18,6 @@ import msgspec
 from models.card import FolderSource, HubSource, ModelCard, check_card
 from models.errors import CatalogueError, UnknownModel
 
-__all__ = ["DEFAULT_MODEL", "Catalogue", "CatalogueError", "UnknownModel"]
-
 DEFAULT_MODEL = "smollm2-135m"
 
 

@@ -212,16 +212,14 @@ def _plain_errors(source: HubSource) -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:
             raise
-        raise DownloadError(
-            f"a file of {source.repo} came incomplete from the hub; try again to go on with it"
-        ) from error
+        raise DownloadError(f"a file of {source.repo} came incomplete from the hub; try again to continue") from error
 
 
 def _reason(source: HubSource, error: BaseException) -> str:
     match error:
         case GatedRepoError():
             return (
-                f"{source.repo} is open only to those who accepted its licence; accept it on its page and set HF_TOKEN"
+                f"{source.repo} is open only to those who accepted its license; accept it on its page and set HF_TOKEN"
             )
         case RepositoryNotFoundError() | RevisionNotFoundError():
             return (

@@ -18,7 +18,7 @@ from models.cache import ModelCache
 from models.card import ModelCard
 from models.errors import DownloadCancelled, DownloadError
 
-LOCK_DEADLINE_S = 3600.0
+LOCK_TIMEOUT_S = 3600.0
 _LOCK_POLL_S = 0.5
 _SPARE_BYTES = 64 << 20
 
@@ -47,15 +47,15 @@ class FetchRequest(msgspec.Struct, frozen=True):
         """Raise DownloadCancelled once `cancelled` is set."""
         if self.cancelled.is_set():
             raise DownloadCancelled(
-                f"the download of {self.card.id} was cancelled; ask for the model again to go on with it"
+                f"the download of {self.card.id} was cancelled; ask for the model again to continue"
             )
 
     @contextmanager
     def locked_folder(self) -> Iterator[Path]:
-        """Hold the card's folder in the cache, which is made if need be, against all other processes.
+        """Hold the card's folder in the cache, which is made if it does not exist, against all other processes.
 
         Reports the progress of the process that holds it, as far as file sizes show it. Raises DownloadError after
-        `LOCK_DEADLINE_S` or if the folder cannot be written, and DownloadCancelled.
+        `LOCK_TIMEOUT_S` or if the folder cannot be written, and DownloadCancelled.
         """
         root = self.cache.root
         folder = root / self.card.id
@@ -73,7 +73,7 @@ class FetchRequest(msgspec.Struct, frozen=True):
             lock.release()
 
     def _acquire(self, lock: FileLock, folder: Path) -> None:
-        card, deadline = self.card, time.monotonic() + LOCK_DEADLINE_S
+        card, deadline = self.card, time.monotonic() + LOCK_TIMEOUT_S
         while True:
             try:
                 lock.acquire(timeout=_LOCK_POLL_S)

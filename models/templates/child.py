@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def confine() -> None:
-    """Give up for good what rendering does not need once everything is loaded. Raises OSError or ValueError."""
+    """Give up permanently what rendering does not need once everything is loaded. Raises OSError or ValueError."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write(_OOM_SCORE)

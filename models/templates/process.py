@@ -17,8 +17,8 @@ from models.errors import TemplateError, TemplateUnavailable
 from models.templates.chat_template import MAX_RENDERED_CHARACTERS
 from models.templates.child import LENGTH, MEMORY_BYTES, OUT_OF_MEMORY
 
-START_WITHIN_S = 10.0
-END_WITHIN_S = 1.0  # after its pipe is closed; then it is killed
+START_TIMEOUT_S = 10.0
+END_TIMEOUT_S = 1.0  # after its pipe is closed; then it is killed
 MAX_REPLY_BYTES = 4 * MAX_RENDERED_CHARACTERS + 1024  # as UTF-8
 
 _COMMAND = tuple(module_command("models.templates.child"))
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 class TemplateProcess:
-    """One process at a time, which serves one request at a time. Each reply may take `within_s` seconds."""
+    """One process at a time, which serves one request at a time. Each reply may take `timeout_s` seconds."""
 
-    def __init__(self, within_s: float) -> None:
-        self._within_s = within_s
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
         self._started: asyncio.Task[Process] | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -43,14 +43,14 @@ class TemplateProcess:
         process = _started_process(self._started)
         return process.pid if process and process.returncode is None else 0
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start the process in the background unless there is one."""
         failed = self._started and self._started.done() and _started_process(self._started) is None
         if self._started is None or failed:
             self._started = asyncio.create_task(_start())
 
     async def close(self) -> None:
-        """End the process for good."""
+        """End the process; none takes its place."""
         self._closed = True
         self._end()
         await asyncio.gather(*self._ending)
@@ -64,7 +64,7 @@ class TemplateProcess:
         process = await self._ready()
         reply = None
         try:
-            async with asyncio.timeout(self._within_s):
+            async with asyncio.timeout(self._timeout_s):
                 reply = await _exchange(process, message)
         except TimeoutError:
             raise self._too_long() from None
@@ -79,13 +79,13 @@ class TemplateProcess:
         """Kill the process and start another one, both in the background."""
         self._end()
         if not self._closed:
-            self.begin()
+            self.start()
 
     async def _ready(self) -> Process:
         if self._closed:
             raise TemplateUnavailable("this gateway is stopping; try again")
-        self.begin()
-        assert self._started is not None, "begin starts it"
+        self.start()
+        assert self._started is not None, "start starts it"
         return await asyncio.shield(self._started)  # a cancelled request leaves the process to the next one
 
     def _end(self) -> None:
@@ -105,7 +105,7 @@ class TemplateProcess:
         logger.warning("a process that renders chat templates ended with status %d", status)
 
     def _too_long(self) -> TemplateError:
-        return TemplateError(f"the model's chat template took longer than {self._within_s:g} s; use another model")
+        return TemplateError(f"the model's chat template took longer than {self._timeout_s:g} s; use another model")
 
 
 async def _start() -> Process:
@@ -127,7 +127,7 @@ async def _wait_until_ready(process: Process) -> None:
     """Read the empty message that a child sends once. Kills the process if it does not come."""
     ready = False
     try:
-        async with asyncio.timeout(START_WITHIN_S):
+        async with asyncio.timeout(START_TIMEOUT_S):
             ready = await _read(process) == b""
     finally:
         if not ready:
@@ -153,7 +153,7 @@ async def _read(process: Process) -> bytes:
 async def _exit_status(process: Process) -> int:
     """Wait for the exit status of a process that closed its pipe; kill it if it does not end soon."""
     try:
-        async with asyncio.timeout(END_WITHIN_S):
+        async with asyncio.timeout(END_TIMEOUT_S):
             return await process.wait()
     except TimeoutError:
         return await _kill(process)

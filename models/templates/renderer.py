@@ -19,9 +19,9 @@ from models.templates.child import Rendered, RenderFailed, RenderRequest
 from models.templates.process import TemplateProcess
 
 CHILDREN = 2
-RENDER_WITHIN_S = 2.0
+RENDER_TIMEOUT_S = 2.0
 MAX_PENDING = 128  # renders that wait or run
-WAIT_WITHIN_S = 30.0
+WAIT_TIMEOUT_S = 30.0
 ATTEMPTS = 2  # a child may have died for a reason that has nothing to do with the template
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -29,10 +29,10 @@ _decode: Callable[[bytes], Rendered | RenderFailed] = msgspec.msgpack.Decoder(Re
 
 
 class TemplateRenderer:
-    """Renders conversations, each within `within_s` seconds. Until it is closed its children go on running."""
+    """Renders conversations, each within `timeout_s` seconds. Its children run until it is closed."""
 
-    def __init__(self, within_s: float = RENDER_WITHIN_S) -> None:
-        self._children = [TemplateProcess(within_s) for _ in range(CHILDREN)]
+    def __init__(self, timeout_s: float = RENDER_TIMEOUT_S) -> None:
+        self._children = [TemplateProcess(timeout_s) for _ in range(CHILDREN)]
         self._idle: asyncio.LifoQueue[TemplateProcess] = asyncio.LifoQueue()
         for child in reversed(self._children):
             self._idle.put_nowait(child)
@@ -44,9 +44,9 @@ class TemplateRenderer:
         """The ids of the processes that are ready now."""
         return [child.pid for child in self._children if child.pid]
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start the first child in the background, before a request needs it."""
-        self._children[0].begin()
+        self._children[0].start()
 
     async def close(self) -> None:
         """End every child. Renders in progress fail."""
@@ -82,7 +82,7 @@ class TemplateRenderer:
         """Wait until no other render of this template runs and a child is idle; then render without a limit of wait."""
         turn = self._turns.setdefault(template, asyncio.Lock())
         try:
-            async with asyncio.timeout(WAIT_WITHIN_S) as waiting, turn:
+            async with asyncio.timeout(WAIT_TIMEOUT_S) as waiting, turn:
                 child = await self._idle.get()
                 waiting.reschedule(None)
                 try:
@@ -90,7 +90,7 @@ class TemplateRenderer:
                 finally:
                     self._idle.put_nowait(child)
         except TimeoutError:
-            sentence = f"other chat templates were busy for {WAIT_WITHIN_S:g} s; try again soon"
+            sentence = f"other chat templates were busy for {WAIT_TIMEOUT_S:g} s; try again soon"
             raise TemplateUnavailable(sentence) from None
 
 

@@ -17,7 +17,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[Precision]:
     """Record the precisions that are probed, in order; `exact` makes numpy the fastest, `fast` onnx."""
     asked: list[Precision] = []
 
-    def probe_all(names: object, deadline_s: float, precision: Precision) -> tuple[EngineCapability, ...]:
+    def probe_all(names: object, timeout_s: float, precision: Precision) -> tuple[EngineCapability, ...]:
         asked.append(precision)
         onnx_ms = 1.0 if precision == "fast" else 3.0
         return EngineCapability("onnx", ms_per_layer=onnx_ms), EngineCapability("numpy", ms_per_layer=2.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from actors.restart_backoff import BURST, BURST_WINDOW_S, HEALTHY_AFTER_S, LONGEST_PAUSE_S, RestartBackoff
+from actors.restart_backoff import BURST, BURST_WINDOW_S, HEALTHY_AFTER_S, MAX_PAUSE_S, RestartBackoff
 
 
 def test_pauses_double_from_a_tenth_of_a_second() -> None:
@@ -17,7 +17,7 @@ def test_pauses_have_a_limit() -> None:
     restarts = RestartBackoff()
     for now in range(20):
         restarts = restarts.died(now * BURST_WINDOW_S, lived_s=1.0)
-    assert restarts.pause == LONGEST_PAUSE_S
+    assert restarts.pause == MAX_PAUSE_S
 
 
 def test_long_lifetime_resets_the_pause() -> None:

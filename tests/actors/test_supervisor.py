@@ -272,7 +272,7 @@ def test_engine_that_cannot_start_is_reported_at_once(tmp_path: Path, monkeypatc
     async def main() -> None:
         async with node(tmp_path) as running:
             with pytest.raises(RequestError, match=r"engine-1 did not start; see .*engine-1\.log"):
-                await running.bus.request("supervisor", ActorStart(), ActorStarted, module.START_WITHIN_S)
+                await running.bus.request("supervisor", ActorStart(), ActorStarted, module.START_TIMEOUT_S)
 
     asyncio.run(main())
 
@@ -321,7 +321,7 @@ async def _state(run_dir: Path) -> HubState:
 
 def test_hub_that_never_answers_fails_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HUB", "actors.device_probe")  # ends at once: it has no arguments
-    monkeypatch.setattr(module, "START_WITHIN_S", 0.5)
+    monkeypatch.setattr(module, "START_TIMEOUT_S", 0.5)
 
     async def main() -> None:
         folder = open_folder(tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.topology_actor import MOST_INSTANCES, TopologyActor, as_seen_from
+from actors.topology_actor import MAX_INSTANCES, TopologyActor, as_seen_from
 from bus.messages import InstanceUp, NodeRecorded, PeerDown, PeerUp, TopologyGet
 from bus.wire import Envelope, new_header
 from cluster.placement import Instance
@@ -90,12 +90,12 @@ def test_repeated_instances_count_once_and_are_bounded() -> None:
     async def test(run_dir: Path) -> None:
         async with client(run_dir, A, "topology") as bus:
             actor = TopologyActor(config_of(run_dir, Role.MEMBER), bus)
-            for number in (0, *range(MOST_INSTANCES + 1)):
+            for number in (0, *range(MAX_INSTANCES + 1)):
                 up = InstanceUp(Instance(f"i{number}", DEFAULT_MODEL, 1, (), A))
                 await actor.instance_up(up, Envelope("instance.up", new_header(up, f"{A}/node"), up))
             message = TopologyGet()
             state = await actor.get(message, Envelope(f"{A}/topology", new_header(message, f"{A}/node"), message))
-            assert [i.instance_id for i in state.instances] == [f"i{n}" for n in range(1, MOST_INSTANCES + 1)]
+            assert [i.instance_id for i in state.instances] == [f"i{n}" for n in range(1, MAX_INSTANCES + 1)]
 
     with running_hub(A) as hub:
         asyncio.run(test(hub.run_dir))

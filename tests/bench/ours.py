@@ -18,7 +18,7 @@ from tests.support.nodes import NodeProcess, nodes
 
 VOCAB = 49_000
 ENGINE = "actors.engine_actor"
-MEET_WITHIN_S = 30.0
+MEET_TIMEOUT_S = 30.0
 
 
 class Ours:
@@ -89,7 +89,7 @@ def ring(stages: int, precision: str, engine: str = "onnx") -> Iterator[Ours]:
 
 
 def _wait_for_all(started: list[NodeProcess]) -> None:
-    deadline = time.monotonic() + MEET_WITHIN_S
+    deadline = time.monotonic() + MEET_TIMEOUT_S
     while len(started[0].get("/v1/topology")["nodes"]) < len(started):
         assert time.monotonic() < deadline, "the nodes did not find each other"
         time.sleep(0.05)

@@ -46,9 +46,9 @@ def draw(curves: Mapping[int, list[tuple[int, float]]], picture: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7.2, 4.2), dpi=150, layout="constrained")
-    for colour, (stages, points) in zip(COLOURS, curves.items(), strict=False):
+    for color, (stages, points) in zip(COLOURS, curves.items(), strict=False):
         streams, rates = zip(*points, strict=True)
-        axes.plot(streams, rates, marker="o", color=colour, label=f"{stages} stage{'s' if stages > 1 else ''}")
+        axes.plot(streams, rates, marker="o", color=color, label=f"{stages} stage{'s' if stages > 1 else ''}")
     ticks = sorted({streams for points in curves.values() for streams, _ in points})
     axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [str(tick) for tick in ticks])

@@ -21,8 +21,8 @@ from cluster.placement import Instance
 from cluster.sampling import SamplingParams
 from common.config import NodeConfig
 
-INSTANCE_WITHIN_S = 120.0
-TOKEN_WITHIN_S = 30.0
+INSTANCE_TIMEOUT_S = 120.0
+TOKEN_TIMEOUT_S = 30.0
 LOOK_EVERY_MS = 1000
 
 
@@ -60,7 +60,7 @@ def ensure_instance(config: NodeConfig, model_id: str) -> Instance:
         bus = BusClient(config.run_path, config.node_id, f"bench-{secrets.token_hex(4)}")
         await bus.start()
         try:
-            ready = await bus.request("node", InstanceEnsure(model_id), InstanceReady, INSTANCE_WITHIN_S)
+            ready = await bus.request("node", InstanceEnsure(model_id), InstanceReady, INSTANCE_TIMEOUT_S)
             return ready.instance
         finally:
             await bus.close()
@@ -125,13 +125,13 @@ class Streams:
 
         Raises AssertionError if nothing comes in time, or if a stage fails and `failures` is false.
         """
-        deadline = time.monotonic() + TOKEN_WITHIN_S
+        deadline = time.monotonic() + TOKEN_TIMEOUT_S
         while not enough():
             if (came := self._transport.receive(LOOK_EVERY_MS)) is not None:
                 frame, payload, _ = came
                 self._take(frame, payload, failures)
-                deadline = time.monotonic() + TOKEN_WITHIN_S
-            assert time.monotonic() < deadline, f"nothing came for {TOKEN_WITHIN_S:g} s"
+                deadline = time.monotonic() + TOKEN_TIMEOUT_S
+            assert time.monotonic() < deadline, f"nothing came for {TOKEN_TIMEOUT_S:g} s"
 
     def close(self) -> None:
         """Close the sockets."""

@@ -97,7 +97,7 @@ def test_additional_header_fields_are_tolerated() -> None:
 @pytest.mark.parametrize("version", [0, 1, 2, 255])
 def test_another_version_is_refused(version: int) -> None:
     assert reason_of(frames(version=version)) == "version"
-    with pytest.raises(WireError, match=f"node/actor speaks {version}"):
+    with pytest.raises(WireError, match=f"node/actor has version {version}"):
         decode_header(frames(version=version))
 
 

@@ -88,7 +88,7 @@ def test_missing_key_ends_with_the_next_step(rig: Rig, command: list[str], tmp_p
 def test_wrong_key_is_not_replaced_by_another(rig: Rig) -> None:
     result = exobus("models", "ls", "--api-key", THREE, EXOBUS_DATA_DIR=rig.config.data_dir)
     assert (result.returncode, result.stdout) == (1, "")
-    assert "does not know this API key" in result.stderr
+    assert "does not accept this API key" in result.stderr
     assert THREE not in result.stderr
 
 

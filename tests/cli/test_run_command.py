@@ -52,8 +52,8 @@ def test_options_reach_the_model(rig: Rig) -> None:
 
 
 def test_piped_text_follows_the_prompt(rig: Rig) -> None:
-    exobus("run", MODEL, "what colour is it", "--api", rig.url, data="the sky is green")
-    assert "what colour is it\n\nthe sky is green" in prompt_of(rig)
+    exobus("run", MODEL, "what color is it", "--api", rig.url, data="the sky is green")
+    assert "what color is it\n\nthe sky is green" in prompt_of(rig)
 
 
 def test_pipe_that_stays_open_is_explained(rig: Rig) -> None:

@@ -38,14 +38,14 @@ def test_late_fact_does_not_bring_an_instance_back() -> None:
     instances.mark_up(instance("i"))
     instances.reconcile("p", [instance("i")])
     assert instances.newest("m") is None
-    assert instances.with_id("i") is None
+    assert instances.get("i") is None
 
 
 def test_down_fact_before_the_up_fact_counts() -> None:
     instances = Instances()
     instances.mark_down("i")
     instances.mark_up(instance("i"))
-    assert instances.with_id("i") is None
+    assert instances.get("i") is None
 
 
 def test_instance_missing_from_its_placers_list_is_down() -> None:
@@ -53,23 +53,23 @@ def test_instance_missing_from_its_placers_list_is_down() -> None:
     instances.mark_up(instance("i"))
     instances.mark_up(instance("foreign", model="n", placer="q"))
     instances.reconcile("p", [instance("j", 2)])
-    assert instances.with_id("i") is None
-    assert instances.with_id("foreign") is not None
+    assert instances.get("i") is None
+    assert instances.get("foreign") is not None
     assert instances.placed_by("p") == (instance("j", 2),)
 
 
 def test_placer_lists_only_its_own_instances() -> None:
     instances = Instances()
     instances.reconcile("p", [instance("i", placer="q")])
-    assert instances.with_id("i") is None
+    assert instances.get("i") is None
 
 
 def test_instances_are_found_by_node() -> None:
     instances = Instances()
     instances.mark_up(instance("i", nodes="ab"))
     instances.mark_up(instance("j", nodes="bc", model="n"))
-    assert [held.instance_id for held in instances.with_node("b")] == ["i", "j"]
-    assert [held.instance_id for held in instances.with_node("c")] == ["j"]
+    assert [held.instance_id for held in instances.on_node("b")] == ["i", "j"]
+    assert [held.instance_id for held in instances.on_node("c")] == ["j"]
 
 
 def test_next_epoch_is_higher_than_any_seen() -> None:
@@ -90,5 +90,5 @@ def test_number_of_remembered_ids_is_bounded() -> None:
         instances.mark_down(f"i{number}")
     instances.mark_up(instance("i0"))
     instances.mark_up(instance("i1"))
-    assert instances.with_id("i0") is not None
-    assert instances.with_id("i1") is None
+    assert instances.get("i0") is not None
+    assert instances.get("i1") is None

@@ -145,7 +145,7 @@ def test_body_without_a_right_seal_is_never_parsed(monkeypatch: pytest.MonkeyPat
 
 
 def test_unknown_fields_are_ignored() -> None:
-    later = {**msgspec.to_builtins(beacon()), "colour": "blue"}
+    later = {**msgspec.to_builtins(beacon()), "color": "blue"}
     assert unseal(sealed(msgspec.msgpack.encode(later)), KEYS) == beacon()
 
 

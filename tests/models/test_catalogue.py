@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.card import FolderSource, HubSource
-from models.catalogue import DEFAULT_MODEL, Catalogue, CatalogueError, UnknownModel
+from models.catalogue import DEFAULT_MODEL, Catalogue
+from models.errors import CatalogueError, UnknownModel
 
 CARDS = Catalogue.load().cards()
 MINIMAL = """

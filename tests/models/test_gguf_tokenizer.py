@@ -56,5 +56,5 @@ def test_damaged_gguf_leaves_no_tokenizer_files(tmp_path: Path) -> None:
 def test_slow_child_is_stopped(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf")
     with pytest.raises(TokenizerError, match="was not built in 0 s"):
-        ensure_tokenizer(path, tmp_path, deadline_s=0.01)
+        ensure_tokenizer(path, tmp_path, timeout_s=0.01)
     assert not (tmp_path / "tokenizer.json").exists()

@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 MODEL = "tiny"
 CODE, OTHER = new_join_code("home"), new_join_code("home")
-REPORT_WITHIN_S = 3.0  # a refused node gets the reason
+REPORT_TIMEOUT_S = 3.0  # a refused node gets the reason
 WRONG_HERE = "wrong join code for cluster home: the join port at"
 WRONG_THERE = "a node tried to join cluster home with a wrong join code"
 REVOKED = "refuses this node's key: it was revoked in cluster home"
@@ -165,7 +165,7 @@ def refusals_at_join_port(node: NodeProcess) -> int:
     """Return how many handshakes the join port has refused."""
 
     async def look(bus: BusClient) -> int:
-        state = await bus.request("hub", HubDescribe(), HubState, REPORT_WITHIN_S)
+        state = await bus.request("hub", HubDescribe(), HubState, REPORT_TIMEOUT_S)
         return state.counters.get("refused at join", 0)
 
     return on_bus(node, look)
@@ -175,8 +175,8 @@ def refusal_of(node: NodeProcess, join_endpoint: str) -> PeerRefused:
     """Ask to join at a join port, and return the refusal."""
 
     async def look(bus: BusClient) -> PeerRefused:
-        async with asyncio.timeout(REPORT_WITHIN_S):
-            await bus.request("hub", PeerDial(f"tcp://{join_endpoint}"), RequestDone, REPORT_WITHIN_S)
+        async with asyncio.timeout(REPORT_TIMEOUT_S):
+            await bus.request("hub", PeerDial(f"tcp://{join_endpoint}"), RequestDone, REPORT_TIMEOUT_S)
             return (await next_message(bus, PeerRefused))[0]
 
     return on_bus(node, look, PeerRefused)
@@ -233,8 +233,8 @@ def test_wrong_code_is_reported_on_both_sides(home: Home) -> None:
     assert refused.code == "wrong_code"
     assert refused.message.startswith(WRONG_HERE)
     assert "exobus cluster invite" in refused.message
-    ada.line_with(WRONG_THERE, REPORT_WITHIN_S)
-    bob.line_with(WRONG_HERE, REPORT_WITHIN_S)
+    ada.line_with(WRONG_THERE, REPORT_TIMEOUT_S)
+    bob.line_with(WRONG_HERE, REPORT_TIMEOUT_S)
     wait_for_nodes(ada, {"ada"})
 
 
@@ -253,27 +253,27 @@ def test_revoked_node_is_unlinked_and_refused(home: Home) -> None:
     bob_id = bob.config.node_id
 
     async def revoke(bus: BusClient) -> PeerDown:
-        async with asyncio.timeout(REPORT_WITHIN_S):
-            await bus.request("hub", MemberRevoke(bob_id), RequestDone, REPORT_WITHIN_S)
+        async with asyncio.timeout(REPORT_TIMEOUT_S):
+            await bus.request("hub", MemberRevoke(bob_id), RequestDone, REPORT_TIMEOUT_S)
             return (await next_message(bus, PeerDown))[0]
 
     assert on_bus(ada, revoke, PeerDown) == PeerDown(bob_id, "its key was revoked")
-    bob.line_with("node ada is gone", REPORT_WITHIN_S)
-    bob.line_with(REVOKED, REPORT_WITHIN_S)
+    bob.line_with("node ada is gone", REPORT_TIMEOUT_S)
+    bob.line_with(REVOKED, REPORT_TIMEOUT_S)
     stays_quiet(bob)
     wait_for_nodes(ada, {"ada"})
     answer(ada)
     assert holders(ada) == {"ada"}
     bob.stop()
     again = home.node("bob", None, "--peer", ada.join_endpoint)
-    again.line_with(REVOKED, REPORT_WITHIN_S)
+    again.line_with(REVOKED, REPORT_TIMEOUT_S)
     wait_for_nodes(ada, {"ada"})
 
 
 def test_owner_revokes_and_approves_by_name(home: Home) -> None:
     ada, bob = home.pair()
     assert "is revoked in home" in done(ada, "cluster", "revoke", "bob")
-    ada.line_with("is gone: its key was revoked", REPORT_WITHIN_S)
+    ada.line_with("is gone: its key was revoked", REPORT_TIMEOUT_S)
     assert "revoked" in done(ada, "cluster", "ls")
     done(ada, "cluster", "approve", "bob")
     bob.stop()
@@ -286,8 +286,8 @@ def test_copied_data_folder_is_refused(home: Home) -> None:
     shutil.copytree(bob.data_dir, home.folder / "copy", ignore=shutil.ignore_patterns("run", "lock", "logs"))
     copy = home.node("bob", None, "--peer", ada.join_endpoint, folder="copy")
     assert copy.config.node_id == bob.config.node_id
-    copy.line_with(COPIED, REPORT_WITHIN_S)
-    ada.line_with("bob was refused", REPORT_WITHIN_S)
+    copy.line_with(COPIED, REPORT_TIMEOUT_S)
+    ada.line_with("bob was refused", REPORT_TIMEOUT_S)
     stays_quiet(copy)
     for node in (ada, bob):
         assert answer(node) == before
@@ -300,14 +300,14 @@ def test_copy_without_key_is_another_node(home: Home) -> None:
     shutil.copytree(bob.data_dir, home.folder / "copy", ignore=shutil.ignore_patterns("run", "lock", "logs", KEY_FILE))
     copy = home.node("bob", None, "--peer", ada.join_endpoint, folder="copy")
     assert copy.config.node_id != bob.config.node_id
-    ada.line_with("bob joined with a new key", REPORT_WITHIN_S)
+    ada.line_with("bob joined with a new key", REPORT_TIMEOUT_S)
     assert copy.config.node_id in {known["node_id"] for known in ada.get("/v1/topology")["nodes"]}
 
 
 def test_rotated_code_replaces_the_old_one(home: Home) -> None:
     ada, bob = home.pair()
     assert "bob" in done(ada, "cluster", "rotate")
-    bob.line_with("the join code of cluster home was changed", REPORT_WITHIN_S)
+    bob.line_with("the join code of cluster home was changed", REPORT_TIMEOUT_S)
     fresh = kept_code(ada.data_dir)
     assert fresh is not None
     assert fresh != CODE
@@ -353,7 +353,7 @@ def forbidden(node: NodeProcess, other: NodeProcess, work: Any, expects: type[Me
 
     async def look(bus: BusClient) -> str:
         with pytest.raises(RequestError) as refused:
-            await bus.request(f"{other.config.node_id}/node", work, expects, REPORT_WITHIN_S)
+            await bus.request(f"{other.config.node_id}/node", work, expects, REPORT_TIMEOUT_S)
         return refused.value.code
 
     return on_bus(node, look)

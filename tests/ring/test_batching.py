@@ -55,10 +55,10 @@ def test_micro_batches_are_enough_for_every_stage(sessions: int, stages: int) ->
 
 def test_skipped_last_step_completes_the_micro_batch() -> None:
     steps: MicroBatches[str] = MicroBatches()
-    steps.skip(2)
+    steps.skip_step(2)
     assert not steps.incomplete
     steps.add("first", 1)
-    steps.skip(0)
+    steps.skip_step(0)
     assert steps.pop_batch() == ["first"]
     assert not steps.incomplete
 
@@ -95,7 +95,7 @@ def test_prompt_chunks_stay_within_rows_and_room(sizes: list[tuple[int, int]], r
 
 def test_oldest_prompt_goes_first_and_short_ones_share() -> None:
     sessions = [prefilling(1, 200, 5.0), prefilling(2, 10, 1.0), prefilling(3, 20, 3.0), prefilling(4, 40, 4.0)]
-    assert [(session.session, count) for session, count in prompt_chunks(sessions, 64, 192)] == [(2, 10), (3, 20)]
+    assert [(session.id, count) for session, count in prompt_chunks(sessions, 64, 192)] == [(2, 10), (3, 20)]
 
 
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(0, 3), st.randoms(use_true_random=False))

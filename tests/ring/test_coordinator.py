@@ -104,7 +104,7 @@ def test_close_removes_a_session_from_the_queue(weights: Path) -> None:
 def test_sessions_of_a_lost_gateway_leave_the_queue(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ring_memory, "REPORT_EVERY_S", 0.05)
     monkeypatch.setattr(stage, "IDLE_WAIT_MS", 20)
-    monkeypatch.setattr(transport_module, "SEND_WITHIN_MS", 200)
+    monkeypatch.setattr(transport_module, "SEND_TIMEOUT_MS", 200)
     with stage_ring(weights, 2, positions=64) as ring:
         ring.gateway.open(1, PROMPT, max_tokens=50)
         ring.gateway.receive(1)  # it has ended, and holds its memory until it is closed
@@ -119,7 +119,7 @@ def test_sessions_of_a_lost_gateway_leave_the_queue(weights: Path, monkeypatch: 
 
 
 def test_full_queue_gives_retry_after(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ring_memory, "MOST_WAITING", 2)
+    monkeypatch.setattr(ring_memory, "MAX_WAITING", 2)
     with stage_ring(weights, 1, positions=64) as ring:
         for session in range(4):
             ring.gateway.open(session, PROMPT, max_tokens=50)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.failures import FailureCode
-from cluster.openings import LONGEST_FAILURE, SessionFailure
+from cluster.openings import MAX_FAILURE, SessionFailure
 from ring import coordinator
 from tests.support.stage_ring import stage_ring
 
@@ -17,4 +17,4 @@ def test_failure_message_is_cut_to_its_bound(weights: Path, monkeypatch: pytest.
     with stage_ring(weights, 1) as ring:
         ring.stages[0].drain().result()
         ring.gateway.open(1)
-        assert len(ring.failure(1)) == LONGEST_FAILURE
+        assert len(ring.failure(1)) == MAX_FAILURE

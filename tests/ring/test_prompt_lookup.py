@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ring.prompt_lookup import MATCHES, MOST, SPEED_FLOOR, PromptLookup, accepted, most_worthwhile
+from cluster.openings import MAX_DRAFTS
+from ring.prompt_lookup import MATCHES, SPEED_FLOOR, PromptLookup, accepted, most_worthwhile
 
 texts = st.lists(st.integers(0, 3), max_size=60)
 costs = st.one_of(st.sampled_from([0.0, 0.25]), st.floats(0, 2))
@@ -32,12 +33,12 @@ class Run:
         return self.tokens / self.cost
 
 
-def decode(lookup: PromptLookup, answer: Sequence[int], row_cost: float = 0.25, limit: int = MOST) -> Run:
+def decode(lookup: PromptLookup, answer: Sequence[int], row_cost: float = 0.25, limit: int = MAX_DRAFTS) -> Run:
     """Decode `answer`, the sampler's tokens, with drafts."""
     run = Run()
     while run.tokens < len(answer):
         drafts = lookup.propose(limit)
-        assert len(drafts) <= max(min(limit, MOST), 0)
+        assert len(drafts) <= max(min(limit, MAX_DRAFTS), 0)
         sampled = answer[run.tokens : run.tokens + len(drafts) + 1]
         right = min(accepted(drafts, sampled), len(sampled) - 1)
         lookup.verified(len(drafts), right)
@@ -74,7 +75,7 @@ def test_draft_continues_the_latest_longest_match(prompt: list[int], answer: lis
     if start is None:
         assert drafts == ()
         return
-    assert len(drafts) == min(limit, MOST)
+    assert len(drafts) == min(limit, MAX_DRAFTS)
     for draft in drafts:
         text.append(draft)
         assert draft == text[start]
@@ -100,7 +101,7 @@ def is_predictable(word: list[int]) -> bool:
 def test_every_draft_is_accepted_in_a_predictable_text(word: list[int], limit: int) -> None:
     text = word * 12
     run = decode(PromptLookup(text, row_cost=0.0), word * 20, row_cost=0.0, limit=limit)
-    assert run.passes == -(-run.tokens // (min(limit, MOST) + 1))
+    assert run.passes == -(-run.tokens // (min(limit, MAX_DRAFTS) + 1))
 
 
 @given(texts, st.lists(st.integers(0, 3), min_size=1, max_size=300), costs, st.integers(-1, 12))
@@ -143,12 +144,12 @@ def test_edited_copy_of_the_prompt_takes_fewer_passes(seed: int) -> None:
 def test_drafts_grow_with_success_and_resume_after_failures() -> None:
     verse, noise = random_text(1, 60, 1000), random_text(2, 600, 4)
     lookup = PromptLookup(verse)
-    assert lookup.propose(MOST) == ()
+    assert lookup.propose(MAX_DRAFTS) == ()
     first = decode(lookup, verse * 2)
-    assert first.most == MOST
+    assert first.most == MAX_DRAFTS
     assert decode(lookup, noise).speed < 1.1
     again = decode(lookup, verse * 4)
-    assert again.most == MOST
+    assert again.most == MAX_DRAFTS
     assert again.speed >= 1.3
 
 

@@ -78,7 +78,7 @@ def test_queue_positions_are_reported_on_change_and_periodically() -> None:
 
 
 def test_refusals_carry_code_and_retry_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_WAITING", 1)
+    monkeypatch.setattr(module, "MAX_WAITING", 1)
     memory = RingMemory(2 * BLOCK, 4)
     large = memory.enqueue(1, opening(TEXT))
     assert large is not None

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from ring.prefix_cache import BLOCK
-from ring.ring_memory import MOST_WAITING
+from ring.ring_memory import MAX_WAITING
 from ring.scheduler import PROMPT_CHUNK
 from tests.bench.fairness import jain
 from tests.support.synthetic_engine import DECODE_ROWS, Call, Model
@@ -170,7 +170,7 @@ def test_sessions_behind_a_closed_one_move_up() -> None:
 
 def test_full_queue_and_oversized_session_are_refused() -> None:
     with synthetic_ring(FREE, 2, positions=100) as ring:
-        for seed in range(1 + MOST_WAITING):
+        for seed in range(1 + MAX_WAITING):
             ring.streams.open(prompt_of(4, seed), 96)
         refused = ring.streams.received(ring.streams.open(prompt_of(4), 8))
         endless = ring.streams.received(ring.streams.open(prompt_of(4), 97))

@@ -33,7 +33,7 @@ class Slots(RuleBasedStateMachine):
             with pytest.raises(KeyError):
                 self.sessions.add(session, opening(), 0.0)
         else:
-            assert self.sessions.add(session, opening(), 0.0).session == session
+            assert self.sessions.add(session, opening(), 0.0).id == session
         self.most = max(self.most, len(self.sessions.by_id))
 
     @rule(session=st.integers(0, 12))

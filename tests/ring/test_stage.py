@@ -183,7 +183,7 @@ def test_non_finite_logits_fail_their_session_only(
 def test_lost_gateway_costs_the_ring_one_deadline(
     weights: Path, reference: Ring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport_module, "SEND_WITHIN_MS", 800)
+    monkeypatch.setattr(transport_module, "SEND_TIMEOUT_MS", 800)
     with stage_ring(weights, 2) as ring:
         lost = Transport(ring.run_dir, "lost")
         for session in range(4):

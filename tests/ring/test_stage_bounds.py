@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bus.dataplane.access import best_endpoint
 from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame, Payload
 from bus.dataplane.transport import Transport
-from cluster.openings import MOST_DRAFTS, Opening, SessionFailure
+from cluster.openings import MAX_DRAFTS, Opening, SessionFailure
 from cluster.sampling import SamplingParams
 from cluster.shard import whole
 from engines.numpy.engine import NumpyEngine
@@ -62,7 +62,7 @@ def stalled_session(ring: StageRing) -> StageSession:
     send = first.send
 
     def only_openings(session: StageSession, outgoing: Outgoing) -> None:
-        if session.session != 1 or outgoing[1].flags & Flag.OPEN:
+        if session.id != 1 or outgoing[1].flags & Flag.OPEN:
             send(session, outgoing)
 
     first.send = only_openings  # type: ignore[method-assign]
@@ -88,7 +88,7 @@ def test_endless_chunk_fails_its_session(weights: Path, reference: Ring, rows: i
         (at(0, Flag.MORE), np.zeros((0, WIDTH), np.float32), "no rows"),
         (at(0), np.zeros(WIDTH, np.float32), "no rows"),
         (at(2**32 - 1), ROW, "does not have"),
-        (at(len(PROMPT) + 400 + MOST_DRAFTS), ROW, "does not have"),
+        (at(len(PROMPT) + 400 + MAX_DRAFTS), ROW, "does not have"),
         (at(0), np.zeros((1, WIDTH + 1), np.float32), f"(rows, {WIDTH})"),
         (at(0), np.zeros((1, WIDTH), np.int32), f"(rows, {WIDTH})"),
         (at(300, Flag.ROLLBACK), ROW, "300"),
@@ -120,7 +120,7 @@ def test_non_finite_hidden_states_affect_their_session_only(weights: Path, refer
         frames = ring.stages[0].stage.frames
         honest = frames.hidden_states
         frames.hidden_states = lambda step, output, rest: honest(  # type: ignore[method-assign]
-            step, np.full_like(output, value) if step.session.session == 1 else output, rest
+            step, np.full_like(output, value) if step.session.id == 1 else output, rest
         )
         ring.gateway.open(1, max_tokens=60)
         ring.gateway.open(3, PROMPT[::-1], max_tokens=60)
@@ -139,7 +139,7 @@ def test_non_finite_hidden_states_affect_their_session_only(weights: Path, refer
         (len(PROMPT) + 1, [7]),
         (2**32 - 1, [7]),
         (None, []),
-        (None, [7] * (MOST_DRAFTS + 2)),
+        (None, [7] * (MAX_DRAFTS + 2)),
         (None, np.array([1.0], np.float32)),
     ],
 )

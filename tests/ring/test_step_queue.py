@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.dataplane.frames import Flag, Frame
-from cluster.openings import MOST_DRAFTS, Opening
+from cluster.openings import MAX_DRAFTS, Opening
 from cluster.sampling import SamplingParams
 from ring.scheduler import PROMPT_CHUNK
 from ring.sessions import StageSessions
@@ -39,7 +39,7 @@ def test_steps_of_closed_sessions_are_left_out() -> None:
         token = Frame(Flag.TOKEN, 1, number, len(PROMPT), 1, rest=3 - number)
         queue.add_token(sessions.add(number, opening(), 0.0), token, np.array([7], np.int32))
     sessions.remove(2)
-    assert [step.session.session for step in queue.pop_decode_steps(8)] == [1, 3]
+    assert [step.session.id for step in queue.pop_decode_steps(8)] == [1, 3]
 
 
 def test_parts_are_joined_to_one_step() -> None:
@@ -68,4 +68,4 @@ def test_queue_holds_at_most_one_chunk_of_parts(parts: list[tuple[int, bool, int
         assert len(held) <= PROMPT_CHUNK
         for step in queue.pop_decode() + queue.pop_prompts():
             assert 1 <= len(step.inputs) <= PROMPT_CHUNK
-            assert 0 <= step.position <= step.end <= session.opening.positions + MOST_DRAFTS
+            assert 0 <= step.position <= step.end <= session.opening.positions + MAX_DRAFTS

@@ -23,7 +23,7 @@ from tests.support.bus import HubProcess, client, described, hub_config, hub_pro
 
 HOST, GUEST = new_node(), new_node()
 MIB = 1 << 20
-REAPED_WITHIN_S = 15.0
+REAPED_TIMEOUT_S = 15.0
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def seconds_until_closed(crowd: Sequence[socket.socket]) -> float:
     """Read each connection to its end. Returns the seconds until then. Raises TimeoutError if one stays open."""
     start = time.monotonic()
     for one in crowd:
-        one.settimeout(REAPED_WITHIN_S)
+        one.settimeout(REAPED_TIMEOUT_S)
         try:
             while one.recv(4096):
                 pass

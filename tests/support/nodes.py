@@ -28,8 +28,8 @@ from common.config import NodeConfig, read_config
 from models.cache import default_cache_root
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-READY_WITHIN_S = 60.0
-STOP_WITHIN_S = 10.0
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 10.0
 CODE = new_join_code("test")
 _URL = re.compile(r"http://127\.0\.0\.1:\d+")
 
@@ -82,7 +82,7 @@ class NodeProcess:
                 self._lines.put(line.rstrip("\n"))
         self._lines.put(None)
 
-    def line(self, wanted: Callable[[str], bool], within_s: float = READY_WITHIN_S) -> str:
+    def line(self, wanted: Callable[[str], bool], within_s: float = READY_TIMEOUT_S) -> str:
         """Wait for the next line of output that is `wanted`. Fails with all output if the node or the time ends."""
         deadline = time.monotonic() + within_s
         while True:
@@ -96,7 +96,7 @@ class NodeProcess:
             if wanted(line):
                 return line
 
-    def line_with(self, text: str, within_s: float = READY_WITHIN_S) -> str:
+    def line_with(self, text: str, within_s: float = READY_TIMEOUT_S) -> str:
         """Return the line that contains `text`, which may have come already. Fails as `line` does."""
         found = next((line for line in self.output_so_far() if text in line), None)
         return found or self.line(lambda line: text in line, within_s)
@@ -130,18 +130,18 @@ class NodeProcess:
     def stop(self, number: int = signal.SIGINT) -> float:
         """End the node as a user would, and return the seconds that it took. Kills what is left after ten seconds."""
         if self.process.poll() is not None:
-            self._reader.join(STOP_WITHIN_S)
+            self._reader.join(STOP_TIMEOUT_S)
             return 0.0
         begun = time.monotonic()
         children = self.children()
         self.process.send_signal(number)
         try:
-            self.process.wait(STOP_WITHIN_S)
+            self.process.wait(STOP_TIMEOUT_S)
         finally:
             for process in (psutil.Process(self.process.pid), *children) if self.process.poll() is None else children:
                 if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                     process.kill()
-            self._reader.join(STOP_WITHIN_S)
+            self._reader.join(STOP_TIMEOUT_S)
         return time.monotonic() - begun
 
 

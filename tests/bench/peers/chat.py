@@ -15,10 +15,10 @@ import httpx
 TOKENS = 64
 CROWD = 8
 ROUNDS = 3
-WARM_WITHIN_S = 180.0
-ROUNDS_WITHIN_S = 60.0  # then no further round begins
-ANSWER_WITHIN_S = 90.0
-CROWD_WITHIN_S = 180.0
+WARM_TIMEOUT_S = 180.0
+ROUNDS_TIMEOUT_S = 60.0  # then no further round begins
+ANSWER_TIMEOUT_S = 90.0
+CROWD_TIMEOUT_S = 180.0
 SUBJECTS = (
     "a lighthouse", "a baker", "two rivers", "an old clock", "the moon", "a small dog", "a winter", "a violin",
     "a train", "a garden", "a storm", "a letter", "a bridge", "a mountain", "a library", "a ship",
@@ -71,14 +71,14 @@ async def _speed(api: str, model: str) -> Speed:
     crowds: list[Sequence[Answer]] = []
     why_not = ""
     fresh = httpx.Limits(max_keepalive_connections=0)  # a kept connection may be closed just as the next question goes
-    async with httpx.AsyncClient(base_url=api, timeout=WARM_WITHIN_S, limits=fresh) as client:
+    async with httpx.AsyncClient(base_url=api, timeout=WARM_TIMEOUT_S, limits=fresh) as client:
         asker = Asker(client, model)
-        await asker.answers(1, WARM_WITHIN_S)
-        ends = time.monotonic() + ROUNDS_WITHIN_S
+        await asker.answers(1, WARM_TIMEOUT_S)
+        ends = time.monotonic() + ROUNDS_TIMEOUT_S
         try:
             while not crowds or (len(crowds) < ROUNDS and time.monotonic() < ends):
-                singles += await asker.answers(1, ANSWER_WITHIN_S)
-                crowds.append(await asker.answers(CROWD, CROWD_WITHIN_S))
+                singles += await asker.answers(1, ANSWER_TIMEOUT_S)
+                crowds.append(await asker.answers(CROWD, CROWD_TIMEOUT_S))
         except NoAnswer as reason:
             if not singles:
                 raise

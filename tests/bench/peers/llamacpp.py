@@ -13,8 +13,8 @@ from typing import Any
 
 from tests.bench.machine import pin
 
-RUN_WITHIN_S = 180.0
-LISTEN_WITHIN_S = 10.0
+RUN_TIMEOUT_S = 180.0
+LISTEN_TIMEOUT_S = 10.0
 
 
 class LlamaCpp:
@@ -58,7 +58,7 @@ class LlamaCpp:
         try:
             if not self._servers:
                 pin(process.pid, 0)
-            output, _ = process.communicate(timeout=RUN_WITHIN_S)
+            output, _ = process.communicate(timeout=RUN_TIMEOUT_S)
         finally:
             process.kill()
             process.wait()
@@ -95,7 +95,7 @@ def free_port() -> int:
 
 def wait_for_port(port: int) -> None:
     """Wait until a server listens. Raises OSError after ten seconds."""
-    deadline = time.monotonic() + LISTEN_WITHIN_S
+    deadline = time.monotonic() + LISTEN_TIMEOUT_S
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 1.0).close()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tests.bench.peers.commands import ROOT, AbsentError, run, venv
 
-SOURCE_WITHIN_S = 300.0
-BUILD_WITHIN_S = 2400.0  # the server alone takes minutes on two cores
+SOURCE_TIMEOUT_S = 300.0
+BUILD_TIMEOUT_S = 2400.0  # the server alone takes minutes on two cores
 REQUIREMENT = Path(__file__).with_name("llamacpp.txt")
 BENCHES = ("llama-bench", "llama-batched-bench", "ggml-rpc-server")
 SERVER = "llama-server"
@@ -67,7 +67,7 @@ def sdist() -> Path:
     if not list(folder.glob("llama_cpp_python-*.tar.gz")):
         pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
         wanted = ["--no-binary", ":all:", "--require-hashes", "--requirement", str(REQUIREMENT), "--dest", str(folder)]
-        run([*pip, *wanted], ROOT / "sdist.log", SOURCE_WITHIN_S)
+        run([*pip, *wanted], ROOT / "sdist.log", SOURCE_TIMEOUT_S)
     (archive,) = folder.glob("llama_cpp_python-*.tar.gz")
     return archive
 
@@ -75,8 +75,8 @@ def sdist() -> Path:
 def _build(sources: Path, build: Path, programs: tuple[str, ...]) -> None:
     cmake, ninja = _tool("cmake"), _tool("ninja")
     folders = ["-S", str(sources), "-B", str(build), "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    run([cmake, *folders, *OPTIONS], ROOT / "llama.cpp" / "configure.log", SOURCE_WITHIN_S)
-    run([ninja, "-C", build, *programs], ROOT / "llama.cpp" / "build.log", BUILD_WITHIN_S)
+    run([cmake, *folders, *OPTIONS], ROOT / "llama.cpp" / "configure.log", SOURCE_TIMEOUT_S)
+    run([ninja, "-C", build, *programs], ROOT / "llama.cpp" / "build.log", BUILD_TIMEOUT_S)
 
 
 def _tool(name: str) -> Path:

@@ -24,7 +24,7 @@ from tests.bench.peers.llamacpp import free_port
 from tests.bench.peers.llamacpp_build import BENCHES, SERVER, llamacpp, sdist
 from tests.support.models import default_model_path
 
-START_WITHIN_S = 180.0
+START_TIMEOUT_S = 180.0
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 MLX = ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2")
 TINYGRAD = ("tinygrad==0.13.0", "ziglang==0.17.1")  # 0.14.0's wheel lacks a module that its server imports
@@ -131,7 +131,7 @@ def _process(
 
 
 def _wait_for_models(name: str, api: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_WITHIN_S
+    deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise AbsentError(f"{name} ended with {process.returncode} before it answered; see {log}")
@@ -141,7 +141,7 @@ def _wait_for_models(name: str, api: str, process: subprocess.Popen[bytes], log:
         except httpx.TransportError:
             pass  # it does not listen yet
         time.sleep(0.1)
-    raise AbsentError(f"{name} did not answer within {START_WITHIN_S:.0f} s; see {log}")
+    raise AbsentError(f"{name} did not answer within {START_TIMEOUT_S:.0f} s; see {log}")
 
 
 def _clang(python: Path) -> str:

@@ -26,7 +26,7 @@ HIDDEN = Frame(0, 1, 2, position=5)
 @pytest.fixture
 def short_deadline(monkeypatch: pytest.MonkeyPatch) -> float:
     """Shorten the time in which a frame has to be accepted, and return it in seconds."""
-    monkeypatch.setattr(module, "SEND_WITHIN_MS", 400)
+    monkeypatch.setattr(module, "SEND_TIMEOUT_MS", 400)
     return 0.4
 
 

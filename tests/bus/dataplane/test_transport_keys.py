@@ -94,7 +94,7 @@ def test_unlinked_node_cannot_be_connected_to(folder: Path) -> None:
 
 
 def test_listener_with_another_key_receives_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SEND_WITHIN_MS", 400)
+    monkeypatch.setattr(module, "SEND_TIMEOUT_MS", 400)
     here, there, impostor = linked_nodes(3)
     with open_transport(folder, "one", here) as one, open_transport(folder, "three", impostor) as three:
         claimed = with_key(address_of(three.endpoints[1]), there.pair.public)
@@ -104,7 +104,7 @@ def test_listener_with_another_key_receives_nothing(folder: Path, monkeypatch: p
 
 
 def test_refused_connection_is_dialed_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SEND_WITHIN_MS", 400)
+    monkeypatch.setattr(module, "SEND_TIMEOUT_MS", 400)
     monkeypatch.setattr(module, "RETRY_AFTER_S", 0.2)
     pairs = new_key_pair(), new_key_pair()
     here, there = new_access(*pairs), new_access(pairs[1])  # the other end has no link yet

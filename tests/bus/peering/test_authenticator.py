@@ -41,19 +41,19 @@ def exchange(first: Authenticator, second: Authenticator) -> tuple[JoinRequest, 
 
 def test_exchange_makes_both_nodes_members(both: tuple[Authenticator, Authenticator]) -> None:
     first, second = both
-    assert first.allow(BUS, KEYS[B].public) == second.allow(BUS, KEYS[A].public) == ""
+    assert first.authenticate(BUS, KEYS[B].public) == second.authenticate(BUS, KEYS[A].public) == ""
     exchange(first, second)
-    assert first.allow(BUS, KEYS[B].public) == B
-    assert second.allow(BUS, KEYS[A].public) == A
+    assert first.authenticate(BUS, KEYS[B].public) == B
+    assert second.authenticate(BUS, KEYS[A].public) == A
 
 
 def test_revoked_key_is_refused_at_both_ports(both: tuple[Authenticator, Authenticator]) -> None:
     first, second = both
     exchange(first, second)
-    assert second.allow(JOIN, KEYS[A].public) == KEYS[A].public.hex()
+    assert second.authenticate(JOIN, KEYS[A].public) == KEYS[A].public.hex()
     assert second.revoke(A, B) == (A,)
     assert second.revoke(A) == ()
-    assert second.allow(JOIN, KEYS[A].public) == second.allow(BUS, KEYS[A].public) == ""
+    assert second.authenticate(JOIN, KEYS[A].public) == second.authenticate(BUS, KEYS[A].public) == ""
     with pytest.raises(JoinRefused) as refused:
         exchange(first, second)
     assert refused.value.code is FailureCode.REVOKED

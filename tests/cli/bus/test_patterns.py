@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli.bus.patterns import check, literal_prefix, matches
+from cli.bus.patterns import check_pattern, literal_prefix, matches
 
 WORDS = st.sampled_from(["a", "b", "tap", "session"])
 TOPICS = st.lists(WORDS, min_size=1, max_size=4).map(".".join)
@@ -27,7 +27,7 @@ def by_definition(pattern: str, topic: str) -> bool:
 
 @given(PATTERNS, TOPICS)
 def test_pattern_matches_by_its_definition(pattern: str, topic: str) -> None:
-    check(pattern)
+    check_pattern(pattern)
     assert matches(pattern, topic) == by_definition(pattern, topic)
 
 
@@ -46,7 +46,7 @@ def test_literal_prefix_is_the_longest(pattern: str, prefix: str) -> None:
 @pytest.mark.parametrize("pattern", ["", ".", "a..b", ">.a", "a."])
 def test_malformed_pattern_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match="not a pattern"):
-        check(pattern)
+        check_pattern(pattern)
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_revoked_node_gets_no_rotated_code(pair: tuple[Here, Here]) -> None:
 def test_approve_admits_a_revoked_node(pair: tuple[Here, Here]) -> None:
     ada, _ = pair
     printed(ada.data_dir, "revoke", "bob")
-    assert "may join home" in printed(ada.data_dir, "approve", "bob")
+    assert "is approved in home" in printed(ada.data_dir, "approve", "bob")
     assert statuses(ada) == {"bob": MemberStatus.APPROVED}
 
 

@@ -10,7 +10,7 @@ import pytest
 from actors.data_dir import open_folder
 from cli.join_codes import keep_code
 from cli.node.options import NodeOptions
-from cli.node.process import check, resolved, settings, warnings
+from cli.node.process import check_options, resolved, settings, warnings
 from cluster.join_code import JoinCode, new_join_code
 from common.config import NodeConfig, ports_to_try
 from common.private_files import read_private
@@ -23,7 +23,7 @@ OTHER = new_join_code("office")
 def checked(options: NodeOptions, code: JoinCode | None = None) -> NodeOptions:
     """Return the options as the node would use them."""
     options = resolved(options)
-    check(options, code)
+    check_options(options, code)
     return options
 
 

@@ -108,7 +108,7 @@ def test_gateway_offers_chats_and_observer_does_not() -> None:
 
 def test_file_gets_plain_lines_and_little_progress() -> None:
     out = io.StringIO()
-    screen = NodeScreen(Role.MEMBER, out=out, colour=True)
+    screen = NodeScreen(Role.MEMBER, out=out, color=True)
     screen.starting("starting")
     for done in range(100):
         screen.progress(f"fetching: {done} of 100 MB")
@@ -128,12 +128,12 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("colour", [False, True])
-def test_terminal_replaces_one_line_of_progress(colour: bool) -> None:
+@pytest.mark.parametrize("color", [False, True])
+def test_terminal_replaces_one_line_of_progress(color: bool) -> None:
     out = Terminal()
-    screen = NodeScreen(Role.MEMBER, out=out, colour=colour)
+    screen = NodeScreen(Role.MEMBER, out=out, color=color)
     screen.progress("10 %")
     screen.progress("20 %")
     assert out.getvalue() == "10 %\r\x1b[2K20 %"
     screen.ready(config(), hub(), CAPABILITIES)
-    assert ("\x1b[2mengine" in out.getvalue()) == colour
+    assert ("\x1b[2mengine" in out.getvalue()) == color

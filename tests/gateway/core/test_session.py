@@ -73,7 +73,7 @@ def test_gap_fails_the_session_after_earlier_tokens() -> None:
 
 
 def test_tokens_beyond_the_limit_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "NEXT_TOKEN_WITHIN_S", SOON_S)
+    monkeypatch.setattr(session_module, "NEXT_TOKEN_TIMEOUT_S", SOON_S)
 
     async def test() -> None:
         session = opened(max_tokens=2)
@@ -117,15 +117,15 @@ def test_queue_position_after_the_admission_is_refused() -> None:
 @pytest.mark.parametrize(
     ("position", "short"),
     [
-        (None, "FIRST_TOKEN_WITHIN_S"),
-        (QueuePosition(1, 0), "QUEUE_POSITION_WITHIN_S"),
-        (QueuePosition(0, 0), "FIRST_TOKEN_WITHIN_S"),
+        (None, "FIRST_TOKEN_TIMEOUT_S"),
+        (QueuePosition(1, 0), "QUEUE_POSITION_TIMEOUT_S"),
+        (QueuePosition(0, 0), "FIRST_TOKEN_TIMEOUT_S"),
     ],
 )
 def test_deadline_depends_on_the_queue_position(
     monkeypatch: pytest.MonkeyPatch, position: QueuePosition | None, short: str
 ) -> None:
-    for name in ("FIRST_TOKEN_WITHIN_S", "QUEUE_POSITION_WITHIN_S", "NEXT_TOKEN_WITHIN_S"):
+    for name in ("FIRST_TOKEN_TIMEOUT_S", "QUEUE_POSITION_TIMEOUT_S", "NEXT_TOKEN_TIMEOUT_S"):
         monkeypatch.setattr(session_module, name, SOON_S if name == short else LATE_S)
 
     async def test() -> None:

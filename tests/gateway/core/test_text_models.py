@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from gateway.core.errors import ErrorKind, GatewayCode, GatewayError, RequestField
-from gateway.core.request import Conversation, Message, Text, TokenIds
+from gateway.core.request import Conversation, PromptMessage, Text, TokenIds
 from gateway.core.text_models import SHORT, TextModel
 from models.catalogue import Catalogue
 from models.templates.chat_template import ChatTemplate
@@ -55,7 +55,7 @@ def prompt(model: TextModel, content: str) -> tuple[int, ...]:
 
     async def main() -> tuple[int, ...]:
         async with rendering() as renderer:
-            return await replace(model, renderer=renderer).tokens(Conversation((Message("user", content),)))
+            return await replace(model, renderer=renderer).tokens(Conversation((PromptMessage("user", content),)))
 
     return asyncio.run(main())
 
@@ -99,7 +99,7 @@ def test_loop_runs_while_a_long_prompt_is_encoded(model: TextModel) -> None:
     async def main() -> None:
         async with rendering() as renderer:
             turning = asyncio.create_task(turn())
-            await replace(model, renderer=renderer).tokens(Conversation((Message("user", "the man " * 250_000),)))
+            await replace(model, renderer=renderer).tokens(Conversation((PromptMessage("user", "the man " * 250_000),)))
             turning.cancel()
 
     asyncio.run(main())
@@ -131,7 +131,7 @@ def test_text_and_token_ids_need_no_template(model: TextModel) -> None:
     assert ids == tuple(plain.tokenizer.encode("the man"))
     assert asyncio.run(plain.tokens(TokenIds(ids))) == ids
     with pytest.raises(GatewayError, match="choose an instruct model") as caught:
-        asyncio.run(plain.tokens(Conversation((Message("user", "hello"),))))
+        asyncio.run(plain.tokens(Conversation((PromptMessage("user", "hello"),))))
     assert caught.value.field is RequestField.MODEL
 
 

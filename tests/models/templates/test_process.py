@@ -97,7 +97,7 @@ def test_invalid_reply_replaces_the_child(reply: str, monkeypatch: pytest.Monkey
         async with rendering() as renderer:
             with monkeypatch.context() as patch:
                 patch.setattr(template_process, "_COMMAND", (sys.executable, "-c", GARBAGE.format(reply)))
-                renderer.begin()
+                renderer.start()
                 await until(lambda: renderer.pids)
                 before = renderer.pids
                 with pytest.raises(TemplateError, match="the process that renders it"):
@@ -127,8 +127,8 @@ def test_failed_start_is_reported_and_retried(script: str, monkeypatch: pytest.M
         async with rendering() as renderer:
             with monkeypatch.context() as patch:
                 patch.setattr(template_process, "_COMMAND", (sys.executable, "-c", script))
-                patch.setattr(template_process, "START_WITHIN_S", 0.5)
-                renderer.begin()
+                patch.setattr(template_process, "START_TIMEOUT_S", 0.5)
+                renderer.start()
                 for _ in range(2):
                     with pytest.raises(TemplateUnavailable, match="did not start"):
                         await renderer.render(GOOD, [])
@@ -163,12 +163,12 @@ def test_closed_renderer_starts_no_process() -> None:
 def test_renderer_closes_while_its_child_starts(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with rendering() as renderer:
-            renderer.begin()
+            renderer.start()
             for _ in range(turns):
                 await asyncio.sleep(0)
 
     monkeypatch.setattr(template_process, "_COMMAND", (sys.executable, "-c", SILENT.format(0)))
-    monkeypatch.setattr(template_process, "START_WITHIN_S", 10 * WITHIN_S)
+    monkeypatch.setattr(template_process, "START_TIMEOUT_S", 10 * WITHIN_S)
     asyncio.run(main())
 
 
@@ -187,7 +187,7 @@ def test_renderer_closes_while_its_child_works() -> None:
 def test_child_started_ahead_serves_the_first_render() -> None:
     async def main() -> None:
         async with rendering() as renderer:
-            renderer.begin()
+            renderer.start()
             await until(lambda: renderer.pids)
             begun = renderer.pids
             await good(renderer)

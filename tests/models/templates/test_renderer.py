@@ -173,7 +173,7 @@ def test_template_over_its_time_ends_only_its_child(source: str) -> None:
 
 def test_render_may_take_two_seconds() -> None:
     async def main() -> None:
-        async with rendering(template_renderer.RENDER_WITHIN_S) as renderer:
+        async with rendering(template_renderer.RENDER_TIMEOUT_S) as renderer:
             with pytest.raises(TemplateError, match="took longer than 2 s"):
                 await renderer.render(ENDLESS, [])
 
@@ -266,5 +266,5 @@ def test_waiting_for_a_render_has_a_deadline(monkeypatch: pytest.MonkeyPatch) ->
             await asyncio.gather(*working, return_exceptions=True)
             await good(renderer)
 
-    monkeypatch.setattr(template_renderer, "WAIT_WITHIN_S", 0.05)
+    monkeypatch.setattr(template_renderer, "WAIT_TIMEOUT_S", 0.05)
     asyncio.run(main())
