@@ -19,7 +19,7 @@ import psutil
 from cluster.capabilities import DeviceCapabilities, EngineCapability, Flops
 from common.files import write_atomic
 from common.processor import processor_name
-from engines.precision import Precision
+from engines.settings import Precision
 
 PROBE_TIMEOUT_S = 20.0
 MATRIX = 1024
@@ -51,7 +51,7 @@ def describe(engine: str, precision: Precision, cache_dir: Path) -> DeviceCapabi
 
 def _measure(file: Path, fingerprint: str, precision: Precision) -> DeviceCapabilities:
     from engines.probe import measure
-    from engines.registry import ENGINES
+    from engines.settings import ENGINES
 
     engines = measure(ENGINES, PROBE_TIMEOUT_S, precision)  # `detail` of the others says why they cannot be used
     found = _machine(tuple(sorted(engines, key=lambda engine: (not engine.usable, engine.ms_per_layer or 0.0))))

@@ -24,7 +24,7 @@ from bus.messages import (
 from cluster.failures import FailureCode
 from cluster.kv_budget import KvBudget, KvRequest
 from common.config import NodeConfig
-from engines.engine import MAX_SLOTS
+from engines.settings import MAX_SLOTS
 from models.card import ModelCard
 
 LOAD_TIMEOUT_S = 3600.0  # a first download may take that long

@@ -25,7 +25,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     is the path of the join code, and `strict` admits only nodes whose key was approved.
     Ports: 0 means any free port, None the usual port or, if that is taken, any. Memory is in bytes: 0 means all that is
     available; `kv_memory` bounds what one stage gets for keys and values, and 0 leaves that to the node. `threads` of
-    an engine: 0 means this node's share of the machine's cores. `precision` is one of `engines.precision.PRECISIONS`.
+    an engine: 0 means this node's share of the machine's cores. `precision` is one of `engines.settings.PRECISIONS`.
 
     `host` is where other nodes reach this one, `api_host` where the gateway listens: joining a cluster does not expose
     the API. `api_keys` is the path of a file of API keys. `api_names` are further host names by which clients may

@@ -21,9 +21,6 @@ FloatArray = npt.NDArray[np.float32]
 NO_LOGITS: FloatArray = np.empty((0, 0), np.float32)
 """The last stage's output for a chunk that wants no logits."""
 
-MAX_SLOTS = 64
-"""The most slots that an engine holds at a time."""
-
 
 class EngineError(Exception):
     """The engine cannot do what was requested. The text is one sentence for a person."""

@@ -24,9 +24,9 @@ from common.limits import MAX_DETAIL, cut
 from common.processor import processor_name
 from common.python_child import child_environment, module_command
 from engines.engine import Chunk, EngineError
-from engines.precision import Precision
 from engines.random_weights import RandomWeights
 from engines.registry import create
+from engines.settings import Precision
 from models.config import ModelConfig
 
 LAYERS = 4

@@ -7,10 +7,8 @@ from importlib.util import find_spec
 from types import MappingProxyType
 
 from engines.engine import EngineError, InferenceEngine
-from engines.precision import PRECISIONS
+from engines.settings import ENGINES, PRECISIONS
 
-ENGINES = ("mlx", "tinygrad", "onnx", "numpy")
-"""Their names, the one that is probably fastest first."""
 _EXTRAS = ("mlx", "tinygrad")
 """The optional ones, installed as extras; the others come with exobus."""
 

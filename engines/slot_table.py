@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from cluster.shard import Shard
-from engines.engine import MAX_SLOTS, Chunk, EngineError
+from engines.engine import Chunk, EngineError
+from engines.settings import MAX_SLOTS
 from models.config import ModelConfig
 
 CacheT = TypeVar("CacheT")

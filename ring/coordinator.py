@@ -15,7 +15,8 @@ from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame, Payload
 from cluster.failures import FailureCode
 from cluster.openings import Opening, SessionFailure
 from common.rate_limit import RateLimitedLogger
-from engines.engine import MAX_SLOTS, EngineError
+from engines.engine import EngineError
+from engines.settings import MAX_SLOTS
 from ring.frame_policy import accepted_by_first
 from ring.ring_memory import RingMemory
 from ring.roles import InputRole

@@ -21,7 +21,8 @@ from cluster.failures import FailureCode
 from cluster.openings import Opening, SessionFailure
 from common.limits import UNREADABLE
 from common.rate_limit import RateLimitedLogger
-from engines.engine import MAX_SLOTS, EngineError
+from engines.engine import EngineError
+from engines.settings import MAX_SLOTS
 from ring.frame_writer import FrameWriter, Outgoing
 from ring.loaded_shard import LoadedShard
 from ring.model_runner import ModelRunner

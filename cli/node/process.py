@@ -27,8 +27,7 @@ from cluster.roles import Role
 from common.config import NodeConfig, is_loopback, write_config
 from common.private_files import PrivateFileError
 from discovery.manual import peer_endpoint
-from engines.precision import PRECISIONS
-from engines.registry import ENGINES
+from engines.settings import ENGINES, PRECISIONS
 from models.cache import default_cache_root
 
 IN_A_CLUSTER = "make a cluster with `exobus cluster init`, or join one with --join CODE"

@@ -12,7 +12,7 @@ from engines.base import SlotEngine
 from engines.engine import EngineError
 from engines.onnx.llama import llama_graph
 from engines.onnx.shard_model import OnnxShardModel
-from engines.precision import Precision
+from engines.settings import Precision
 from models.weights.checkpoint import EMBEDDING
 from models.weights.reader import Weights
 

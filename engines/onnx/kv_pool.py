@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from engines.engine import MAX_SLOTS, FloatArray, SavedKV
+from engines.engine import FloatArray, SavedKV
 from engines.kv_memory import KVMemory
+from engines.settings import MAX_SLOTS
 
 
 class KVPool:

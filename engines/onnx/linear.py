@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from engines.engine import FloatArray
 from engines.onnx.graph import CONTRIBUTED, Graph
-from engines.precision import Precision
+from engines.settings import Precision
 from models.weights.quantized import QuantizedMatrix
 from models.weights.reader import Weights
 

@@ -9,7 +9,7 @@ from cluster.shard import Shard
 from engines.activations import LARGEST_HALF
 from engines.onnx.graph import CONTRIBUTED, Graph
 from engines.onnx.linear import linear
-from engines.precision import Precision
+from engines.settings import Precision
 from models.config import ModelConfig
 from models.weights.reader import Weights
 

@@ -9,7 +9,7 @@ import pytest
 from actors import device_probe
 from cluster.capabilities import EngineCapability
 from engines import probe
-from engines.precision import PRECISIONS, Precision
+from engines.settings import PRECISIONS, Precision
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from bus.messages import (
 from cluster.shard import Shard, whole
 from cluster.topology import Topology
 from common.config import NodeConfig
-from engines.engine import MAX_SLOTS
+from engines.settings import MAX_SLOTS
 from models.catalogue import DEFAULT_MODEL, Catalogue
 from tests.support.actors import Answers, play
 from tests.support.bus import WITHIN_S, client, described, link, new_node, next_message, running_hub

@@ -14,7 +14,7 @@ import pytest
 from cluster.shard import Shard, whole
 from engines.engine import Chunk, EngineError
 from engines.numpy.engine import NumpyEngine
-from engines.registry import ENGINES
+from engines.settings import ENGINES
 from models.tokenizer import Tokenizer
 from tests.support.engines import (
     PROMPT,

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 
 from cluster.capabilities import EngineCapability
 from engines.engine import EngineError
-from engines.precision import PRECISIONS
 from engines.probe import choose, fingerprint, measure
-from engines.registry import ENGINES
+from engines.settings import ENGINES, PRECISIONS
 
 MEASURED = st.builds(
     EngineCapability,

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from cluster.shard import Shard, whole
-from engines.engine import MAX_SLOTS, Chunk, EngineError
+from engines.engine import Chunk, EngineError
 from engines.numpy.engine import NumpyEngine
+from engines.settings import MAX_SLOTS
 from tests.support.engines import tokens
 
 TINY = whole("tiny", 4)

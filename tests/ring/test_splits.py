@@ -14,7 +14,7 @@ import pytest
 from cluster.sampling import SamplingParams
 from cluster.shard import whole
 from engines.numpy.engine import NumpyEngine
-from engines.registry import ENGINES
+from engines.settings import ENGINES
 from models.config import Dtype, ModelConfig
 from models.tokenizer import Tokenizer
 from models.weights.reader import Weights, open_weights

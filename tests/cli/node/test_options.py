@@ -11,7 +11,7 @@ import pytest
 
 from cli.node.options import NodeOptions, flags
 from common.config import DEFAULT_API_PORT, DEFAULT_BUS_PORT, DEFAULT_DISCOVERY_PORT, DEFAULT_JOIN_PORT, NodeConfig
-from engines.registry import ENGINES
+from engines.settings import ENGINES
 from tests.support.commands import exobus
 from tests.support.gateway_rig import ROOT
 

@@ -14,7 +14,7 @@ from cluster.shard import whole
 from engines.engine import NO_LOGITS, Chunk, EngineError, FloatArray
 from engines.numpy.engine import NumpyEngine
 from engines.onnx.engine import OnnxEngine
-from engines.precision import PRECISIONS, Precision
+from engines.settings import PRECISIONS, Precision
 from models.tokenizer import Tokenizer
 from tests.support.engines import PROMPT, Ring, cut, tokens
 from tests.support.models import default_model_path, write_tiny_gguf, write_tiny_llama

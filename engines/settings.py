@@ -1,8 +1,14 @@
-"""The precisions in which a node can run its engines. Each engine decides what it does in each."""
+"""The names, precisions and limits of engines. Importing it loads no array library, so idle processes stay small."""
 
 from __future__ import annotations
 
 from typing import Literal, get_args
+
+ENGINES = ("mlx", "tinygrad", "onnx", "numpy")
+"""The engines by name, the one that is probably fastest first."""
+
+MAX_SLOTS = 64
+"""The most slots, one for each session, that an engine holds at a time."""
 
 Precision = Literal["fast", "exact"]
 """`exact`: every product is float32. `fast`: an engine may multiply a quantized matrix as the file stores it, with the
