@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,17 +76,17 @@ def open_folder(path: Path) -> DataDir:
         raise DataDirInUse(f"{path} is in use by {owner}; stop it, or pass another --data-dir or --name") from None
     except OSError as error:
         raise DataDirError(f"{path} cannot be written ({error.strerror}); pass another --data-dir") from None
-    try:
-        node_id = own_key_pair(path / KEY_FILE).node_id
+    with ExitStack() as undo:
+        undo.callback(lock.release)
+        try:
+            node_id = own_key_pair(path / KEY_FILE).node_id
+        except PrivateFileError as error:
+            raise DataDirError(str(error)) from None
         _remove_stale_run_dir(path)
         run_dir = _new_run_dir()
+        undo.callback(shutil.rmtree, run_dir, ignore_errors=True)
         write_atomic(path / _RUN_FILE, str(run_dir))
-    except PrivateFileError as error:
-        lock.release()
-        raise DataDirError(str(error)) from None
-    except BaseException:
-        lock.release()
-        raise
+        undo.pop_all()
     return DataDir(path, node_id, run_dir, lock)
 
 

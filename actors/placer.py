@@ -60,9 +60,8 @@ class Placer:
         self._current_topology = current_topology
         self._locks: dict[str, asyncio.Lock] = {}
         self._growing: dict[str, asyncio.Task[None]] = {}
-        self._attempts: dict[
-            str, tuple[frozenset[str], float]
-        ] = {}  # the nodes of a growth that failed, and when it was
+        # by model id: the nodes of a growth that failed, and when it was
+        self._attempts: dict[str, tuple[frozenset[str], float]] = {}
 
     async def ensure(self, card: ModelCard) -> Instance:
         """Return the standing instance, or place one. Raises RequestError with what failed.

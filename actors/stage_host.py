@@ -83,11 +83,13 @@ class StageHost:
 
         An engine is drained once, though two placers that disagreed for a moment may both ask for it.
         """
-        async with self._draining.setdefault(instance_id, asyncio.Lock()):
-            if engine := self._engines.get(instance_id):
-                await self._bus.request(engine, StageDrain(), RequestDone, DRAIN_TIMEOUT_S)
-                await self.end(instance_id)
-        self._draining.pop(instance_id, None)
+        try:
+            async with self._draining.setdefault(instance_id, asyncio.Lock()):
+                if engine := self._engines.get(instance_id):
+                    await self._bus.request(engine, StageDrain(), RequestDone, DRAIN_TIMEOUT_S)
+                    await self.end(instance_id)
+        finally:
+            self._draining.pop(instance_id, None)
 
     async def end(self, instance_id: str) -> None:
         """End a stage's process, if there is one. Raises RequestError."""

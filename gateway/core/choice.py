@@ -78,6 +78,5 @@ class ChoiceRun:
         text = self.text.push(token.id, last=token.finished)
         if text:
             await self.generation.put(TextDelta(self.index, text))
-        if bus.has_subscribers(SessionToken):
-            await bus.publish(SessionToken(session.name, self.tokens, token.id, text))
+        await bus.publish(SessionToken(session.name, self.tokens, token.id, text))  # encoded only for subscribers
         self.tokens += 1
