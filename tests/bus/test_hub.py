@@ -69,7 +69,7 @@ def test_work_and_reply_pass_within_a_node() -> None:
         run(test(hub))
 
 
-@pytest.mark.parametrize("to", ["worker", "/worker", f"{A}/worker"])
+@pytest.mark.parametrize("to", ["worker", "/worker", f"{A}/worker"], ids=["bare", "no node", "whole"])
 def test_address_without_node_reaches_own_actor(to: str) -> None:
     async def test(hub: RunningHub) -> None:
         async with clients([hub], "worker") as [worker]:
@@ -81,7 +81,7 @@ def test_address_without_node_reaches_own_actor(to: str) -> None:
         run(test(hub))
 
 
-@pytest.mark.parametrize("sender", ["raw", f"{A}/raw"])
+@pytest.mark.parametrize("sender", ["raw", f"{A}/raw"], ids=["bare", "whole"])
 def test_address_without_node_reaches_own_hub(sender: str) -> None:
     with running_hub(A) as hub, dealer_of(A, f"ipc://{hub.run_dir}/work") as dealer:
         dealer.send_multipart(_frames("hub", HubDescribe(), sender=sender))
@@ -106,6 +106,7 @@ def test_work_and_reply_pass_between_nodes() -> None:
 @pytest.mark.parametrize(
     ("to", "sentence"),
     [("missing", f"no actor 'missing' answers on node name of {A}"), (f"{C}/node", f"node {C} is not linked")],
+    ids=["actor", "node"],
 )
 def test_undeliverable_work_comes_back(to: str, sentence: str) -> None:
     async def test(hub: RunningHub) -> None:

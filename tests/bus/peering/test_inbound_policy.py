@@ -50,7 +50,9 @@ def test_unknown_node_is_refused(policy: InboundPolicy) -> None:
         policy.check(UNKNOWN, frames_of(UNKNOWN, LinkProbe()))
 
 
-@pytest.mark.parametrize("sender", [f"{OBSERVER}/node", f"{A}/hub", "/hub", "hub"])
+@pytest.mark.parametrize(
+    "sender", [f"{OBSERVER}/node", f"{A}/hub", "/hub", "hub"], ids=["other", "own", "no node", "bare"]
+)
 def test_sender_of_another_node_is_refused(policy: InboundPolicy, sender: str) -> None:
     with pytest.raises(WireError, match="sender"):
         policy.check(MEMBER, Sequencer(sender).encode(f"{A}/node", LinkProbe()))
