@@ -93,6 +93,7 @@ class Supervisor(Actor):
         self._folder = folder
         self._screen = screen
         self._hub: HubState
+        self._capabilities: DeviceCapabilities | None = None  # of this node, once its gateway listens
         self._shown = False
         self._names: dict[str, str] = {}  # node id -> name, from the nodes' records
         self._children: dict[str, Child] = {}
@@ -143,17 +144,24 @@ class Supervisor(Actor):
         child = self._children.get(message.name)
         if child and not child.registered.done():
             child.registered.set_result(message.pid)
+        self._show_if_ready()
 
     # -- what the owner sees
 
     @on(NodeRecorded)
     async def recorded(self, message: NodeRecorded, envelope: Envelope) -> None:
-        """Show that this node is ready, once its gateway listens and its engine is chosen."""
+        """Take the name of a node from its record, and of this node whether its engine is chosen."""
         self._names[envelope.node] = message.record.name
-        capabilities = message.record.capabilities
-        if envelope.node == self.bus.node_id and message.record.api and capabilities.engine and not self._shown:
+        if envelope.node == self.bus.node_id and message.record.api and message.record.capabilities.engine:
+            self._capabilities = message.record.capabilities
+            self._show_if_ready()
+
+    def _show_if_ready(self) -> None:
+        """Show once that the gateway listens, the engine is chosen and every actor can be reached."""
+        actors = [child for name, child in self._children.items() if name in ACTORS]
+        if self._capabilities and not self._shown and all(child.registered.done() for child in actors):
             self._shown = True
-            self._screen.ready(self._config, self._hub, capabilities)
+            self._screen.ready(self._config, self._hub, self._capabilities)
 
     @on(PeerUp)
     async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:

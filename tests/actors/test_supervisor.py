@@ -34,6 +34,7 @@ from bus.messages import (
     ActorUp,
     ClusterChanged,
     HubState,
+    NodeRecorded,
     PeerAuthenticated,
     PeerRefused,
     RequestDone,
@@ -43,6 +44,7 @@ from bus.messages import (
 from cluster.capabilities import DeviceCapabilities
 from cluster.failures import FailureCode
 from cluster.join_code import new_join_code
+from cluster.topology import NodeRecord
 from common.config import NodeConfig, read_config, write_config
 from common.private_files import write_private
 from tests.support.bus import ROOT, client, described, in_time, next_message
@@ -69,7 +71,7 @@ class Notes:
         self.lines.append(text)
 
     def ready(self, config: NodeConfig, hub: HubState, capabilities: DeviceCapabilities) -> None:
-        self.lines.append("ready")
+        self.event("ready")
 
     def progress(self, text: str) -> None:
         self.lines.append(text)
@@ -213,6 +215,24 @@ def test_standalone_node_has_no_port_or_discovery(tmp_path: Path, monkeypatch: p
 
     assert asyncio.run(started(alone=True)) == (False, False)
     assert asyncio.run(started(alone=False)) == (True, True)
+
+
+def test_node_is_ready_once_all_actors_registered(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as running:
+            children = psutil.Process().children()
+            (topology,) = (child for child in children if "actors.topology_actor" in child.cmdline())
+            topology.suspend()
+            assert "topology" not in [a.name for a in (await described(running.bus, lambda _: True)).actors]
+            own = NodeRecord(running.bus.node_id, "kitchen", 1, 1, DeviceCapabilities(engine="numpy"), "http://here")
+            await running.bus.publish(NodeRecorded(own))
+            await running.bus.publish(PeerRefused("", FailureCode.REVOKED, "the record was handled"))
+            await running.notes.shows("the record was handled")
+            assert "ready" not in running.notes.lines
+            topology.resume()
+            await running.notes.shows("ready")
+
+    asyncio.run(main())
 
 
 def test_refusals_are_limited_but_not_new_keys(tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def wait_for_ring(node: NodeProcess, *names: str, within_s: float = 60.0) -> Non
 
 
 def ask(node: NodeProcess, **settings: Any) -> str:
-    answer = client(node).chat.completions.create(model=DEFAULT_MODEL, messages=QUESTION, **settings)
+    with client(node) as chats:
+        answer = chats.chat.completions.create(model=DEFAULT_MODEL, messages=QUESTION, **settings)
     return answer.choices[0].message.content or ""
 
 
