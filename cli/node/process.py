@@ -39,8 +39,8 @@ class BadOption(Exception):
 
 def run(options: NodeOptions) -> tuple[str, int]:
     """Run a node to its end. Returns a sentence why it failed, or an empty one, and the exit status."""
-    joining = options.join or take_from_environment()
-    take_from_environment()  # also if --join was given
+    inherited = take_from_environment()  # in any case, so that no child inherits it
+    joining = options.join or inherited
     try:
         given = given_code(joining) if joining else None
         code = given or kept_code(options.data_dir)
