@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.engines import EngineProcess
+from engines.numpy.engine import NumpyEngine
+from tests.support.engines import EngineProcess, numpy_engine
 from tests.support.models import write_tiny_llama
 
 
@@ -20,3 +21,15 @@ def process() -> Iterator[EngineProcess]:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_llama(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def shared_engine(tiny: Path) -> NumpyEngine:
+    return numpy_engine(tiny)
+
+
+@pytest.fixture
+def engine(shared_engine: NumpyEngine) -> NumpyEngine:
+    for slot in range(8):
+        shared_engine.release(slot)
+    return shared_engine

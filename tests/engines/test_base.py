@@ -12,10 +12,9 @@ from cluster.capabilities import EngineCapability
 from cluster.shard import Shard, whole
 from engines.base import SlotEngine
 from engines.engine import Chunk, EngineError, FloatArray, SavedKV
-from engines.numpy.engine import NumpyEngine
 from models.config import ModelConfig
 from models.weights.reader import Weights
-from tests.support.engines import tokens
+from tests.support.engines import numpy_engine, tokens
 
 TINY = whole("tiny", 4)
 
@@ -72,19 +71,13 @@ def test_failed_batch_releases_only_its_own_slots(tiny: Path) -> None:
     assert engine.forward([tokens(2, 1, [6])])[0].tolist() == [2, 6]
 
 
-def loaded(path: Path, shard: Shard = TINY) -> NumpyEngine:
-    engine = NumpyEngine()
-    engine.load(shard, path)
-    return engine
-
-
 def test_shard_of_another_model_is_rejected(tiny: Path) -> None:
     with pytest.raises(EngineError, match="cut for 30 layers but the weights have 4"):
-        loaded(tiny, whole("other", 30))
+        numpy_engine(tiny, whole("other", 30))
 
 
 def test_closed_engine_raises_an_error(tiny: Path) -> None:
-    engine = loaded(tiny)
+    engine = numpy_engine(tiny)
     engine.close()
     engine.close()
     with pytest.raises(EngineError, match="holds no shard"):
@@ -92,4 +85,4 @@ def test_closed_engine_raises_an_error(tiny: Path) -> None:
 
 
 def test_empty_batch_returns_an_empty_list(tiny: Path) -> None:
-    assert loaded(tiny).forward([]) == []
+    assert numpy_engine(tiny).forward([]) == []

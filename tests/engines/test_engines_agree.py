@@ -24,6 +24,7 @@ from tests.support.engines import (
     HostedEngine,
     Ring,
     largest_difference,
+    numpy_engine,
     tokens,
 )
 from tests.support.models import VARIANTS, default_model_path, write_tiny_gguf, write_tiny_llama
@@ -52,13 +53,7 @@ def engine(request: pytest.FixtureRequest, process: EngineProcess, tiny: Path) -
 
 @pytest.fixture(scope="module")
 def reference(tiny: Path) -> NumpyEngine:
-    return load_reference(tiny)
-
-
-def load_reference(path: Path) -> NumpyEngine:
-    engine = NumpyEngine()
-    engine.load(TINY, path)
-    return engine
+    return numpy_engine(tiny)
 
 
 def test_greedy_tokens_and_logits_match_the_reference(engine: HostedEngine, reference: NumpyEngine) -> None:
@@ -162,7 +157,7 @@ def test_every_variant_matches_the_reference(name: str, variant: str, process: E
     path = write_tiny_llama(tmp_path, **VARIANTS[variant])
     engine = process.load(name, TINY, path)
     prompt = PROMPT * 7
-    reference = load_reference(path)
+    reference = numpy_engine(path)
     ours, theirs = Ring([engine]).generate(prompt, 8), Ring([reference]).generate(prompt, 8)
     engine.close()
     assert ours.tokens == theirs.tokens
@@ -173,7 +168,7 @@ def test_every_variant_matches_the_reference(name: str, variant: str, process: E
 def test_quantized_gguf_matches_the_reference(name: str, process: EngineProcess, tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", quantization="Q4_1")
     engine = process.load(name, TINY, path)
-    ours, theirs = Ring([engine]).generate(PROMPT, 8), Ring([load_reference(path)]).generate(PROMPT, 8)
+    ours, theirs = Ring([engine]).generate(PROMPT, 8), Ring([numpy_engine(path)]).generate(PROMPT, 8)
     assert engine.activations() == "float16"
     engine.close()
     assert ours.tokens == theirs.tokens

@@ -11,27 +11,9 @@ from cluster.shard import Shard, whole
 from engines.engine import Chunk, EngineError
 from engines.numpy.engine import NumpyEngine
 from engines.settings import MAX_SLOTS
-from tests.support.engines import tokens
+from tests.support.engines import numpy_engine, tokens
 
 TINY = whole("tiny", 4)
-
-
-@pytest.fixture(scope="module")
-def shared_engine(tiny: Path) -> NumpyEngine:
-    return loaded(tiny)
-
-
-@pytest.fixture
-def engine(shared_engine: NumpyEngine) -> NumpyEngine:
-    for slot in range(8):
-        shared_engine.release(slot)
-    return shared_engine
-
-
-def loaded(path: Path, shard: Shard = TINY) -> NumpyEngine:
-    engine = NumpyEngine()
-    engine.load(shard, path)
-    return engine
 
 
 @pytest.mark.parametrize("position", [0, 2, 4])
@@ -74,7 +56,7 @@ def test_wrong_inputs_of_the_first_stage_are_rejected(engine: NumpyEngine, input
 
 @pytest.mark.parametrize("inputs", [np.zeros((2, 63), np.float32), np.zeros((2, 64), np.int32)])
 def test_wrong_inputs_of_a_later_stage_are_rejected(tiny: Path, inputs: np.ndarray) -> None:
-    later = loaded(tiny, Shard("tiny", 2, 4, 4))
+    later = numpy_engine(tiny, Shard("tiny", 2, 4, 4))
     with pytest.raises(EngineError, match=r"tiny\[2:4\] expects hidden states of shape \(rows, 64\)"):
         later.forward([Chunk(0, 0, inputs)])
 
@@ -97,7 +79,7 @@ def test_more_logits_than_rows_are_rejected(engine: NumpyEngine, logits: int) ->
 
 
 def test_engine_holds_at_most_its_maximum_of_slots(tiny: Path) -> None:
-    engine = loaded(tiny)
+    engine = numpy_engine(tiny)
     engine.forward([tokens(slot, 0, [1]) for slot in range(MAX_SLOTS)])
     with pytest.raises(EngineError, match="close a session first"):
         engine.forward([tokens(MAX_SLOTS, 0, [1])])

@@ -23,9 +23,10 @@ import psutil
 
 from cluster.capabilities import EngineCapability
 from cluster.sampling import SamplingParams
-from cluster.shard import Shard
+from cluster.shard import Shard, whole
 from engines.activations import packed, unpacked
 from engines.engine import Chunk, EngineError, FloatArray, InferenceEngine, SavedKV
+from engines.numpy.engine import NumpyEngine
 from engines.sampler import sample
 from models.config import Dtype
 
@@ -288,3 +289,10 @@ if __name__ == "__main__":
     with os.fdopen(os.dup(1), "wb") as replies_pipe:
         os.dup2(2, 1)  # what libraries print goes to standard error
         Host().serve(sys.stdin.buffer, replies_pipe)
+
+
+def numpy_engine(path: Path, shard: Shard = whole("tiny", 4)) -> NumpyEngine:  # noqa: B008 - a frozen value
+    """Return the reference engine with a shard, by default the whole tiny model."""
+    engine = NumpyEngine()
+    engine.load(shard, path)
+    return engine

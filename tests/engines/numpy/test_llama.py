@@ -13,36 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.shard import Shard, whole
+from cluster.shard import whole
 from engines.activations import rounded
 from engines.engine import NO_LOGITS, Chunk, FloatArray
 from engines.numpy.engine import NumpyEngine
 from engines.sampler import sample
 from models.config import ModelConfig
 from models.weights.reader import Weights, open_weights
-from tests.support.engines import GREEDY, PROMPT, TINY_TOLERANCES, Ring, cut, tokens
+from tests.support.engines import GREEDY, PROMPT, TINY_TOLERANCES, Ring, cut, numpy_engine, tokens
 from tests.support.models import VARIANTS, write_tiny_gguf, write_tiny_llama
 
 TINY = whole("tiny", 4)
 NUMPY_VARIANTS = {"tied": {}, "one key head": {"kv_heads": 1}, "unshared key heads": {"kv_heads": 4}, **VARIANTS}
-
-
-@pytest.fixture(scope="module")
-def shared_engine(tiny: Path) -> NumpyEngine:
-    return loaded(tiny)
-
-
-@pytest.fixture
-def engine(shared_engine: NumpyEngine) -> NumpyEngine:
-    for slot in range(8):
-        shared_engine.release(slot)
-    return shared_engine
-
-
-def loaded(path: Path, shard: Shard = TINY) -> NumpyEngine:
-    engine = NumpyEngine()
-    engine.load(shard, path)
-    return engine
 
 
 def logits_of(engine: NumpyEngine, ids: Sequence[int], slot: int = 0) -> FloatArray:
@@ -136,12 +118,12 @@ def test_logits_match_a_textbook_llama(variant: str, tmp_path: Path) -> None:
     with open_weights(path) as weights:
         expected = textbook_logits(weights, ids)
         dtype = weights.config.dtype
-    np.testing.assert_allclose(logits_of(loaded(path), ids), expected, atol=TINY_TOLERANCES[dtype])
+    np.testing.assert_allclose(logits_of(numpy_engine(path), ids), expected, atol=TINY_TOLERANCES[dtype])
 
 
 def test_gguf_gives_the_bits_of_its_checkpoint(tiny: Path, tmp_path: Path) -> None:
-    gguf = loaded(write_tiny_gguf(tmp_path / "tiny.gguf"))
-    np.testing.assert_array_equal(logits_of(gguf, PROMPT), logits_of(loaded(tiny), PROMPT))
+    gguf = numpy_engine(write_tiny_gguf(tmp_path / "tiny.gguf"))
+    np.testing.assert_array_equal(logits_of(gguf, PROMPT), logits_of(numpy_engine(tiny), PROMPT))
 
 
 @settings(max_examples=40, deadline=None)
@@ -190,7 +172,7 @@ def test_released_slot_starts_again_at_zero(engine: NumpyEngine) -> None:
 
 
 def test_float16_hidden_states_are_accepted(tiny: Path) -> None:
-    first, later = (loaded(tiny, shard) for shard in cut("tiny", 4, 2))
+    first, later = (numpy_engine(tiny, shard) for shard in cut("tiny", 4, 2))
     hidden = first.forward([tokens(0, 0, PROMPT)])[0]
     assert hidden.shape == (len(PROMPT), 64)
     assert hidden.dtype == np.float32
