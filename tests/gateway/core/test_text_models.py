@@ -167,7 +167,9 @@ def test_killed_gateway_leaves_no_template_child(rig: Rig) -> None:
 
 def test_endless_template_is_refused_in_time(rig: Rig, tmp_path: Path) -> None:
     settings = {
-        "chat_template": "{% if messages[0].content == 'hello' %}" + TIME_BOMBS["nested ranges"] + "{% endif %}."
+        "chat_template": "{% if messages[0].content == 'hello' %}"
+        + TIME_BOMBS["nested ranges"]
+        + "{% endif %}{{ messages[0].content }}"
     }
     (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
     refusal = post(rig, PLAIN)
