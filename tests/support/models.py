@@ -212,7 +212,7 @@ class TinyVocabulary:
         """Return all tokens in the order of their ids, with their types."""
         known = sorted(tiny_tokenizer().get_vocab().items(), key=lambda item: item[1])
         special = dict.fromkeys(SPECIAL_TOKENS, TokenType.CONTROL)
-        tokens = {piece: special.get(piece, TokenType.NORMAL) for piece, _ in known[:rows]} | self.added
+        tokens = {piece: special.get(piece, TokenType.NORMAL) for piece, _ in known[:rows]} | dict(self.added)
         if self.filler is None:
             return tokens
         return tokens | {f"<|unused_{index}|>": self.filler for index in range(len(tokens), rows)}

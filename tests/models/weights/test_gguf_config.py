@@ -69,7 +69,7 @@ def test_scaling_without_a_type_is_linear(
 
 @pytest.mark.parametrize("kind", ["yarn", "longrope"])
 def test_unknown_scaling_is_refused_by_name(tmp_path: Path, kind: str) -> None:
-    keys = {"llama.rope.scaling.type": kind, "llama.rope.scaling.factor": 4.0}
+    keys: dict[str, str | int | float] = {"llama.rope.scaling.type": kind, "llama.rope.scaling.factor": 4.0}
     with pytest.raises(WeightsError, match=rf"tiny\.gguf asks for rope scaling '{kind}'.*; pick another model"):
         open_weights(write_tiny_gguf(tmp_path / "tiny.gguf", n_layers=1, keys=keys))
 
