@@ -7,6 +7,7 @@ it was made from: a file that takes its place has a tokenizer and a chat templat
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ _SPECIAL_TOKENS = {"bos_token": Keys.Tokenizer.BOS_ID, "eos_token": Keys.Tokeniz
 
 
 class _Origin(msgspec.Struct, frozen=True):
-    """What a tokenizer was made from: the file's path, size in bytes and modification time, and the builder."""
+    """What a tokenizer was made from: the file's path from there, size in bytes and modification time, and by what."""
 
     path: str
     size: int
@@ -45,7 +46,7 @@ def ensure_tokenizer(weights_path: Path, folder: Path, timeout_s: float = 120.0)
 
     Raises TokenizerError.
     """
-    origin = _origin_of(weights_path)
+    origin = _origin_of(weights_path, folder)
     if (folder / TOKENIZER_FILE).is_file() and _recorded_origin(folder) == origin:
         return
     (folder / _ORIGIN_FILE).unlink(missing_ok=True)
@@ -53,14 +54,13 @@ def ensure_tokenizer(weights_path: Path, folder: Path, timeout_s: float = 120.0)
     write_atomic(folder / _ORIGIN_FILE, msgspec.json.encode(origin))
 
 
-def _origin_of(weights_path: Path) -> _Origin:
+def _origin_of(weights_path: Path, folder: Path) -> _Origin:
     """Describe the file as it is now. Raises TokenizerError if it cannot be read."""
-    path = weights_path.absolute()
     try:
-        status = path.stat()
+        status = weights_path.stat()
     except OSError as error:
-        raise TokenizerError(f"{path} cannot be read ({error.strerror}); fetch the model again") from error
-    return _Origin(str(path), status.st_size, status.st_mtime_ns)
+        raise TokenizerError(f"{weights_path} cannot be read ({error.strerror}); fetch the model again") from error
+    return _Origin(os.path.relpath(weights_path, folder), status.st_size, status.st_mtime_ns)
 
 
 def _recorded_origin(folder: Path) -> _Origin | None:
