@@ -164,6 +164,11 @@ def test_sentencepiece_decodes_what_it_encoded(text: str) -> None:
     assert backend.decode(backend.encode(text).ids) == text
 
 
-def test_file_without_a_tokenizer_is_refused() -> None:
-    with pytest.raises(TokenizerError, match=r"s\.gguf holds no tokenizer"):
-        sentencepiece(tokens=[])
+@pytest.mark.parametrize(
+    "changes",
+    [{"tokens": None}, {"model": None}, {"tokens": [1, 2]}, {"merges": [3]}, {"scores": "x"}, {"bos_token_id": "a"}],
+    ids=str,
+)
+def test_metadata_of_another_kind_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(TokenizerError, match=r"s\.gguf holds no usable tokenizer \(.*; fetch another conversion of it"):
+        sentencepiece(**changes)
