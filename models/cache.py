@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from common.files import write_atomic
 from models.card import FolderSource, ModelCard
 
 _RECORD = ".exobus.json"
+_MODEL_FILES = (".safetensors", ".json", ".jinja")
 
 
 class CachedFile(msgspec.Struct, frozen=True):
@@ -39,11 +41,16 @@ def default_cache_root() -> Path:
     return Path(named).expanduser() if named else user_cache_path("exobus") / "models"
 
 
+_Seen = tuple[str, int, int]
+"""A file's name, size in bytes and modification time."""
+
+
 class ModelCache:
     """Models under `root`, each in a folder named after its id."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._seen: dict[Path, frozenset[_Seen]] = {}
 
     def folder(self, card: ModelCard) -> Path:
         """Return the folder of the card's config and tokenizer; the user's own model folder stays where it is."""
@@ -51,9 +58,22 @@ class ModelCache:
             return card.source.path
         return self.root / card.id
 
+    def unchanged(self, path: Path) -> bool:
+        """Return whether the user's own model at `path` is still what it was at the first call for it."""
+        seen = frozenset(_seen_at(path))
+        return self._seen.setdefault(path, seen) == seen
+
     def lock_file(self, card: ModelCard) -> Path:
         """Return the file to lock while the card's folder changes. It lies beside the folder."""
         return self.root / f".{card.id}.lock"
+
+
+def _seen_at(path: Path) -> Iterator[_Seen]:
+    """List a file, or the files of a folder that are parts of a model."""
+    for file in path.iterdir() if path.is_dir() else [path]:
+        if file.is_file() and (file == path or file.suffix in _MODEL_FILES):
+            status = file.stat()
+            yield file.name, status.st_size, status.st_mtime_ns
 
 
 def read_record(folder: Path) -> Record:

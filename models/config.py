@@ -105,7 +105,8 @@ def config_from_folder(folder: Path) -> ModelConfig:
     """Read `config.json`, and the end-of-sequence ids of `generation_config.json` if it exists. Raises WeightsError."""
     path = folder / "config.json"
     if not path.is_file():
-        raise WeightsError(f"{folder} has no config.json; point to a folder that holds a whole model")
+        hint = "a folder that holds a whole model" if not any(folder.glob("*.gguf")) else "the .gguf file in it"
+        raise WeightsError(f"{folder} has no config.json; point to {hint}")
     generation = folder / "generation_config.json"
     return config_from_hf(read_json(path), read_json(generation) if generation.is_file() else {}, str(path))
 
@@ -177,7 +178,8 @@ def _check_rope(config: ModelConfig, where: str) -> None:
     numbers = ROPE_SCALINGS.get(str(scaling.get("rope_type")))
     if numbers is None:
         kind = scaling.get("rope_type")
-        raise WeightsError(f"{where} asks for rope scaling {kind!r}, and exobus has {', '.join(ROPE_SCALINGS)}")
+        known = ", ".join(ROPE_SCALINGS)
+        raise WeightsError(f"{where} asks for rope scaling {kind!r}, and exobus has {known}; pick another model")
     for name in numbers:
         if not isinstance(scaling.get(name), int | float) or not 0 < scaling[name] < 1e9:
             raise WeightsError(f"{where} gives no usable {name} for its rope scaling; fetch the model again")
@@ -189,7 +191,7 @@ def _rope(config: Mapping[str, Any]) -> tuple[float, dict[str, Any] | None]:
     parameters = dict(given) if isinstance(given, dict) else {}
     theta = parameters.pop("rope_theta", None) or config.get("rope_theta") or 10000.0
     kind = parameters.pop("type", None)
-    kind = parameters.get("rope_type") or kind or "default"
+    kind = parameters.get("rope_type") or kind or (None if "factor" in parameters else "default")
     return theta, None if kind == "default" else {**parameters, "rope_type": kind}
 
 

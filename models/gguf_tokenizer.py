@@ -1,39 +1,82 @@
 """Builds tokenizer.json from a GGUF file's metadata: `python -m models.gguf_tokenizer MODEL.gguf FOLDER`.
 
-The builders are those of transformers, which is slow to import, so a child process runs them.
+A child process builds it, because a vocabulary takes seconds and memory. Beside the tokenizer it is recorded what file
+it was made from: a file that takes its place has a tokenizer and a chat template of its own.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from gguf import Keys
 
 from common.files import write_atomic
 from common.python_child import child_environment, module_command
 from models.errors import ModelError, TokenizerError
+from models.gguf_vocabulary import build_vocabulary
 from models.tokenizer import GENERATION_FILE, SETTINGS_FILE, TOKENIZER_FILE
 from models.weights.gguf_config import eos_token_ids
 from models.weights.gguf_header import read_header
 
-_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+BUILDER = 2
+"""Raise it with every change after which the same file gives another tokenizer."""
+
+_ORIGIN_FILE = ".tokenizer-origin.json"
 _SPECIAL_TOKENS = {"bos_token": Keys.Tokenizer.BOS_ID, "eos_token": Keys.Tokenizer.EOS_ID}
 
 
+class _Origin(msgspec.Struct, frozen=True):
+    """What a tokenizer was made from: the file's path from there, size in bytes and modification time, and by what."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    builder: int = BUILDER
+
+
 def ensure_tokenizer(weights_path: Path, folder: Path, timeout_s: float = 120.0) -> None:
-    """Build the tokenizer files in `folder`, in a child process, unless they are there. Raises TokenizerError."""
-    if (folder / TOKENIZER_FILE).is_file():
+    """Build the tokenizer files in `folder`, in a child process, unless they were made from this very file.
+
+    Raises TokenizerError.
+    """
+    origin = _origin_of(weights_path, folder)
+    if (folder / TOKENIZER_FILE).is_file() and _recorded_origin(folder) == origin:
         return
+    (folder / _ORIGIN_FILE).unlink(missing_ok=True)
+    _build_in_child(weights_path, folder, timeout_s)
+    write_atomic(folder / _ORIGIN_FILE, msgspec.json.encode(origin))
+
+
+def _origin_of(weights_path: Path, folder: Path) -> _Origin:
+    """Describe the file as it is now. Raises TokenizerError if it cannot be read."""
+    try:
+        status = weights_path.stat()
+    except OSError as error:
+        raise TokenizerError(f"{weights_path} cannot be read ({error.strerror}); fetch the model again") from error
+    return _Origin(os.path.relpath(weights_path, folder), status.st_size, status.st_mtime_ns)
+
+
+def _recorded_origin(folder: Path) -> _Origin | None:
+    """Read what the tokenizer in `folder` was made from; None if that is not known."""
+    try:
+        return msgspec.json.decode((folder / _ORIGIN_FILE).read_bytes(), type=_Origin)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _build_in_child(weights_path: Path, folder: Path, timeout_s: float) -> None:
     command = module_command("models.gguf_tokenizer", str(weights_path.absolute()), str(folder.absolute()))
     try:
         child = subprocess.run(
             command,
-            env=child_environment() | _QUIET,
+            env=child_environment(),
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -52,28 +95,10 @@ def ensure_tokenizer(weights_path: Path, folder: Path, timeout_s: float = 120.0)
 def build_tokenizer(weights_path: Path, folder: Path) -> None:
     """Write the tokenizer files. tokenizer.json comes last, so that the others exist if it does."""
     metadata = read_header(weights_path).metadata
-    text = _tokenizer_json(weights_path, metadata)
+    text = build_vocabulary(metadata, weights_path).to_str()
     write_atomic(folder / SETTINGS_FILE, json.dumps(_settings(metadata)))
     write_atomic(folder / GENERATION_FILE, json.dumps({"eos_token_id": eos_token_ids(metadata)}))
     write_atomic(folder / TOKENIZER_FILE, text)
-
-
-def _tokenizer_json(weights_path: Path, metadata: Mapping[str, Any]) -> str:
-    """Let transformers build the tokenizer. Raises TokenizerError."""
-    from transformers.integrations.gguf.gguf_tokenizer_mapping import (
-        GGUF_TOKENIZER_MAPPING,
-        convert_gguf_tokenizer,
-    )
-
-    renames = GGUF_TOKENIZER_MAPPING["tokenizer"]
-    fields = {name: metadata[f"tokenizer.{key}"] for key, name in renames.items() if f"tokenizer.{key}" in metadata}
-    try:
-        backend, _ = convert_gguf_tokenizer(metadata[Keys.General.ARCHITECTURE], fields)
-    except (KeyError, ValueError) as error:
-        raise TokenizerError(
-            f"{weights_path} holds no tokenizer that exobus knows ({error}); use another model"
-        ) from error
-    return str(backend.to_str())
 
 
 def _settings(metadata: Mapping[str, Any]) -> dict[str, Any]:

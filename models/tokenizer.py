@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,17 +21,43 @@ SETTINGS_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 GENERATION_FILE = "generation_config.json"
 _MAX_FILE_BYTES = 128 << 20
-_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>")
+END_OF_TURN = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|eot|>",
+    "<|EOT|>",
+    "<|end|>",
+    "<|return|>",
+    "<|end_of_turn|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)
+"""Tokens that end a turn in the families of models that have them."""
+
 _REPLACEMENT = "\ufffd"
 
 
 class Tokenizer:
-    """A model's tokenizer, with the ids that end an answer and the chat template if the model has one."""
+    """A model's tokenizer, with the ids that end an answer and the chat template if the model has one.
+
+    `vocabulary` is the number of ids up to the highest that has a text; a model may have rows beyond it.
+    """
 
     def __init__(
         self, backend: tokenizers.Tokenizer, eos_token_ids: Iterable[int], chat_template: ChatTemplate | None
     ) -> None:
         self._backend = backend
+        self._added = backend.get_added_tokens_decoder()
+        # Text such as "\u00fc" that byte-level vocabularies also write for a byte, which is no text alone.
+        self._literal = {
+            index: token.content
+            for index, token in self._added.items()
+            if not token.special and _REPLACEMENT in backend.decode([index])
+        }
+        self.vocabulary = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.eos_token_ids = frozenset(eos_token_ids)
         self.chat_template = chat_template
 
@@ -52,7 +79,19 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Convert ids to text without special tokens. Bytes that are not UTF-8 become U+FFFD."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=True))
+        decode = self._backend.decode
+        if self._literal.keys().isdisjoint(ids):
+            return str(decode(list(ids), skip_special_tokens=True))
+        runs = [(text, list(run)) for text, run in groupby(ids, self._literal.get)]
+        return "".join(text * len(run) if text else decode(run, skip_special_tokens=True) for text, run in runs)
+
+    def end_turns_at(self, after_answer: str) -> None:
+        """Let an answer end at the token with which `after_answer`, what a template writes behind one, begins.
+
+        Spaces before it do not count, and a text that begins with a plain word changes nothing.
+        """
+        first = self.encode(after_answer.lstrip())[:1]
+        self.eos_token_ids |= self._added.keys() & first
 
     def stream(self) -> StreamDecoder:
         """Make a decoder for the ids of one answer."""
@@ -146,5 +185,5 @@ def _eos_token_ids(backend: tokenizers.Tokenizer, folder: Path, eos_token: str |
     for file in (GENERATION_FILE, "config.json"):
         listed = _read_object(folder / file).get("eos_token_id")
         ids |= {token for token in (listed if isinstance(listed, list) else [listed]) if isinstance(token, int)}
-    named = [backend.token_to_id(token) for token in (eos_token, *_END_OF_TURN) if token is not None]
+    named = [backend.token_to_id(token) for token in (eos_token, *END_OF_TURN) if token is not None]
     return ids | {token for token in named if token is not None}

@@ -159,7 +159,7 @@ def _sample_rows(
     """Return one token, and one more for every draft that was right, and whether the session ends with the last."""
     tokens: list[int] = []
     for at, row in enumerate(logits):
-        token = sample(row, session.opening.sampling, position + at)
+        token = sample(row[: session.opening.vocabulary or None], session.opening.sampling, position + at)
         tokens.append(token)
         if session.opening.finish_reason(token, position + at - session.opening.first_position):
             return tokens, True

@@ -143,7 +143,8 @@ class Generator:
                     seed = (work.seed + index) % SEEDS
                     sampling = sampling_params(request.sampling, work.model.card.defaults, seed)
                     eos, reply_to = tokenizer.eos_token_ids, self._plane.endpoints
-                    opening = Opening(prompt, len(prompt), max_tokens, eos, sampling, reply_to)
+                    vocabulary = tokenizer.vocabulary
+                    opening = Opening(prompt, len(prompt), max_tokens, eos, sampling, reply_to, vocabulary=vocabulary)
                     choice = ChoiceRun(index, generation, ChoiceText(tokenizer, request.stops))
                     choices.create_task(choice.run(self._plane, self._bus, instance, opening))
         except BaseExceptionGroup as group:

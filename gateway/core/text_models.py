@@ -24,6 +24,7 @@ from gateway.core.request import Conversation, Prompt, PromptMessage, Text, Toke
 from models.card import ModelCard
 from models.catalogue import Catalogue
 from models.errors import ModelError, TemplateError, TemplateUnavailable, UnknownModel
+from models.templates.end_of_turn import text_after_answer
 from models.templates.renderer import TemplateRenderer
 from models.tokenizer import Tokenizer
 
@@ -102,6 +103,8 @@ class TextModels:
         try:
             done = await self._bus.request("download", DownloadWant(card.id), DownloadDone, FETCH_TIMEOUT_S)
             tokenizer = await asyncio.to_thread(Tokenizer.load, Path(done.folder))
+            if tokenizer.chat_template is not None:
+                tokenizer.end_turns_at(await text_after_answer(self._renderer, tokenizer.chat_template))
         except RequestError as error:
             raise error_of_request(error) from None
         except ModelError as error:

@@ -28,6 +28,8 @@ def fetch_from_folder(request: FetchRequest, source: FolderSource) -> Path:
         missing = [name for name in needed if name not in weights.names()]
     if missing:
         raise DownloadError(f"{path} lacks {missing[0]}; point the card of {card.id} to a whole model")
+    if not request.cache.unchanged(path):  # a gateway may hold the tokenizer, or an engine the weights, of before
+        raise DownloadError(f"{path} of the model {card.id} was changed while exobus runs; restart the node to use it")
     if request.shard is None and path.is_file():  # the tokenizer of a .gguf file goes to the cache
         with request.locked_folder() as folder:
             ensure_tokenizer(path, folder)

@@ -26,11 +26,10 @@ from huggingface_hub.errors import (
 from cluster.shard import Shard
 from models.cache import Record, checked_file, is_complete, read_record, sha256_of, write_record
 from models.card import HubSource
-from models.config import config_from_folder
 from models.errors import DownloadError
 from models.sources.request import FetchRequest, Progress, check_space
 from models.weights.checkpoint import tensor_names
-from models.weights.safetensors_weights import INDEX, SINGLE, index_files
+from models.weights.safetensors_weights import INDEX, SINGLE, folder_config, index_files
 
 _SETTINGS = (
     "config.json",
@@ -79,7 +78,7 @@ def _weights_files(folder: Path, shard: Shard | None) -> list[str]:
     if not (folder / INDEX).is_file():
         return [SINGLE]
     files = index_files(folder)
-    names = tensor_names(config_from_folder(folder), shard)
+    names = tensor_names(folder_config(folder), shard)
     missing = [name for name in names if name not in files]
     if missing:
         raise DownloadError(f"the index in {folder} does not say where {missing[0]} is; pick another model")

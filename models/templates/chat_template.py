@@ -10,7 +10,7 @@ The sandbox limits what a template can reach, but not its time or memory. A serv
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -28,6 +28,7 @@ MAX_SOURCE_BYTES = 64 << 10
 MAX_RENDERED_CHARACTERS = 4 << 20
 MAX_REASON_CHARACTERS = 1000  # of the message of a template's error
 COMPILED = 8  # templates that stay compiled
+_PROBE = "probe57"
 
 # A template is a program: besides jinja2's own errors it can raise any error that a Python expression can.
 _EXPRESSION_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -58,8 +59,16 @@ class ChatTemplate:
     ) -> str:
         """Return the prompt text of a conversation. The template sees `variables`, such as tools.
 
-        Raises TemplateError if the template does not compile, fails, refuses the messages or writes too much.
+        A content is given as text or as typed parts, whichever the template writes out. Raises TemplateError if the
+        template does not compile, fails, refuses the messages, writes too much or leaves out what the user says.
         """
+        if any(message.get("role") == "user" and message.get("content") for message in messages):
+            messages = [_content_form(self)(message) for message in messages]
+        return self._written(messages, add_generation_prompt, variables)
+
+    def _written(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, variables: Mapping[str, Any]
+    ) -> str:
         template = _compiled(self.source)
         tokens = {"bos_token": self.bos_token or "", "eos_token": self.eos_token or ""}
         known = {**tokens, "tools": None, "documents": None, **variables}
@@ -79,6 +88,35 @@ def _compiled(source: str) -> jinja2.Template:
     except (jinja2.TemplateError, SyntaxError, *_EXPRESSION_ERRORS) as error:
         sentence = f"the model's chat template does not compile: {_reason(error)}; use another model"
         raise TemplateError(sentence) from error
+
+
+def _as_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    return message
+
+
+def _as_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the message with its text as a list of one typed part, as models that see images have it."""
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+
+
+@lru_cache(COMPILED)
+def _content_form(template: ChatTemplate) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    """Find the form of contents that a template writes out, from a message of one word.
+
+    A template that refuses the word in one form and does not write it in the other may want more than one message, so
+    it gets texts. Raises TemplateError if it writes the rest in both forms.
+    """
+    refused = False
+    for form in (_as_text, _as_parts):
+        try:
+            if _PROBE in template._written([form({"role": "user", "content": _PROBE})], True, {}):
+                return form
+        except TemplateError:
+            refused = True
+    if refused:
+        return _as_text
+    raise TemplateError("the model's chat template leaves out what the user says; use another model")
 
 
 def _joined(pieces: Iterable[str]) -> str:

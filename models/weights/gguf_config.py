@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, Keys
+from gguf import GGMLQuantizationType, GGUFType, Keys
 
 from models.config import ModelConfig, checked_config
 from models.errors import WeightsError
@@ -16,6 +16,7 @@ from models.weights.gguf_header import GgufHeader, GgufTensor
 from models.weights.gguf_tensors import read_tensor
 
 ARCHITECTURE = "llama"
+_SCALE_LINEAR = "{arch}.rope.scale_linear"  # what older files have in place of rope.scaling
 _DTYPES = {GGMLQuantizationType.F32: "float32", GGMLQuantizationType.BF16: "bfloat16"}
 
 
@@ -31,8 +32,9 @@ class _Metadata:
 
 
 def config_from_gguf(header: GgufHeader, path: Path) -> ModelConfig:
-    """Read the configuration that the metadata describes. Raises WeightsError for another architecture than Llama."""
+    """Read the configuration that the metadata describes. Raises WeightsError for anything but a whole Llama."""
     metadata = _Metadata(header.metadata)
+    _check_whole_model(metadata, path)
     architecture = metadata.get(Keys.General.ARCHITECTURE)
     if architecture != ARCHITECTURE or metadata.get(Keys.LLM.EXPERT_COUNT):
         raise WeightsError(f"{path} is of the architecture {architecture!r}, and exobus runs llama; pick another model")
@@ -45,6 +47,19 @@ def config_from_gguf(header: GgufHeader, path: Path) -> ModelConfig:
     if metadata.get(Keys.Rope.DIMENSION_COUNT, config.head_dim) != config.head_dim:
         raise WeightsError(f"{path} rotates only a part of each head, which exobus does not do; pick another model")
     return checked_config({**values, "rope_scaling": _rope_scaling(header, metadata, config, path)}, str(path))
+
+
+def _check_whole_model(metadata: _Metadata, path: Path) -> None:
+    """Raise WeightsError for a part of a model, and for a file that only goes with one, such as a LoRA adapter."""
+    parts = metadata.get(Keys.Split.LLM_KV_SPLIT_COUNT, 0)
+    if parts not in (0, 1):
+        raise WeightsError(
+            f"{path} is one of the {parts} files of a split model; join them with `llama-gguf-split --merge` "
+            "and point to the file that it writes"
+        )
+    kind = metadata.get(Keys.General.TYPE, GGUFType.MODEL)
+    if kind != GGUFType.MODEL:
+        raise WeightsError(f"{path} is of the type {kind!r} and goes with a model; point to the model's own file")
 
 
 def _values(header: GgufHeader, metadata: _Metadata, embedding: GgufTensor, even_head_dim: int) -> dict[str, Any]:
@@ -72,8 +87,8 @@ def _values(header: GgufHeader, metadata: _Metadata, embedding: GgufTensor, even
 
 
 def eos_token_ids(metadata: Mapping[str, Any]) -> tuple[int, ...]:
-    """List the ids that end an answer: end of sequence and, if the file names one, end of turn."""
-    ids = [metadata.get(key) for key in (Keys.Tokenizer.EOS_ID, Keys.Tokenizer.EOT_ID)]
+    """List the ids that end an answer: end of sequence and, if the file names them, end of turn and of message."""
+    ids = [metadata.get(key) for key in (Keys.Tokenizer.EOS_ID, Keys.Tokenizer.EOT_ID, Keys.Tokenizer.EOM_ID)]
     return tuple(dict.fromkeys(token for token in ids if isinstance(token, int)))
 
 
@@ -83,12 +98,18 @@ def _shortest(value: Any) -> Any:
 
 
 def _rope_scaling(header: GgufHeader, metadata: _Metadata, config: ModelConfig, path: Path) -> dict[str, Any] | None:
-    """Read the scaling rule by its name or, in files of Llama 3, from the tensor of rope factors."""
-    kind = metadata.get(Keys.Rope.SCALING_TYPE, "none")
-    if kind != "none":
-        return {"rope_type": kind, "factor": metadata.get(Keys.Rope.SCALING_FACTOR, 1.0)}
+    """Read the scaling rule by its name or, in files of Llama 3, from the tensor of rope factors.
+
+    As in llama.cpp (`src/llama-model.cpp`) a rule without a name is linear, and a factor of 0 or 1 scales nothing.
+    """
+    kind = metadata.get(Keys.Rope.SCALING_TYPE, "linear")
+    factor = metadata.get(Keys.Rope.SCALING_FACTOR, metadata.get(_SCALE_LINEAR, 0.0))
     stored = header.tensors.get("rope_freqs.weight")
-    return None if stored is None else _llama3_scaling(read_tensor(path, stored), config, path)
+    if kind == "none" or (kind == "linear" and factor in (0.0, 1.0)):
+        return None if stored is None else _llama3_scaling(read_tensor(path, stored), config, path)
+    if stored is not None:
+        raise WeightsError(f"{path} scales its rope by two rules; pick the safetensors form of this model")
+    return {"rope_type": kind, "factor": factor}
 
 
 def _llama3_scaling(factors: np.ndarray, config: ModelConfig, path: Path) -> dict[str, Any]:

@@ -71,6 +71,15 @@ def read_header(path: Path) -> GgufHeader:
         raise WeightsError(f"{path} cannot be read ({error.strerror}); fetch the model again") from error
 
 
+def is_gguf(path: Path) -> bool:
+    """Return whether a file begins like GGUF. Raises WeightsError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == struct.pack("<I", GGUF_MAGIC)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}); give the path of a model") from error
+
+
 class _Cursor:
     """Reads a header front to back. Raises WeightsError before it would pass the file's end or a limit above."""
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from models.config import ModelConfig
 from models.errors import WeightsError
+from models.weights.gguf_header import is_gguf
 from models.weights.gguf_weights import GgufWeights
 from models.weights.quantized import QuantizedMatrix
 from models.weights.safetensors_weights import SafetensorsWeights
@@ -47,9 +48,12 @@ class Weights(Protocol):
 
 
 def open_weights(path: Path) -> Weights:
-    """Open a folder of safetensors files or a .gguf file after checking its headers. Raises WeightsError."""
+    """Open a folder of safetensors files or a GGUF file, whatever its name, after checking its headers.
+
+    Raises WeightsError.
+    """
     if path.is_dir():
         return SafetensorsWeights(path)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf" or is_gguf(path):
         return GgufWeights(path)
-    raise WeightsError(f"{path} is neither a model folder nor a .gguf file; give the path of one")
+    raise WeightsError(f"{path} is neither a model folder nor a GGUF file; give the path of one")

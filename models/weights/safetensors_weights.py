@@ -17,9 +17,9 @@ import msgspec
 import numpy as np
 from ml_dtypes import bfloat16
 
-from models.config import config_from_folder, read_json
+from models.config import ModelConfig, config_from_folder, read_json
 from models.errors import WeightsError
-from models.weights.checkpoint import check_shapes
+from models.weights.checkpoint import HEAD, check_shapes
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -48,7 +48,7 @@ class SafetensorsWeights:
     """A config.json with one or more *.safetensors files. Only tensors whose file is present can be read."""
 
     def __init__(self, folder: Path) -> None:
-        self.config = config_from_folder(folder)
+        self.config = folder_config(folder)
         self._folder = folder
         self._tensors: dict[str, StoredTensor] = {}
         # A folder without an index holds a single file.
@@ -85,6 +85,25 @@ class SafetensorsWeights:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._tensors.clear()
+
+
+def folder_config(folder: Path) -> ModelConfig:
+    """Read a folder's configuration. Its weights, if any are there, decide whether the model has a head of its own.
+
+    In a fine-tune `tie_word_embeddings` may be the base model's, and a head that is there counts. Raises WeightsError,
+    also if the head that the configuration promises is in no file.
+    """
+    config = config_from_folder(folder)
+    listing = folder / INDEX if (folder / INDEX).is_file() else folder / SINGLE
+    if not listing.is_file():
+        return config
+    names = index_files(folder) if listing.name == INDEX else read_header(listing)
+    if HEAD not in names and not config.tie_word_embeddings:
+        raise WeightsError(
+            f"{listing} has no {HEAD}, though config.json says that the model has a head of its own "
+            "(tie_word_embeddings is false); fetch the whole model again"
+        )
+    return msgspec.structs.replace(config, tie_word_embeddings=HEAD not in names)
 
 
 def index_files(folder: Path) -> dict[str, str]:

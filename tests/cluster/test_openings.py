@@ -55,6 +55,7 @@ def test_check_refuses_an_opening_that_does_not_fit(invalid: Opening) -> None:
         ({"drafts": 256}, "drafts"),
         ({"reuse": list(range(2**17 + 1))}, "reuse"),
         ({"drop": [-1]}, "drop[0]"),
+        ({"vocabulary": -1}, "vocabulary"),
         ({"sampling": {"temperature": float("nan")}}, "sampling"),
     ],
     ids=lambda given: str(given)[:40],

@@ -48,6 +48,7 @@ def test_end_tokens_of_both_configurations_are_joined() -> None:
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         ({"rope_scaling": {"type": "linear", "factor": "two"}}, "factor"),
         ({"rope_scaling": {"rope_type": ["llama3"]}}, "rope scaling"),
+        ({"rope_scaling": {"factor": 4.0}}, "rope scaling None"),
         ({"rope_theta": -1.0}, "rope_theta"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"hidden_act": "gelu"}, "'gelu'"),

@@ -11,7 +11,15 @@ from models.errors import TokenizerError
 from models.gguf_tokenizer import ensure_tokenizer
 from models.tokenizer import Tokenizer
 from models.weights.gguf_header import read_header
-from tests.support.models import SPECIAL_TOKENS, default_model_path, tiny_tokenizer, write_tiny_gguf
+from tests.support.models import (
+    CHAT_TEMPLATE,
+    MERGES,
+    SPECIAL_TOKENS,
+    TinyVocabulary,
+    default_model_path,
+    tiny_tokenizer,
+    write_tiny_gguf,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +46,37 @@ def test_tokenizer_of_a_gguf_is_rebuilt(tmp_path: Path, tiny: Tokenizer) -> None
     assert list(tmp_path.glob("*.part")) == []
 
 
-def test_existing_tokenizer_is_kept(tmp_path: Path) -> None:
+def test_tokenizer_of_the_same_file_is_kept(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf")
+    ensure_tokenizer(path, tmp_path)
     (tmp_path / "tokenizer.json").write_text("mine")
-    ensure_tokenizer(tmp_path / "absent.gguf", tmp_path)
+    ensure_tokenizer(path, tmp_path)
     assert (tmp_path / "tokenizer.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}!", CHAT_TEMPLATE.replace("user", "USER")])
+def test_file_that_took_anothers_place_gets_its_own_tokenizer(tmp_path: Path, template: str) -> None:
+    path, cache = write_tiny_gguf(tmp_path / "a.gguf"), tmp_path / "cache"
+    cache.mkdir()
+    ensure_tokenizer(path, cache)
+    vocabulary = TinyVocabulary(template=template, merges=MERGES[:2])
+    write_tiny_gguf(tmp_path / "b.gguf", seed=1, vocabulary=vocabulary).replace(path)
+    ensure_tokenizer(path, cache)
+    found = Tokenizer.load(cache)
+    assert found.chat_template is not None
+    assert found.chat_template.source == template
+    assert len(found.encode(" the")) == 2
+
+
+def test_tokenizer_of_an_unknown_file_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("made by an earlier version")
+    ensure_tokenizer(write_tiny_gguf(tmp_path / "tiny.gguf"), tmp_path)
+    assert Tokenizer.load(tmp_path).eos_token_ids == {2}
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"absent\.gguf cannot be read"):
+        ensure_tokenizer(tmp_path / "absent.gguf", tmp_path)
 
 
 def test_damaged_gguf_leaves_no_tokenizer_files(tmp_path: Path) -> None:

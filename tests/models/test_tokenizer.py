@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import TokenizerError
-from models.tokenizer import Tokenizer
+from models.tokenizer import END_OF_TURN, Tokenizer
 from tests.support.models import TINY_VOCAB, default_model_path, tiny_tokenizer, write_tiny_llama
 
 # The default model's vocabulary has no token for these control bytes, nor for the lead bytes of planes 4 to 15.
@@ -116,6 +116,39 @@ class TestStream:
         for token in default.encode("word " * 2000):
             stream.push(token)
         assert len(stream._window) < 4
+
+
+class TestEnds:
+    @pytest.mark.parametrize("name", END_OF_TURN)
+    def test_known_end_of_turn_is_an_end(self, tmp_path: Path, name: str) -> None:
+        folder = write_tiny_llama(tmp_path)
+        extended(name).save(str(folder / "tokenizer.json"))
+        found = Tokenizer.load(folder)
+        assert found.eos_token_ids == {2, *found.encode(name)}
+
+    @pytest.mark.parametrize("text", ["<turn|>", "\n<turn|>\n<|im_start|>", " <turn|> the man"])
+    def test_token_behind_an_answer_ends_a_turn(self, text: str) -> None:
+        found = Tokenizer(extended("<turn|>"), [2], None)
+        found.end_turns_at(text)
+        assert found.eos_token_ids == {2, TINY_VOCAB}
+
+    @pytest.mark.parametrize("text", ["", "\n", "### <turn|>"])
+    def test_text_behind_an_answer_ends_nothing(self, text: str) -> None:
+        found = Tokenizer(extended("<turn|>"), [2], None)
+        found.end_turns_at(text)
+        assert found.eos_token_ids == {2}
+
+
+def extended(token: str) -> tokenizers.Tokenizer:
+    """Make the tiny tokenizer with one more special token."""
+    backend = tiny_tokenizer()
+    backend.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False)])
+    return backend
+
+
+def test_vocabulary_counts_ids_that_have_a_text(tiny: Tokenizer) -> None:
+    assert tiny.vocabulary == TINY_VOCAB
+    assert Tokenizer(extended("<turn|>"), [], None).vocabulary == TINY_VOCAB + 1
 
 
 class TestFiles:

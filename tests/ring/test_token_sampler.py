@@ -36,3 +36,14 @@ def test_drafts_change_none_of_two_hundred_answers(weights: Path) -> None:
         last = ring.stages[-1].counts
         assert last.accepted > 200, "drafts were hardly ever right, so nothing was tried"
         assert not any(stage.dropped for stage in ring.stages)
+
+
+@pytest.mark.parametrize("drafts", [0, 8])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_id_without_a_text_is_never_sampled(weights: Path, sampling: SamplingParams, drafts: int) -> None:
+    prompt = random_prompt(12) * 3
+    with stage_ring(weights, 2) as ring:
+        highest = max(ring.generate(1, prompt, 40, sampling, drafts))
+        named = ring.generate(2, prompt, 40, sampling, drafts, vocabulary=highest)
+    assert len(named) == 40
+    assert max(named) < highest

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter, TokenType
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
@@ -197,17 +197,48 @@ def _interleaved(tensor: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(tensor.shape))
 
 
-def write_tiny_gguf(path: Path, *, quantization: str = "F32", **sizes: Any) -> Path:
+@dataclass(frozen=True)
+class TinyVocabulary:
+    """What a tiny GGUF says of its text: the tiny tokenizer, `added` tokens by type, and `filler` for other rows."""
+
+    pre: str | None = "smollm"
+    model: str = "gpt2"
+    template: str = CHAT_TEMPLATE
+    merges: tuple[tuple[str, str], ...] = MERGES
+    added: Mapping[str, TokenType] = field(default_factory=dict)
+    filler: TokenType | None = TokenType.NORMAL
+
+    def tokens(self, rows: int) -> dict[str, TokenType]:
+        """Return all tokens in the order of their ids, with their types."""
+        known = sorted(tiny_tokenizer().get_vocab().items(), key=lambda item: item[1])
+        special = dict.fromkeys(SPECIAL_TOKENS, TokenType.CONTROL)
+        tokens = {piece: special.get(piece, TokenType.NORMAL) for piece, _ in known[:rows]} | dict(self.added)
+        if self.filler is None:
+            return tokens
+        return tokens | {f"<|unused_{index}|>": self.filler for index in range(len(tokens), rows)}
+
+
+def write_tiny_gguf(
+    path: Path,
+    *,
+    quantization: str = "F32",
+    vocabulary: TinyVocabulary = TinyVocabulary(),
+    keys: Mapping[str, str | int | float] | None = None,
+    **sizes: Any,
+) -> Path:
     """Write the weights of `write_tiny_llama` as llama.cpp would, and return the path.
 
-    Matrices are in `quantization` ("F32", "F16", "BF16", "Q8_0" or "Q4_1"), norms in F32. `sizes` are fields of
-    `TinyShape`, without biases and rope scaling.
+    Matrices are in `quantization` ("F32", "F16", "BF16", "Q8_0" or "Q4_1"), norms in F32. `keys` are more metadata.
+    `sizes` are fields of `TinyShape`, without biases and rope scaling.
     """
     shape = TinyShape(**sizes)
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(str(path), "llama")
     _add_gguf_sizes(writer, shape)
-    _add_gguf_tokenizer(writer, shape.vocab)
+    _add_gguf_tokenizer(writer, shape.vocab, vocabulary)
+    for key, value in (keys or {}).items():
+        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
+        add(key, value)
     kind = GGMLQuantizationType[quantization]
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.n_layers)
     for name, tensor in shape.tensors().items():
@@ -239,20 +270,19 @@ def _add_gguf_sizes(writer: GGUFWriter, shape: TinyShape) -> None:
     writer.add_vocab_size(shape.vocab)
 
 
-def _add_gguf_tokenizer(writer: GGUFWriter, vocab: int) -> None:
-    known = sorted(tiny_tokenizer().get_vocab().items(), key=lambda item: item[1])
-    tokens = [piece for piece, _ in known][:vocab]
-    tokens += [f"<|unused_{index}|>" for index in range(len(tokens), vocab)]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3 if token in SPECIAL_TOKENS else 1 for token in tokens])
-    writer.add_token_merges([f"{left} {right}" for left, right in MERGES])
+def _add_gguf_tokenizer(writer: GGUFWriter, rows: int, vocabulary: TinyVocabulary) -> None:
+    tokens = vocabulary.tokens(rows)
+    writer.add_tokenizer_model(vocabulary.model)
+    if vocabulary.pre is not None:
+        writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(list(tokens))
+    writer.add_token_types(list(tokens.values()))
+    writer.add_token_merges([f"{left} {right}" for left, right in vocabulary.merges])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(EOS_TOKEN_ID)
     writer.add_unk_token_id(0)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(CHAT_TEMPLATE)
+    writer.add_chat_template(vocabulary.template)
 
 
 def default_model_path() -> Path:

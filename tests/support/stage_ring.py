@@ -63,10 +63,13 @@ class Gateway:
         epoch: int = EPOCH,
         reply_to: tuple[str, ...] = (),
         drafts: int = 0,
+        vocabulary: int = 0,
     ) -> None:
         eos: frozenset[int] = frozenset()
         reply_endpoint = reply_to or self.transport.endpoints
-        opening = Opening(tuple(prompt), len(prompt), max_tokens, eos, sampling, reply_endpoint, drafts)
+        opening = Opening(
+            tuple(prompt), len(prompt), max_tokens, eos, sampling, reply_endpoint, drafts, vocabulary=vocabulary
+        )
         self.sessions[session] = SessionResult(first_position=len(prompt))
         frame = Frame(Flag.OPEN, epoch, session, stage=GATEWAY_STAGE)
         self.transport.send(self._first, frame, msgspec.msgpack.encode(opening))
@@ -115,9 +118,15 @@ class StageRing:
     run_dir: Path
 
     def generate(
-        self, session: int, prompt: Sequence[int], count: int, sampling: SamplingParams, drafts: int = 0
+        self,
+        session: int,
+        prompt: Sequence[int],
+        count: int,
+        sampling: SamplingParams,
+        drafts: int = 0,
+        vocabulary: int = 0,
     ) -> list[int]:
-        self.gateway.open(session, prompt, count, sampling, drafts=drafts)
+        self.gateway.open(session, prompt, count, sampling, drafts=drafts, vocabulary=vocabulary)
         self.gateway.receive(session)
         self.gateway.close(session)
         return self.gateway.sessions[session].log.tokens

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tokenizers import AddedToken
 
 from gateway.core.errors import ErrorKind, GatewayCode, GatewayError, RequestField
 from gateway.core.request import Conversation, PromptMessage, Text, TokenIds
@@ -23,7 +24,7 @@ from models.templates.renderer import TemplateRenderer
 from models.tokenizer import Tokenizer
 from tests.support.chat import PLAIN, post
 from tests.support.gateway_rig import Rig, eventually, running_rig, stop_gateway
-from tests.support.models import write_tokenizer_files
+from tests.support.models import TINY_VOCAB, tiny_tokenizer, write_tokenizer_files
 from tests.support.templates import TIME_BOMBS, rendering
 
 
@@ -165,9 +166,22 @@ def test_killed_gateway_leaves_no_template_child(rig: Rig) -> None:
     assert eventually(lambda: gone(child))
 
 
+def test_token_that_the_template_writes_ends_a_turn(rig: Rig, tmp_path: Path) -> None:
+    backend = tiny_tokenizer()
+    backend.add_special_tokens([AddedToken("<turn|>", special=True, normalized=False)])
+    backend.save(str(tmp_path / "model" / "tokenizer.json"))
+    template = "{% for message in messages %}{{ message.content }}<turn|>{% endfor %}"
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    assert post(rig, PLAIN).status_code == 200
+    (opening,) = rig.stage.openings.values()
+    assert TINY_VOCAB in opening.eos
+
+
 def test_endless_template_is_refused_in_time(rig: Rig, tmp_path: Path) -> None:
     settings = {
-        "chat_template": "{% if messages[0].content == 'hello' %}" + TIME_BOMBS["nested ranges"] + "{% endif %}."
+        "chat_template": "{% if messages[0].content == 'hello' %}"
+        + TIME_BOMBS["nested ranges"]
+        + "{% endif %}{{ messages[0].content }}"
     }
     (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps(settings))
     refusal = post(rig, PLAIN)

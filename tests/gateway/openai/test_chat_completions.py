@@ -161,6 +161,7 @@ def test_stage_receives_the_rendered_template(rig: Rig) -> None:
     assert list(opening.prompt) == rig.tokenizer.encode(rendered)
     assert opening.first_position == len(opening.prompt)
     assert opening.eos == rig.tokenizer.eos_token_ids
+    assert opening.vocabulary == rig.tokenizer.vocabulary
 
 
 def test_frames_carry_the_epoch_and_consecutive_numbers(rig: Rig) -> None:

@@ -48,3 +48,25 @@ def test_folder_without_a_needed_tensor_is_rejected(cache: ModelCache, tmp_path:
     assert fetch(card, Shard("tiny", 0, 1, 4), cache, ignore) == folder
     with pytest.raises(DownloadError, match="lacks model"):
         fetch(card, whole("tiny", 4), cache, ignore)
+
+
+@pytest.mark.parametrize("shard", [None, whole("tiny", 4)], ids=["tokenizer", "weights"])
+def test_file_that_is_changed_in_use_is_refused(cache: ModelCache, tmp_path: Path, shard: Shard | None) -> None:
+    card = tiny_card(FolderSource(write_tiny_gguf(tmp_path / "mine.gguf")))
+    fetch(card, None, cache, ignore)
+    write_tiny_gguf(tmp_path / "other.gguf", seed=1).replace(tmp_path / "mine.gguf")
+    with pytest.raises(DownloadError, match=r"mine\.gguf of the model \S+ was changed while exobus runs; restart"):
+        fetch(card, shard, cache, ignore)
+    restarted = ModelCache(cache.root)
+    assert fetch(card, shard, restarted, ignore) == tmp_path / "mine.gguf"
+
+
+def test_folder_that_is_changed_in_use_is_refused(cache: ModelCache, tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path / "mine")
+    card = tiny_card(FolderSource(folder))
+    fetch(card, None, cache, ignore)
+    (folder / "notes.txt").write_text("no part of the model")
+    fetch(card, None, cache, ignore)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(DownloadError, match="was changed while exobus runs"):
+        fetch(card, whole("tiny", 4), cache, ignore)

@@ -166,6 +166,33 @@ def test_rendered_text_is_limited_as_it_grows() -> None:
     assert next(counted) <= len(most) + 2
 
 
+PARTS = (
+    "{% for m in messages %}<|{{ m.role }}|>{% for part in m.content %}"
+    "{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}"
+)
+EITHER_FORM = PARTS.replace("{% for part", "{% if m.content is string %}{{ m.content }}{% else %}{% for part").replace(
+    "{% endfor %}{% endfor %}", "{% endfor %}{% endif %}{% endfor %}"
+)
+ONLY_LISTS = "{% if messages[0].content is string %}{{ raise_exception('no') }}{% endif %}" + PARTS
+
+
+@pytest.mark.parametrize("source", [PARTS, EITHER_FORM, ONLY_LISTS], ids=["parts", "either", "only lists"])
+def test_words_of_a_conversation_are_written_in_any_form(source: str) -> None:
+    text = ChatTemplate(source, None, None).render(CONVERSATIONS[2])
+    assert text == "<|user|>1<|assistant|>uno – ein 🙂<|user|>2"
+
+
+@pytest.mark.parametrize("source", ["<|user|>", "{% for m in messages %}{{ m.text }}{% endfor %}", "{{ bos_token }}"])
+def test_template_that_leaves_out_the_user_is_refused(source: str) -> None:
+    with pytest.raises(TemplateError, match="leaves out what the user says; use another model"):
+        ChatTemplate(source, None, None).render(CONVERSATIONS[0])
+
+
+def test_template_that_refuses_one_message_decides_with_more() -> None:
+    source = "{{ raise_exception('too few') if messages|length < 3 }}{{ messages[2].content }}"
+    assert ChatTemplate(source, None, None).render(CONVERSATIONS[2]) == "2"
+
+
 def test_message_of_a_template_is_cut() -> None:
     with pytest.raises(TemplateError) as caught:
         ChatTemplate("{{ raise_exception('a' * 1000000) }}", None, None).render([])

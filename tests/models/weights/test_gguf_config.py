@@ -43,6 +43,55 @@ def test_unsupported_architecture_is_rejected(tmp_path: Path) -> None:
         open_weights(path)
 
 
+LINEAR_4 = {"rope_type": "linear", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("keys", "scaling"),
+    [
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}, LINEAR_4),
+        ({"llama.rope.scaling.factor": 4.0}, LINEAR_4),
+        ({"llama.rope.scale_linear": 4.0}, LINEAR_4),
+        ({"llama.rope.scaling.factor": 4.0, "llama.rope.scale_linear": 2.0}, LINEAR_4),
+        ({"llama.rope.scaling.factor": 0.0}, None),
+        ({"llama.rope.scaling.type": "linear"}, None),
+        ({"llama.rope.scale_linear": 1.0}, None),
+        ({"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}, None),
+    ],
+    ids=str,
+)
+def test_scaling_without_a_type_is_linear(
+    tmp_path: Path, keys: dict[str, str | float], scaling: dict[str, object] | None
+) -> None:
+    with open_weights(write_tiny_gguf(tmp_path / "tiny.gguf", n_layers=1, keys=keys)) as weights:
+        assert weights.config.rope_scaling == scaling
+
+
+@pytest.mark.parametrize("kind", ["yarn", "longrope"])
+def test_unknown_scaling_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    keys: dict[str, str | int | float] = {"llama.rope.scaling.type": kind, "llama.rope.scaling.factor": 4.0}
+    with pytest.raises(WeightsError, match=rf"tiny\.gguf asks for rope scaling '{kind}'.*; pick another model"):
+        open_weights(write_tiny_gguf(tmp_path / "tiny.gguf", n_layers=1, keys=keys))
+
+
+def test_two_rules_of_scaling_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="by two rules"):
+        gguf_with_rope_factors(tmp_path, llama3_factors(16, 10000.0), {"llama.rope.scaling.factor": 4.0})
+
+
+def test_part_of_a_split_model_is_refused(tmp_path: Path) -> None:
+    keys = {"split.no": 1, "split.count": 3, "split.tensors.count": 39}
+    sentence = r"tiny\.gguf is one of the 3 files of a split model; join them with `llama-gguf-split --merge`"
+    with pytest.raises(WeightsError, match=sentence):
+        open_weights(write_tiny_gguf(tmp_path / "tiny.gguf", n_layers=1, keys=keys))
+
+
+@pytest.mark.parametrize("kind", ["adapter", "mmproj", "imatrix"])
+def test_file_that_is_no_model_is_refused_by_type(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(WeightsError, match=f"of the type '{kind}' and goes with a model; point to the model's own"):
+        open_weights(write_tiny_gguf(tmp_path / "tiny.gguf", n_layers=1, keys={"general.type": kind}))
+
+
 def llama3_factors(head_dim: int, theta: float) -> np.ndarray:
     """Compute the divisors of Llama 3.2's frequencies one by one, as its reference code does."""
     factors = []
@@ -58,9 +107,9 @@ def llama3_factors(head_dim: int, theta: float) -> np.ndarray:
     return np.array(factors, np.float32)
 
 
-def gguf_with_rope_factors(folder: Path, factors: np.ndarray) -> ModelConfig:
+def gguf_with_rope_factors(folder: Path, factors: np.ndarray, keys: dict[str, float] | None = None) -> ModelConfig:
     """Read the configuration of a tiny GGUF whose tensors include `factors`."""
-    source = gguf.GGUFReader(write_tiny_gguf(folder / "plain.gguf", n_layers=1))
+    source = gguf.GGUFReader(write_tiny_gguf(folder / "plain.gguf", n_layers=1, keys=keys))
     writer = gguf.GGUFWriter(str(folder / "factors.gguf"), "llama")
     for key, field in source.fields.items():
         if key.startswith("llama."):

@@ -10,7 +10,7 @@ import pytest
 
 from models.errors import WeightsError
 from models.weights.reader import open_weights
-from tests.support.models import default_model_path
+from tests.support.models import default_model_path, write_tiny_gguf
 
 
 def test_half_the_layers_take_half_the_memory() -> None:
@@ -38,6 +38,24 @@ def resident_megabytes(path: Path, start: int, end: int) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
 
 
+@pytest.mark.parametrize("name", ["MODEL.GGUF", "sha256-0123456789abcdef", "model"])
+def test_gguf_is_known_by_its_content(tmp_path: Path, name: str) -> None:
+    with open_weights(write_tiny_gguf(tmp_path / name, n_layers=1)) as weights:
+        assert weights.config.n_layers == 1
+
+
 def test_path_of_another_kind_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="neither a model folder"):
+    (tmp_path / "model.bin").write_bytes(b"PK\3\4" * 99)
+    with pytest.raises(WeightsError, match=r"model\.bin is neither a model folder nor a GGUF file"):
         open_weights(tmp_path / "model.bin")
+
+
+def test_missing_path_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"gone\.gguf cannot be read \(No such file"):
+        open_weights(tmp_path / "gone.gguf")
+
+
+def test_folder_of_gguf_files_is_rejected(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf", n_layers=1)
+    with pytest.raises(WeightsError, match=r"has no config\.json; point to the \.gguf file in it"):
+        open_weights(tmp_path)

@@ -154,3 +154,38 @@ def error_of(path: Path) -> str:
     except WeightsError as error:
         return str(error)
     return ""
+
+
+def set_tie(folder: Path, tie: bool) -> None:
+    """Change `tie_word_embeddings` in the config.json of a folder."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": tie}))
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_head_that_is_there_counts(tmp_path: Path, shards: int) -> None:
+    folder = write_tiny_llama(tmp_path, tie=False, shards=shards)
+    set_tie(folder, True)
+    with open_weights(folder) as weights:
+        assert not weights.config.tie_word_embeddings
+        assert "lm_head.weight" in tensor_names(weights.config, whole("tiny", 4))
+        np.testing.assert_array_equal(
+            weights.tensor("lm_head.weight"), TinyShape(tie=False).tensors()["lm_head.weight"]
+        )
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_promised_head_that_is_missing_is_refused(tmp_path: Path, shards: int) -> None:
+    folder = write_tiny_llama(tmp_path, shards=shards)
+    set_tie(folder, False)
+    listing = r"model\.safetensors" if shards == 1 else r"model\.safetensors\.index\.json"
+    with pytest.raises(WeightsError, match=rf"{listing} has no lm_head\.weight, though config\.json"):
+        open_weights(folder)
+
+
+def test_stage_knows_of_a_head_in_a_file_of_another_stage(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path, tie=False, shards=3)
+    set_tie(folder, True)
+    (folder / "model-00003-of-00003.safetensors").unlink()
+    with open_weights(folder) as weights:
+        assert not weights.config.tie_word_embeddings
