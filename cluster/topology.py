@@ -13,6 +13,9 @@ from msgspec import Meta
 from cluster.capabilities import DeviceCapabilities
 from common.limits import MAX_NODES, Endpoint, Name, Real, Whole
 
+RecordNumber = tuple[Whole, Whole]
+"""The incarnation of a node and the sequence of a record in it; a later record has a higher number."""
+
 MAX_LINKS = 1024  # all links of 32 nodes; together with the nodes they fit into one message
 
 
@@ -32,6 +35,11 @@ class NodeRecord(msgspec.Struct, frozen=True):
     bus: Endpoint = ""
     version: Name = ""
     machine: Name = ""
+
+    @property
+    def number(self) -> RecordNumber:
+        """The place of this record among all of its node."""
+        return self.incarnation, self.sequence
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -70,7 +78,7 @@ class Topology(msgspec.Struct, frozen=True):
         A record that differs in its sequence alone is stored, but the version does not rise.
         """
         held = self.node(record.node_id)
-        if held is not None and _age(record) <= _age(held):
+        if held is not None and record.number <= held.number:
             return self
         others = (node for node in self.nodes if node.node_id != record.node_id)
         nodes = tuple(sorted((*others, record), key=lambda node: node.node_id))
@@ -94,7 +102,3 @@ class Topology(msgspec.Struct, frozen=True):
             return self
         links = tuple(sorted((*others, link), key=lambda held: (held.source, held.target)))
         return Topology(self.version + 1, self.nodes, links)
-
-
-def _age(record: NodeRecord) -> tuple[int, int]:
-    return record.incarnation, record.sequence
