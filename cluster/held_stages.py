@@ -28,7 +28,7 @@ class HeldStage(msgspec.Struct, frozen=True):
 
 
 class StageReview:
-    """Finds the stages to end. A stage that fits nothing at one moment gets GRACE_S: the records may be on their way."""
+    """Finds the stages to end. One that belongs to nothing at a moment gets GRACE_S: records may be on their way."""
 
     def __init__(self) -> None:
         self._doubted: dict[str, float] = {}  # since when, by instance id

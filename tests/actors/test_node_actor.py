@@ -63,6 +63,6 @@ def test_gateway_without_a_member_reports_it() -> None:
 
 @pytest.mark.parametrize("role", [Role.GATEWAY, Role.OBSERVER])
 def test_only_members_hold_layers(role: Role) -> None:
-    error = why_not(role, ShardLoad("i", 1, whole(CARD.id, CARD.n_layers)))
+    error = why_not(role, ShardLoad("i", 1, whole(CARD.id, CARD.n_layers), (1, 1)))
     assert error.code == "forbidden"
     assert f"has the role {role} and holds no layers" in error.message

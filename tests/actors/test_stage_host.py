@@ -62,7 +62,7 @@ class Node:
 
     async def load(self, instance_id: str, shard: Shard) -> EngineLoad:
         """Have it load a shard; returns what its engine received."""
-        await self.asker.request("node", ShardLoad(instance_id, 1, shard), ShardLoaded, WITHIN_S)
+        await self.asker.request("node", ShardLoad(instance_id, 1, shard, (1, 1)), ShardLoaded, WITHIN_S)
         return self.loads[-1]
 
     async def unload(self, instance_id: str) -> None:
@@ -171,7 +171,7 @@ def test_lost_placer_leaves_no_stage_that_it_never_announced() -> None:
         async with running_node(one.run_dir) as node, client(two.run_dir, B, "placer") as placer:
             await link(node.asker, two.join_endpoint)
             await node.load("ours", WHOLE)
-            await placer.request(f"{A}/node", ShardLoad("theirs", 1, PART), ShardLoaded, WITHIN_S)
+            await placer.request(f"{A}/node", ShardLoad("theirs", 1, PART, (1, 1)), ShardLoaded, WITHIN_S)
             two.stop()
             assert await asyncio.wait_for(node.stopped.get(), WITHIN_S) == "engine-1"
             await node.unload("theirs")
@@ -192,7 +192,7 @@ def test_stage_of_a_lost_placer_ends_once_it_is_loaded() -> None:
             placer = await stack.enter_async_context(client(two.run_dir, B, "placer"))
             node.engine = engine.name
             await link(node.asker, two.join_endpoint)
-            await placer.send(f"{A}/node", ShardLoad("theirs", 1, PART))
+            await placer.send(f"{A}/node", ShardLoad("theirs", 1, PART, (1, 1)))
             load, envelope = await next_message(engine, EngineLoad)
             two.stop()
             await next_message(observer, PeerDown)

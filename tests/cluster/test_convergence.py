@@ -1,4 +1,4 @@
-"""Whatever is lost, late, repeated, restarted or frozen: all nodes come to agree on one instance, and no stage is left."""
+"""Whatever is lost, late, repeated, restarted or frozen, all nodes come to agree, and no stage is left over."""
 
 from __future__ import annotations
 

@@ -334,7 +334,7 @@ def test_observer_reads_but_may_not_act(home: Home) -> None:
     assert refused.status_code >= 400
     assert "this node only observes" in refused.json()["error"]["message"]
     assert forbidden(eve, ada, InstanceEnsure(MODEL), InstanceReady) == "forbidden"
-    assert forbidden(eve, ada, ShardLoad("i", 1, Shard(MODEL, 0, 4, 4)), ShardLoaded) == "forbidden"
+    assert forbidden(eve, ada, ShardLoad("i", 1, Shard(MODEL, 0, 4, 4), (1, 1)), ShardLoaded) == "forbidden"
     assert holders(ada) == set()
 
 
@@ -366,7 +366,7 @@ def test_gateway_chats_without_layers(home: Home) -> None:
     wait_for_nodes(gus, {"ada"})
     assert answer(gus) == answer(ada)
     assert holders(gus) == {"ada"}
-    assert forbidden(ada, gus, ShardLoad("i", 1, Shard(MODEL, 0, 4, 4)), ShardLoaded) == "forbidden"
+    assert forbidden(ada, gus, ShardLoad("i", 1, Shard(MODEL, 0, 4, 4), (1, 1)), ShardLoaded) == "forbidden"
 
 
 def test_standalone_node_listens_on_its_api_only(home: Home) -> None:

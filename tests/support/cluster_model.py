@@ -1,4 +1,4 @@
-"""A model of nodes that place, hold and end stages, over links that lose what is under way. Time and order are the test's.
+"""A model of nodes that place, hold and end stages, over links that lose messages. Time and order are the test's.
 
 The decisions are production's (`Instances`, `StageReview`, `placer_of`); this module only passes messages, as the
 actors do. A cut link is noticed on both sides, which `bus.peering.link_state` provides.
@@ -157,6 +157,12 @@ class Node:
         self.publish_record()
 
     def receive(self, sender: str, message: Message) -> None:
+        if isinstance(message, FACTS):
+            self._hear(sender, message)
+        else:
+            self._serve(sender, message)
+
+    def _hear(self, sender: str, message: Message) -> None:
         match message:
             case Record(number, instances, placing):
                 self.view.record(sender, number, instances, placing)
@@ -164,6 +170,9 @@ class Node:
                 self.view.announce(instance, joined)
             case Down(instance_id):
                 self.view.end(instance_id)
+
+    def _serve(self, sender: str, message: Message) -> None:
+        match message:
             case Load(instance, requested):
                 self.held[instance.instance_id] = HeldStage(instance.instance_id, sender, requested)
                 self.cluster.send(self.id, sender, Loaded(instance.instance_id))
