@@ -8,6 +8,7 @@ N ?= 2
 SECONDS ?= 60
 ARGS ?=
 ONLY ?=
+WORKERS ?= 2
 TRIAL := build/cluster
 export OMP_NUM_THREADS ?= 1
 
@@ -36,8 +37,8 @@ check: $(VENV)/.dev ## check formatting, lint, types and the tables of protocol.
 	$(BIN)/mypy
 	$(BIN)/python -m bus.document --check
 
-test: $(VENV)/.dev ## run all tests; the default model is fetched once
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev ## run all tests in two processes; the default model is fetched once (WORKERS=0: in one)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 fuzz: $(VENV)/.dev ## fuzz every decoder of untrusted bytes (SECONDS=60 each, ONLY=wire)
 	@for target in $(or $(ONLY),$$($(BIN)/python -m tests.fuzz)); do \

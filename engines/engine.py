@@ -72,7 +72,7 @@ class InferenceEngine(ABC):
 
     name: ClassVar[str]
 
-    exact_rows: ClassVar[int] = 1
+    exact_rows: int = 1
     """A chunk of up to this many rows, alone in its batch, gives each row the same bits as the row alone would get."""
 
     def load(self, shard: Shard, weights: Path) -> None:

@@ -21,7 +21,7 @@ class NumpyEngine(SlotEngine[KVCache]):
     """Runs a ragged batch with one product for each projection and all rows, and attention chunk by chunk."""
 
     name: ClassVar[str] = "numpy"
-    exact_rows: ClassVar[int] = FEW_ROWS
+    exact_rows: int = FEW_ROWS
 
     def build(self, shard: Shard, weights: Weights) -> NumpyLlama:
         """Read the shard into float32 arrays. Raises EngineError for an unsupported family."""

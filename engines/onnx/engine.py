@@ -11,12 +11,16 @@ from cluster.shard import Shard
 from engines.base import SlotEngine
 from engines.engine import EngineError
 from engines.onnx.llama import llama_graph
+from engines.onnx.row_check import same_bits_alone
 from engines.onnx.shard_model import OnnxShardModel
 from engines.settings import Precision
 from models.weights.checkpoint import EMBEDDING
 from models.weights.reader import Weights
 
 FAMILIES = {"llama": llama_graph}
+EXACT_ROWS = 64
+"""Rows of a chunk with the bits that each has alone, if the processor's kernels allow any."""
+
 HEAD_DIMS = 16
 """The attention kernel needs head sizes that are multiples of this."""
 
@@ -29,11 +33,11 @@ class OnnxEngine(SlotEngine[int]):
     """
 
     name: ClassVar[str] = "onnx"
-    exact_rows: ClassVar[int] = 64
 
     def __init__(self, precision: Precision = "fast") -> None:
         super().__init__()
         self._precision: Precision = precision
+        self.exact_rows = EXACT_ROWS if precision == "exact" or all(map(same_bits_alone, (4, 8))) else 1
 
     def build(self, shard: Shard, weights: Weights) -> OnnxShardModel:
         """Build the shard's graph and a session for it. Raises EngineError for an unsupported family or head size."""

@@ -52,7 +52,7 @@ def test_node_runs_no_code_of_current_folder(tmp_path: Path, how: str) -> None:
     if how == "module":
         settings["PYTHONPATH"] = child_environment({})["PYTHONPATH"]
     with ExitStack() as running:
-        node = NodeProcess(tmp_path / "node", [*PORTS], settings, start=start, folder=traps)
+        node = NodeProcess(tmp_path / "node", [*PORTS, "--precision", "exact"], settings, start=start, folder=traps)
         running.callback(node.stop)
         node.ready()
         answer = httpx.post(f"{node.api}/v1/chat/completions", json=QUESTION, timeout=120.0)

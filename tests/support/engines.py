@@ -94,6 +94,13 @@ class Ring:
         return made
 
 
+def numpy_engine(path: Path, shard: Shard = whole("tiny", 4)) -> NumpyEngine:  # noqa: B008 - a frozen value
+    """Return the reference engine with a shard, by default the whole tiny model."""
+    engine = NumpyEngine()
+    engine.load(shard, path)
+    return engine
+
+
 def tokens(slot: int, position: int, ids: Sequence[int], wants_logits: bool = True) -> Chunk:
     """Make a chunk of token ids that wants the logits of its last row, or none."""
     return Chunk(slot, position, np.array(ids, np.int32), int(wants_logits))
@@ -289,10 +296,3 @@ if __name__ == "__main__":
     with os.fdopen(os.dup(1), "wb") as replies_pipe:
         os.dup2(2, 1)  # what libraries print goes to standard error
         Host().serve(sys.stdin.buffer, replies_pipe)
-
-
-def numpy_engine(path: Path, shard: Shard = whole("tiny", 4)) -> NumpyEngine:  # noqa: B008 - a frozen value
-    """Return the reference engine with a shard, by default the whole tiny model."""
-    engine = NumpyEngine()
-    engine.load(shard, path)
-    return engine

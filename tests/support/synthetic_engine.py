@@ -186,7 +186,7 @@ class SyntheticEngine(SlotEngine[Marks]):
     """An engine that checks slots, positions and contexts like any other. One wrong position changes its tokens."""
 
     name: ClassVar[str] = "synthetic"
-    exact_rows: ClassVar[int] = 64
+    exact_rows: int = 64
 
     def __init__(self) -> None:
         super().__init__()

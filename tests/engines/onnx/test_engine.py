@@ -158,7 +158,8 @@ def log_softmax(logits: FloatArray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_chunked_rows_have_the_same_bits_alone(precision: Precision) -> None:
+def test_engine_knows_whether_chunked_rows_are_exact(precision: Precision) -> None:
+    """On the default model, whatever the kernels of this processor do; float products are exact on all of them."""
     engine = OnnxEngine(precision)
     engine.load(whole("default", 30), default_model_path())
     ids = np.random.default_rng(3).integers(1000, 40000, 49).astype(np.int32)
@@ -166,4 +167,5 @@ def test_chunked_rows_have_the_same_bits_alone(precision: Precision) -> None:
         engine.forward([Chunk(slot, 0, ids[:40])])
     one_by_one = [engine.forward([Chunk(0, at, ids[at : at + 1], 1)])[0] for at in range(40, 49)]
     (at_once,) = engine.forward([Chunk(1, 40, ids[40:], 9)])
-    np.testing.assert_array_equal(at_once, np.concatenate(one_by_one))
+    assert np.array_equal(at_once, np.concatenate(one_by_one)) == (engine.exact_rows >= len(one_by_one))
+    assert engine.exact_rows == 64 or precision == "fast"

@@ -1,0 +1,35 @@
+"""Whether the integer kernels of this machine's processor give a row the same bits alone as among others.
+
+The runtime chooses its kernels by the processor. Those for AVX-512 give the same bits; those for AVX2 add up the 4-bit
+products of a lone row in another order.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from engines.onnx.graph import Graph
+from engines.onnx.linear import quantized_product
+from engines.onnx.shard_model import new_session
+from models.weights.quantized import QuantizedMatrix
+
+BLOCK, SIZE, ROWS = 32, 64, 9
+
+
+@cache
+def same_bits_alone(bits: int) -> bool:
+    """Compare a small product of ROWS rows and `bits`-bit weights with the products of each row."""
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 1 << bits, (SIZE, SIZE), np.uint8)
+    scales = random.random((SIZE, SIZE // BLOCK), np.float32)
+    graph = Graph()
+    rows = graph.input("rows", np.float32, ("rows", SIZE))
+    product = quantized_product(graph, rows, QuantizedMatrix(codes, scales, -scales, bits, None))
+    graph.nodes("Identity", product, outputs=[graph.output("output", ("rows", SIZE))])
+    session = new_session(graph)
+    batch = random.standard_normal((ROWS, SIZE), np.float32)
+    (together,) = session.run(None, {"rows": batch})
+    alone = [session.run(None, {"rows": row[None]})[0] for row in batch]
+    return np.array_equal(together, np.concatenate(alone))
