@@ -128,10 +128,11 @@ class NodeActor(Actor):
     @property
     def _next_number(self) -> RecordNumber:
         """At most the number of the next record. It goes on rising if the node actor is started again."""
-        return self._config.incarnation, max(self._sequence + 1, time.monotonic_ns() // 1_000_000)
+        sequence = max(self._sequence + 1, time.monotonic_ns() // 1_000_000)
+        return RecordNumber(self._config.incarnation, sequence)
 
     def _own_record(self) -> NodeRecorded:
-        _, self._sequence = self._next_number
+        self._sequence = self._next_number.sequence
         config = self._config
         record = NodeRecord(
             config.node_id,
@@ -148,7 +149,7 @@ class NodeActor(Actor):
         return NodeRecorded(record, self._stages.joined, tuple(self._placer.placing))
 
     def _note_own_stages(self) -> None:
-        number = self._config.incarnation, self._sequence
+        number = RecordNumber(self._config.incarnation, self._sequence)
         self._instances.record(self.bus.node_id, number, self._stages.joined, self._placer.placing)
 
     def _nodes_here(self) -> int:

@@ -15,7 +15,7 @@ from cluster.placement import Instance
 from cluster.topology import RecordNumber
 
 MAX_KEPT = 1024  # announcements, and ids of instances that have ended, so that a late fact brings none back
-NO_RECORD: RecordNumber = (0, 0)
+NO_RECORD = RecordNumber(0, 0)
 
 
 class Instances:

@@ -13,10 +13,14 @@ from msgspec import Meta
 from cluster.capabilities import DeviceCapabilities
 from common.limits import MAX_NODES, Endpoint, Name, Real, Whole
 
-RecordNumber = tuple[Whole, Whole]
-"""The incarnation of a node and the sequence of a record in it; a later record has a higher number."""
-
 MAX_LINKS = 1024  # all links of 32 nodes; together with the nodes they fit into one message
+
+
+class RecordNumber(msgspec.Struct, frozen=True, order=True):
+    """The place of a record among all of its node: the node's incarnation, and the sequence within it."""
+
+    incarnation: Whole
+    sequence: Whole
 
 
 class NodeRecord(msgspec.Struct, frozen=True):
@@ -39,7 +43,7 @@ class NodeRecord(msgspec.Struct, frozen=True):
     @property
     def number(self) -> RecordNumber:
         """The place of this record among all of its node."""
-        return self.incarnation, self.sequence
+        return RecordNumber(self.incarnation, self.sequence)
 
 
 class Link(msgspec.Struct, frozen=True):

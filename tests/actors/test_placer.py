@@ -33,13 +33,13 @@ from cluster.instances import Instances
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.placement import Instance, PlacedStage
 from cluster.shard import whole
-from cluster.topology import NodeRecord, Topology
+from cluster.topology import NodeRecord, RecordNumber, Topology
 from models.catalogue import DEFAULT_MODEL, Catalogue
 from tests.support.bus import KEYS, RunningHub, client, link, new_node, next_message, running_hub
 
 A, B = new_node(), new_node()
 POSITIONS = {A: 5000, B: 6000}
-NUMBER = (1, 1)
+NUMBER = RecordNumber(1, 1)
 CARD = Catalogue.load().get(DEFAULT_MODEL)
 
 

@@ -13,7 +13,7 @@ from bus.wire import Envelope, new_header
 from cluster.placement import Instance, PlacedStage
 from cluster.roles import Role
 from cluster.shard import Shard
-from cluster.topology import NodeRecord
+from cluster.topology import NodeRecord, RecordNumber
 from models.catalogue import DEFAULT_MODEL
 from tests.support.actors import A, config_of, record
 from tests.support.bus import client, new_node, running_hub
@@ -92,7 +92,7 @@ def test_instances_stand_by_announcement_and_record() -> None:
         async with client(run_dir, A, "topology") as bus:
             actor = TopologyActor(config_of(run_dir, Role.MEMBER), bus)
             placed = Instance("i", DEFAULT_MODEL, 1, (PlacedStage(A, Shard(DEFAULT_MODEL, 0, 30, 30)),), A)
-            up = InstanceUp(placed, ((1, 2),))
+            up = InstanceUp(placed, (RecordNumber(1, 2),))
             await actor.instance_up(up, Envelope("instance.up", new_header(up, f"{A}/node"), up))
             assert await standing(actor) == (placed,)
             await actor.recorded(*record_of(A))  # the record of number (1, 1)

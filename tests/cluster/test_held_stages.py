@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from cluster.held_stages import GRACE_S, HeldStage, StageReview
 from cluster.instances import Instances
+from cluster.topology import RecordNumber as Number
 from tests.cluster.test_instances import instance, view
 
-JOINED = HeldStage("i", "p", (1, 3), instance("i", nodes="va"))
-LOADING = HeldStage("i", "p", (1, 3))
+JOINED = HeldStage("i", "p", Number(1, 3), instance("i", nodes="va"))
+LOADING = HeldStage("i", "p", Number(1, 3))
 
 
 def test_stage_of_a_standing_instance_stays() -> None:
@@ -26,16 +27,16 @@ def test_doubt_begins_anew_after_good_news() -> None:
     instances, review = view(linked="vap"), StageReview()
     review.to_end([JOINED], instances, 0.0)
     for node in "va":
-        instances.record(node, (1, 6), [instance("i", nodes="va")])
+        instances.record(node, Number(1, 6), [instance("i", nodes="va")])
     assert review.to_end([JOINED], instances, 3.0) == []
-    instances.record("a", (1, 7), [])
+    instances.record("a", Number(1, 7), [])
     assert review.to_end([JOINED], instances, 5.0) == []
     assert review.to_end([JOINED], instances, 5.0 + GRACE_S) == [JOINED]
 
 
 def test_loading_stage_stays_while_it_is_being_placed() -> None:
     instances, review = view(), StageReview()
-    instances.record("p", (1, 6), [], ["i"])
+    instances.record("p", Number(1, 6), [], ["i"])
     assert review.to_end([LOADING], instances, 0.0) == review.to_end([LOADING], instances, 9999.0) == []
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from cluster.instances import MAX_KEPT, Instances
 from cluster.placement import Instance, PlacedStage
 from cluster.shard import Shard
+from cluster.topology import RecordNumber as Number
 
 
 def instance(name: str, epoch: int = 1, model: str = "m", nodes: str = "ab") -> Instance:
@@ -19,7 +20,7 @@ def view(*made: Instance, linked: str = "abp") -> Instances:
     instances = Instances("v")
     for node in linked:
         instances.link(node)
-        instances.record(node, (1, 5), [one for one in made if node in one.node_ids])
+        instances.record(node, Number(1, 5), [one for one in made if node in one.node_ids])
     return instances
 
 
@@ -43,20 +44,20 @@ def test_all_views_choose_the_same_of_two() -> None:
 
 def test_instance_stands_only_if_every_stage_says_so() -> None:
     instances = view(instance("i"))
-    instances.record("b", (1, 6), [])
+    instances.record("b", Number(1, 6), [])
     assert instances.get("i") is None
     assert instances.newest("m") is None
 
 
 def test_two_values_of_one_instance_do_not_stand() -> None:
     instances = view(instance("i", epoch=1))
-    instances.record("b", (1, 6), [instance("i", epoch=2)])
+    instances.record("b", Number(1, 6), [instance("i", epoch=2)])
     assert instances.standing() == ()
 
 
 def test_node_cannot_list_what_it_has_no_stage_of() -> None:
     instances = view()
-    instances.record("p", (1, 6), [instance("i")])
+    instances.record("p", Number(1, 6), [instance("i")])
     assert instances.standing() == ()
 
 
@@ -73,34 +74,34 @@ def test_node_that_comes_back_has_to_say_anew() -> None:
     instances.link("a")
     assert instances.standing() == ()
     assert not instances.heard_all("ab")
-    instances.record("a", (1, 1), [instance("i")])
+    instances.record("a", Number(1, 1), [instance("i")])
     assert ids(instances.standing()) == ["i"]
     assert instances.heard_all("abx"), "a node that is not linked will not be heard"
 
 
 def test_announced_instance_stands_before_the_records_come() -> None:
     instances = view()
-    instances.announce(instance("i"), ((1, 6), (1, 7)))
+    instances.announce(instance("i"), (Number(1, 6), Number(1, 7)))
     assert ids(instances.standing()) == ["i"]
-    instances.record("a", (1, 5), [])
-    instances.record("b", (1, 6), [])
+    instances.record("a", Number(1, 5), [])
+    instances.record("b", Number(1, 6), [])
     assert ids(instances.standing()) == ["i"], "these records were made before the stages joined"
-    instances.record("b", (1, 7), [])
+    instances.record("b", Number(1, 7), [])
     assert instances.standing() == ()
 
 
 def test_announcement_does_not_outlive_the_records() -> None:
     instances = view()
-    instances.announce(instance("i"), ((1, 6), (1, 6)))
+    instances.announce(instance("i"), (Number(1, 6), Number(1, 6)))
     for node in "ab":
-        instances.record(node, (1, 6), [instance("i")])
-    instances.record("a", (1, 7), [])
+        instances.record(node, Number(1, 6), [instance("i")])
+    instances.record("a", Number(1, 7), [])
     assert instances.standing() == ()
 
 
 def test_announcement_ends_with_a_link() -> None:
     instances = view()
-    instances.announce(instance("i"), ((1, 9), (1, 9)))
+    instances.announce(instance("i"), (Number(1, 9), Number(1, 9)))
     instances.unlink("b")
     instances.link("b")
     assert instances.standing() == ()
@@ -108,28 +109,28 @@ def test_announcement_ends_with_a_link() -> None:
 
 def test_announcement_of_another_length_is_ignored() -> None:
     instances = view()
-    instances.announce(instance("i"), ((1, 9),))
+    instances.announce(instance("i"), (Number(1, 9),))
     assert instances.standing() == ()
 
 
 def test_late_fact_does_not_bring_an_instance_back() -> None:
     instances = view(instance("i"))
     instances.end("i")
-    instances.announce(instance("i"), ((1, 9), (1, 9)))
-    instances.record("a", (1, 9), [instance("i")])
+    instances.announce(instance("i"), (Number(1, 9), Number(1, 9)))
+    instances.record("a", Number(1, 9), [instance("i")])
     assert instances.standing() == ()
 
 
 def test_older_record_changes_nothing() -> None:
     instances = view(instance("i"))
-    instances.record("a", (1, 4), [])
-    instances.record("a", (0, 9), [])
+    instances.record("a", Number(1, 4), [])
+    instances.record("a", Number(0, 9), [])
     assert ids(instances.standing()) == ["i"]
 
 
 def test_record_of_a_restarted_node_counts() -> None:
     instances = view(instance("i"))
-    instances.record("a", (2, 1), [])
+    instances.record("a", Number(2, 1), [])
     assert instances.standing() == ()
 
 
@@ -144,17 +145,17 @@ def test_next_epoch_is_higher_than_any_seen() -> None:
 
 def test_placement_is_abandoned_once_its_placer_says_so() -> None:
     instances = view()
-    assert not instances.is_abandoned("i", "p", (1, 6)), "its last record is older than the request"
-    instances.record("p", (1, 6), [], ["i"])
-    assert not instances.is_abandoned("i", "p", (1, 6))
-    instances.record("p", (1, 7), [])
-    assert instances.is_abandoned("i", "p", (1, 6))
+    assert not instances.is_abandoned("i", "p", Number(1, 6)), "its last record is older than the request"
+    instances.record("p", Number(1, 6), [], ["i"])
+    assert not instances.is_abandoned("i", "p", Number(1, 6))
+    instances.record("p", Number(1, 7), [])
+    assert instances.is_abandoned("i", "p", Number(1, 6))
 
 
 def test_placement_is_abandoned_if_its_placer_is_gone() -> None:
     instances = view()
     instances.unlink("p")
-    assert instances.is_abandoned("i", "p", (1, 6))
+    assert instances.is_abandoned("i", "p", Number(1, 6))
 
 
 def test_ended_instances_are_remembered_up_to_a_bound() -> None:

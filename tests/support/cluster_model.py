@@ -79,7 +79,7 @@ class Node:
     def __init__(self, node_id: str, cluster: Cluster) -> None:
         self.id = node_id
         self.cluster = cluster
-        self.number: RecordNumber = (1, 0)
+        self.number = RecordNumber(1, 0)
         self.frozen = False
         self.unnoticed: list[tuple[str, bool]] = []  # links that went down or up while it was frozen
         self.held: dict[str, HeldStage] = {}
@@ -96,7 +96,7 @@ class Node:
 
     @property
     def next_number(self) -> RecordNumber:
-        return self.number[0], self.number[1] + 1
+        return RecordNumber(self.number.incarnation, self.number.sequence + 1)
 
     def note_own(self) -> None:
         joined = [stage.joined for stage in self.held.values() if stage.joined]
@@ -303,7 +303,7 @@ class Cluster:
         node = self.nodes[name]
         for other in self.nodes:
             self.cut_link(name, other)
-        node.number, node.held, node.frozen = (node.number[0] + 1, 0), {}, False
+        node.number, node.held, node.frozen = RecordNumber(node.number.incarnation + 1, 0), {}, False
         node.unnoticed.clear()
         node.begin()
 
