@@ -14,7 +14,9 @@ from bus.client import BusClient, RequestError
 from bus.dataplane.actor import DataPlaneActor
 from bus.dataplane.transport import Transport
 from bus.messages import (
+    EngineDescribe,
     EngineLoad,
+    EngineState,
     EngineStats,
     RequestDone,
     ShardLoaded,
@@ -24,6 +26,7 @@ from bus.messages import (
 from bus.process import actor_name, run_actor
 from bus.wire import Envelope
 from cluster.failures import FailureCode
+from cluster.placement import Instance
 from common.config import NodeConfig
 from engines.engine import EngineError
 from models.errors import ModelError
@@ -44,6 +47,7 @@ class EngineActor(DataPlaneActor):
         super().__init__(config, bus)
         self._thread: StageThread | None = None
         self._load: EngineLoad | None = None
+        self._joined: Instance | None = None
         self._reported = StageCounts()
 
     async def started(self) -> None:
@@ -102,7 +106,13 @@ class EngineActor(DataPlaneActor):
             await asyncio.wrap_future(thread.join_ring(ring_view(message.instance, self.bus.address)))
         except ValueError as error:  # a malformed endpoint, one of another node, or one of a node that is not linked
             raise RequestError(FailureCode.UNREACHABLE, f"{self.bus.address} cannot join the ring: {error}") from error
+        self._joined = message.instance
         return RequestDone()
+
+    @on(EngineDescribe)
+    async def describe(self, message: EngineDescribe, envelope: Envelope) -> EngineState:
+        """Return what this process holds, also while it is being loaded."""
+        return EngineState(self._load, self._joined)
 
     @on(StageDrain)
     async def drain(self, message: StageDrain, envelope: Envelope) -> RequestDone:

@@ -1,13 +1,15 @@
 """Node actor: publishes this node's record, holds its stages, and places models.
 
 Which node places a model follows from the model's id, so every node passes `instance.ensure` to the same one. What
-other nodes do is known from their facts only.
+other nodes hold is known from their records only, and `cluster.instances` says what follows from them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+from contextlib import suppress
 
 import msgspec
 
@@ -19,9 +21,12 @@ from bus.client import BusClient, RequestError
 from bus.messages import (
     ActorDown,
     HubDescribe,
+    HubPeer,
     HubState,
     InstanceDown,
     InstanceEnsure,
+    InstanceJoin,
+    InstanceJoined,
     InstanceReady,
     InstanceUp,
     NodeRecorded,
@@ -39,11 +44,12 @@ from bus.net.identity import own_role
 from bus.process import run_actor
 from bus.wire import Envelope
 from cluster.failures import FailureCode
+from cluster.held_stages import HeldStage, StageReview
 from cluster.instances import Instances
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
-from cluster.placement import Instance, placer_of
+from cluster.placement import placer_of
 from cluster.roles import Role
-from cluster.topology import NodeRecord, Topology
+from cluster.topology import NodeRecord, RecordNumber, Topology
 from common.config import NodeConfig
 from common.version import running_version
 from models.card import ModelCard
@@ -56,6 +62,7 @@ ENSURE_TIMEOUT_S = 3600.0  # a first download may take that long
 START_TIMEOUT_S = 10.0
 RECORD_EVERY_S = 0.25
 REPEAT_AFTER_S = 2.0
+HEAR_TIMEOUT_S = 3.0  # records are repeated more often
 
 
 class NodeActor(Actor):
@@ -71,22 +78,33 @@ class NodeActor(Actor):
         self._machine_id = machine_id()
         self._role = own_role(config)
         self._topology = Topology()
-        self._instances = Instances()
-        self._placer = Placer(bus, self._instances, RingMemoryWeightedPartitioningStrategy(), self._current_topology)
+        self._linked_members: set[str] = set()
+        self._instances = Instances(config.node_id)
+        self._placer = Placer(
+            bus,
+            self._instances,
+            RingMemoryWeightedPartitioningStrategy(),
+            self._current_topology,
+            lambda: self._next_number,
+        )
         self._stages = StageHost(config, bus, self._device)
+        self._review = StageReview()
+        self._record_came = asyncio.Event()
         self._sequence = 0
         self._published: NodeRecorded | None = None
         self._published_at = 0.0
         self._endpoint = ""
 
     async def started(self) -> None:
-        """Start the measurement, which only shards wait for, and get the links and instances that this node knows."""
+        """Start the measurement, which only shards wait for, and take over what the node actor before this one held."""
         self._device.start()
-        self._endpoint = (await self.bus.request("hub", HubDescribe(), HubState, START_TIMEOUT_S)).endpoint
+        hub = await self._hub()
+        self._endpoint = hub.endpoint
+        for peer in hub.peers:
+            self._link(peer)
+        await self._stages.adopt(hub.actors, self._card)
         state = await self.bus.request_at_start("topology", TopologyGet(), TopologyState, START_TIMEOUT_S)
         self._topology = state.topology
-        for instance in state.instances:
-            self._instances.mark_up(instance)
 
     async def stopping(self) -> None:
         """End the measuring and the placements that run."""
@@ -103,17 +121,18 @@ class NodeActor(Actor):
         if not unchanged or time.monotonic() - self._published_at >= REPEAT_AFTER_S:
             await self._publish(record)
 
-    @on(PeerUp)
-    async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
-        """Publish the record at once: a new node has not seen it."""
-        await self._publish(self._own_record())
-
     async def _publish(self, record: NodeRecorded) -> None:
         self._published, self._published_at = record, time.monotonic()
         await self.bus.publish(record)
 
+    @property
+    def _next_number(self) -> RecordNumber:
+        """At most the number of the next record. It goes on rising if the node actor is started again."""
+        sequence = max(self._sequence + 1, time.monotonic_ns() // 1_000_000)
+        return RecordNumber(self._config.incarnation, sequence)
+
     def _own_record(self) -> NodeRecorded:
-        self._sequence += 1
+        self._sequence = self._next_number.sequence
         config = self._config
         record = NodeRecord(
             config.node_id,
@@ -126,12 +145,23 @@ class NodeActor(Actor):
             running_version(),
             self._machine_id,
         )
-        return NodeRecorded(record, self._instances.placed_by(self.bus.node_id))
+        self._note_own_stages()
+        return NodeRecorded(record, self._stages.joined, tuple(self._placer.placing))
+
+    def _note_own_stages(self) -> None:
+        number = RecordNumber(self._config.incarnation, self._sequence)
+        self._instances.record(self.bus.node_id, number, self._stages.joined, self._placer.placing)
 
     def _nodes_here(self) -> int:
         return max(self._topology.on_machine(self._machine_id), 1)
 
     # -- what other nodes do
+
+    @on(PeerUp)
+    async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
+        """Count the node's word, and publish the record at once: a new node has not seen it."""
+        self._link(message)
+        await self._publish(self._own_record())
 
     @on(TopologyChanged)
     async def topology_changed(self, message: TopologyChanged, envelope: Envelope) -> None:
@@ -141,43 +171,67 @@ class NodeActor(Actor):
 
     @on(NodeRecorded)
     async def recorded(self, message: NodeRecorded, envelope: Envelope) -> None:
-        """Update what another node placed, and grow the rings that this node is the placer of now."""
+        """Update what another node holds and places, and grow the rings that this node is the placer of now."""
         if envelope.node not in (self.bus.node_id, ""):
-            self._instances.reconcile(envelope.node, message.instances)
+            self._instances.record(envelope.node, message.record.number, message.instances, message.placing)
+            self._record_came.set()
             self._grow_rings()
 
     @on(InstanceUp)
     async def instance_up(self, message: InstanceUp, envelope: Envelope) -> None:
         """Record that an instance stands."""
-        self._instances.mark_up(message.instance)
+        self._instances.announce(message.instance, message.joined)
 
     @on(InstanceDown)
     async def instance_down(self, message: InstanceDown, envelope: Envelope) -> None:
         """Forget an instance, and end its stage here."""
-        self._instances.mark_down(message.instance_id)
+        self._instances.end(message.instance_id)
         await self._stages.end(message.instance_id)
 
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
-        """Declare every instance down that had a stage on the lost node, and end what it had begun to place."""
-        for instance in self._instances.on_node(message.node_id):
-            await self._declare_down(instance, f"node {message.node_id} is gone ({message.reason})")
-        await self._stages.placer_lost(message.node_id, lambda instance_id: bool(self._instances.get(instance_id)))
+        """End the stages here whose ring went over the lost node: the connections between stages broke as well."""
+        self._instances.unlink(message.node_id)
+        self._linked_members.discard(message.node_id)
+        for held in self._stages.held:
+            if held.joined and message.node_id in held.joined.node_ids:
+                await self._end_stage(held, f"node {message.node_id} is gone ({message.reason})")
 
     @on(ActorDown)
     async def actor_down(self, message: ActorDown, envelope: Envelope) -> None:
         """Declare an instance down if its engine here has ended."""
-        if envelope.node != self.bus.node_id:
-            return
-        for instance_id in self._stages.engine_ended(message.name):
-            if instance := self._instances.get(instance_id):
-                await self._declare_down(instance, f"{message.name} on {self._config.name} ended ({message.reason})")
+        if envelope.node == self.bus.node_id:
+            for held in self._stages.engine_ended(message.name):
+                await self._declare_down(held, f"{message.name} on {self._config.name} ended ({message.reason})")
 
-    async def _declare_down(self, instance: Instance, reason: str) -> None:
-        logger.warning("instance %s of %s is down: %s", instance.instance_id, instance.model_id, reason)
-        self._instances.mark_down(instance.instance_id)
-        await self._stages.end(instance.instance_id)
-        await self.bus.publish(InstanceDown(instance.instance_id, instance.epoch, reason))
+    @every(1.0)
+    async def review(self) -> None:
+        """End the stages that belong to no standing instance, and engines that belong to no stage."""
+        self._note_own_stages()
+        for held in self._review.to_end(self._stages.held, self._instances, time.monotonic()):
+            await self._end_stage(held, "other nodes do not hold their part of it")
+        with suppress(RequestError):  # a hub that is being restarted is asked again
+            await self._stages.end_strays((await self._hub()).actors, time.monotonic())
+
+    async def _end_stage(self, held: HeldStage, reason: str) -> None:
+        await self._stages.end(held.instance_id)
+        await self._declare_down(held, reason)
+
+    async def _declare_down(self, held: HeldStage, reason: str) -> None:
+        """Tell all nodes that a stage here has ended, if it had its place in a ring."""
+        self._instances.end(held.instance_id)
+        self._note_own_stages()
+        if held.joined:
+            logger.warning("instance %s of %s is down: %s", held.instance_id, held.joined.model_id, reason)
+            await self.bus.publish(InstanceDown(held.instance_id, held.joined.epoch, reason))
+
+    def _link(self, peer: HubPeer | PeerUp) -> None:
+        self._instances.link(peer.node_id)
+        if peer.role is Role.MEMBER:
+            self._linked_members.add(peer.node_id)
+
+    async def _hub(self) -> HubState:
+        return await self.bus.request("hub", HubDescribe(), HubState, START_TIMEOUT_S)
 
     # -- as a placer
 
@@ -191,7 +245,16 @@ class NodeActor(Actor):
         placer = placer_of(card.id, self._members())
         if placer != self.bus.node_id and envelope.node == self.bus.node_id:
             return await self.bus.request(f"{placer}/node", InstanceEnsure(card.id), InstanceReady, ENSURE_TIMEOUT_S)
+        await self._hear_members()
         return InstanceReady(await self._placer.ensure(card))
+
+    async def _hear_members(self) -> None:
+        """Wait for the records of nodes that were linked a moment ago: what they hold need not be placed again."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HEAR_TIMEOUT_S):
+                while not self._instances.heard_all(self._linked_members):
+                    self._record_came.clear()
+                    await self._record_came.wait()
 
     def _grow_rings(self) -> None:
         """Grow the rings of the models that this node places."""
@@ -241,10 +304,18 @@ class NodeActor(Actor):
         card = self._card(message.shard.model_id)
         return await self._stages.load(message, card, self._nodes_here(), envelope.node)
 
+    @on(InstanceJoin)
+    async def join_ring(self, message: InstanceJoin, envelope: Envelope) -> InstanceJoined:
+        """Give a loaded stage its place in the ring. The next record lists the instance."""
+        await self._stages.join(message.instance)
+        self._note_own_stages()
+        return InstanceJoined(self._next_number)
+
     @on(ShardUnload)
     async def unload_shard(self, message: ShardUnload, envelope: Envelope) -> RequestDone:
         """Drain the stage of an instance, then end its process."""
         await self._stages.drain(message.instance_id)
+        self._note_own_stages()
         return RequestDone()
 
 

@@ -19,19 +19,20 @@ from bus.dataplane.access import node_at
 from bus.messages import (
     InstanceDown,
     InstanceFailed,
+    InstanceJoin,
+    InstanceJoined,
     InstanceUp,
     RequestDone,
     ShardLoad,
     ShardLoaded,
     ShardUnload,
-    StageJoin,
     Status,
 )
 from cluster.failures import FailureCode
 from cluster.instances import Instances
 from cluster.partitioning import PartitioningStrategy
 from cluster.placement import DoesNotFit, Instance, PlacedStage, larger_ring, plan
-from cluster.topology import Topology
+from cluster.topology import RecordNumber, Topology
 from models.card import ModelCard
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,10 @@ GROW_AGAIN_S = 300.0  # after a failed attempt to grow a ring to the same nodes
 
 
 class Placer:
-    """Places models, one placement of a model at a time. `current_topology` returns the topology as it is now."""
+    """Places models, one placement of a model at a time.
+
+    `current_topology` returns the topology as it is now, and `next_record` the number of the node's next record.
+    """
 
     def __init__(
         self,
@@ -53,13 +57,17 @@ class Placer:
         instances: Instances,
         strategy: PartitioningStrategy,
         current_topology: Callable[[], Awaitable[Topology]],
+        next_record: Callable[[], RecordNumber],
     ) -> None:
+        self.placing: set[str] = set()  # ids of instances; the node's record lists them
         self._bus = bus
         self._instances = instances
         self._strategy = strategy
         self._current_topology = current_topology
+        self._next_record = next_record
         self._locks: dict[str, asyncio.Lock] = {}
         self._growing: dict[str, asyncio.Task[None]] = {}
+        self._retiring: set[str] = set()  # ids of instances that take no new sessions
         # by model id: the nodes of a growth that failed, and when it was
         self._attempts: dict[str, tuple[frozenset[str], float]] = {}
 
@@ -68,16 +76,20 @@ class Placer:
 
         A standing instance is returned at once, also while a larger one is being placed beside it.
         """
-        if held := self._instances.newest(card.id):
+        if held := self._standing(card):
             return held
         async with self._lock(card):
-            if held := self._instances.newest(card.id):
+            if held := self._standing(card):
                 return held
             try:
                 stages = self._plan(card, await self._current_topology())
             except DoesNotFit as error:
                 raise RequestError(FailureCode.INSUFFICIENT_MEMORY, str(error)) from None
             return await self._place(card, stages)
+
+    def _standing(self, card: ModelCard) -> Instance | None:
+        held = self._instances.newest(card.id)
+        return None if held and held.instance_id in self._retiring else held
 
     def grow(self, card: ModelCard, topology: Topology) -> bool:
         """Begin to replace what stands of a model, if there are nodes that its ring should also have.
@@ -154,26 +166,31 @@ class Placer:
         """Load all shards at once, then connect the ring. On a failure nothing stays loaded."""
         instance_id, epoch = secrets.token_hex(8), self._instances.next_epoch(card.id)
         await self._bus.publish(Status(card.id, f"placing {card.id} on {len(stages)} node{'s' * (len(stages) > 1)}"))
-        loads = [self._load(stage, instance_id, epoch) for stage in stages]
         planned = Instance(instance_id, card.id, epoch, stages, self._bus.node_id)
+        requested = self._next_record()
+        self.placing.add(instance_id)
+        loads = [self._load(stage, ShardLoad(instance_id, epoch, stage.shard, requested)) for stage in stages]
         try:
             # Every load runs to its end, also after one has failed: a stage that is still loading cannot be unloaded.
             results = await asyncio.gather(*loads, return_exceptions=True)
             instance = msgspec.structs.replace(planned, stages=_all_loaded(results))
-            join = StageJoin(instance)
-            joins = [self._bus.request(stage.actor, join, RequestDone, JOIN_TIMEOUT_S) for stage in instance.stages]
-            await asyncio.gather(*joins)
+            numbers = await asyncio.gather(*(self._join(stage.node_id, instance) for stage in stages))
         except BaseException as error:  # a cancellation, too, may come when some members have loaded and some have not
             await asyncio.shield(self._unload(planned))
             if isinstance(error, RequestError):
                 await self._bus.publish(InstanceFailed(card.id, error.code, error.message))
             raise
-        self._instances.mark_up(instance)
-        await self._bus.publish(InstanceUp(instance))
+        finally:
+            self.placing.discard(instance_id)
+        self._instances.announce(instance, tuple(numbers))
+        await self._bus.publish(InstanceUp(instance, tuple(numbers)))
         return instance
 
-    async def _load(self, stage: PlacedStage, instance_id: str, epoch: int) -> PlacedStage:
-        work = ShardLoad(instance_id, epoch, stage.shard)
+    async def _join(self, node_id: str, instance: Instance) -> RecordNumber:
+        work = InstanceJoin(instance)
+        return (await self._bus.request(f"{node_id}/node", work, InstanceJoined, JOIN_TIMEOUT_S)).number
+
+    async def _load(self, stage: PlacedStage, work: ShardLoad) -> PlacedStage:
         loaded = await self._bus.request(f"{stage.node_id}/node", work, ShardLoaded, LOAD_TIMEOUT_S)
         _check_own(stage.node_id, loaded)
         return PlacedStage(
@@ -187,22 +204,34 @@ class Placer:
         )
 
     async def _retire(self, instance: Instance) -> None:
-        """End an instance once its sessions are over."""
-        self._instances.mark_down(instance.instance_id)
-        await self._unload(instance)
-        await self._bus.publish(InstanceDown(instance.instance_id, instance.epoch, "it was replaced"))
+        """End an instance once its sessions are over. If that fails, the next look at what stands tries it again."""
+        self._retiring.add(instance.instance_id)
+        try:
+            unloaded = await self._unload(instance)
+        finally:
+            self._retiring.discard(instance.instance_id)
+        if unloaded:
+            self._instances.end(instance.instance_id)
+            await self._bus.publish(InstanceDown(instance.instance_id, instance.epoch, "it was replaced"))
 
-    async def _unload(self, instance: Instance) -> None:
-        """Unload the first stage before the others: once it is empty, no opening is on its way to them."""
+    async def _unload(self, instance: Instance) -> bool:
+        """Unload the first stage before the others: once it is empty, no opening is on its way to them.
+
+        Returns whether all were unloaded.
+        """
+        unloaded = []
         for stages in (instance.stages[:1], instance.stages[1:]):
-            await asyncio.gather(*(self._unload_stage(instance, stage) for stage in stages))
+            unloaded += await asyncio.gather(*(self._unload_stage(instance, stage) for stage in stages))
+        return all(unloaded)
 
-    async def _unload_stage(self, instance: Instance, stage: PlacedStage) -> None:
+    async def _unload_stage(self, instance: Instance, stage: PlacedStage) -> bool:
         work = ShardUnload(instance.instance_id, instance.epoch)
         try:
             await self._bus.request(f"{stage.node_id}/node", work, RequestDone, DRAIN_TIMEOUT_S)
         except RequestError as error:
             logger.warning("%s could not be unloaded: %s", stage.shard, error.message)
+            return False
+        return True
 
 
 def _check_own(node_id: str, loaded: ShardLoaded) -> None:

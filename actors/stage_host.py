@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
+
+import msgspec
 
 from actors.device import Device
 from bus.client import BusClient, RequestError
@@ -14,106 +18,163 @@ from bus.messages import (
     ActorStop,
     DownloadDone,
     DownloadWant,
+    EngineDescribe,
     EngineLoad,
+    EngineState,
+    HubActor,
     RequestDone,
     ShardLoad,
     ShardLoaded,
     StageDrain,
+    StageJoin,
     Status,
 )
 from cluster.failures import FailureCode
+from cluster.held_stages import HeldStage
 from cluster.kv_budget import KvBudget, KvRequest
+from cluster.placement import Instance
 from common.config import NodeConfig
 from engines.settings import MAX_SLOTS
 from models.card import ModelCard
 
+logger = logging.getLogger(__name__)
+
 LOAD_TIMEOUT_S = 3600.0  # a first download may take that long
 DRAIN_TIMEOUT_S = 600.0
 ENGINE_TIMEOUT_S = 30.0
+JOIN_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 10.0
+DESCRIBE_TIMEOUT_S = 2.0
+STRAY_S = 3.0  # an engine that belongs to no stage for so long ends; one that starts registers before we hear of it
+ENGINE_PREFIX = "engine-"
+
+
+@dataclass(slots=True)
+class _Stage:
+    """A stage, and its engine once that runs."""
+
+    held: HeldStage
+    engine: str = ""
+    draining: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class StageHost:
-    """Loads, drains and ends stages, with the help of the node's supervisor and download actor."""
+    """Loads, joins, drains and ends stages, with the help of the node's supervisor and download actor."""
 
     def __init__(self, config: NodeConfig, bus: BusClient, device: Device) -> None:
         self._config = config
         self._bus = bus
         self._device = device
-        self._engines: dict[str, str] = {}  # by instance id
-        self._placers: dict[str, str] = {}  # by instance id: the node that requested the stage
-        self._loading: set[str] = set()  # instance ids
-        self._draining: dict[str, asyncio.Lock] = {}  # by instance id
+        self._stages: dict[str, _Stage] = {}  # by instance id
+        self._strays: dict[str, float] = {}  # engines that belong to no stage: since when
         self._budget = KvBudget()
+
+    @property
+    def held(self) -> tuple[HeldStage, ...]:
+        """All stages, also those that are being loaded."""
+        return tuple(stage.held for stage in self._stages.values())
+
+    @property
+    def joined(self) -> tuple[Instance, ...]:
+        """The instances that have a stage here in its place in the ring."""
+        return tuple(stage.held.joined for stage in self._stages.values() if stage.held.joined)
+
+    async def adopt(self, engines: Sequence[HubActor], card_of: Callable[[str], ModelCard]) -> None:
+        """Take over the stages that the node actor before this one started; it has crashed."""
+        names = [engine.name for engine in engines if engine.name.startswith(ENGINE_PREFIX)]
+        for name, state in zip(names, await asyncio.gather(*map(self._describe, names)), strict=True):
+            if load := state.load:
+                held = HeldStage(load.instance_id, load.placer, load.requested, state.joined)
+                self._stages[load.instance_id] = _Stage(held, name)
+                weights = card_of(load.shard.model_id).shard_bytes(load.shard)
+                reserved = KvRequest(weights, load.kv_bytes, load.kv_bytes)
+                self._budget.reserve(load.instance_id, load.shard.model_id, reserved, 0)
+                if state.joined:
+                    self._budget.loaded(load.instance_id)
 
     async def load(self, work: ShardLoad, card: ModelCard, nodes_here: int, placer: str) -> ShardLoaded:
         """Fetch a shard's files and meanwhile start an engine for it, then load. Raises RequestError.
 
         `nodes_here` nodes share this machine. The node `placer` requested the stage.
         """
-        self._placers[work.instance_id] = placer
-        self._loading.add(work.instance_id)
+        stage = self._stages[work.instance_id] = _Stage(HeldStage(work.instance_id, placer, work.requested))
         try:
-            return await self._load(work, card, nodes_here)
+            return await self._load(stage, work, card, nodes_here)
         except BaseException:
-            self._placers.pop(work.instance_id, None)
+            await asyncio.shield(self._remove(stage))
             raise
-        finally:
-            self._loading.discard(work.instance_id)
 
-    async def _load(self, work: ShardLoad, card: ModelCard, nodes_here: int) -> ShardLoaded:
-        engine_name = (await self._device.measured()).engine
-        files, engine = await self._fetch_and_start(work, self._device.threads(nodes_here))
-        self._engines[work.instance_id] = engine
-        await self._bus.publish(Status(work.shard.model_id, f"loading {work.shard} on {self._config.name}"))
-        try:
-            kv_bytes = self._reserve(work, card, self._device.now(nodes_here).memory_available)
-            load = EngineLoad(engine_name, work.epoch, work.shard, files, kv_bytes, self._config.precision)
-            loaded = await self._bus.request(engine, load, ShardLoaded, LOAD_TIMEOUT_S)
-            if work.instance_id not in self._placers:
-                raise RequestError(FailureCode.UNREACHABLE, f"the node that requested {work.shard} is gone")
-        except BaseException:
-            await asyncio.shield(self.end(work.instance_id))
-            raise
-        self._budget.loaded(work.instance_id)
-        return loaded
+    async def join(self, instance: Instance) -> None:
+        """Give the stage of an instance its place in the ring. Raises RequestError."""
+        stage = self._stages.get(instance.instance_id)
+        if stage is None:
+            sentence = f"{self._config.name} holds no stage of this instance any more; ask for the model again"
+            raise RequestError(FailureCode.CONFLICT, sentence)
+        await self._bus.request(stage.engine, StageJoin(instance), RequestDone, JOIN_TIMEOUT_S)
+        stage.held = msgspec.structs.replace(stage.held, joined=instance)
 
     async def drain(self, instance_id: str) -> None:
         """Wait until the sessions of a stage are over, then end it. Raises RequestError.
 
         An engine is drained once, though two placers that disagreed for a moment may both ask for it.
         """
-        try:
-            async with self._draining.setdefault(instance_id, asyncio.Lock()):
-                if engine := self._engines.get(instance_id):
-                    await self._bus.request(engine, StageDrain(), RequestDone, DRAIN_TIMEOUT_S)
-                    await self.end(instance_id)
-        finally:
-            self._draining.pop(instance_id, None)
-
-    async def end(self, instance_id: str) -> None:
-        """End a stage's process, if there is one. Raises RequestError."""
-        if engine := self._forget(instance_id):
-            await self._stop_engine(engine)
-
-    async def placer_lost(self, node_id: str, is_up: Callable[[str], bool]) -> None:
-        """End the stages of a lost placer that belong to no standing instance: no other node would ever unload them.
-
-        One that is still loading ends as soon as it is loaded. Raises RequestError.
-        """
-        for instance_id in [instance_id for instance_id, placer in self._placers.items() if placer == node_id]:
-            if is_up(instance_id) or instance_id in self._draining:
-                continue
-            del self._placers[instance_id]
-            if instance_id not in self._loading:
+        if stage := self._stages.get(instance_id):
+            async with stage.draining:
+                if self._stages.get(instance_id) is stage and stage.engine:
+                    await self._bus.request(stage.engine, StageDrain(), RequestDone, DRAIN_TIMEOUT_S)
                 await self.end(instance_id)
 
-    def engine_ended(self, engine: str) -> list[str]:
-        """Forget the stage of an engine that has ended; returns the ids of the instances that it belonged to."""
-        lost = [instance_id for instance_id, name in self._engines.items() if name == engine]
-        for instance_id in lost:
-            self._forget(instance_id)
+    async def end(self, instance_id: str) -> bool:
+        """End a stage's process. Returns False if there is no such stage."""
+        stage = self._stages.get(instance_id)
+        if stage is None:
+            return False
+        await self._remove(stage)
+        return True
+
+    async def end_strays(self, engines: Sequence[HubActor], now: float) -> None:
+        """End the engines that belong to no stage: their node actor crashed, or an earlier request to end them failed.
+
+        `engines` are the actors that the hub knows, and `now` is a monotonic time in seconds.
+        """
+        ours = {stage.engine for stage in self._stages.values()}
+        names = [engine.name for engine in engines if engine.name.startswith(ENGINE_PREFIX)]
+        self._strays = {name: self._strays.get(name, now) for name in names if name not in ours}
+        for name in [name for name, since in self._strays.items() if now - since >= STRAY_S]:
+            await self._stop_engine(name)
+
+    def engine_ended(self, engine: str) -> list[HeldStage]:
+        """Forget the stage of an engine that has ended, and return it."""
+        lost = [stage.held for stage in self._stages.values() if stage.engine == engine]
+        for held in lost:
+            self._forget(held.instance_id)
         return lost
+
+    async def _load(self, stage: _Stage, work: ShardLoad, card: ModelCard, nodes_here: int) -> ShardLoaded:
+        engine_name = (await self._device.measured()).engine
+        path = await self._fetch_and_start(stage, work, self._device.threads(nodes_here))
+        self._check_wanted(stage, work)
+        await self._bus.publish(Status(work.shard.model_id, f"loading {work.shard} on {self._config.name}"))
+        load = EngineLoad(
+            engine_name,
+            work.instance_id,
+            work.epoch,
+            work.shard,
+            path,
+            stage.held.placer,
+            work.requested,
+            self._reserve(work, card, self._device.now(nodes_here).memory_available),
+            self._config.precision,
+        )
+        loaded = await self._bus.request(stage.engine, load, ShardLoaded, LOAD_TIMEOUT_S)
+        self._check_wanted(stage, work)
+        self._budget.loaded(work.instance_id)
+        return loaded
+
+    def _check_wanted(self, stage: _Stage, work: ShardLoad) -> None:
+        """Raise RequestError if the stage was ended while it was being loaded."""
+        if self._stages.get(work.instance_id) is not stage:
+            raise RequestError(FailureCode.UNREACHABLE, f"{work.shard} is not wanted on {self._config.name} any more")
 
     def _reserve(self, work: ShardLoad, card: ModelCard, available: int) -> int:
         """Return the bytes that a stage may use for keys and values; at most what MAX_SLOTS whole contexts take."""
@@ -122,26 +183,43 @@ class StageHost:
         request = KvRequest(card.shard_bytes(shard), card.least_kv_bytes(shard), most, self._config.kv_memory)
         return self._budget.reserve(work.instance_id, card.id, request, available)
 
-    async def _fetch_and_start(self, work: ShardLoad, threads: int) -> tuple[str, str]:
-        """Return the path of a shard's files and the name of a fresh engine; if the files fail, the engine ends."""
-        want, start = DownloadWant(work.shard.model_id, work.shard), ActorStart(threads)
-        starting = asyncio.create_task(self._bus.request("supervisor", start, ActorStarted, ENGINE_TIMEOUT_S))
+    async def _fetch_and_start(self, stage: _Stage, work: ShardLoad, threads: int) -> str:
+        """Return the path of a shard's files, once its engine runs as well. If the files fail, the engine ends."""
+        starting = asyncio.create_task(self._start_engine(stage, threads))
         try:
+            want = DownloadWant(work.shard.model_id, work.shard)
             files = await self._bus.request("download", want, DownloadDone, LOAD_TIMEOUT_S)
-            return files.path, (await asyncio.shield(starting)).name
+            await asyncio.shield(starting)
         except BaseException:
-            await asyncio.shield(self._stop_unused(starting))
+            with suppress(RequestError):
+                await asyncio.shield(starting)
             raise
+        return files.path
 
-    async def _stop_unused(self, starting: asyncio.Task[ActorStarted]) -> None:
-        """End an engine once it has started, if it does."""
-        with suppress(RequestError):
-            await self._stop_engine((await starting).name)
+    async def _start_engine(self, stage: _Stage, threads: int) -> None:
+        stage.engine = (await self._bus.request("supervisor", ActorStart(threads), ActorStarted, ENGINE_TIMEOUT_S)).name
 
-    def _forget(self, instance_id: str) -> str | None:
+    async def _remove(self, stage: _Stage) -> None:
+        """Forget a stage and end its engine. Does not fail."""
+        if self._stages.get(stage.held.instance_id) is stage:
+            self._forget(stage.held.instance_id)
+        if stage.engine:
+            await self._stop_engine(stage.engine)
+
+    def _forget(self, instance_id: str) -> None:
+        del self._stages[instance_id]
         self._budget.release(instance_id)
-        self._placers.pop(instance_id, None)
-        return self._engines.pop(instance_id, None)
 
     async def _stop_engine(self, engine: str) -> None:
-        await self._bus.request("supervisor", ActorStop(engine), RequestDone, STOP_TIMEOUT_S)
+        """End an engine; if the supervisor cannot be reached, `end_strays` tries again."""
+        try:
+            await self._bus.request("supervisor", ActorStop(engine), RequestDone, STOP_TIMEOUT_S)
+        except RequestError as error:
+            logger.warning("%s could not be ended and is tried again: %s", engine, error.message)
+
+    async def _describe(self, engine: str) -> EngineState:
+        try:
+            return await self._bus.request(engine, EngineDescribe(), EngineState, DESCRIBE_TIMEOUT_S)
+        except RequestError as error:
+            logger.warning("%s does not say what it holds: %s", engine, error.message)
+            return EngineState()

@@ -30,12 +30,11 @@ from bus.net.identity import own_role
 from bus.peering.peer_handle import BusPeerHandle, PeerHandle
 from bus.process import run_actor
 from bus.wire import Envelope
-from cluster.placement import Instance
+from cluster.instances import Instances
 from cluster.roles import Role
 from cluster.topology import Link, NodeRecord, Topology
 from common.config import NodeConfig, is_loopback
 
-MAX_INSTANCES = 256  # that one node placed; its next record lists those that stand
 PROBES = 3  # the fastest of them counts: the others waited in some queue
 
 
@@ -50,7 +49,7 @@ class TopologyActor(Actor):
         self._peers: dict[str, BusPeerHandle] = {}
         self._members = {config.node_id} if own_role(config) is Role.MEMBER else set()
         self._machine_id = machine_id()
-        self._instances: dict[str, tuple[Instance, ...]] = {}
+        self._instances = Instances(config.node_id)
 
     async def started(self) -> None:
         """Get the links that the hub had before this actor started."""
@@ -65,10 +64,10 @@ class TopologyActor(Actor):
 
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
-        """Remove a node, its links and the instances that it placed."""
+        """Remove a node, its links and the instances that have a stage on it."""
         self._peers.pop(message.node_id, None)
         self._members.discard(message.node_id)
-        self._instances.pop(message.node_id, None)
+        self._instances.unlink(message.node_id)
         await self._adopt(self._topology.without_node(message.node_id))
 
     @on(NodeRecorded)
@@ -78,21 +77,18 @@ class TopologyActor(Actor):
             return
         if peer := self._peers.get(envelope.node):
             peer.capabilities = message.record.capabilities
-        self._instances[envelope.node] = message.instances
+        self._instances.record(envelope.node, message.record.number, message.instances)
         await self._adopt(self._topology.with_node(as_seen_from(self._machine_id, message.record)))
 
     @on(InstanceUp)
     async def instance_up(self, message: InstanceUp, envelope: Envelope) -> None:
-        """Add an instance at once; the next record of its placer repeats it."""
-        known = self._instances.get(envelope.node, ())
-        others = [instance for instance in known if instance.instance_id != message.instance.instance_id]
-        self._instances[envelope.node] = (*others, message.instance)[-MAX_INSTANCES:]
+        """Add an instance at once; the next records of its nodes repeat it."""
+        self._instances.announce(message.instance, message.joined)
 
     @on(InstanceDown)
     async def instance_down(self, message: InstanceDown, envelope: Envelope) -> None:
-        """Remove an instance. Any node may report it: the first that noticed the failure does."""
-        for node, placed in self._instances.items():
-            self._instances[node] = tuple(i for i in placed if i.instance_id != message.instance_id)
+        """Remove an instance."""
+        self._instances.end(message.instance_id)
 
     @on(LinkMeasured)
     async def measured(self, message: LinkMeasured, envelope: Envelope) -> None:
@@ -107,8 +103,8 @@ class TopologyActor(Actor):
 
     @on(TopologyGet)
     async def get(self, message: TopologyGet, envelope: Envelope) -> TopologyState:
-        """Return the graph and all instances that its nodes placed."""
-        return TopologyState(self._topology, tuple(i for placed in self._instances.values() for i in placed))
+        """Return the graph and all instances that stand."""
+        return TopologyState(self._topology, self._instances.standing())
 
     @every(5.0)
     async def probe_links(self) -> None:
@@ -127,6 +123,7 @@ class TopologyActor(Actor):
     def _add_peer(self, peer: HubPeer | PeerUp) -> None:
         handle = self._peers[peer.node_id] = BusPeerHandle(self.bus, peer.endpoint)
         handle.linked(peer.node_id, peer.name)
+        self._instances.link(peer.node_id)
         if peer.role is Role.MEMBER:
             self._members.add(peer.node_id)
 

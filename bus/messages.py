@@ -17,10 +17,11 @@ from cluster.membership import Member
 from cluster.placement import Endpoints, Instance
 from cluster.roles import Role
 from cluster.shard import Shard
-from cluster.topology import Link, NodeRecord, Topology
+from cluster.topology import Link, NodeRecord, RecordNumber, Topology
 from common.limits import (
     MAX_JOIN_ENDPOINTS,
     MAX_NODES,
+    MAX_STAGES,
     Endpoint,
     HeaderText,
     ModelId,
@@ -35,13 +36,14 @@ from common.limits import (
     Whole,
 )
 
-VERSION = 3  # the major version; removing, renaming or retyping a field raises it
+VERSION = 4  # the major version; removing, renaming or retyping a field raises it
 
 Counters = Annotated[dict[Name, Whole], Meta(max_length=1024)]
 Names = Annotated[tuple[Name, ...], Meta(max_length=MAX_NODES)]
 Topics = Annotated[tuple[Topic, ...], Meta(max_length=1024)]
 JoinEndpoints = Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_JOIN_ENDPOINTS)]
 Instances = Annotated[tuple[Instance, ...], Meta(max_length=1024)]
+RecordNumbers = Annotated[tuple[RecordNumber, ...], Meta(max_length=MAX_STAGES)]
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -331,10 +333,11 @@ class PeerDown(LocalFact, frozen=True, tag="peer.down"):
 
 
 class NodeRecorded(Fact, frozen=True, tag="node.record"):
-    """A node's record and the instances that it placed. Repeated; the last value counts. Published by node."""
+    """A node's record, and what it holds. Repeated; the last value counts. Published by node."""
 
     record: NodeRecord
-    instances: Instances = ()
+    instances: Annotated[Instances, Meta(description="those that the node has a joined stage of")] = ()
+    placing: Annotated[Names, Meta(description="ids of the instances that the node is placing")] = ()
 
 
 class LinkMeasured(Fact, frozen=True, tag="link.measured"):
@@ -382,13 +385,18 @@ class InstanceReady(Reply, frozen=True, tag="instance.ready"):
 
 
 class InstanceUp(Fact, frozen=True, tag="instance.up"):
-    """A new instance is up. Published by its placer."""
+    """A new instance is up. Published by its placer; the records of its stages' nodes repeat it."""
 
     instance: Instance
+    joined: Annotated[
+        RecordNumbers, Meta(description="for each stage, the number of its node's first record to list the instance")
+    ]
 
 
 class InstanceDown(Fact, frozen=True, tag="instance.down"):
-    """An instance lost a stage or was replaced; its sessions end. Published by the node that noticed it first."""
+    """A stage of an instance ended, and with it the instance. Published by the stage's node, or by the placer that
+    replaced the instance.
+    """
 
     instance_id: Name
     epoch: Whole
@@ -403,12 +411,27 @@ class InstanceFailed(Fact, frozen=True, tag="instance.failed"):
     message: Sentence
 
 
+class InstanceJoin(Work, frozen=True, tag="instance.join"):
+    """All shards of the instance are loaded; its stages connect. Sent by the placer to the node actor of each stage;
+    answered by `instance.joined`.
+    """
+
+    instance: Instance
+
+
+class InstanceJoined(Reply, frozen=True, tag="instance.joined"):
+    """The node's stage has its place in the ring."""
+
+    number: Annotated[RecordNumber, Meta(description="of the node's first record to list the instance")]
+
+
 class ShardLoad(Work, frozen=True, tag="shard.load"):
     """Fetch and load a shard. Sent by the placer to a member's node actor; answered by `shard.loaded`."""
 
     instance_id: Name
     epoch: Whole
     shard: Shard
+    requested: Annotated[RecordNumber, Meta(description="of the placer's first record to list it as being placed")]
 
 
 class ShardLoaded(Reply, frozen=True, tag="shard.loaded"):
@@ -434,16 +457,30 @@ class EngineLoad(Work, frozen=True, tag="engine.load"):
     """Load a shard from local files. Sent by the node actor to an engine; answered by `shard.loaded`."""
 
     engine: Name
+    instance_id: Name
     epoch: Whole
     shard: Shard
     path: Path
+    placer: Annotated[Name, Meta(description="id of the node that requested the stage")]
+    requested: Annotated[RecordNumber, Meta(description="of the placer's first record to list it as being placed")]
     kv_bytes: Annotated[Whole, Meta(description="memory for keys and values, for all sessions together")] = 0
     precision: Annotated[Name, Meta(description="`fast` or `exact`, if the engine has a choice")] = "fast"
 
 
+class EngineDescribe(Query, frozen=True, tag="engine.describe"):
+    """Ask an engine what it holds. Sent by a node actor that was started again; answered by `engine.state`."""
+
+
+class EngineState(Reply, frozen=True, tag="engine.state"):
+    """What an engine has loaded or is loading, and the instance that it joined."""
+
+    load: EngineLoad | None = None
+    joined: Instance | None = None
+
+
 class StageJoin(Work, frozen=True, tag="stage.join"):
-    """The whole instance, so that a stage can connect to its neighbors. Sent by the placer to every stage's engine;
-    answered by `request.done`.
+    """The whole instance, so that a stage can connect to its neighbors. Sent by a node actor to its engine; answered by
+    `request.done`.
     """
 
     instance: Instance

@@ -16,6 +16,13 @@ from common.limits import MAX_NODES, Endpoint, Name, Real, Whole
 MAX_LINKS = 1024  # all links of 32 nodes; together with the nodes they fit into one message
 
 
+class RecordNumber(msgspec.Struct, frozen=True, order=True):
+    """The place of a record among all of its node: the node's incarnation, and the sequence within it."""
+
+    incarnation: Whole
+    sequence: Whole
+
+
 class NodeRecord(msgspec.Struct, frozen=True):
     """What a node publishes about itself.
 
@@ -32,6 +39,11 @@ class NodeRecord(msgspec.Struct, frozen=True):
     bus: Endpoint = ""
     version: Name = ""
     machine: Name = ""
+
+    @property
+    def number(self) -> RecordNumber:
+        """The place of this record among all of its node."""
+        return RecordNumber(self.incarnation, self.sequence)
 
 
 class Link(msgspec.Struct, frozen=True):
@@ -70,7 +82,7 @@ class Topology(msgspec.Struct, frozen=True):
         A record that differs in its sequence alone is stored, but the version does not rise.
         """
         held = self.node(record.node_id)
-        if held is not None and _age(record) <= _age(held):
+        if held is not None and record.number <= held.number:
             return self
         others = (node for node in self.nodes if node.node_id != record.node_id)
         nodes = tuple(sorted((*others, record), key=lambda node: node.node_id))
@@ -94,7 +106,3 @@ class Topology(msgspec.Struct, frozen=True):
             return self
         links = tuple(sorted((*others, link), key=lambda held: (held.source, held.target)))
         return Topology(self.version + 1, self.nodes, links)
-
-
-def _age(record: NodeRecord) -> tuple[int, int]:
-    return record.incarnation, record.sequence

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from bus.actor import on
 from bus.client import BusClient
 from bus.dataplane.actor import DataPlaneActor
-from bus.messages import DownloadProgress, InstanceDown, InstanceUp, NodeRecorded, PeerDown, Status
+from bus.messages import DownloadProgress, InstanceDown, InstanceUp, NodeRecorded, PeerDown, PeerUp, Status
 from bus.net.identity import own_role
 from bus.process import CannotStart
 from bus.wire import Envelope
@@ -64,6 +64,8 @@ class GatewayActor(DataPlaneActor):
         origins = origin_policy(config.api_host, port, config.api_names, config.cors)
         models = TextModels(self.bus, Catalogue.load(config.cards_path), self._renderer)
         await self.follow_links()
+        for peer in await self._peers():
+            self._instances.known.link(peer.node_id)
         self._plane = DataPlane(config.run_path, self._access)
         self._generator = Generator(self.bus, models, self._plane, self._instances)
         families = (OpenAiFamily(self._generator, models),)
@@ -104,31 +106,44 @@ class GatewayActor(DataPlaneActor):
         """Show it to the generations that wait for the model."""
         self._generator.report(message.subject, Reported(message.text))
 
+    @on(PeerUp)
+    async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
+        """Accept the node's frames, and count its word about instances."""
+        await super().peer_up(message, envelope)
+        self._instances.known.link(message.node_id)
+
     @on(InstanceUp)
     async def instance_up(self, message: InstanceUp, envelope: Envelope) -> None:
         """Open sessions on it from now on."""
-        self._instances.known.mark_up(message.instance)
+        self._instances.known.announce(message.instance, message.joined)
 
     @on(NodeRecorded)
     async def recorded(self, message: NodeRecorded, envelope: Envelope) -> None:
-        """Follow the placer's own list: it makes up for lost facts, and for those before this process started."""
-        self._instances.known.reconcile(envelope.node, message.instances)
+        """Follow what each node holds: it makes up for lost facts, and for those before this process started."""
+        before = self._standing_ids()
+        self._instances.known.record(envelope.node, message.record.number, message.instances)
+        self._fail_on(before - self._standing_ids(), "a node does not hold its stage any more")
 
     @on(InstanceDown)
     async def instance_down(self, message: InstanceDown, envelope: Envelope) -> None:
         """End its sessions at once."""
-        self._instances.known.mark_down(message.instance_id)
-        sentence = f"the model lost a part of its ring: {message.reason}; try again"
-        self._plane.fail_where(lambda instance: instance.instance_id == message.instance_id, sentence)
+        self._instances.known.end(message.instance_id)
+        self._fail_on({message.instance_id}, message.reason)
 
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
         """End the sessions that run over the node at once, and accept none of its frames."""
         await super().peer_down(message, envelope)
-        for instance in self._instances.known.on_node(message.node_id):
-            self._instances.known.mark_down(instance.instance_id)
+        self._instances.known.unlink(message.node_id)
         sentence = f"node {message.node_id} is gone: {message.reason}; try again"
         self._plane.fail_where(lambda instance: message.node_id in instance.node_ids, sentence)
+
+    def _standing_ids(self) -> set[str]:
+        return {instance.instance_id for instance in self._instances.known.standing()}
+
+    def _fail_on(self, instance_ids: set[str], reason: str) -> None:
+        sentence = f"the model lost a part of its ring: {reason}; try again"
+        self._plane.fail_where(lambda instance: instance.instance_id in instance_ids, sentence)
 
 
 def listen(config: NodeConfig) -> socket.socket:

@@ -16,6 +16,7 @@ from bus.messages import (
     DownloadFailed,
     DownloadProgress,
     DownloadWant,
+    EngineDescribe,
     EngineLoad,
     InstanceEnsure,
     JoinAccept,
@@ -34,6 +35,7 @@ from bus.messages import (
     SessionFinished,
     SessionToken,
     StageDrain,
+    StageJoin,
     Status,
 )
 from cluster.roles import Role
@@ -45,12 +47,14 @@ _OFF_LINKS: tuple[type[Message], ...] = (
     ActorStop,
     ClusterRotate,
     DownloadWant,
+    EngineDescribe,
     EngineLoad,
     JoinRequest,
     JoinAccept,
     PeerDial,
     PeerDrop,
     StageDrain,
+    StageJoin,
 )
 _OBSERVER: tuple[type[Message], ...] = (Query, Reply, RequestCancel, LinkHello, LinkSubscribe, LinkBye)
 _GATEWAY: tuple[type[Message], ...] = (

@@ -16,7 +16,7 @@ class InstanceProvider:
     """Finds an instance of a model. `known` follows the bus's facts; its owner feeds it."""
 
     def __init__(self, bus: BusClient, role: Role = Role.MEMBER) -> None:
-        self.known = Instances()
+        self.known = Instances(bus.node_id)
         self._bus = bus
         self._role = role
 

@@ -13,7 +13,7 @@ from bus.messages import InstanceEnsure, Reply, ShardLoad, TopologyGet, Topology
 from cluster.placement import placer_of
 from cluster.roles import Role
 from cluster.shard import whole
-from cluster.topology import Topology
+from cluster.topology import RecordNumber, Topology
 from models.catalogue import DEFAULT_MODEL, Catalogue
 from tests.support.actors import A, config_of, play, record
 from tests.support.bus import WITHIN_S, client, described, running_hub
@@ -63,6 +63,6 @@ def test_gateway_without_a_member_reports_it() -> None:
 
 @pytest.mark.parametrize("role", [Role.GATEWAY, Role.OBSERVER])
 def test_only_members_hold_layers(role: Role) -> None:
-    error = why_not(role, ShardLoad("i", 1, whole(CARD.id, CARD.n_layers)))
+    error = why_not(role, ShardLoad("i", 1, whole(CARD.id, CARD.n_layers), RecordNumber(1, 1)))
     assert error.code == "forbidden"
     assert f"has the role {role} and holds no layers" in error.message

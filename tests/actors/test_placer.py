@@ -14,14 +14,16 @@ from bus.client import BusClient, RequestError
 from bus.messages import (
     InstanceDown,
     InstanceFailed,
+    InstanceJoin,
+    InstanceJoined,
     InstanceUp,
+    Reply,
     RequestCancel,
     RequestDone,
     RequestFailed,
     ShardLoad,
     ShardLoaded,
     ShardUnload,
-    StageJoin,
 )
 from bus.net.endpoints import with_key
 from bus.wire import Envelope
@@ -31,12 +33,13 @@ from cluster.instances import Instances
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.placement import Instance, PlacedStage
 from cluster.shard import whole
-from cluster.topology import NodeRecord, Topology
+from cluster.topology import NodeRecord, RecordNumber, Topology
 from models.catalogue import DEFAULT_MODEL, Catalogue
 from tests.support.bus import KEYS, RunningHub, client, link, new_node, next_message, running_hub
 
 A, B = new_node(), new_node()
 POSITIONS = {A: 5000, B: 6000}
+NUMBER = RecordNumber(1, 1)
 CARD = Catalogue.load().get(DEFAULT_MODEL)
 
 
@@ -58,7 +61,16 @@ def placer(bus: BusClient, instances: Instances | None = None, *looks: Topology)
     async def look() -> Topology:
         return next(seen, MEMBERS)
 
-    return Placer(bus, instances or Instances(), RingMemoryWeightedPartitioningStrategy(), look)
+    return Placer(bus, instances or Instances(A), RingMemoryWeightedPartitioningStrategy(), look, lambda: NUMBER)
+
+
+def standing(*placed: Instance) -> Instances:
+    """Return node A's view, in which these instances stand."""
+    instances = Instances(A)
+    instances.link(B)
+    for instance in placed:
+        instances.announce(instance, (NUMBER,) * len(instance.stages))
+    return instances
 
 
 def on_ada_alone() -> Instance:
@@ -67,7 +79,7 @@ def on_ada_alone() -> Instance:
     return Instance("0011223344556677", CARD.id, 1, (stage,), A)
 
 
-async def answer(bus: BusClient, envelope: Envelope, reply: ShardLoaded | RequestDone | RequestFailed) -> None:
+async def answer(bus: BusClient, envelope: Envelope, reply: Reply) -> None:
     await bus.send(envelope.header.sender, reply, cause=envelope.header.id)
 
 
@@ -89,10 +101,16 @@ async def unload(member: BusClient) -> None:
     await answer(member, envelope, RequestDone())
 
 
-async def join(bus: BusClient) -> None:
-    """Serve one `stage.join`."""
-    _, envelope = await next_message(bus, StageJoin)
-    await answer(bus, envelope, RequestDone())
+async def join(member: BusClient) -> None:
+    """Serve one `instance.join`."""
+    _, envelope = await next_message(member, InstanceJoin)
+    await answer(member, envelope, InstanceJoined(NUMBER))
+
+
+async def load_and_join(member: BusClient) -> None:
+    """Serve one `shard.load` and then one `instance.join`."""
+    await load(member)
+    await join(member)
 
 
 async def clients(stack: AsyncExitStack, one: RunningHub, two: RunningHub) -> tuple[BusClient, BusClient, BusClient]:
@@ -140,12 +158,8 @@ def test_instance_names_the_positions_of_each_stage() -> None:
     async def test() -> None:
         async with AsyncExitStack() as stack:
             ada, bob, asker = await clients(stack, one, two)
-            engines = [
-                await stack.enter_async_context(client(hub.run_dir, node, "engine"))
-                for hub, node in ((one, A), (two, B))
-            ]
             placing = asyncio.create_task(placer(asker).ensure(CARD))
-            await asyncio.gather(load(ada), load(bob), *(join(engine) for engine in engines))
+            await asyncio.gather(load_and_join(ada), load_and_join(bob))
             stages = (await placing).stages
             assert {stage.node_id: stage.positions for stage in stages} == POSITIONS
 
@@ -180,18 +194,14 @@ def test_ring_grows_beside_the_old_instance() -> None:
     async def test() -> None:
         async with AsyncExitStack() as stack:
             ada, bob, asker = await clients(stack, one, two)
-            engines = [
-                await stack.enter_async_context(client(hub.run_dir, node, "engine"))
-                for hub, node in ((one, A), (two, B))
-            ]
             observer = await stack.enter_async_context(client(one.run_dir, A, "observer", InstanceUp, InstanceDown))
-            old, instances = on_ada_alone(), Instances()
-            instances.mark_up(old)
+            instances = standing(old := on_ada_alone())
             growing = placer(asker, instances)
             assert growing.grow(CARD, MEMBERS)
             loads = asyncio.gather(load(ada), load(bob))
             assert await growing.ensure(CARD) == old  # at once, while the larger ring is loading
-            await asyncio.gather(loads, *(join(engine) for engine in engines))
+            await asyncio.gather(loads)
+            await asyncio.gather(join(ada), join(bob))
             up, _ = await next_message(observer, InstanceUp)
             assert set(up.instance.node_ids) == {A, B}
             assert await growing.ensure(CARD) == up.instance  # at once, while the old one drains
@@ -200,8 +210,8 @@ def test_ring_grows_beside_the_old_instance() -> None:
             await answer(ada, envelope, RequestDone())
             down, _ = await next_message(observer, InstanceDown)
             assert (down.instance_id, down.reason) == (old.instance_id, "it was replaced")
-            instances.mark_down(up.instance.instance_id)  # bob leaves
-            instances.mark_up(msgspec.structs.replace(old, instance_id="8899aabbccddeeff", epoch=3))
+            instances.end(up.instance.instance_id)  # bob leaves
+            instances.announce(msgspec.structs.replace(old, instance_id="8899aabbccddeeff", epoch=3), (NUMBER,))
             assert growing.grow(CARD, MEMBERS)  # and comes back
             await growing.stop()
 
@@ -214,8 +224,7 @@ def test_failed_growth_keeps_the_old_instance() -> None:
         async with AsyncExitStack() as stack:
             ada, bob, asker = await clients(stack, one, two)
             observer = await stack.enter_async_context(client(one.run_dir, A, "observer", InstanceFailed))
-            old, instances = on_ada_alone(), Instances()
-            instances.mark_up(old)
+            instances = standing(old := on_ada_alone())
             growing = placer(asker, instances)
             assert growing.grow(CARD, MEMBERS)
             assert not growing.grow(CARD, MEMBERS)  # one is running already
@@ -236,11 +245,10 @@ def test_older_instance_beside_the_newest_is_ended() -> None:
     async def test() -> None:
         async with AsyncExitStack() as stack:
             ada, _, asker = await clients(stack, one, two)
-            instances = Instances()
-            instances.mark_up(old := on_ada_alone())
+            old = on_ada_alone()
             stages = (*old.stages, PlacedStage(B, whole(CARD.id, CARD.n_layers), f"{B}/engine", "numpy"))
-            instances.mark_up(new := Instance("8899aabbccddeeff", CARD.id, 2, stages, B))
-            growing = placer(asker, instances)
+            new = Instance("8899aabbccddeeff", CARD.id, 2, stages, B)
+            growing = placer(asker, standing(old, new))
             assert growing.grow(CARD, MEMBERS)
             ended, envelope = await next_message(ada, ShardUnload)
             assert ended.instance_id == old.instance_id
@@ -260,18 +268,13 @@ def test_growth_waits_for_the_old_rings_memory(
     async def test() -> None:
         async with AsyncExitStack() as stack:
             ada, bob, asker = await clients(stack, one, two)
-            engines = {
-                node: await stack.enter_async_context(client(hub.run_dir, node, "engine"))
-                for hub, node in ((one, A), (two, B))
-            }
-            old, instances = on_ada_alone(), Instances()
-            instances.mark_up(old)
+            instances = standing(on_ada_alone())
             growing = placer(asker, instances, FULL, after)
             assert growing.grow(CARD, MEMBERS)
             await unload(ada)
             waiting = asyncio.create_task(growing.ensure(CARD))  # nothing stands now
             members = [ada, bob] if B in nodes else [ada]
-            await asyncio.gather(*(load(node) for node in members), *(join(engines[node]) for node in nodes))
+            await asyncio.gather(*(load_and_join(node) for node in members))
             assert set((await waiting).node_ids) == nodes
 
     with running_hub(A) as one, running_hub(B) as two:
@@ -281,10 +284,8 @@ def test_growth_waits_for_the_old_rings_memory(
 def test_nothing_grows_without_another_node() -> None:
     async def test(run_dir: Path) -> None:
         async with client(run_dir, A, "placer") as bus:
-            instances = Instances()
-            growing = placer(bus, instances)
-            assert not growing.grow(CARD, MEMBERS)  # nothing stands
-            instances.mark_up(on_ada_alone())
+            assert not placer(bus).grow(CARD, MEMBERS)  # nothing stands
+            growing = placer(bus, standing(on_ada_alone()))
             assert not growing.grow(CARD, ALONE)
             assert not growing.grow(CARD, ALONE.with_node(member(B, "bob", engine="")))  # not measured yet
             assert growing.grow(CARD, MEMBERS)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from actors.topology_actor import MAX_INSTANCES, TopologyActor, as_seen_from
-from bus.messages import InstanceUp, NodeRecorded, PeerDown, PeerUp, TopologyGet
+from actors.topology_actor import TopologyActor, as_seen_from
+from bus.messages import InstanceDown, InstanceUp, NodeRecorded, PeerDown, PeerUp, TopologyGet
 from bus.wire import Envelope, new_header
-from cluster.placement import Instance
+from cluster.placement import Instance, PlacedStage
 from cluster.roles import Role
-from cluster.topology import NodeRecord
+from cluster.shard import Shard
+from cluster.topology import NodeRecord, RecordNumber
 from models.catalogue import DEFAULT_MODEL
 from tests.support.actors import A, config_of, record
 from tests.support.bus import client, new_node, running_hub
@@ -86,16 +87,24 @@ def test_loopback_api_is_shown_locally_only(machine: str, api: str, shown: bool)
     assert as_seen_from("ours", record).api == (api if shown else "")
 
 
-def test_repeated_instances_count_once_and_are_bounded() -> None:
+def test_instances_stand_by_announcement_and_record() -> None:
     async def test(run_dir: Path) -> None:
         async with client(run_dir, A, "topology") as bus:
             actor = TopologyActor(config_of(run_dir, Role.MEMBER), bus)
-            for number in (0, *range(MAX_INSTANCES + 1)):
-                up = InstanceUp(Instance(f"i{number}", DEFAULT_MODEL, 1, (), A))
-                await actor.instance_up(up, Envelope("instance.up", new_header(up, f"{A}/node"), up))
-            message = TopologyGet()
-            state = await actor.get(message, Envelope(f"{A}/topology", new_header(message, f"{A}/node"), message))
-            assert [i.instance_id for i in state.instances] == [f"i{n}" for n in range(1, MAX_INSTANCES + 1)]
+            placed = Instance("i", DEFAULT_MODEL, 1, (PlacedStage(A, Shard(DEFAULT_MODEL, 0, 30, 30)),), A)
+            up = InstanceUp(placed, (RecordNumber(1, 2),))
+            await actor.instance_up(up, Envelope("instance.up", new_header(up, f"{A}/node"), up))
+            assert await standing(actor) == (placed,)
+            await actor.recorded(*record_of(A))  # the record of number (1, 1)
+            assert await standing(actor) == (placed,), "it was made before the stage joined"
+            down = InstanceDown("i", 1, "the engine ended")
+            await actor.instance_down(down, Envelope("instance.down", new_header(down, f"{A}/node"), down))
+            assert await standing(actor) == ()
 
     with running_hub(A) as hub:
         asyncio.run(test(hub.run_dir))
+
+
+async def standing(actor: TopologyActor) -> tuple[Instance, ...]:
+    message = TopologyGet()
+    return (await actor.get(message, Envelope(f"{A}/topology", new_header(message, f"{A}/node"), message))).instances

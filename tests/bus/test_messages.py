@@ -1,6 +1,6 @@
 """The classes of the protocol: their bytes, their bounds, and that an actor or a hub serves each of them.
 
-After a deliberate change of the protocol, `python -m tests.bus.test_messages` writes tests/bus/wire_v3.txt again.
+After a deliberate change of the protocol, `python -m tests.bus.test_messages` writes tests/bus/wire_v4.txt again.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from bus.wire import decode, encode
 from tests.support.bus import ROOT
 from tests.support.messages import any_value, example, scalars
 
-GOLDEN = Path(__file__).parent / "wire_v3.txt"
+GOLDEN = Path(__file__).parent / "wire_v4.txt"
 SERVED_BY_HUB_OR_LOOP = {ActorHello, HubDescribe, PeerDial, PeerDrop, LinkHello, LinkSubscribe, LinkBye, RequestCancel}
 SERVED_BY_HUB_OR_LOOP |= {JoinRequest, MembersGet, MemberRevoke, MemberApprove, ClusterRotate, ClusterCode}
 ACTORS = (

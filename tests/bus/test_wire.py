@@ -38,7 +38,7 @@ from bus.wire import (
 )
 from cluster.failures import FailureCode
 from cluster.shard import Shard
-from cluster.topology import MAX_LINKS, Link, NodeRecord, Topology
+from cluster.topology import MAX_LINKS, Link, NodeRecord, RecordNumber, Topology
 from common.limits import MAX_NAME, MAX_SENTENCE
 from tests.support.messages import example, scalars
 
@@ -171,13 +171,19 @@ def test_trailing_bytes_are_refused(end: bytes) -> None:
 )
 def test_invalid_layer_range_is_refused(shard: tuple[int, int, int]) -> None:
     fields = dict(zip(("start_layer", "end_layer", "n_layers"), shard, strict=True))
-    body = {"kind": "shard.load", "instance_id": "i", "epoch": 1, "shard": {"model_id": "m", **fields}}
+    body = {
+        "kind": "shard.load",
+        "instance_id": "i",
+        "epoch": 1,
+        "shard": {"model_id": "m", **fields},
+        "requested": {"incarnation": 1, "sequence": 1},
+    }
     assert reason_of(with_body("shard.load", msgspec.msgpack.encode(body))) == "body"
 
 
 @pytest.mark.parametrize("epoch", [-1, 1 << 63, (1 << 64) - 1, 1.5, float("nan")])
 def test_epoch_out_of_bounds_is_refused(epoch: float) -> None:
-    body = msgspec.to_builtins(ShardLoad("i", 1, Shard("m", 0, 1, 1))) | {"epoch": epoch}
+    body = msgspec.to_builtins(ShardLoad("i", 1, Shard("m", 0, 1, 1), RecordNumber(1, 1))) | {"epoch": epoch}
     assert reason_of(with_body("shard.load", msgspec.msgpack.encode(body))) == "body"
 
 

@@ -36,6 +36,7 @@ from cli.join_codes import kept_code
 from cluster.join_code import JoinCode, new_join_code
 from cluster.roles import Role
 from cluster.shard import Shard
+from cluster.topology import RecordNumber
 from common.config import KEY_FILE
 from models.cache import default_cache_root
 from tests.nodes.test_bad_input import CARD
@@ -334,7 +335,7 @@ def test_observer_reads_but_may_not_act(home: Home) -> None:
     assert refused.status_code >= 400
     assert "this node only observes" in refused.json()["error"]["message"]
     assert forbidden(eve, ada, InstanceEnsure(MODEL), InstanceReady) == "forbidden"
-    assert forbidden(eve, ada, ShardLoad("i", 1, Shard(MODEL, 0, 4, 4)), ShardLoaded) == "forbidden"
+    assert forbidden(eve, ada, ShardLoad("i", 1, Shard(MODEL, 0, 4, 4), RecordNumber(1, 1)), ShardLoaded) == "forbidden"
     assert holders(ada) == set()
 
 
@@ -366,7 +367,7 @@ def test_gateway_chats_without_layers(home: Home) -> None:
     wait_for_nodes(gus, {"ada"})
     assert answer(gus) == answer(ada)
     assert holders(gus) == {"ada"}
-    assert forbidden(ada, gus, ShardLoad("i", 1, Shard(MODEL, 0, 4, 4)), ShardLoaded) == "forbidden"
+    assert forbidden(ada, gus, ShardLoad("i", 1, Shard(MODEL, 0, 4, 4), RecordNumber(1, 1)), ShardLoaded) == "forbidden"
 
 
 def test_standalone_node_listens_on_its_api_only(home: Home) -> None:

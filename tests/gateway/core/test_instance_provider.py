@@ -14,7 +14,7 @@ from cluster.failures import FailureCode
 from cluster.openings import SessionFailure
 from cluster.placement import Instance
 from cluster.roles import Role
-from cluster.topology import NodeRecord
+from cluster.topology import NodeRecord, RecordNumber
 from gateway.core.data_plane import DataPlane
 from gateway.core.generator import Generator
 from gateway.core.instance_provider import InstanceProvider
@@ -43,7 +43,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
 @pytest.fixture
 def warm_rig(rig: Rig) -> Rig:
     """Return a gateway that knows the instance, so that its chats ask for none."""
-    rig.node.publish(InstanceUp(placed(rig)))
+    rig.node.publish(InstanceUp(placed(rig), (RecordNumber(1, 1),)))
     assert eventually(lambda: not asks(rig))
     return rig
 
@@ -137,7 +137,7 @@ def test_client_that_leaves_as_a_session_fails_asks_for_no_other(rig: Rig, tmp_p
             models = TextModels(bus, Catalogue.load(rig.config.cards_path), TemplateRenderer())
             await models.get(models.card(MODEL))
             provider = InstanceProvider(bus)
-            provider.known.mark_up(msgspec.structs.replace(rig.instance, stages=(unlinked,)))
+            provider.known.announce(msgspec.structs.replace(rig.instance, stages=(unlinked,)), (RecordNumber(1, 1),))
             plane = DataPlane(tmp_path)
             generator = Generator(bus, models, plane, provider)
             request = GenerationRequest(MODEL, TokenIds((1, 2, 3)))
@@ -156,7 +156,7 @@ def test_observer_is_given_no_instance(rig: Rig) -> None:
     async def newest(role: Role) -> Instance | None:
         async with client(rig.config.run_path, NODE_ID, "asker") as bus:
             provider = InstanceProvider(bus, role)
-            provider.known.mark_up(rig.instance)
+            provider.known.announce(rig.instance, (RecordNumber(1, 1),))
             return provider.newest(rig.instance.model_id)
 
     assert asyncio.run(newest(Role.MEMBER)) == rig.instance
