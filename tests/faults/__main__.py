@@ -6,7 +6,6 @@ It prints a table and writes build/faults.json. The exit status is 1 if a cell m
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from tests.faults.seen import CellSeen, misses
 
 RESULTS = Path("build/faults.json")
 RINGS = 10  # at a time; most of them only wait
+INTERRUPTED = 130
 
 
 def main() -> int:
@@ -42,27 +42,33 @@ def main() -> int:
     if options.list:
         sys.stdout.writelines(f"{cell.name}\n" for cell in cells)
         return 0
-    results = _run(cells, options.rings)
+    results, ended = _run(cells, options.rings)
     write(results, RESULTS)
     sys.stdout.write(f"{table.full(results)}\n{table.summary(results)}")
-    return int(any(misses(cell, seen) for cell, seen in results))
+    return int(any(misses(cell, seen) for cell, seen in results)) if ended else INTERRUPTED
 
 
-def _run(cells: Sequence[Cell], rings: int) -> list[Result]:
-    """Run cells, say on standard error how far they are, and return the results in the order of the matrix."""
+def _run(cells: Sequence[Cell], rings: int) -> tuple[list[Result], bool]:
+    """Run cells, and say on standard error how far they are.
+
+    Returns the results in the order of the matrix, and whether they are all there: after Ctrl-C some are missing.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it ends the rings as Ctrl-C does
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    begun = time.monotonic()
     parts = batches(cells, rings)
-    _say(f"{len(cells)} cells, about {expected_s(cells) / max(min(rings, len(parts)), 1) / 60 + 0.5:.0f} minutes")
+    results: list[Result] = []
+    begun = time.monotonic()
+    _say(f"{len(cells)} cells, about {expected_s(cells) / min(rings, len(parts)) / 60 + 1:.0f} minutes")
 
     def report(cell: Cell, seen: CellSeen) -> None:
+        results.append((cell, seen))
         _say(f"{time.monotonic() - begun:5.0f} s  {cell.name}: {'; '.join(misses(cell, seen)) or 'met'}")
 
     with tempfile.TemporaryDirectory() as folder:
-        results = run(parts, rings, Run(write_model(Path(folder) / "cards"), report))
-    return sorted(results, key=lambda result: cells.index(result[0]))
+        try:
+            run(parts, rings, Run(write_model(Path(folder) / "cards"), report))
+        except KeyboardInterrupt:
+            _say("interrupted; all rings have ended")
+    return sorted(results, key=lambda result: cells.index(result[0])), len(results) == len(cells)
 
 
 def _say(line: str) -> None:

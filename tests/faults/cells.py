@@ -137,9 +137,8 @@ def matrix() -> tuple[Cell, ...]:
     loads = (Load.STREAM, Load.IDLE)
     victims = list(_victims())
     linked = [victim for victim in victims if victim[2] in (Target.HUB, Target.NODE)]
-    loaded = product(victims, FAULTS, loads)
-    quiet = product(linked, FAULTS[:2], (Load.QUIET,))
-    cells = [Cell(*victim, fault=fault, load=load) for victim, fault, load in (*loaded, *quiet)]
+    hit = (*product(victims, FAULTS, loads), *product(linked, FAULTS[:2], (Load.QUIET,)))
+    cells = [Cell(nodes, place, target, placer, *how) for (nodes, place, target, placer), *how in hit]
     cells.append(Cell(2, Place.FIRST, Target.GATEWAY, True, Fault("stop", 4.0), Load.STREAM))
     cuts = product((2, 3), CUTS, loads)
     return (*cells, *(Cell(nodes, Place.LAST, Target.CABLE, False, cut, load) for nodes, cut, load in cuts))

@@ -6,7 +6,6 @@ other down. A cell that only waits needs no turn.
 
 from __future__ import annotations
 
-import logging
 import signal
 import threading
 import time
@@ -25,8 +24,6 @@ from tests.faults.clients import ASK_EVERY_S, Asker, Stream
 from tests.faults.model import QUESTION, STORY
 from tests.faults.ring import Member, Ring, ring
 from tests.faults.seen import GOAL_S, CellSeen
-
-logger = logging.getLogger(__name__)
 
 STREAMING_TURN_S = 6.0  # from the fault on; a stream that is not over by then has stopped
 FLOWS_WITHIN_S = 15.0
@@ -120,11 +117,9 @@ def _run_on_one_ring(cells: Sequence[Cell], shared: Run) -> list[Result]:
         with _formed_ring(cells[0].layout, shared) as started:
             for cell in cells:
                 seen = _run_cell(started, cell, shared)
-                forms = _forms_again(started, shared)
-                stale = started.stale_folders()
-                left = (*seen.left, *[f"machine: {stale} run folders"] * bool(stale))
-                done.append((cell, msgspec.structs.replace(seen, left=left)))
-                if not forms:
+                lasting = _lasting(started, shared)
+                done.append((cell, msgspec.structs.replace(seen, left=seen.left + lasting)))
+                if lasting:
                     break
             ended = started.stop()
     except AssertionError as error:
@@ -151,14 +146,15 @@ def _undisturbed(member: Member, shared: Run) -> str:
     return stream.text
 
 
-def _forms_again(started: Ring, shared: Run) -> bool:
+def _lasting(started: Ring, shared: Run) -> tuple[str, ...]:
+    """Wait until the ring is as it was before the fault; return what keeps it from that, or nothing."""
     try:
         with nullcontext() if all(member.running() for member in started.members.values()) else shared.turn:
             started.form(shared.good, AGAIN_WITHIN_S)
     except AssertionError as error:
-        logger.info("%s", error)
-        return False
-    return True
+        return (f"ring: {error}",)
+    stale = started.stale_folders()
+    return (f"machine: {stale} run folders",) if stale else ()
 
 
 def _run_cell(started: Ring, cell: Cell, shared: Run) -> CellSeen:

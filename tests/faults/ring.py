@@ -139,7 +139,7 @@ class Ring:
                 member.node.ready()
         deadline = time.monotonic() + within_s
         while problem := self._problem(good):
-            assert time.monotonic() < deadline, f"the ring does not form again: {problem}"
+            assert time.monotonic() < deadline, f"the ring does not form: {problem}"
             threading.Event().wait(LOOK_EVERY_S)
         return good or self.members[Place.FIRST].chat()[1]
 
