@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from tests.bench.machine import load_sentence
 from tests.faults import table
 from tests.faults.cells import Cell, batches, chosen, drawn, expected_s, matrix
 from tests.faults.driver import Result, Run, run
@@ -57,6 +58,7 @@ def _run(cells: Sequence[Cell], rings: int) -> tuple[list[Result], bool]:
     parts = batches(cells, rings)
     results: list[Result] = []
     begun = time.monotonic()
+    _say(load_sentence())
     _say(f"{len(cells)} cells, about {expected_s(cells) / min(rings, len(parts)) / 60 + 1:.0f} minutes")
 
     def report(cell: Cell, seen: CellSeen) -> None:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from tests.faults.seen import AnswerSeen, End, StreamSeen
 
 ASK_EVERY_S = 0.3
-HUNG_S = 5.0  # a request that was given up after less than that says nothing
+HUNG_S = 5.0  # without an answer or an event of a stream; less says nothing
 FLOWING = 60  # lines of a stream, which are some 30 tokens; then traffic counts as flowing
 PATH = "/v1/chat/completions"
 NO_ANSWER = "no answer"
@@ -45,7 +45,7 @@ class Stream:
     def __init__(self, api: str, inside: Inside, body: dict[str, Any], give_up_s: float) -> None:
         self.flowing = threading.Event()
         self.over = threading.Event()
-        self._ended_at = 0.0
+        self._ended_at = self._event_at = 0.0
         self._wire: socket.socket | None = None
         self._pieces: list[str] = []
         self._end = End.CUT
@@ -67,7 +67,8 @@ class Stream:
     def seen(self, begun_at: float, whole: str) -> StreamSeen:
         """Return what was seen since the fault, which began at a monotonic time; `whole` is the undisturbed text."""
         if not self.over.is_set():
-            self._end, self._ended_at = End.SILENT, time.monotonic()
+            self._ended_at = time.monotonic()
+            self._end = End.SILENT if self._ended_at - self._event_at > HUNG_S else End.RUNNING
         right = self.text == whole if self._end is End.COMPLETE else whole.startswith(self.text)
         return StreamSeen(self._end if right else End.WRONG, max(self._ended_at - begun_at, 0.0), self._sentence)
 
@@ -97,6 +98,8 @@ class Stream:
     def _read(self, response: HTTPResponse, wire: socket.socket) -> None:
         """Read lines to the end of the stream. Raises TimeoutError if it does not end in time."""
         for number, line in enumerate(iter(response.readline, b"")):
+            if line.startswith(b"data: "):  # and not a comment that keeps the connection alive
+                self._event_at = time.monotonic()
             if number == FLOWING:
                 self.flowing.set()
             if not self._goes_on(line):

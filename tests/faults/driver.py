@@ -27,7 +27,7 @@ from tests.faults.seen import GOAL_S, CellSeen
 
 STREAMING_TURN_S = 6.0  # from the fault on; a stream that is not over by then has stopped
 FLOWS_WITHIN_S = 15.0
-WHOLE_WITHIN_S = 60.0
+WHOLE_WITHIN_S = 120.0
 PATIENCE_S = 20.0
 AGAIN_WITHIN_S = 15.0  # a ring that has not formed again by then is replaced
 

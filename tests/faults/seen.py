@@ -19,12 +19,13 @@ class End(StrEnum):
     CUT = "cut"
     WRONG = "wrong text"
     SILENT = "silent"
+    RUNNING = "running"
 
 
 class StreamSeen(msgspec.Struct, frozen=True):
     """How a stream ended, after how many seconds from the fault on, and the sentence of an error or a cut.
 
-    A silent one had not ended when it was given up.
+    A silent or a running one had not ended when it was given up: the one brought nothing any more, the other did.
     """
 
     end: End
@@ -103,7 +104,7 @@ def _stream_miss(cell: Cell, stream: StreamSeen, *, here: bool) -> str:
     limit = deadline_s(cell, here=here)
     gateway_ended = here and (cell.ends_node or (cell.fault.kind == "kill" and cell.target is Target.GATEWAY))
     match stream.end:
-        case End.COMPLETE:
+        case End.COMPLETE | End.RUNNING:
             return ""
         case End.WRONG:
             return "wrong text"

@@ -61,8 +61,8 @@ def _row(cell: Cell, seen: CellSeen) -> tuple[str, ...]:
 def _stream(seen: StreamSeen | None) -> str:
     if seen is None:
         return ""
-    if seen.end is End.COMPLETE:
-        return "whole"
+    if seen.end in (End.COMPLETE, End.RUNNING):
+        return "whole" if seen.end is End.COMPLETE else "goes on"
     sentence = f": {_short(seen.sentence)}" if seen.sentence else ""
     return f"{seen.end} after {seen.after_s:.1f} s{sentence}"
 

@@ -87,6 +87,16 @@ def test_stream_that_stays_silent_is_given_up() -> None:
         assert 0.3 <= seen.after_s < WITHIN_S
 
 
+def test_stream_that_goes_on_is_not_silent() -> None:
+    with gateway(piece("ab"), silent=True) as api:
+        stream = Stream(api, lambda do: do(), {}, WITHIN_S)
+        while stream.text != "ab":
+            assert not stream.over.wait(0.01)
+        assert stream.seen(time.monotonic(), WHOLE).end is End.RUNNING
+        stream.leave()
+        assert stream.over.wait(WITHIN_S)
+
+
 def answer(text: str) -> bytes:
     return json.dumps({"choices": [{"message": {"content": text}}]}).encode()
 

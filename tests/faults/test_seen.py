@@ -31,6 +31,7 @@ def but(**changes: Any) -> CellSeen:
 
 def test_good_cell_misses_nothing() -> None:
     assert misses(cell(), GOOD) == ()
+    assert misses(cell(), but(stream_here=StreamSeen(End.RUNNING, 30.0))) == ()
 
 
 @pytest.mark.parametrize(
