@@ -63,7 +63,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class TinyShape:
-    """The sizes of a tiny Llama. `intermediate` and rows are multiples of 32, so that GGUF blocks fit."""
+    """The sizes of a tiny Llama. `intermediate` and rows are multiples of 32, so that GGUF blocks fit.
+
+    With `printable`, tokens other than printable ASCII have no weight in the head: sampled from the 20 likeliest, the
+    text is plain and never ends by itself.
+    """
 
     n_layers: int = 4
     hidden: int = 64
@@ -75,6 +79,8 @@ class TinyShape:
     attention_bias: bool = False
     mlp_bias: bool = False
     rope_scaling: Mapping[str, Any] | None = None
+    context: int = 512
+    printable: bool = False
 
     @property
     def head_dim(self) -> int:
@@ -100,7 +106,7 @@ class TinyShape:
             "rope_scaling": dict(self.rope_scaling) if self.rope_scaling else None,
             "rms_norm_eps": 1e-5,
             "tie_word_embeddings": self.tie,
-            "max_position_embeddings": 512,
+            "max_position_embeddings": self.context,
             "attention_bias": self.attention_bias,
             "mlp_bias": self.mlp_bias,
             "hidden_act": "silu",
@@ -114,7 +120,10 @@ class TinyShape:
         config = config_from_hf(self.config("float32"), {}, "the tiny model")
         random = np.random.default_rng(self.seed)
         names = tensor_names(config, whole("tiny", self.n_layers))
-        return {name: _random_tensor(random, name, tensor_shape(config, name) or ()) for name in names}
+        tensors = {name: _random_tensor(random, name, tensor_shape(config, name) or ()) for name in names}
+        if self.printable:
+            tensors["model.embed_tokens.weight" if self.tie else "lm_head.weight"][_unprintable_ids()] = 0
+        return tensors
 
 
 def _random_tensor(random: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -124,6 +133,10 @@ def _random_tensor(random: np.random.Generator, name: str, shape: tuple[int, ...
     if name.endswith(".bias"):
         return np.float32(0.1) * noise
     return noise / np.float32(np.sqrt(shape[-1]))
+
+
+def _unprintable_ids() -> list[int]:
+    return [token for piece, token in tiny_tokenizer().get_vocab().items() if not (len(piece) == 1 and piece.isascii())]
 
 
 def stored_bytes(tensor: np.ndarray, dtype: str) -> bytes:
@@ -259,7 +272,7 @@ def write_tiny_gguf(
 
 def _add_gguf_sizes(writer: GGUFWriter, shape: TinyShape) -> None:
     writer.add_block_count(shape.n_layers)
-    writer.add_context_length(512)
+    writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.hidden)
     writer.add_feed_forward_length(shape.intermediate)
     writer.add_head_count(shape.heads)

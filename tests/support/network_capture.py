@@ -42,6 +42,11 @@ class Side:
         cover = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hidden)]
         return ["ip", "netns", "exec", self.namespace, *(cover if hidden else []), *arguments]
 
+    def plug(self, *, connected: bool) -> None:
+        """Connect this side to the cable, or pull it out; it keeps its address. Raises CalledProcessError."""
+        state = "up" if connected else "down"
+        subprocess.run(["ip", "-n", self.namespace, "link", "set", "wire", state], check=True, timeout=20)
+
     def inside(self, do: Callable[[], T]) -> T:
         """Call `do`, which makes a socket for example, on a thread in the namespace, and return its result."""
         results: list[T] = []
