@@ -31,6 +31,8 @@ class Tokenizer:
         self, backend: tokenizers.Tokenizer, eos_token_ids: Iterable[int], chat_template: ChatTemplate | None
     ) -> None:
         self._backend = backend
+        self.longest_token = max(map(len, backend.get_vocab()), default=1)
+        """The most characters of one token: a token of bytes has a character for each, and a text no more of them."""
         self.eos_token_ids = frozenset(eos_token_ids)
         self.chat_template = chat_template
 
@@ -46,9 +48,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Convert text to ids. A special token that is written out in the text becomes its id; none is added."""
-        # `encode` would hold the GIL.
-        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
-        return list(encoding.ids)
+        return list(self._encoding(text).ids)
+
+    def count(self, text: str) -> int:
+        """Count the ids of a text, without making them."""
+        return len(self._encoding(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Convert ids to text without special tokens. Bytes that are not UTF-8 become U+FFFD."""
@@ -57,6 +61,11 @@ class Tokenizer:
     def stream(self) -> StreamDecoder:
         """Make a decoder for the ids of one answer."""
         return StreamDecoder(self)
+
+    def _encoding(self, text: str) -> tokenizers.Encoding:
+        # `encode` would hold the GIL.
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
+        return encoding
 
 
 class StreamDecoder:
