@@ -30,7 +30,7 @@ class PromptLimit:
     def check_characters(self, characters: int, longest: int) -> None:
         """Raise GatewayError if so many characters are too many tokens, of `longest` characters each at most.
 
-        That is a lower bound: real text has far more tokens. A text gets near it only as a run of one character.
+        That is a lower bound: only a run of one character gets near it. What a normalizer would drop counts as well.
         """
         fewest = -(-characters // longest)
         if fewest > self.tokens:

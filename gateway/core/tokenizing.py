@@ -1,7 +1,8 @@
 """Tokenizes the prompts of all requests: never on the loop for long, and in a bounded amount of memory.
 
-A tokenizer needs some 150 bytes of memory for each byte of a text. So only a few texts are tokenized at a time, long
-ones one after another, and a text that may be far too long is counted in pieces first. Knows no models.
+A tokenizer needs some 80 bytes of memory for each byte of a text, and as much again for each token. So only a few texts
+are tokenized at a time, long ones one after another, and a text that may be far too long is counted in pieces first.
+Knows no models.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def test_loop_runs_while_a_long_prompt_is_encoded(model: TextModel) -> None:
         async with rendering() as renderer:
             turning = asyncio.create_task(turn())
             await replace(model, renderer=renderer).tokens(
-                Conversation((PromptMessage("user", "the man " * 250_000),)), ROOMY
+                Conversation((PromptMessage("user", "the man " * 150_000),)), ROOMY
             )
             turning.cancel()
 
