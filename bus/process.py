@@ -51,13 +51,18 @@ def log_to(handler: logging.Handler, name: str) -> None:
     logging.basicConfig(level=os.environ.get("EXOBUS_LOG", "INFO").upper(), handlers=[handler])
 
 
-def allow_many_files() -> None:
-    """Raise the limit of open files as far as the system grants, so that foreign connections cannot use them up."""
+def allow_many_files() -> int:
+    """Raise the limit of open files as far as the system grants, so that foreign connections cannot use them up.
+
+    Returns the limit.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in (most, _MACOS_FILES):
         with suppress(OSError, ValueError):  # macOS reports no limit, and accepts 10,240
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-            return
+            break
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if allowed == resource.RLIM_INFINITY else allowed
 
 
 def bound_memory(most_bytes: int) -> None:

@@ -11,7 +11,7 @@ from cluster.failures import FailureCode
 from cluster.sampling import SamplingParams
 
 MAX_DRAFTS = 8  # more rows than that cost a pass of their own
-MAX_PROMPT = 1 << 18  # tokens; an opening with that many is nearly as large as a frame may be
+MAX_PROMPT = 1 << 18  # tokens; the gateway admits fewer if their ids would not fit a frame
 MAX_TOKENS = 1 << 30  # together with the prompt still a position of 32 bits
 MAX_BLOCKS = 1 << 17  # numbers of stored prefix blocks
 MAX_FAILURE = 4096  # characters

@@ -58,6 +58,8 @@ class Tokenizer:
             if not token.special and _REPLACEMENT in backend.decode([index])
         }
         self.vocabulary = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self.longest_token = max(map(len, backend.get_vocab()), default=1)
+        """The most characters of one token: a token of bytes has a character for each, and a text no more of them."""
         self.eos_token_ids = frozenset(eos_token_ids)
         self.chat_template = chat_template
 
@@ -73,9 +75,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Convert text to ids. A special token that is written out in the text becomes its id; none is added."""
-        # `encode` would hold the GIL.
-        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
-        return list(encoding.ids)
+        return list(self._encoding(text).ids)
+
+    def count(self, text: str) -> int:
+        """Count the ids of a text, without making them."""
+        return len(self._encoding(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Convert ids to text without special tokens. Bytes that are not UTF-8 become U+FFFD."""
@@ -96,6 +100,11 @@ class Tokenizer:
     def stream(self) -> StreamDecoder:
         """Make a decoder for the ids of one answer."""
         return StreamDecoder(self)
+
+    def _encoding(self, text: str) -> tokenizers.Encoding:
+        # `encode` would hold the GIL.
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=False)
+        return encoding
 
 
 class StreamDecoder:

@@ -14,7 +14,7 @@ import typer
 
 from actors.data_dir import DataDir, DataDirError, check_name, open_first_free, open_folder
 from actors.supervisor import run_node
-from bus.process import log_to
+from bus.process import allow_many_files, log_to
 from cli.join_codes import CODE_IS_VISIBLE, code_file, given_code, is_code, keep_code, kept_code, take_from_environment
 from cli.local_nodes import default_parent
 from cli.node.addresses import checked_api_host, checked_host
@@ -29,6 +29,9 @@ from common.private_files import PrivateFileError
 from discovery.manual import peer_endpoint
 from engines.settings import ENGINES, PRECISIONS
 from models.cache import default_cache_root
+
+MIN_FILES = 128
+"""Open files of one process. A hub has some 50 of its own and a gateway 35; the rest is for other nodes and clients."""
 
 IN_A_CLUSTER = "make a cluster with `exobus cluster init`, or join one with --join CODE"
 
@@ -50,6 +53,8 @@ def run(options: NodeOptions) -> tuple[str, int]:
         return str(error), USAGE
     except PrivateFileError as error:
         return str(error), FAILED
+    if (files := allow_many_files()) < MIN_FILES:
+        return too_few_files(files), FAILED
     try:
         folder = _open_folder(options)
     except DataDirError as error:
@@ -144,6 +149,14 @@ def warnings(options: NodeOptions) -> list[str]:
             "reads chats and keys"
         )
     return found
+
+
+def too_few_files(allowed: int) -> str:
+    """Return the sentence for a system that does not let a process open enough files."""
+    return (
+        f"a process of a node needs {MIN_FILES} open files, and this system allows {allowed}; raise the hard limit "
+        "(ulimit -Hn, or LimitNOFILE= of a service) and start the node again"
+    )
 
 
 def default_name() -> str:

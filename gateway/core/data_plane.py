@@ -17,7 +17,8 @@ import zmq
 
 from bus.dataplane.access import LOCAL, Access, best_endpoint
 from bus.dataplane.async_transport import AsyncTransport
-from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame, FrameError, Payload
+from bus.dataplane.frames import GATEWAY_STAGE, HEADER_BYTES, Flag, Frame, FrameError, Payload
+from bus.net.sockets import DATA_BYTES
 from cluster.failures import FailureCode
 from cluster.openings import Opening, SessionFailure
 from cluster.placement import Instance
@@ -103,6 +104,9 @@ class DataPlane:
 
     async def _open(self, endpoint: str, session: Session) -> None:
         payload = _encode(session.opening)
+        if len(payload) > DATA_BYTES - HEADER_BYTES:  # the stage's socket would drop it without a word
+            sentence = f"the opening has {len(payload)} bytes, and a frame holds {DATA_BYTES - HEADER_BYTES}"
+            raise SessionFailed(FailureCode.TOO_LARGE, f"{sentence}; shorten the messages")
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
                 await self._transport.send(endpoint, _frame(session, Flag.OPEN), payload)

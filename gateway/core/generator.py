@@ -18,7 +18,6 @@ from gateway.core.choice import ChoiceRun, ChoiceText
 from gateway.core.data_plane import DataPlane
 from gateway.core.errors import (
     ErrorKind,
-    GatewayCode,
     GatewayError,
     RequestField,
     error_of_session,
@@ -29,6 +28,7 @@ from gateway.core.events import GenerationFailed, GenerationFinished
 from gateway.core.generation import Generation
 from gateway.core.instance_provider import InstanceProvider
 from gateway.core.progress import LoadingModel, LoadingTokenizer, Progress, Queued, ReadingPrompt
+from gateway.core.prompt_limit import prompt_limit
 from gateway.core.redaction import describe
 from gateway.core.request import GenerationRequest, SamplingOptions
 from gateway.core.session import SessionFailed
@@ -123,7 +123,7 @@ class Generator:
         generation.model_id = card.id
         generation.progress = LoadingTokenizer(card.id)
         model = await self._models.get(card)
-        prompt = await model.tokens(request.prompt)
+        prompt = await model.tokens(request.prompt, prompt_limit(card))
         max_tokens = token_limit(request.max_tokens, len(prompt), card.context_length)
         seed = secrets.randbits(53) if request.seed is None else request.seed  # readers of JSON keep 53 bits exactly
         return _Prepared(model, prompt, max_tokens, seed)
@@ -164,18 +164,9 @@ class _Prepared:
 def token_limit(asked: int | None, prompt_tokens: int, context_length: int) -> int:
     """Return how many tokens a choice may have in the model's context.
 
-    That is what was asked for, else DEFAULT_MAX_TOKENS, at most what the prompt leaves. Raises GatewayError with both
-    numbers if the prompt leaves no room for one token.
+    That is what was asked for, else DEFAULT_MAX_TOKENS, at most what the prompt leaves.
     """
-    left = context_length - prompt_tokens
-    if left < 1:
-        sentence = (
-            f"the prompt has {prompt_tokens} tokens, and the model's context holds {context_length} with at least "
-            "one of the answer; shorten the messages"
-        )
-        code, field = GatewayCode.CONTEXT_LENGTH_EXCEEDED, RequestField.PROMPT
-        raise GatewayError(ErrorKind.TOO_LARGE, sentence, code=code, field=field)
-    return min(asked or DEFAULT_MAX_TOKENS, left)
+    return min(asked or DEFAULT_MAX_TOKENS, context_length - prompt_tokens)
 
 
 def memory_limit(max_tokens: int, prompt_tokens: int, instance: Instance) -> int:

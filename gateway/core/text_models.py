@@ -20,7 +20,9 @@ from gateway.core.errors import (
     model_not_found,
     unavailable,
 )
+from gateway.core.prompt_limit import PromptLimit
 from gateway.core.request import Conversation, Prompt, PromptMessage, Text, TokenIds
+from gateway.core.tokenizing import Tokenizing
 from models.card import ModelCard
 from models.catalogue import Catalogue
 from models.errors import ModelError, TemplateError, TemplateUnavailable, UnknownModel
@@ -30,7 +32,6 @@ from models.tokenizer import Tokenizer
 
 FETCH_TIMEOUT_S = 3600.0  # a first download may take that long
 MAX_LOADED = 4  # models whose text side stays in memory
-SHORT = 2048  # characters that are tokenized in less time than handing them to a thread takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,20 +41,22 @@ class TextModel:
     card: ModelCard
     tokenizer: Tokenizer
     renderer: TemplateRenderer
+    tokenizing: Tokenizing
 
-    async def tokens(self, prompt: Prompt) -> tuple[int, ...]:
+    async def tokens(self, prompt: Prompt, limit: PromptLimit) -> tuple[int, ...]:
         """Return the token ids of a prompt; a long one does not hold up the loop.
 
         Raises GatewayError: an invalid request if the prompt is empty, or the template refuses it or exceeds its
-        limits; unavailable if no template can be rendered now.
+        limits; too large if it has more tokens than `limit`; unavailable if no template can be rendered now, or too
+        many long prompts are being tokenized.
         """
         match prompt:
             case Conversation(messages):
-                ids = await self._encode(await self._render(messages))
+                ids = await self.tokenizing.encode(self.tokenizer, await self._render(messages), limit)
             case Text(text):
-                ids = await self._encode(text)
+                ids = await self.tokenizing.encode(self.tokenizer, text, limit)
             case TokenIds(ids):
-                pass
+                limit.check_tokens(len(ids))
         if not ids:
             raise GatewayError(ErrorKind.INVALID_REQUEST, "the prompt is empty", field=RequestField.PROMPT)
         return ids
@@ -70,10 +73,6 @@ class TextModel:
         except TemplateError as error:
             raise GatewayError(ErrorKind.INVALID_REQUEST, str(error), field=RequestField.PROMPT) from None
 
-    async def _encode(self, text: str) -> tuple[int, ...]:
-        encode = self.tokenizer.encode
-        return tuple(encode(text) if len(text) <= SHORT else await asyncio.to_thread(encode, text))
-
 
 class TextModels:
     """Text models by card id, fetched and loaded on demand."""
@@ -82,6 +81,7 @@ class TextModels:
         self.catalogue = catalogue
         self._bus = bus
         self._renderer = renderer
+        self._tokenizing = Tokenizing()
         self._loaded: LRUCache[str, TextModel] = LRUCache(MAX_LOADED)
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -109,4 +109,4 @@ class TextModels:
             raise error_of_request(error) from None
         except ModelError as error:
             raise unavailable(GatewayCode.TOKENIZER_FAILED, str(error)) from None
-        return TextModel(card, tokenizer, self._renderer)
+        return TextModel(card, tokenizer, self._renderer, self._tokenizing)

@@ -1,4 +1,7 @@
-"""Limits how many wrong API keys a client address may try. Times are monotonic seconds, given by the caller."""
+"""Counts wrong API keys by client address, and tells those who send too many to wait.
+
+It is never asked about a right key. Times are monotonic seconds, given by the caller.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ class AuthThrottle:
         self._failures: LRUCache[str, deque[float]] = LRUCache(addresses)
 
     def wait_s(self, address: str, now: float) -> int:
-        """Return the whole seconds until this address may try again; 0 if it may now."""
+        """Return the whole seconds until this address may try another key; 0 if it may now."""
         times = self._failures.get(client_of(address))
         if times is None or len(times) < self._most:
             return 0

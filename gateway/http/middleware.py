@@ -55,7 +55,11 @@ class OriginCheck:
 
 
 class KeyCheck:
-    """Requires an API key if there are any. Routes find in `state.authenticated` whether the client may see more."""
+    """Requires an API key if there are any. Routes find in `state.authenticated` whether the client may see more.
+
+    A right key always passes, whatever else its address sends: clients behind a proxy have one address. Only wrong
+    keys are counted and made to wait.
+    """
 
     def __init__(self, app: ASGIApp, keys: ApiKeys, throttle: AuthThrottle, errors: ErrorResponses) -> None:
         self._app = app
@@ -81,10 +85,10 @@ class KeyCheck:
             if scope["path"] == OPEN_PATH:
                 return False
             raise _invalid_key("this gateway requires an API key; send it as `Authorization: Bearer KEY`")
-        address, now = scope["client"][0] if scope.get("client") else "", time.monotonic()
-        self._check_throttle(address, now)
         if len(keys) == 1 and self._keys.accepts(*keys):
             return True
+        address, now = scope["client"][0] if scope.get("client") else "", time.monotonic()
+        self._check_throttle(address, now)
         self._throttle.record_failure(address, now)
         if self._throttle.wait_s(address, now):
             logger.warning("too many wrong API keys from %s; it has to wait", address)

@@ -34,7 +34,12 @@ class ChatCompletions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request. Raises GatewayError while no byte of the response has been sent."""
-        request = parse(await self._bodies.read(Request(scope, receive)))
+        async with self._bodies.read(Request(scope, receive)) as body:
+            request = parse(bytes(body))
+            body.clear()
+            await self._serve(request, scope, receive, send)
+
+    async def _serve(self, request: ChatRequest, scope: Scope, receive: Receive, send: Send) -> None:
         identity = chunks.Identity(
             f"chatcmpl-{secrets.token_hex(12)}", int(time.time()), request.model, f"exobus-{self._version}"
         )

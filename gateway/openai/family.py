@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from gateway.core.errors import GatewayError
 from gateway.core.generator import Generator
+from gateway.core.prompt_limit import prompt_limit
 from gateway.core.text_models import TextModels
 from gateway.http.json_response import JsonResponse
 from gateway.openai.chat_completions import ChatCompletions
@@ -54,6 +55,7 @@ class OpenAiFamily:
             "aliases": list(card.aliases),
             "license": card.license,
             "context_length": card.context_length,
+            "max_prompt_tokens": prompt_limit(card).tokens,
             "n_layers": card.n_layers,
             "size_bytes": card.size_bytes,
         }

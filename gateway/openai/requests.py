@@ -14,6 +14,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
 from cluster.sampling import SEEDS
+from gateway.core.prompt_limit import check_text_bytes
 from gateway.core.request import Conversation, GenerationRequest, PromptMessage, SamplingOptions
 from gateway.openai.errors import FieldError
 
@@ -81,6 +82,12 @@ class ChatMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: str | list[TextPart]
     name: Name | None = None
     tool_call_id: Name | None = None
+
+    @property
+    def text_bytes(self) -> int:
+        """The size of the content in UTF-8."""
+        texts = [self.content] if isinstance(self.content, str) else [part.text for part in self.content]
+        return sum(len(text.encode()) for text in texts)
 
     def message(self) -> PromptMessage:
         """Return the message for chat templates: text parts joined with nothing between, `developer` as `system`."""
@@ -165,7 +172,11 @@ _decoder = msgspec.json.Decoder(_Request)
 
 
 def parse(body: bytes) -> ChatRequest:
-    """Return a valid request. Raises FieldError, which names the field, for anything else."""
+    """Return a valid request.
+
+    Raises FieldError, which names the field, for anything else, and GatewayError if the messages have more text than
+    any prompt.
+    """
     written = _decode(body)
     _check_others(written, NEUTRAL, "")
     _check_ignored(written)
@@ -173,6 +184,7 @@ def parse(body: bytes) -> ChatRequest:
         raise _invalid("messages", "is required")
     messages = [_message(message, f"messages[{at}].") for at, message in enumerate(written.messages)]
     request = ChatRequest(**{**_honored(written, ChatRequest), "messages": messages})
+    check_text_bytes(sum(message.text_bytes for message in messages))
     _check_stops(request)
     _check_seed(request)
     if request.stream_options is not None and not request.stream:

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cli.node.process import MIN_FILES
 from models.catalogue import DEFAULT_MODEL
 from tests.support.models import write_tiny_gguf, write_tiny_llama
 from tests.support.nodes import CODE as JOIN_CODE
@@ -39,7 +40,12 @@ path = "{path}"
 """
 
 
-def refused(tmp_path: Path, *arguments: str) -> tuple[int, str]:
+def with_files(count: int, *command: str) -> list[str]:
+    """Return a command that runs another one, which may open so many files."""
+    return ["sh", "-c", f'ulimit -n {count} && exec "$@"', "sh", *command]
+
+
+def refused(tmp_path: Path, *arguments: str, files: int = 1024) -> tuple[int, str]:
     """Return the exit status of a node that cannot start, and the one sentence that it prints."""
     own = [
         "--data-dir",
@@ -54,7 +60,7 @@ def refused(tmp_path: Path, *arguments: str) -> tuple[int, str]:
         "0",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "cli", "node", *own, *arguments],
+        with_files(files, sys.executable, "-m", "cli", "node", *own, *arguments),
         cwd=ROOT,
         env={**clean_environment(), "EXOBUS_CACHE": str(tmp_path / "cache"), "EXOBUS_JOIN": JOIN_CODE.text()},
         capture_output=True,
@@ -116,6 +122,28 @@ def test_invalid_option_is_refused_before_the_start(tmp_path: Path, arguments: t
     assert status == 2
     assert wanted in sentence
     assert not (tmp_path / "node").exists()
+
+
+@pytest.mark.parametrize("files", [24, 32, MIN_FILES - 1])
+def test_too_few_files_are_refused_before_the_start(tmp_path: Path, files: int) -> None:
+    status, sentence = refused(tmp_path, files=files)
+    assert status == 1
+    assert f"needs {MIN_FILES} open files, and this system allows {files};" in sentence
+    assert not (tmp_path / "node").exists()
+
+
+def test_node_answers_with_the_fewest_files(tmp_path: Path) -> None:
+    (tmp_path / "cards").mkdir()
+    write_tiny_llama(tmp_path / "sound")
+    (tmp_path / "cards" / "sound.toml").write_text(CARD.format(id="sound", path=tmp_path / "sound"))
+    arguments = ["--engine", "numpy", "--cards", str(tmp_path / "cards"), "--discovery-port", "0", "--api-port", "0"]
+    environment = {"EXOBUS_JOIN": JOIN_CODE.text(), "EXOBUS_CACHE": str(tmp_path / "cache")}
+    node = NodeProcess(tmp_path / "ada", arguments, environment, lambda *command: with_files(MIN_FILES, *command))
+    try:
+        node.ready()
+        assert ask(node, "sound").status_code == 200
+    finally:
+        node.stop()
 
 
 def test_unreadable_card_ends_the_node_with_a_sentence(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from bus.process import run_actor
+from gateway.core.prompt_limit import PromptLimit
 from gateway.core.request import Prompt
 from gateway.core.text_models import TextModel
 from gateway.gateway_actor import GatewayActor
@@ -39,10 +40,10 @@ def _parse(body: bytes) -> ChatRequest:
     return parse(body)
 
 
-async def _tokens(self: TextModel, prompt: Prompt) -> tuple[int, ...]:
+async def _tokens(self: TextModel, prompt: Prompt, limit: PromptLimit) -> tuple[int, ...]:
     if IN_THE_ANSWER in repr(prompt):
         _fail(prompt)
-    return await _real_tokens(self, prompt)
+    return await _real_tokens(self, prompt, limit)
 
 
 _real_tokens = TextModel.tokens

@@ -27,7 +27,7 @@ from gateway.openai.errors import error_body
 from tests.support.text_stage import WITHIN_S
 
 SHORT = ConnectionLimits(most=64, head_s=0.5, idle_s=1, drain_s=0.5, read_s=0.5)
-BODY = BodyLimits(1000, together=2000, timeout_s=0.5, bytes_per_s=10)
+BODY = BodyLimits(1000, together=2000, free=10, timeout_s=0.5, bytes_per_s=10)
 GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
 MANY = 4096  # steps of a hundredth of a second; a server that has not closed the connection by then fails
 
@@ -130,7 +130,8 @@ def application(held: threading.Event) -> Starlette:
         return JsonResponse({"ok": True})
 
     async def read(request: Request) -> Response:
-        return JsonResponse({"bytes": len(await bodies.read(request))})
+        async with bodies.read(request) as body:
+            return JsonResponse({"bytes": len(body)})
 
     async def hold(request: Request) -> Response:
         await asyncio.to_thread(held.wait, WITHIN_S)

@@ -20,7 +20,7 @@ from bus.dataplane.transport import Transport
 from bus.net.endpoints import with_key
 from bus.net.keys import new_key_pair
 from cluster.failures import FailureCode
-from cluster.openings import Opening, SessionFailure
+from cluster.openings import MAX_PROMPT, Opening, SessionFailure
 from cluster.placement import Instance, PlacedStage
 from cluster.sampling import SamplingParams
 from cluster.shard import Shard
@@ -45,11 +45,13 @@ class Cluster:
     accesses: list[ClusterAccess]
     transports: list[Transport]
     instance: Instance
+    prompt: tuple[int, ...] = PROMPT
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
         """Open a session that runs while the block does."""
-        opening = Opening(PROMPT, 3, 9, frozenset(), SamplingParams(), only_tcp(self.plane.endpoints))
+        length, reply_to = len(self.prompt), only_tcp(self.plane.endpoints)
+        opening = Opening(self.prompt, length, 9, frozenset(), SamplingParams(), reply_to)
         running = asyncio.create_task(self.plane.run())
         try:
             async with self.plane.session(self.instance, opening) as session:
@@ -196,6 +198,18 @@ def test_no_prompt_leaves_the_instance(folder: Path) -> None:
                 async with nodes.session():
                     raise AssertionError("a session began")
             assert nodes.transports[UNKNOWN_NODE].receive(200) is None
+
+    run(test())
+
+
+def test_opening_larger_than_a_frame_is_refused_at_once(folder: Path) -> None:
+    async def test() -> None:
+        async with cluster(folder) as nodes:
+            nodes.prompt = ((1 << 31) - 1,) * MAX_PROMPT
+            with pytest.raises(SessionFailed, match=r"has 13\d{5} bytes, and a frame holds 1048512; shorten") as caught:
+                async with nodes.session():
+                    raise AssertionError("a session began")
+            assert caught.value.code is FailureCode.TOO_LARGE
 
     run(test())
 

@@ -16,8 +16,10 @@ import pytest
 from tokenizers import AddedToken
 
 from gateway.core.errors import ErrorKind, GatewayCode, GatewayError, RequestField
+from gateway.core.prompt_limit import PromptLimit
 from gateway.core.request import Conversation, PromptMessage, Text, TokenIds
-from gateway.core.text_models import SHORT, TextModel
+from gateway.core.text_models import TextModel
+from gateway.core.tokenizing import SHORT, Tokenizing
 from models.catalogue import Catalogue
 from models.templates.chat_template import ChatTemplate
 from models.templates.renderer import TemplateRenderer
@@ -26,6 +28,8 @@ from tests.support.chat import PLAIN, post
 from tests.support.gateway_rig import Rig, eventually, running_rig, stop_gateway
 from tests.support.models import TINY_VOCAB, tiny_tokenizer, write_tokenizer_files
 from tests.support.templates import TIME_BOMBS, rendering
+
+ROOMY = PromptLimit(1 << 20, "the model's context is large")
 
 
 class NotingTokenizer(Tokenizer):
@@ -48,7 +52,7 @@ def model(tmp_path: Path) -> TextModel:
     write_tokenizer_files(tmp_path)
     tokenizer = NotingTokenizer.load(tmp_path)
     assert tokenizer.chat_template is not None
-    return TextModel(Catalogue.load().get("smollm2-135m"), tokenizer, TemplateRenderer())
+    return TextModel(Catalogue.load().get("smollm2-135m"), tokenizer, TemplateRenderer(), Tokenizing())
 
 
 def prompt(model: TextModel, content: str) -> tuple[int, ...]:
@@ -56,7 +60,9 @@ def prompt(model: TextModel, content: str) -> tuple[int, ...]:
 
     async def main() -> tuple[int, ...]:
         async with rendering() as renderer:
-            return await replace(model, renderer=renderer).tokens(Conversation((PromptMessage("user", content),)))
+            return await replace(model, renderer=renderer).tokens(
+                Conversation((PromptMessage("user", content),)), ROOMY
+            )
 
     return asyncio.run(main())
 
@@ -100,7 +106,9 @@ def test_loop_runs_while_a_long_prompt_is_encoded(model: TextModel) -> None:
     async def main() -> None:
         async with rendering() as renderer:
             turning = asyncio.create_task(turn())
-            await replace(model, renderer=renderer).tokens(Conversation((PromptMessage("user", "the man " * 250_000),)))
+            await replace(model, renderer=renderer).tokens(
+                Conversation((PromptMessage("user", "the man " * 150_000),)), ROOMY
+            )
             turning.cancel()
 
     asyncio.run(main())
@@ -118,7 +126,7 @@ def test_refusal_of_the_template_is_an_invalid_request(model: TextModel) -> None
 def test_unavailable_renderer_is_retryable(model: TextModel) -> None:
     async def main() -> None:
         await model.renderer.close()
-        await model.tokens(Conversation(()))
+        await model.tokens(Conversation(()), ROOMY)
 
     with pytest.raises(GatewayError) as caught:
         asyncio.run(main())
@@ -128,18 +136,18 @@ def test_unavailable_renderer_is_retryable(model: TextModel) -> None:
 
 def test_text_and_token_ids_need_no_template(model: TextModel) -> None:
     plain = with_template(model, None)
-    ids = asyncio.run(plain.tokens(Text("the man")))
+    ids = asyncio.run(plain.tokens(Text("the man"), ROOMY))
     assert ids == tuple(plain.tokenizer.encode("the man"))
-    assert asyncio.run(plain.tokens(TokenIds(ids))) == ids
+    assert asyncio.run(plain.tokens(TokenIds(ids), ROOMY)) == ids
     with pytest.raises(GatewayError, match="choose an instruct model") as caught:
-        asyncio.run(plain.tokens(Conversation((PromptMessage("user", "hello"),))))
+        asyncio.run(plain.tokens(Conversation((PromptMessage("user", "hello"),)), ROOMY))
     assert caught.value.field is RequestField.MODEL
 
 
 @pytest.mark.parametrize("prompt", [Text(""), TokenIds(())])
 def test_empty_prompt_is_refused(model: TextModel, prompt: Text | TokenIds) -> None:
     with pytest.raises(GatewayError, match="empty"):
-        asyncio.run(model.tokens(prompt))
+        asyncio.run(model.tokens(prompt, ROOMY))
 
 
 @pytest.fixture

@@ -59,13 +59,21 @@ def test_bodies_together_are_bounded(served: Served) -> None:
     with served.connected(posted("content-length: 999")) as one, served.connected(posted("content-length: 999")) as two:
         for client in (one, two):
             client.sendall(b"x" * 998)
-        with served.connected(posted("content-length: 9") + b"x" * 9) as small:
-            assert status(one_answer(small)) == 503
+        with served.connected(posted("content-length: 99") + b"x" * 99) as third:
+            assert status(one_answer(third)) == 503
         for client in (one, two):
             client.sendall(b"x")
             assert status(one_answer(client)) == 200
     with served.connected(posted("content-length: 9") + b"x" * 9) as later:
         assert status(one_answer(later)) == 200
+
+
+def test_small_body_passes_beside_large_ones(served: Served) -> None:
+    with served.connected(posted("content-length: 999")) as one, served.connected(posted("content-length: 999")) as two:
+        for client in (one, two):
+            client.sendall(b"x" * 998)
+        with served.connected(posted("content-length: 10") + b"x" * 10) as small:
+            assert status(one_answer(small)) == 200
 
 
 def test_connection_survives_a_refused_body(served: Served) -> None:
