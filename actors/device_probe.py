@@ -1,8 +1,8 @@
 """Describes this machine and finds the engine that is fastest on it.
 
 `python -m actors.device_probe ENGINE PRECISION CACHE_DIR` prints JSON. It is a process of its own, so that the node
-actor stays small. The measurement is kept beside the models until a package or the processor changes. Available memory
-is not part of it: that changes by the second.
+actor stays small. The measurement is kept beside the models until a package or the processor changes; if it cannot be
+kept, each start measures anew. Available memory is not part of it: that changes by the second.
 """
 
 from __future__ import annotations
@@ -55,8 +55,13 @@ def _measure(file: Path, fingerprint: str, precision: Precision) -> DeviceCapabi
 
     engines = measure(ENGINES, PROBE_TIMEOUT_S, precision)  # `detail` of the others says why they cannot be used
     found = _machine(tuple(sorted(engines, key=lambda engine: (not engine.usable, engine.ms_per_layer or 0.0))))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, msgspec.json.encode(Measured(fingerprint, found)))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, msgspec.json.encode(Measured(fingerprint, found)))
+    except OSError as error:
+        sys.stderr.write(
+            f"what the engines take is measured at each start: {file} cannot be written ({error.strerror})\n"
+        )
     return found
 
 

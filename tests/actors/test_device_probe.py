@@ -33,6 +33,18 @@ def test_each_precision_is_measured_once_and_kept(tmp_path: Path, probed: list[P
     assert probed == list(PRECISIONS)
 
 
+@pytest.mark.parametrize("cache", ["file", "file/models", "dangling"])
+def test_measurement_that_cannot_be_kept_still_counts(
+    tmp_path: Path, probed: list[Precision], capsys: pytest.CaptureFixture[str], cache: str
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "dangling").symlink_to("nowhere/at/all")
+    for _ in range(2):
+        assert device_probe.describe("auto", "fast", tmp_path / cache).engine == "onnx"
+    assert probed == ["fast", "fast"]
+    assert "is measured at each start" in capsys.readouterr().err
+
+
 def test_named_engine_is_not_measured(tmp_path: Path, probed: list[Precision]) -> None:
     found = device_probe.describe("numpy", "fast", tmp_path)
     assert (found.engine, found.why, probed) == ("numpy", "it was asked for", [])
