@@ -77,7 +77,7 @@ class Device:
     async def _measure(self) -> DeviceCapabilities:
         config = self._config
         child = await asyncio.create_subprocess_exec(
-            *module_command(PROBE, config.engine, config.precision, config.cache_dir),
+            *module_command(PROBE, config.engine, config.precision, config.cache_dir, config.data_dir),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -42,7 +42,14 @@ def test_measurement_that_cannot_be_kept_still_counts(
     for _ in range(2):
         assert device_probe.describe("auto", "fast", tmp_path / cache).engine == "onnx"
     assert probed == ["fast", "fast"]
-    assert "is measured at each start" in capsys.readouterr().err
+    assert "the engines will be measured again" in capsys.readouterr().err
+
+
+def test_measurement_is_kept_in_the_second_folder_if_need_be(tmp_path: Path, probed: list[Precision]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for _ in range(2):
+        assert device_probe.describe("auto", "fast", tmp_path / "file", tmp_path / "data").engine == "onnx"
+    assert probed == ["fast"]
 
 
 def test_named_engine_is_not_measured(tmp_path: Path, probed: list[Precision]) -> None:
