@@ -34,7 +34,10 @@ class Child:
         self._threads = threads
 
     async def run_once(self) -> tuple[int, float]:
-        """Run the process to its end. Returns its exit status and its lifetime in seconds."""
+        """Run the process to its end. Returns its exit status and its lifetime in seconds.
+
+        Raises OSError if it cannot be started: no room for its log, no descriptors or no processes are left.
+        """
         begun = time.monotonic()
         with open(self._log, "ab", buffering=0) as log:  # noqa: ASYNC230 - a local file, once a start
             self._process = await asyncio.create_subprocess_exec(
@@ -47,6 +50,12 @@ class Child:
             )
         return await self._process.wait(), time.monotonic() - begun
 
+    def kill(self) -> None:
+        """Kill the process and its children at once, if it runs. It counts as a death."""
+        if self._process and self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
     async def stop(self) -> None:
         """Ask the process to end, and kill its process group if it does not end in time."""
         self.stopped = True
@@ -58,8 +67,7 @@ class Child:
         try:
             await asyncio.wait_for(asyncio.shield(process.wait()), STOP_TIMEOUT_S)
         except TimeoutError:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            self.kill()
             await process.wait()
 
 

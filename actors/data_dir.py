@@ -1,7 +1,7 @@
 """A node's data folder: its key, its logs, the lock against a second node in the same folder, and its run folder.
 
-Both folders must be private: any process that can enter them counts as this user's. The run folder holds the ipc
-endpoints; it lies in the system's temporary folder because the path of a socket is limited to about 100 characters.
+Both folders must be private: any process that can enter them counts as this user's. The run folder lies elsewhere,
+because the path of a socket is limited to about 100 characters; `actors.run_folder` says where.
 """
 
 from __future__ import annotations
@@ -9,20 +9,19 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tempfile
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from actors.run_folder import PREFIX, NoRunFolder, new_run_folder, run_parents
 from bus.net.keys import own_key_pair
 from common.config import CONFIG_FILE, KEY_FILE, NodeConfig, read_config
 from common.files import write_atomic
 from common.private_files import FOR_OTHERS, PrivateFileError
 
-_RUN_FILE = "run"  # holds the path of the run folder
-_RUN_PREFIX = "exobus-"
+RUN_FILE = "run"  # holds the path of the run folder
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -50,7 +49,7 @@ class DataDir:
 
     def close(self) -> None:
         """Remove the run folder and release the lock."""
-        (self.path / _RUN_FILE).unlink(missing_ok=True)
+        (self.path / RUN_FILE).unlink(missing_ok=True)
         shutil.rmtree(self.run_dir, ignore_errors=True)
         self.lock.release()
 
@@ -66,7 +65,7 @@ def open_folder(path: Path) -> DataDir:
     """Lock a data folder, which is made if it does not exist, and make its run folder. Raises DataDirError."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _check_private(path, "pass another --data-dir")
+        _check_private(path)
         (path / "logs").mkdir(exist_ok=True, mode=0o700)
         lock = FileLock(path / "lock")
         lock.acquire(timeout=0)
@@ -75,39 +74,36 @@ def open_folder(path: Path) -> DataDir:
         owner = f"node {config.name!r}" if config else "another node"
         raise DataDirInUse(f"{path} is in use by {owner}; stop it, or pass another --data-dir or --name") from None
     except OSError as error:
-        raise DataDirError(f"{path} cannot be written ({error.strerror}); pass another --data-dir") from None
+        raise _unwritable(path, error) from None
     with ExitStack() as undo:
         undo.callback(lock.release)
         try:
             node_id = own_key_pair(path / KEY_FILE).node_id
-        except PrivateFileError as error:
+            _remove_stale_run_dir(path)
+            run_dir = new_run_folder()
+            undo.callback(shutil.rmtree, run_dir, ignore_errors=True)
+            write_atomic(path / RUN_FILE, str(run_dir))
+        except (PrivateFileError, NoRunFolder) as error:
             raise DataDirError(str(error)) from None
-        _remove_stale_run_dir(path)
-        run_dir = _new_run_dir()
-        undo.callback(shutil.rmtree, run_dir, ignore_errors=True)
-        write_atomic(path / _RUN_FILE, str(run_dir))
+        except OSError as error:
+            raise _unwritable(path, error) from None
         undo.pop_all()
     return DataDir(path, node_id, run_dir, lock)
 
 
-def _check_private(folder: Path, otherwise: str) -> None:
-    """Raise DataDirError if others own the folder or may enter it; the message ends with `otherwise`."""
+def _unwritable(path: Path, error: OSError) -> DataDirError:
+    return DataDirError(f"{path} cannot be written ({error.strerror}); pass another --data-dir")
+
+
+def _check_private(folder: Path) -> None:
+    """Raise DataDirError if others own the folder or may enter it."""
     status = folder.stat()
     if status.st_uid != os.getuid():
-        raise DataDirError(f"{folder} belongs to another user; {otherwise}")
+        raise DataDirError(f"{folder} belongs to another user; pass another --data-dir")
     if status.st_mode & FOR_OTHERS:
-        raise DataDirError(f"{folder} is open to other users; make it yours alone with chmod 700, or {otherwise}")
-
-
-def _new_run_dir() -> Path:
-    """Make the folder of the ipc endpoints. Raises DataDirError on a file system that keeps no modes."""
-    run_dir = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX))
-    try:
-        _check_private(run_dir, "set TMPDIR to a folder on another file system")
-    except DataDirError:
-        run_dir.rmdir()
-        raise
-    return run_dir
+        raise DataDirError(
+            f"{folder} is open to other users; make it yours alone with chmod 700, or pass another --data-dir"
+        )
 
 
 def _remove_stale_run_dir(path: Path) -> None:
@@ -116,8 +112,8 @@ def _remove_stale_run_dir(path: Path) -> None:
     In a copy of a data folder, the file names the run folder of the original, which is left alone.
     """
     with suppress(OSError, ValueError):
-        run_dir = Path((path / _RUN_FILE).read_text())
-        ours = run_dir.parent == Path(tempfile.gettempdir()) and run_dir.name.startswith(_RUN_PREFIX)
+        run_dir = Path((path / RUN_FILE).read_text())
+        ours = run_dir.parent in run_parents() and run_dir.name.startswith(PREFIX)
         if ours and Path(read_config(run_dir).data_dir) == path:
             shutil.rmtree(run_dir)
 
@@ -125,7 +121,7 @@ def _remove_stale_run_dir(path: Path) -> None:
 def running_node(path: Path) -> NodeConfig | None:
     """Return the settings of the node that runs in this data folder, or None if none does."""
     try:
-        run_dir = Path((path / _RUN_FILE).read_text())
+        run_dir = Path((path / RUN_FILE).read_text())
         return read_config(run_dir) if (run_dir / CONFIG_FILE).exists() and _is_locked(path) else None
     except (OSError, ValueError):
         return None

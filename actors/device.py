@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import platform
 import uuid
 from contextlib import suppress
@@ -17,6 +18,9 @@ from cluster.failures import FailureCode
 from common.config import NodeConfig
 from common.python_child import child_environment, module_command
 
+logger = logging.getLogger(__name__)
+
+PROBE = "actors.device_probe"
 MEASURE_TIMEOUT_S = 90.0
 MEMORY_STEP = 64 << 20  # bytes; a smaller change of memory is not worth a new record
 
@@ -43,6 +47,12 @@ class Device:
         assert self._measuring is not None, "start() comes first"
         return await asyncio.shield(self._measuring)
 
+    def failure(self) -> str:
+        """Return why no engine can be used here, as one sentence; empty while that is not known, and if one can."""
+        task = self._measuring
+        failed = task is not None and task.done() and not task.cancelled() and task.exception()
+        return str(failed or "")
+
     def now(self, nodes_here: int) -> DeviceCapabilities:
         """Return what is known at this moment; before the measurement is over, only memory.
 
@@ -67,7 +77,7 @@ class Device:
     async def _measure(self) -> DeviceCapabilities:
         config = self._config
         child = await asyncio.create_subprocess_exec(
-            *module_command("actors.device_probe", config.engine, config.precision, config.cache_dir),
+            *module_command(PROBE, config.engine, config.precision, config.cache_dir, config.data_dir),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
@@ -84,9 +94,11 @@ class Device:
             with suppress(ProcessLookupError):
                 child.kill()
             await child.wait()
+        said = errors.decode(errors="replace").strip().splitlines()[-1:]
         if child.returncode:
-            sentence = errors.decode(errors="replace").strip().splitlines()[-1:] or ["measuring the engines failed"]
-            raise RequestError(FailureCode.NO_ENGINE, sentence[0])
+            raise RequestError(FailureCode.NO_ENGINE, "".join(said) or "measuring the engines failed; pass --engine")
+        if said:
+            logger.warning("%s", said[0])
         return msgspec.json.decode(output, type=DeviceCapabilities)
 
 

@@ -1,8 +1,9 @@
 """Describes this machine and finds the engine that is fastest on it.
 
-`python -m actors.device_probe ENGINE PRECISION CACHE_DIR` prints JSON. It is a process of its own, so that the node
-actor stays small. The measurement is kept beside the models until a package or the processor changes. Available memory
-is not part of it: that changes by the second.
+`python -m actors.device_probe ENGINE PRECISION FOLDER...` prints JSON. It is a process of its own, so that the node
+actor stays small. The measurement is kept until a package or the processor changes, in the first folder that can be
+written: the model cache, for all nodes of the machine, or the node's data folder. Available memory is not part of it:
+that changes by the second.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -33,30 +35,37 @@ class Measured(msgspec.Struct, frozen=True):
     capabilities: DeviceCapabilities
 
 
-def describe(engine: str, precision: Precision, cache_dir: Path) -> DeviceCapabilities:
+def describe(engine: str, precision: Precision, *folders: Path) -> DeviceCapabilities:
     """Describe the machine with `engine` chosen: `auto` takes the fastest at this precision, a name is not checked.
 
     Raises engines.engine.EngineError if no engine works.
     """
     from engines.probe import choose, fingerprint
 
-    file, key = cache_dir / MEASURED_FILE.format(precision), fingerprint(precision=precision)
-    kept = _kept(file, key)
+    files, key = [folder / MEASURED_FILE.format(precision) for folder in folders], fingerprint(precision=precision)
+    kept = next(filter(None, (_kept(file, key) for file in files)), None)
     if engine != "auto":
         return msgspec.structs.replace(kept or _machine(()), engine=engine, why="it was asked for")
-    found = kept or _measure(file, key, precision)
+    found = kept or _measure(files, key, precision)
     name, why = choose(found.engines)
     return msgspec.structs.replace(found, engine=name, why=why)
 
 
-def _measure(file: Path, fingerprint: str, precision: Precision) -> DeviceCapabilities:
+def _measure(files: Sequence[Path], fingerprint: str, precision: Precision) -> DeviceCapabilities:
     from engines.probe import measure
     from engines.settings import ENGINES
 
     engines = measure(ENGINES, PROBE_TIMEOUT_S, precision)  # `detail` of the others says why they cannot be used
     found = _machine(tuple(sorted(engines, key=lambda engine: (not engine.usable, engine.ms_per_layer or 0.0))))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(file, msgspec.json.encode(Measured(fingerprint, found)))
+    reasons = []
+    for file in files:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, msgspec.json.encode(Measured(fingerprint, found)))
+            return found
+        except OSError as error:
+            reasons.append(f"{file} cannot be written ({error.strerror})")
+    sys.stderr.write(f"the engines will be measured again at the next start: {'; '.join(reasons)}\n")
     return found
 
 
@@ -93,12 +102,12 @@ def _model() -> str:
         return f"{platform.system()} {platform.machine()}"
 
 
-def main(engine: str, precision: str, cache_dir: str) -> None:
+def main(engine: str, precision: str, *folders: str) -> None:
     """Print DeviceCapabilities as one line of JSON; on failure, print one sentence on standard error."""
     from engines.engine import EngineError
 
     try:
-        found = describe(engine, cast(Precision, precision), Path(cache_dir))  # which the engines check
+        found = describe(engine, cast(Precision, precision), *map(Path, folders))  # which the engines check
     except EngineError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(1) from None
@@ -106,4 +115,4 @@ def main(engine: str, precision: str, cache_dir: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:])

@@ -41,7 +41,7 @@ from bus.messages import (
     TopologyState,
 )
 from bus.net.identity import own_role
-from bus.process import run_actor
+from bus.process import CannotStart, run_actor
 from bus.wire import Envelope
 from cluster.failures import FailureCode
 from cluster.held_stages import HeldStage, StageReview
@@ -115,7 +115,9 @@ class NodeActor(Actor):
 
     @every(RECORD_EVERY_S)
     async def record(self) -> None:
-        """Publish the record: at once when it changes, else every two seconds."""
+        """Publish the record: at once when it changes, else every two seconds. Raises CannotStart without an engine."""
+        if failure := self._device.failure():
+            raise CannotStart(failure)
         record = self._own_record()
         unchanged = self._published is not None and _nearly_equal(record, self._published)
         if not unchanged or time.monotonic() - self._published_at >= REPEAT_AFTER_S:

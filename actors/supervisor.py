@@ -17,7 +17,8 @@ import msgspec
 
 from actors.child import Child, last_sentence
 from actors.data_dir import DataDir
-from bus.actor import Actor, on
+from actors.run_folder import RunFolder
+from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
 from bus.messages import (
     ActorDown,
@@ -58,7 +59,10 @@ ACTORS = {
     "download": "actors.download_actor",
 }
 ENGINE = "actors.engine_actor"
-START_TIMEOUT_S = 15.0
+NEEDED = ("an API that listens", "an engine that was measured")  # once all actors are registered
+START_TIMEOUT_S = 15.0  # of one process
+READY_TIMEOUT_S = 180.0  # of the node; measuring the engines may take half of it
+KEEP_EVERY_S = 2.0
 REPEAT_REFUSAL_AFTER_S = 60.0
 
 
@@ -95,6 +99,8 @@ class Supervisor(Actor):
         self._hub: HubState
         self._capabilities: DeviceCapabilities | None = None  # of this node, once its gateway listens
         self._shown = False
+        self._ready_by = time.monotonic() + READY_TIMEOUT_S
+        self._run_folder = RunFolder(config.run_path)
         self._names: dict[str, str] = {}  # node id -> name, from the nodes' records
         self._children: dict[str, Child] = {}
         self._runs: dict[str, asyncio.Task[None]] = {}  # by child: runs it again and again until it is given up
@@ -162,6 +168,34 @@ class Supervisor(Actor):
         if self._capabilities and not self._shown and all(child.registered.done() for child in actors):
             self._shown = True
             self._screen.ready(self._config, self._hub, self._capabilities)
+
+    @every(KEEP_EVERY_S)
+    async def end_late_start(self) -> None:
+        """End the node if it is not ready in time, with what it lacks as its failure."""
+        if self._shown or time.monotonic() < self._ready_by:
+            return
+        lacking = [name for name, child in self._children.items() if name in ACTORS and not child.registered.done()]
+        self._fail(
+            f"the node was not ready within {READY_TIMEOUT_S:g} s: it lacks {' and '.join(lacking or NEEDED)}; "
+            f"see the logs in {self._folder.logs}, and start it again"
+        )
+
+    @every(KEEP_EVERY_S)
+    async def keep_run_folder(self) -> None:
+        """Restore what was removed from the run folder; a process whose socket was removed is started again."""
+        try:
+            bereft = self._run_folder.keep(time.monotonic())
+        except OSError as error:
+            self._fail(f"the run folder {self._config.run_dir} was removed ({error.strerror}); start the node again")
+            return
+        for child in [child for name, child in self._children.items() if name in bereft]:
+            self._screen.event(f"the socket of {child.name} was removed from {self._config.run_dir}")
+            child.kill()
+
+    def _fail(self, sentence: str) -> None:
+        """End the node, with a sentence for its owner."""
+        self.failure = sentence
+        self.stop()
 
     @on(PeerUp)
     async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
@@ -234,13 +268,17 @@ class Supervisor(Actor):
     async def _run(self, child: Child) -> None:
         """Run a child, and start it again after each death, until it is stopped or given up."""
         while True:
-            status, lifetime_s = await child.run_once()
+            try:
+                status, lifetime_s = await child.run_once()
+                reason = self._reason(child.name, status)
+            except OSError as error:
+                status, lifetime_s, reason = 1, 0.0, f"it cannot be started: {error.strerror}"
             if child.stopped:
                 return
             child.restarts = child.restarts.died(time.monotonic(), lifetime_s)
             is_engine = child.name.startswith("engine")  # the node actor starts engines, so it decides about them
             final = status == CANNOT_START or child.restarts.exhausted or is_engine
-            await self._report(child.name, self._reason(child.name, status), final=final, fatal=final and not is_engine)
+            await self._report(child.name, reason, final=final, fatal=final and not is_engine)
             if final:
                 return
             await asyncio.sleep(child.restarts.pause)
@@ -252,8 +290,7 @@ class Supervisor(Actor):
         """
         logger.warning("%s ended (%s)", name, reason)
         if fatal:
-            self.failure = f"{name}: {reason}"
-            self.stop()
+            self._fail(f"{name}: {reason}")
         else:
             self._screen.event(f"{name} ended ({reason}){'' if final else '; it is started again'}")
         await self.bus.publish(ActorDown(name, reason, final))
@@ -274,13 +311,21 @@ class Supervisor(Actor):
         raise NodeFailed(self.failure or f"the hub did not start within {START_TIMEOUT_S:g} s; see {self._folder.logs}")
 
     def _keep_ports(self, hub: HubState) -> None:
-        """Write the hub's ports into the settings, so that a restarted hub takes the same: other nodes know them."""
+        """Write the hub's ports into the settings, so that a restarted hub takes the same: other nodes know them.
+
+        Raises NodeFailed if there is no room for them.
+        """
         bus_port, join_port = port_of(hub.endpoint), port_of(hub.join_endpoint)
         config = self._config
         self._config = msgspec.structs.replace(
             config, bus_port=bus_port or config.bus_port, join_port=join_port or config.join_port
         )
-        write_config(self._config)
+        try:
+            write_config(self._config)
+        except OSError as error:
+            raise NodeFailed(
+                f"the run folder {config.run_dir} cannot be written ({error.strerror}); make room, and start again"
+            ) from None
 
     async def _registered(self, child: Child) -> int:
         """Wait until the hub knows a child; return its process id. Raises RequestError if it ends or is too slow."""

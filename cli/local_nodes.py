@@ -11,7 +11,8 @@ import msgspec
 import typer
 from platformdirs import user_data_path
 
-from actors.data_dir import running_node
+from actors.data_dir import RUN_FILE, running_node
+from actors.run_folder import PREFIX
 from cli.api_client import Api
 from cli.options import UNREACHABLE, USAGE, leave
 from common.config import CONFIG_FILE, DEFAULT_API_PORT, NodeConfig, read_config
@@ -41,9 +42,12 @@ def _rank(node: NodeConfig) -> tuple[bool, str, str]:
 
 
 def _data_folders() -> list[Path]:
-    """Return the data folders of nodes that have a run folder. The run folder of another user is ignored."""
-    folders = set()
-    for file in Path(tempfile.gettempdir()).glob(f"exobus-*/{CONFIG_FILE}"):
+    """Return the data folders of nodes that have a run folder. The run folder of another user is ignored.
+
+    A node with a folder of its own is found by its run folder, if that is among the temporary files of this process.
+    """
+    folders = {file.parent for file in default_parent().glob(f"*/{RUN_FILE}")}
+    for file in Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{CONFIG_FILE}"):
         try:
             if file.parent.stat().st_uid == os.getuid():
                 folders.add(Path(read_config(file.parent).data_dir))

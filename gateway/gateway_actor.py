@@ -178,4 +178,6 @@ def _port_before(config: NodeConfig) -> int:
 def announce(config: NodeConfig, port: int) -> None:
     """Write the gateway's URL into the run folder."""
     host = _LOOPBACK_OF.get(config.api_host, config.api_host)
-    write_atomic(config.run_path / API_FILE, f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    if config.api() != url:  # after a restart it is the same, and the disk may be full
+        write_atomic(config.run_path / API_FILE, url)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,8 +17,8 @@ from platformdirs import user_cache_path
 from common.files import write_atomic
 from models.card import FolderSource, ModelCard
 
-_RECORD = ".exobus.json"
 _MODEL_FILES = (".safetensors", ".json", ".jinja")
+RECORD = ".exobus.json"
 
 
 class CachedFile(msgspec.Struct, frozen=True):
@@ -29,10 +30,16 @@ class CachedFile(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct):
-    """What a model's folder holds. `revision` is the commit, or the hash of the wheel, that the files are from."""
+    """What a model's folder holds.
+
+    `revision` is the commit, or the hash of the wheel, that the files are from. Of a repository, `source` is its name
+    and revision in the card, and `settings` are the names of all its files but the weights.
+    """
 
     revision: str = ""
     files: dict[str, CachedFile] = {}
+    source: str = ""
+    settings: list[str] = []
 
 
 def default_cache_root() -> Path:
@@ -76,17 +83,28 @@ def _seen_at(path: Path) -> Iterator[_Seen]:
             yield file.name, status.st_size, status.st_mtime_ns
 
 
+def clear_folder(folder: Path, kept: Collection[str] = ()) -> None:
+    """Remove all that another source or commit left in `folder`, but the record and the entries named in `kept`."""
+    for path in folder.iterdir():
+        if path.name in kept or path.name == RECORD:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def read_record(folder: Path) -> Record:
     """Read the record of `folder`. A missing or damaged one is empty, so that everything is fetched again."""
     try:
-        return msgspec.json.decode((folder / _RECORD).read_bytes(), type=Record)
+        return msgspec.json.decode((folder / RECORD).read_bytes(), type=Record)
     except (OSError, msgspec.DecodeError):
         return Record()
 
 
 def write_record(folder: Path, record: Record) -> None:
     """Replace the record of `folder`. Raises OSError."""
-    write_atomic(folder / _RECORD, msgspec.json.encode(record))
+    write_atomic(folder / RECORD, msgspec.json.encode(record))
 
 
 def sha256_of(path: Path) -> str:

@@ -46,12 +46,17 @@ def ensure_tokenizer(weights_path: Path, folder: Path, timeout_s: float = 120.0)
 
     Raises TokenizerError.
     """
-    origin = _origin_of(weights_path, folder)
-    if (folder / TOKENIZER_FILE).is_file() and _recorded_origin(folder) == origin:
+    if is_built(weights_path, folder):
         return
+    origin = _origin_of(weights_path, folder)
     (folder / _ORIGIN_FILE).unlink(missing_ok=True)
     _build_in_child(weights_path, folder, timeout_s)
     write_atomic(folder / _ORIGIN_FILE, msgspec.json.encode(origin))
+
+
+def is_built(weights_path: Path, folder: Path) -> bool:
+    """Return whether the tokenizer files in `folder` were made from this very file. Raises TokenizerError."""
+    return (folder / TOKENIZER_FILE).is_file() and _recorded_origin(folder) == _origin_of(weights_path, folder)
 
 
 def _origin_of(weights_path: Path, folder: Path) -> _Origin:

@@ -7,9 +7,14 @@ So an endpoint identifies its node, and no tcp connection is made without knowin
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import zmq
+
 from bus.net.keys import KEY_BYTES, node_id_of
+
+LONGEST_NAME = "engine-999999.ring"  # of a socket in a run folder
 
 
 class HubPaths:
@@ -19,6 +24,15 @@ class HubPaths:
         self.facts_in = f"ipc://{run_dir}/facts-in"
         self.facts_out = f"ipc://{run_dir}/facts-out"
         self.work = f"ipc://{run_dir}/work"
+
+
+def fits_ipc(run_dir: Path) -> bool:
+    """Return whether the path of each socket in a run folder is short enough for the system, and UTF-8."""
+    path = os.fsencode(run_dir / LONGEST_NAME)
+    try:
+        return len(path) <= zmq.IPC_PATH_MAX_LEN and bool(path.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def with_key(address: str, public: bytes) -> str:

@@ -7,8 +7,10 @@ import logging
 import os
 import re
 import socket
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import typer
 
@@ -34,6 +36,15 @@ MIN_FILES = 128
 """Open files of one process. A hub has some 50 of its own and a gateway 35; the rest is for other nodes and clients."""
 
 IN_A_CLUSTER = "make a cluster with `exobus cluster init`, or join one with --join CODE"
+
+
+class _LogFile(logging.FileHandler):
+    """A log that loses records while its disk is full, instead of showing tracebacks on the screen."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Report any failure but one of the disk."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
 
 
 class BadOption(Exception):
@@ -71,8 +82,11 @@ def run(options: NodeOptions) -> tuple[str, int]:
 
 def _run(options: NodeOptions, folder: DataDir, code: JoinCode | None) -> str:
     config = settings(options, folder, code)
-    write_config(config)
-    log_to(logging.FileHandler(folder.logs / "supervisor.log"), "supervisor")
+    try:
+        write_config(config)
+        log_to(_LogFile(folder.logs / "supervisor.log"), "supervisor")
+    except OSError as error:
+        return f"{error.filename} cannot be written ({error.strerror}); make room, or pass another --data-dir"
     for sentence in warnings(options):
         typer.echo(sentence, err=True)
     role = code.role if code else Role.MEMBER
@@ -107,10 +121,29 @@ def check_options(options: NodeOptions, code: JoinCode | None) -> None:
         raise BadOption(f"--precision {options.precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
     if options.cards is not None and not options.cards.exists():
         raise BadOption(f"--cards {options.cards} does not exist; give a folder of model cards")
+    _check_paths(options)
     for peer in options.peers:
         peer_endpoint(peer)
     if code is None:
         _check_alone(options)
+
+
+def _check_paths(options: NodeOptions) -> None:
+    """Raise BadOption for a path that is not UTF-8, as messages and settings are, and for a cache that is no folder."""
+    cache = default_cache_root()
+    folders = {"--data-dir": options.data_dir or default_parent(), "the model cache": cache}
+    for name, path in {**folders, "--cards": options.cards, "--api-keys": options.api_keys}.items():
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise BadOption(f"{name} {str(path)!r} is not UTF-8; give a path whose letters are") from None
+    if not _nearest(cache).is_dir():
+        raise BadOption(f"the model cache {cache} is not a folder; set EXOBUS_CACHE to one")
+
+
+def _nearest(path: Path) -> Path:
+    """Return the path itself if there is anything of that name, else the parent of which that is so."""
+    return next(there for there in (path.absolute(), *path.absolute().parents) if os.path.lexists(there))
 
 
 def _check_alone(options: NodeOptions) -> None:
@@ -147,6 +180,12 @@ def warnings(options: NodeOptions) -> list[str]:
         found.append(
             f"warning: the API on {options.api_host} is plain HTTP; anyone who can listen in on that network "
             "reads chats and keys"
+        )
+    cache = default_cache_root()
+    if not os.access(_nearest(cache), os.W_OK | os.X_OK):
+        found.append(
+            f"warning: the model cache {cache} cannot be written, so only models that are complete in it can be used; "
+            "EXOBUS_CACHE names another folder"
         )
     return found
 

@@ -26,10 +26,11 @@ def fetch(
         return _fetch_from_source(FetchRequest(card, shard, cache, report, cancelled or Event()))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = "the disk is full"
+            sentence = "the disk is full; make room or set EXOBUS_CACHE to a folder on another disk"
         else:
-            reason = f"{error.filename or cache.root} could not be written ({error.strerror or error})"
-        raise DownloadError(f"{reason}; make room or set EXOBUS_CACHE to another folder") from error
+            path = error.filename or cache.root
+            sentence = f"{path} could not be written ({error.strerror or error}); set EXOBUS_CACHE to another folder"
+        raise DownloadError(sentence) from error
 
 
 def _fetch_from_source(request: FetchRequest) -> Path:

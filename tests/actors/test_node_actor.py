@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from actors import device
 from actors.node_actor import NodeActor
 from bus.client import BusClient, RequestError
 from bus.messages import InstanceEnsure, Reply, ShardLoad, TopologyGet, TopologyState, Work
+from bus.process import CannotStart
 from cluster.placement import placer_of
 from cluster.roles import Role
 from cluster.shard import whole
@@ -66,3 +68,19 @@ def test_only_members_hold_layers(role: Role) -> None:
     error = why_not(role, ShardLoad("i", 1, whole(CARD.id, CARD.n_layers), RecordNumber(1, 1)))
     assert error.code == "forbidden"
     assert f"has the role {role} and holds no layers" in error.message
+
+
+def test_machine_without_an_engine_ends_the_node_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "PROBE", "tests.support.no_engine")
+
+    async def main(run_dir: Path) -> None:
+        async with client(run_dir, A, "topology") as graph:
+            playing = asyncio.create_task(play(graph, {TopologyGet: lambda _: TopologyState(Topology())}))
+            actor = NodeActor(config_of(run_dir, Role.MEMBER), BusClient(run_dir, A, "node"))
+            with pytest.raises(CannotStart, match=r"^no engine works on this machine"):
+                await asyncio.wait_for(actor.run(), WITHIN_S)
+            playing.cancel()
+            await asyncio.gather(playing, return_exceptions=True)
+
+    with running_hub(A) as hub:
+        asyncio.run(main(hub.run_dir))

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -349,6 +351,60 @@ def test_hub_that_never_answers_fails_the_node(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(NodeFailed, match=r"the hub did not start within 0\.5 s; see "):
             await Supervisor(config_of(folder), bus, folder, Notes()).run()
         folder.close()
+
+    asyncio.run(main())
+
+
+def test_late_start_ends_the_node_with_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "READY_TIMEOUT_S", 0.0)
+    folder = open_folder(tmp_path)
+    failure = asyncio.run(asyncio.wait_for(run_node(config_of(folder), folder, Notes()), WITHIN_S))
+    assert re.fullmatch(
+        r"the node was not ready within 0 s: it lacks (topology|an API that listens and an engine that was measured); "
+        rf"see the logs in {folder.logs}, and start it again",
+        failure,
+    )
+    folder.close()
+
+
+def test_process_that_cannot_be_started_ends_the_node(tmp_path: Path) -> None:
+    folder, notes = open_folder(tmp_path), Notes()
+    (folder.logs / "hub.log").mkdir()  # in the way of its log, as a full disk would be
+    failure = asyncio.run(asyncio.wait_for(run_node(config_of(folder), folder, notes), WITHIN_S))
+    assert failure == "hub: it cannot be started: Is a directory"
+    assert notes.lines.count("hub ended (it cannot be started: Is a directory); it is started again") == BURST - 1
+    folder.close()
+
+
+def test_removed_run_folder_is_made_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as running:
+            await running.pid_of("topology")
+            run_dir = Path((tmp_path / "run").read_text())
+            settings = (run_dir / "node.json").read_bytes()
+            await running.supervisor.keep_run_folder()
+            shutil.rmtree(run_dir)
+            await running.notes.shows(f"the socket of hub was removed from {run_dir}")
+            await running.notes.shows("hub ended (killed by SIGKILL); it is started again")
+            assert (run_dir / "node.json").read_bytes() == settings
+            async with client(run_dir, running.supervisor.bus.node_id, "after") as bus:
+                await described(bus, lambda state: {"topology", "supervisor"} <= {actor.name for actor in state.actors})
+                assert await bus.request("topology", TopologyGet(), TopologyState, WITHIN_S)
+
+    asyncio.run(main())
+
+
+def test_run_folder_that_another_took_ends_the_node(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with node(tmp_path) as running:
+            run_dir = Path((tmp_path / "run").read_text())
+            shutil.rmtree(run_dir)
+            os.symlink(tmp_path, run_dir)
+            await asyncio.wait_for(running.task, WITHIN_S)
+            assert running.supervisor.failure == (
+                f"the run folder {run_dir} was removed (it is not this user's alone); start the node again"
+            )
+            os.unlink(run_dir)
 
     asyncio.run(main())
 

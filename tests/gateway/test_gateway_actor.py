@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 
 from bus.process import CANNOT_START
+from gateway.gateway_actor import announce
 from tests.support.chat import PLAIN, post, raw_request
 from tests.support.gateway_rig import (
     Rig,
@@ -49,6 +50,16 @@ def test_restarted_gateway_keeps_its_address(tmp_path: Path) -> None:
             assert eventually(lambda: _answers(rig.url))
         finally:
             stop_gateway(rig.gateway)
+
+
+def test_known_address_is_not_written_again(tmp_path: Path) -> None:
+    config = make_config(tmp_path, tmp_path)
+    announce(config, 52415)
+    first = (tmp_path / "api").stat()
+    announce(config, 52415)  # as after a restart, when the disk may be full
+    assert (tmp_path / "api").stat().st_ino == first.st_ino
+    announce(config, 52416)
+    assert config.api() == "http://127.0.0.1:52416"
 
 
 def _answers(url: str) -> bool:

@@ -15,32 +15,50 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from models.cache import ModelCache
 from models.card import ModelCard, Source
 from models.sources.request import Progress
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+STALL_S = 60.0  # at most, so that no server outlives its test
 LARGE_BYTES = 4096  # files above this are "LFS" files: listed with their sha256
 
 
 @dataclass
 class Faults:
-    """Faults by file name: a status to reply with, lengths to which the next bodies are cut, or other bytes."""
+    """Faults by file name: a status to reply with, lengths to which the next bodies are cut, or other bytes.
+
+    `whole` are files that are sent whole whatever range is requested, `no_range` those of which no range can be had.
+    After a cut, a file in `stalled` leaves the connection open until the event is set. `elsewhere` redirects to a URL.
+    `hashes` are listed in place of a file's own.
+    """
 
     status: dict[str, int] = field(default_factory=dict)
     cut: dict[str, list[int]] = field(default_factory=dict)
     instead: dict[str, bytes] = field(default_factory=dict)
+    whole: set[str] = field(default_factory=set)
+    no_range: set[str] = field(default_factory=set)
+    stalled: dict[str, threading.Event] = field(default_factory=dict)
+    elsewhere: dict[str, str] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class FakeServer:
-    """A running server: its URL, the requests that it received, and its faults."""
+    """A running server: its URL, its files and their commit, the requests that it received, and its faults.
+
+    `first_bytes` are the first bytes of the ranges that were requested, with their file; `tokens` the users' tokens.
+    """
 
     url: str
+    files: dict[str, bytes]
+    commit: str = COMMIT
     faults: Faults = field(default_factory=Faults)
     requests: list[str] = field(default_factory=list)
+    first_bytes: list[tuple[str, int]] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
 
     def fetched(self) -> list[str]:
         """Return the names of the files whose bodies were requested, in order."""
@@ -52,14 +70,19 @@ class _FileHandler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     fake: FakeServer
-    files: dict[str, bytes]
+
+    @property
+    def target(self) -> str:
+        """The target of the request as it was sent; `path` has two slashes at its beginning made one."""
+        return self.requestline.split()[1]
 
     def do_GET(self) -> None:
-        self.fake.requests.append(f"GET {self.path}")
+        self.fake.requests.append(f"GET {self.target}")
+        self.fake.tokens.append(self.headers.get("Authorization", ""))
         self.route()
 
     def do_HEAD(self) -> None:
-        self.fake.requests.append(f"HEAD {self.path}")
+        self.fake.requests.append(f"HEAD {self.target}")
         self.route()
 
     def route(self) -> None:
@@ -78,43 +101,69 @@ class _FileHandler(BaseHTTPRequestHandler):
 
     def send_file(self, name: str, headers: dict[str, str]) -> None:
         """Send the whole file or, if requested, the range to its end, with its faults."""
-        if name in self.fake.faults.status:
-            self.send(self.fake.faults.status[name], b"a fault was set")
-            return
-        if name not in self.files:
+        faults = self.fake.faults
+        if name in faults.status:
+            self.send(faults.status[name], b"a fault was set")
+        elif name in faults.elsewhere:
+            self.send(302, b"", {"Location": faults.elsewhere[name]})
+        elif name not in self.fake.files:
             self.send(404, b"no such file", {"X-Error-Code": "EntryNotFound"})
+        else:
+            self._send_range(name, faults.instead.get(name, self.fake.files[name]), headers)
+
+    def _send_range(self, name: str, whole: bytes, headers: dict[str, str]) -> None:
+        faults = self.fake.faults
+        asked = int((self.headers.get("Range") or "bytes=0-")[6:].partition("-")[0])
+        start = 0 if name in faults.whole else asked
+        self.fake.first_bytes.append((name, asked))
+        if asked and (name in faults.no_range or asked >= len(whole)):
+            self.send(416, b"", {"Content-Range": f"bytes */{len(whole)}"})
             return
-        whole = self.fake.faults.instead.get(name, self.files[name])
-        start = int((self.headers.get("Range") or "bytes=0-")[6:].partition("-")[0])
         body = whole[start:]
         if start:
             headers = {**headers, "Content-Range": f"bytes {start}-{len(whole) - 1}/{len(whole)}"}
-        cuts = self.fake.faults.cut.get(name)
+        cuts = faults.cut.get(name)
         cut = cuts.pop(0) if cuts and self.command == "GET" else len(body)
         self.close_connection = cut < len(body)
         self.send(206 if start else 200, body[:cut], headers, len(body))
+        if self.close_connection and name in faults.stalled:
+            self.wfile.flush()
+            faults.stalled[name].wait(STALL_S)
 
 
 class _HubHandler(_FileHandler):
-    """The three routes of a download: model info, HEAD of a file, the file."""
+    """The routes of a download: model info, and a file. Two slashes in succession lead nowhere."""
 
     def route(self) -> None:
-        path = unquote(self.path.partition("?")[0])
-        if path.startswith("/api/models/"):
+        path = unquote(self.target.partition("?")[0])
+        base = urlsplit(self.fake.url).path
+        if "//" in path or not path.startswith(base):
+            self.send(404, b"no such route")
+        elif path.startswith(f"{base}/api/models/"):
             self._info(path)
         elif "/resolve/" in path:
-            name = path.partition("/resolve/")[2].partition("/")[2]
-            self.send_file(name, {"ETag": f'"{_etag(self.files.get(name, b""))}"', "X-Repo-Commit": COMMIT})
+            revision, _, name = path.partition("/resolve/")[2].partition("/")
+            etag = _etag(self.fake.files.get(name, b""))
+            if revision == self.fake.commit:
+                self.send_file(name, {"ETag": f'"{etag}"', "X-Repo-Commit": self.fake.commit})
+            else:
+                self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
         else:
             self.send(404, b"no such route")
 
     def _info(self, path: str) -> None:
+        revision = path.partition("/revision/")[2]
         if "model info" in self.fake.faults.status:
             self.send(self.fake.faults.status["model info"], b"{}", {"X-Error-Code": "RepoNotFound"})
-            return
-        siblings = [_sibling(name, content) for name, content in self.files.items()]
-        info = {"id": "tiny/llama", "sha": COMMIT, "siblings": siblings}
-        self.send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+        elif len(revision) == len(COMMIT) and revision != self.fake.commit:
+            self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        else:
+            hashes = self.fake.faults.hashes
+            siblings = [
+                _sibling(name, content, hashes.get(name, _etag(content))) for name, content in self.fake.files.items()
+            ]
+            info = {"id": "tiny/llama", "sha": self.fake.commit, "siblings": siblings}
+            self.send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 
 
 def _etag(content: bytes) -> str:
@@ -123,10 +172,10 @@ def _etag(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def _sibling(name: str, content: bytes) -> dict[str, object]:
-    sibling: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": _etag(content)}
+def _sibling(name: str, content: bytes, digest: str) -> dict[str, object]:
+    sibling: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": digest}
     if len(content) > LARGE_BYTES:
-        sibling["lfs"] = {"size": len(content), "sha256": _etag(content), "pointerSize": 134}
+        sibling["lfs"] = {"size": len(content), "sha256": digest, "pointerSize": 134}
     return sibling
 
 
@@ -138,7 +187,7 @@ class _IndexHandler(_FileHandler):
         if path.endswith(".whl"):
             self.send_file(path.rpartition("/")[2], {"Content-Type": "application/octet-stream"})
         elif path.startswith("/simple/") and "index" not in self.fake.faults.status:
-            links = "".join(f'<a href="/files/{name}">{name}</a>' for name in self.files)
+            links = "".join(f'<a href="/files/{name}">{name}</a>' for name in self.fake.files)
             self.send(
                 200,
                 f"<!DOCTYPE html><html><body>{links}</body></html>".encode(),
@@ -149,10 +198,10 @@ class _IndexHandler(_FileHandler):
 
 
 @contextmanager
-def _serving(handler: type[_FileHandler], files: dict[str, bytes]) -> Iterator[FakeServer]:
+def _serving(handler: type[_FileHandler], files: dict[str, bytes], path: str = "") -> Iterator[FakeServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    fake = FakeServer(f"http://127.0.0.1:{server.server_port}")
-    server.RequestHandlerClass = type("_Bound", (handler,), {"fake": fake, "files": files})
+    fake = FakeServer(f"http://127.0.0.1:{server.server_port}{path}", files)
+    server.RequestHandlerClass = type("_Bound", (handler,), {"fake": fake})
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
@@ -164,10 +213,15 @@ def _serving(handler: type[_FileHandler], files: dict[str, bytes]) -> Iterator[F
 
 
 @contextmanager
-def fake_hub(folder: Path) -> Iterator[FakeServer]:
-    """Run a hub with one repository, under any name, that holds the files of `folder`."""
-    with _serving(_HubHandler, {path.name: path.read_bytes() for path in sorted(folder.iterdir())}) as fake:
+def fake_hub(folder: Path, path: str = "") -> Iterator[FakeServer]:
+    """Run a hub at this path of a server, with one repository, under any name, that holds the files of `folder`."""
+    with _serving(_HubHandler, files_of(folder), path) as fake:
         yield fake
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the contents of the files of a folder by name."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 @contextmanager

@@ -124,6 +124,7 @@ def test_node_with_its_own_data_folder_is_found(rig: Rig, tmp_path: Path, monkey
     monkeypatch.delenv("EXOBUS_DATA_DIR", raising=False)
     assert rig.config.node_id in {node.node_id for node in running_nodes()}
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     assert running_nodes() == []
 
 

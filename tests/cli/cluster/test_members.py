@@ -217,6 +217,7 @@ def test_decision_among_several_nodes_needs_a_name(
     tmp_path: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", None)
     with node(tmp_path / "ada", new_join_code("home")), node(tmp_path / "bob", new_join_code("office")):
         done = exobus("cluster", *command)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from actors.data_dir import open_folder
 from cli.join_codes import keep_code
 from cli.node.options import NodeOptions
-from cli.node.process import check_options, resolved, settings, warnings
+from cli.node.process import BadOption, check_options, resolved, settings, warnings
 from cluster.join_code import JoinCode, new_join_code
 from common.config import NodeConfig, ports_to_try
 from common.private_files import read_private
+from tests.support.bus import ROOT
 from tests.support.commands import exobus
+from tests.support.mounts import needs_mounts, read_only
 
 HOME = new_join_code("home")
 OTHER = new_join_code("office")
@@ -67,6 +73,42 @@ def test_unusable_option_is_refused_with_a_sentence(options: NodeOptions, word: 
     with pytest.raises(Exception, match=word) as caught:
         checked(options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [lambda p: {"data_dir": p}, lambda p: {"cards": p}, lambda p: {"api_keys": p}],
+    ids=("data", "cards", "keys"),
+)
+def test_path_that_is_not_utf8_is_refused(tmp_path: Path, option: Callable[[Path], dict[str, Any]]) -> None:
+    (tmp_path / "\udcff").mkdir()
+    with pytest.raises(BadOption, match=r"^--[a-z-]+ .*udcff' is not UTF-8; give a path"):
+        checked(NodeOptions(**option(tmp_path / "\udcff")))
+
+
+def test_data_folder_that_is_not_utf8_ends_the_command(tmp_path: Path) -> None:
+    result = exobus("node", "--data-dir", str(tmp_path / "\udcff"))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "is not UTF-8" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("cache", ["file", "file/models", "dangling", "dangling/models"])
+def test_cache_that_is_no_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "dangling").symlink_to("nowhere/at/all")
+    monkeypatch.setenv("EXOBUS_CACHE", str(tmp_path / cache))
+    with pytest.raises(BadOption, match="is not a folder; set EXOBUS_CACHE to one"):
+        checked(NodeOptions())
+
+
+@needs_mounts
+def test_read_only_cache_is_warned_of(tmp_path: Path) -> None:
+    code = "from cli.node.process import NodeOptions, warnings; print(*warnings(NodeOptions()), sep='\\n')"
+    for cache in (tmp_path, tmp_path / "not" / "there"):
+        command = read_only(tmp_path, "env", f"EXOBUS_CACHE={cache}", sys.executable, "-c", code)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.stdout.startswith(f"warning: the model cache {cache} cannot be written, so only models"), done
 
 
 @pytest.mark.parametrize("peer", ["127.0.0.1:52414", "studio.local:1", "[fe80::1]:52414", "tcp://mini:52414"])

@@ -1,9 +1,8 @@
-"""From a Hugging Face hub only a shard's files are fetched, checked and resumed."""
+"""From a Hugging Face hub only a shard's files are fetched and checked, all of one commit of the card's source."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -18,126 +17,158 @@ from models.sources.request import Progress
 from models.tokenizer import Tokenizer
 from models.weights.checkpoint import tensor_names
 from models.weights.reader import open_weights
-from tests.support.model_servers import FakeServer, fake_hub, ignore, leftovers, tiny_card
+from tests.support.model_servers import FakeServer, fake_hub, files_of, ignore, leftovers, tiny_card
 from tests.support.models import write_tiny_llama
 
 
-@pytest.fixture
-def cache(tmp_path: Path) -> ModelCache:
-    return ModelCache(tmp_path / "cache")
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    return write_tiny_llama(tmp_path / "repository", n_layers=4, tie=False, dtype="bfloat16", shards=4)
-
-
-@pytest.fixture
-def hub(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    with fake_hub(repository) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.url)
-        monkeypatch.setenv("HF_HOME", str(repository.parent / "hf"))
-        yield server
-
-
-@pytest.fixture
-def card() -> ModelCard:
-    return tiny_card(HubSource("tiny/llama", "main"))
-
-
-def test_gateway_fetches_settings_without_weights(hub: FakeServer, card: ModelCard, cache: ModelCache) -> None:
-    folder = fetch(card, None, cache, ignore)
-    assert Tokenizer.load(cache.folder(card)).chat_template is not None
-    assert folder == cache.folder(card)
+def test_gateway_fetches_settings_without_weights(hub: FakeServer, hub_card: ModelCard, cache: ModelCache) -> None:
+    folder = fetch(hub_card, None, cache, ignore)
+    assert Tokenizer.load(cache.folder(hub_card)).chat_template is not None
+    assert folder == cache.folder(hub_card)
     assert leftovers(cache) == []
 
 
 @pytest.mark.parametrize("shard", [Shard("tiny", 0, 1, 4), Shard("tiny", 1, 3, 4), Shard("tiny", 3, 4, 4)], ids=str)
 def test_shard_fetches_only_the_files_it_needs(
-    hub: FakeServer, card: ModelCard, cache: ModelCache, repository: Path, shard: Shard
+    hub: FakeServer, hub_card: ModelCard, cache: ModelCache, repository: Path, shard: Shard
 ) -> None:
-    with open_weights(fetch(card, shard, cache, ignore)) as part, open_weights(repository) as full:
+    with open_weights(fetch(hub_card, shard, cache, ignore)) as part, open_weights(repository) as full:
         names = tensor_names(part.config, shard)
         assert set(names) <= part.names() < full.names()
         assert all((part.tensor(name) == full.tensor(name)).all() for name in names)
 
 
-def test_progress_ends_at_the_total(hub: FakeServer, card: ModelCard, cache: ModelCache) -> None:
+def test_progress_ends_at_the_total(hub: FakeServer, hub_card: ModelCard, cache: ModelCache) -> None:
     steps: list[Progress] = []
-    fetch(card, whole("tiny", 4), cache, steps.append)
+    fetch(hub_card, whole("tiny", 4), cache, steps.append)
     assert steps[-1].done_bytes == steps[-1].total_bytes > 300_000
 
 
-def test_restart_sends_the_hub_no_request(hub: FakeServer, card: ModelCard, cache: ModelCache) -> None:
-    fetch(card, whole("tiny", 4), cache, ignore)
+def test_restart_sends_the_hub_no_request(hub: FakeServer, hub_card: ModelCard, cache: ModelCache) -> None:
+    fetch(hub_card, whole("tiny", 4), cache, ignore)
     hub.requests.clear()
-    fetch(card, Shard("tiny", 1, 3, 4), cache, ignore)
-    fetch(card, None, cache, ignore)
+    fetch(hub_card, Shard("tiny", 1, 3, 4), cache, ignore)
+    fetch(hub_card, None, cache, ignore)
     assert hub.requests == []
 
 
 def test_damaged_file_is_deleted_and_fetched_again(
-    hub: FakeServer, card: ModelCard, cache: ModelCache, repository: Path
+    hub: FakeServer, hub_card: ModelCard, cache: ModelCache, repository: Path
 ) -> None:
     name = "model-00001-of-00004.safetensors"
     hub.faults.instead[name] = bytes((repository / name).stat().st_size)
     with pytest.raises(DownloadError, match="came damaged from the hub and was deleted"):
-        fetch(card, whole("tiny", 4), cache, ignore)
-    assert not (cache.folder(card) / name).exists()
+        fetch(hub_card, whole("tiny", 4), cache, ignore)
+    assert not (cache.folder(hub_card) / name).exists()
     hub.faults.instead.clear()
-    assert (fetch(card, whole("tiny", 4), cache, ignore) / name).read_bytes() == (repository / name).read_bytes()
+    assert (fetch(hub_card, whole("tiny", 4), cache, ignore) / name).read_bytes() == (repository / name).read_bytes()
 
 
-def test_truncated_download_is_resumed(hub: FakeServer, card: ModelCard, cache: ModelCache, repository: Path) -> None:
-    name = "model-00001-of-00004.safetensors"
-    hub.faults.cut[name] = [(repository / name).stat().st_size * 2 // 3]
-    folder = fetch(card, whole("tiny", 4), cache, ignore)
-    assert (folder / name).read_bytes() == (repository / name).read_bytes()
-    assert hub.fetched().count(name) == 2
-
-
-def test_missing_repository_is_reported(hub: FakeServer, card: ModelCard, cache: ModelCache) -> None:
+def test_missing_repository_is_reported(hub: FakeServer, hub_card: ModelCard, cache: ModelCache) -> None:
     hub.faults.status["model info"] = 404
     with pytest.raises(DownloadError, match="the hub has no repository tiny/llama"):
-        fetch(card, None, cache, ignore)
+        fetch(hub_card, None, cache, ignore)
 
 
-def test_hub_error_is_reported_with_its_status(hub: FakeServer, card: ModelCard, cache: ModelCache) -> None:
+def test_hub_error_is_reported_with_its_status(hub: FakeServer, hub_card: ModelCard, cache: ModelCache) -> None:
     hub.faults.status["config.json"] = 403
     with pytest.raises(DownloadError, match="the hub returned status 403 for tiny/llama"):
-        fetch(card, None, cache, ignore)
+        fetch(hub_card, None, cache, ignore)
 
 
-def test_unreachable_hub_is_reported(card: ModelCard, cache: ModelCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_reported(hub_card: ModelCard, cache: ModelCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(DownloadError, match="could not be reached"):
-        fetch(card, None, cache, ignore)
+        fetch(hub_card, None, cache, ignore)
 
 
 def test_index_pointing_outside_the_folder_is_rejected(
-    card: ModelCard, cache: ModelCache, repository: Path, monkeypatch: pytest.MonkeyPatch
+    hub_card: ModelCard, cache: ModelCache, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index = {"weight_map": {"lm_head.weight": "../../evil.safetensors"}}
     (repository / "model.safetensors.index.json").write_bytes(msgspec.json.encode(index))
     with fake_hub(repository) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         with pytest.raises(WeightsError, match="which exobus will not open"):
-            fetch(card, whole("tiny", 4), cache, ignore)
+            fetch(hub_card, whole("tiny", 4), cache, ignore)
     assert "evil.safetensors" not in hub.fetched()
 
 
 def test_unsupported_family_is_rejected_before_its_weights(
-    card: ModelCard, cache: ModelCache, repository: Path, monkeypatch: pytest.MonkeyPatch
+    hub_card: ModelCard, cache: ModelCache, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (repository / "config.json").write_text('{"model_type": "mamba"}')
     with fake_hub(repository) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         with pytest.raises(WeightsError, match="family 'mamba'"):
-            fetch(card, whole("tiny", 4), cache, ignore)
+            fetch(hub_card, whole("tiny", 4), cache, ignore)
     assert not any(name.startswith("model-") for name in hub.fetched())
 
 
-def test_cancelled_fetch_ends(hub: FakeServer, card: ModelCard, cache: ModelCache) -> None:
+def test_cancelled_fetch_ends(hub: FakeServer, hub_card: ModelCard, cache: ModelCache) -> None:
     cancelled = threading.Event()
     with pytest.raises(DownloadCancelled):
-        fetch(card, whole("tiny", 4), cache, lambda progress: cancelled.set(), cancelled)
+        fetch(hub_card, whole("tiny", 4), cache, lambda progress: cancelled.set(), cancelled)
+
+
+@pytest.mark.parametrize("source", [HubSource("other/thing", "main"), HubSource("tiny/llama", "v2")])
+def test_changed_card_never_serves_the_old_model(
+    hub: FakeServer, hub_card: ModelCard, cache: ModelCache, tmp_path: Path, source: HubSource
+) -> None:
+    old = fetch(hub_card, whole("tiny", 4), cache, ignore)
+    kept = old / "model-00001-of-00004.safetensors"
+    before = kept.stat().st_mtime_ns
+    (old / "chat_template.jinja").write_text("of the old model")
+    hub.files.clear()
+    hub.files.update(
+        files_of(write_tiny_llama(tmp_path / "new", n_layers=4, tie=False, dtype="bfloat16", seed=7, shards=4))
+    )
+    hub.files[kept.name] = kept.read_bytes()
+    hub.commit, hub.requests[:] = "f" * 40, []
+    new = fetch(tiny_card(source), whole("tiny", 4), cache, ignore)
+    assert {name: (new / name).read_bytes() for name in hub.files} == hub.files
+    assert not (new / "chat_template.jinja").exists() or "chat_template.jinja" in hub.files
+    assert f"/api/models/{source.repo}/revision/{source.revision}" in hub.requests[0]
+    assert kept.stat().st_mtime_ns == before, "a file with the same hash was fetched again"
+
+
+def test_rewritten_history_between_settings_and_weights_heals(
+    hub: FakeServer, hub_card: ModelCard, cache: ModelCache, tmp_path: Path
+) -> None:
+    fetch(hub_card, None, cache, ignore)
+    hub.files.update(
+        files_of(write_tiny_llama(tmp_path / "new", n_layers=4, tie=False, dtype="bfloat16", seed=7, shards=4))
+    )
+    hub.files["generation_config.json"] = b'{"eos_token_id": 7}'
+    hub.commit = "f" * 40
+    folder = fetch(hub_card, whole("tiny", 4), cache, ignore)
+    assert {name: (folder / name).read_bytes() for name in hub.files} == hub.files
+
+
+def test_settings_that_are_not_all_there_are_completed(hub: FakeServer, hub_card: ModelCard, cache: ModelCache) -> None:
+    hub.faults.status["tokenizer_config.json"] = 403  # as if the process had been killed between two files
+    with pytest.raises(DownloadError):
+        fetch(hub_card, None, cache, ignore)
+    hub.faults.status.clear()
+    folder = fetch(hub_card, None, cache, ignore)
+    assert (folder / "tokenizer_config.json").read_bytes() == hub.files["tokenizer_config.json"]
+
+
+@pytest.mark.parametrize("path", ["", "/mirrors/hub"])
+def test_endpoint_may_have_a_path_and_a_slash(
+    repository: Path, hub_card: ModelCard, cache: ModelCache, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    with fake_hub(repository, path) as strict:
+        monkeypatch.setenv("HF_ENDPOINT", f"{strict.url}/")
+        folder = fetch(hub_card, whole("tiny", 4), cache, ignore)
+    assert {name: (folder / name).read_bytes() for name in strict.files} == strict.files
+
+
+@pytest.mark.parametrize("digest", ["../../outside", "/outside", "A" * 64, "0" * 63])
+def test_hash_that_is_none_is_refused(
+    hub: FakeServer, hub_card: ModelCard, cache: ModelCache, tmp_path: Path, digest: str
+) -> None:
+    hub.faults.hashes["model-00001-of-00004.safetensors"] = digest
+    with pytest.raises(DownloadError, match="with a hash that is none; check HF_ENDPOINT"):
+        fetch(hub_card, whole("tiny", 4), cache, ignore)
+    assert hub.fetched() == []
