@@ -282,6 +282,9 @@ class LinkHello(Work, frozen=True, tag="link.hello"):
     hello_received: Annotated[bool, Meta(description="the sender has received the receiver's hello")] = False
     join_endpoint: Annotated[Endpoint, Meta(description="the sender's join port; empty if it has none")] = ""
     revoked: Annotated[Names, Meta(description="ids of the nodes that the sender revoked")] = ()
+    connection: Annotated[
+        Whole, Meta(description="of the connection that carries it; rises with each one that the sender's node makes")
+    ] = 0
 
 
 class LinkSubscribe(Work, frozen=True, tag="link.subscribe"):
