@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, TypeVar
 
 from bus.client import BusClient, RequestError
-from bus.messages import Fact, Log, Message, Reply, RequestCancel, RequestFailed, Work, kind_of
+from bus.messages import Fact, Log, Message, PeerDown, PeerUp, Reply, RequestCancel, RequestFailed, Work, kind_of
 from bus.wire import Envelope
 from cluster.failures import FailureCode
 from common.rate_limit import RateLimitedLogger
@@ -28,7 +28,8 @@ MAX_WORK = 256  # served at one time; further work is refused as `busy`
 def on(*messages: type[Message]) -> Callable[[F], F]:
     """Mark a method `async (self, message, envelope)` as the handler of these messages.
 
-    For work it returns the reply, or None to send none. The actor subscribes to the facts that have handlers.
+    For work it returns the reply, or None to send none. The actor subscribes to the facts that have handlers. Those of
+    `PeerUp` and `PeerDown` are also called for links that no fact told: see `BusClient.start`.
     """
 
     def mark(method: F) -> F:
@@ -84,7 +85,8 @@ class Actor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        await self.bus.start([kind_of(message) for message in self.handlers if issubclass(message, Fact)])
+        topics = [kind_of(message) for message in self.handlers if issubclass(message, Fact)]
+        await self.bus.start(topics, follow_links=PeerUp in self.handlers or PeerDown in self.handlers)
         publisher = _PublishWarnings(self.bus, loop)
         logging.getLogger().addHandler(publisher)
         try:

@@ -63,7 +63,6 @@ class GatewayActor(DataPlaneActor):
         port = listener.getsockname()[1]
         origins = origin_policy(config.api_host, port, config.api_names, config.cors)
         models = TextModels(self.bus, Catalogue.load(config.cards_path), self._renderer)
-        await self.follow_links()
         self._plane = DataPlane(config.run_path, self._access)
         self._generator = Generator(self.bus, models, self._plane, self._instances)
         families = (OpenAiFamily(self._generator, models),)
