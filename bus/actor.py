@@ -14,7 +14,20 @@ from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, TypeVar
 
 from bus.client import BusClient, RequestError
-from bus.messages import Fact, Log, Message, PeerDown, PeerUp, Reply, RequestCancel, RequestFailed, Work, kind_of
+from bus.messages import (
+    Fact,
+    Log,
+    Message,
+    PeerDown,
+    PeerUp,
+    Reply,
+    RequestCancel,
+    RequestCheck,
+    RequestFailed,
+    RequestWorking,
+    Work,
+    kind_of,
+)
 from bus.wire import Envelope
 from cluster.failures import FailureCode
 from common.rate_limit import RateLimitedLogger
@@ -133,6 +146,9 @@ class Actor:
         key = (envelope.header.sender, envelope.header.id)
         if envelope.is_fact or key in self._serving:
             return
+        if isinstance(work, RequestCheck):
+            await self._reply(envelope, self._check(envelope.header.sender, work.request))
+            return
         if len(self._serving) >= MAX_WORK:
             why = f"{self.bus.address} serves {MAX_WORK} requests already; try again soon"
             await self._reply(envelope, RequestFailed(FailureCode.BUSY, why))
@@ -152,6 +168,14 @@ class Actor:
             reply = RequestFailed(FailureCode.INTERNAL, f"{self.bus.address} failed at {kind}: {error!r}; see its log")
         if reply is not None:
             await self._reply(envelope, reply)
+
+    def _check(self, sender: str, request: str) -> Reply:
+        """Return whether a request is being served. If not, its reply was sent before this one, or it never came."""
+        if (sender, request) in self._serving:
+            return RequestWorking()
+        return RequestFailed(
+            FailureCode.NOT_SERVED, f"the actor {self.bus.name!r} lost this request, or its reply was lost; try again"
+        )
 
     async def _reply(self, envelope: Envelope, reply: Reply) -> None:
         requester, cause = envelope.header.sender, envelope.header.id

@@ -34,6 +34,7 @@ from bus.messages import (
     PeerUp,
     Reply,
     RequestCancel,
+    RequestCheck,
     RequestFailed,
     Work,
     kind_of,
@@ -51,6 +52,7 @@ INBOX = 1000  # envelopes that wait for the actor; when it is full we stop readi
 FACTS_WAITING = 500  # beyond it facts are dropped, so that work and replies still find room
 HELLO_EVERY_S = 1.0
 COMPARE_LINKS_EVERY_S = 2.0
+CHECK_EVERY_S = 2.0  # whether a request is still being served
 RETRY_S = 0.05
 
 
@@ -136,16 +138,17 @@ class BusClient:
         return header.id
 
     async def request(self, to: str, work: Work, expects: type[R], timeout_s: float) -> R:
-        """Send work and return the reply. Raises RequestError: the failure in the reply, `timeout` or `undeliverable`.
+        """Send work and return the reply.
 
-        A request that is cancelled or times out here is cancelled there.
+        Raises RequestError: the failure in the reply, `timeout`, `undeliverable`, or `not_served` if the actor does not
+        know of the request any more. A request that is cancelled or times out here is cancelled there.
         """
         header, frames = self._encode(to, work)
-        future = self._pending.add(header.id, self._full(to))
+        reply_came = self._pending.add(header.id, self._full(to))
         try:
             async with asyncio.timeout(timeout_s):
                 await self._push(frames, timeout_s)
-                reply = await future
+                reply = await self._reply(to, header.id, reply_came)
         except TimeoutError:
             await self._cancel(to, header.id)
             raise RequestError(
@@ -213,6 +216,17 @@ class BusClient:
             raise RequestError(
                 FailureCode.TIMEOUT, f"the hub of this node accepted no message for {timeout_s:g} s"
             ) from None
+
+    async def _reply(self, to: str, request: str, came: asyncio.Future[Message]) -> Message:
+        """Wait for a reply, and ask the actor every two seconds whether it still serves the request."""
+        while not came.done():
+            await asyncio.wait([came], timeout=CHECK_EVERY_S)
+            if not came.done() and self._full(to).actor != HUB:
+                header, frames = self._encode(to, RequestCheck(request))
+                self._pending.check(request, header.id)
+                with suppress(RequestError):
+                    await self._push(frames, CHECK_EVERY_S)
+        return came.result()
 
     async def _cancel(self, to: str, request: str) -> None:
         with suppress(RequestError):

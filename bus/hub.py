@@ -151,7 +151,7 @@ class Hub:
             self._work.send_multipart([routing_id, *frames], zmq.DONTWAIT)
         except zmq.Again:
             why = f"{to.actor} on node {self._config.name} has too much work waiting; try again soon"
-            self._return(frames, why)
+            self._return(frames, why, FailureCode.BUSY)
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
@@ -163,11 +163,11 @@ class Hub:
         if not self._network.forward(to.node, frames):
             self._return(frames, f"node {to.node} is not linked to {self._config.name}")
 
-    def _return(self, frames: Sequence[bytes], why: str) -> None:
+    def _return(self, frames: Sequence[bytes], why: str, code: FailureCode = FailureCode.UNDELIVERABLE) -> None:
         self._context.counters["undeliverable"] += 1
         header = decode_header(frames)
         if header.kind != kind_of(RequestCancel):
-            self._refuse(header, FailureCode.UNDELIVERABLE, why)
+            self._refuse(header, code, why)
 
     def _refuse(self, header: Header, code: FailureCode, why: str) -> None:
         """Reply to some work with the reason why it failed.

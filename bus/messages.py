@@ -103,6 +103,18 @@ class RequestCancel(Work, frozen=True, tag="request.cancel"):
     request: Name
 
 
+class RequestCheck(Query, frozen=True, tag="request.check"):
+    """Ask whether the work whose id is `request` is still being served. Sent by the sender of that work to the same
+    actor; answered by `request.working`, or fails with `not_served`.
+    """
+
+    request: Name
+
+
+class RequestWorking(Reply, frozen=True, tag="request.working"):
+    """The work is being served; its reply is still to come."""
+
+
 # -- actors and hubs of one node
 
 
