@@ -67,7 +67,7 @@ class Hub:
             undo.callback(self._network.close)
             self._facts = PubSub(self._context, self._network)
             undo.pop_all()
-        self._service = HubService(self._context, self._registry, self._facts, self._network)
+        self._service = HubService(self._context, self._registry, self._facts, self._network, self._is_connected)
         self._context.reactor.register(self._work, self._from_actor)
 
     @property
@@ -157,6 +157,15 @@ class Hub:
                 raise
             self._registry.forget(to.actor)
             self._return(frames, f"no actor {to.actor!r} answers on node {self._config.name}")
+
+    def _is_connected(self, routing_id: bytes) -> bool:
+        """Return whether a connection stands. Only sending shows that: a cancel of no request changes nothing."""
+        frames = self._context.sequencer.encode(Address(self.node_id, ""), RequestCancel(""))
+        try:
+            self._work.send_multipart([routing_id, *frames], zmq.DONTWAIT)
+        except zmq.ZMQError as error:
+            return error.errno != zmq.EHOSTUNREACH
+        return True
 
     def _forward(self, to: Address, frames: Sequence[bytes]) -> None:
         """Send work to another node, or return it to its sender."""

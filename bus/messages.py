@@ -168,6 +168,7 @@ class HubActor(msgspec.Struct, frozen=True):
 
     name: Name
     pid: Process
+    silent_s: Annotated[Real, Meta(description="seconds since the hub heard it")] = 0.0
 
 
 class HubPeer(msgspec.Struct, frozen=True):
