@@ -41,10 +41,12 @@ from bus.messages import (
 )
 from bus.net.endpoints import HubPaths
 from bus.net.sockets import connect_ipc, open_async_socket
-from bus.pending_requests import PendingRequests
+from bus.pending_requests import PendingRequests, RequestError
 from bus.sequencing import Sequencer
 from bus.wire import Envelope, WireError, decode, encode, new_header
 from cluster.failures import FailureCode
+
+__all__ = ["BusClient", "RequestError"]
 
 R = TypeVar("R", bound=Message)
 
@@ -54,18 +56,6 @@ HELLO_EVERY_S = 1.0
 COMPARE_LINKS_EVERY_S = 2.0
 CHECK_EVERY_S = 2.0  # whether a request is still being served
 RETRY_S = 0.05
-
-
-class RequestError(Exception):
-    """Some work failed. `code` is for programs, `message` is a sentence for people.
-
-    If an actor raises it while it serves work, code and message are sent to the requester as `request.failed`.
-    """
-
-    def __init__(self, code: FailureCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
 
 
 class BusClient:
@@ -144,6 +134,7 @@ class BusClient:
         know of the request any more. A request that is cancelled or times out here is cancelled there.
         """
         header, frames = self._encode(to, work)
+        called, kind = self._called(to), header.kind
         reply_came = self._pending.add(header.id, self._full(to))
         try:
             async with asyncio.timeout(timeout_s):
@@ -151,9 +142,7 @@ class BusClient:
                 reply = await self._reply(to, header.id, reply_came)
         except TimeoutError:
             await self._cancel(to, header.id)
-            raise RequestError(
-                FailureCode.TIMEOUT, f"{to} did not answer {header.kind} within {timeout_s:g} s"
-            ) from None
+            raise RequestError(FailureCode.TIMEOUT, f"{called} did not answer {kind} within {timeout_s:g} s") from None
         except asyncio.CancelledError:
             await asyncio.shield(self._cancel(to, header.id))
             raise
@@ -162,8 +151,8 @@ class BusClient:
         if isinstance(reply, RequestFailed):
             raise RequestError(reply.code, reply.message)
         if not isinstance(reply, expects):
-            kind = kind_of(type(reply))
-            raise RequestError(FailureCode.UNEXPECTED, f"{to} answered {kind}, which does not fit {header.kind}")
+            unfit = f"{kind_of(type(reply))}, which does not fit {kind}"
+            raise RequestError(FailureCode.UNEXPECTED, f"{called} answered {unfit}")
         return reply
 
     async def request_at_start(self, to: str, work: Work, expects: type[R], timeout_s: float) -> R:
@@ -198,6 +187,13 @@ class BusClient:
 
     def _full(self, to: str) -> Address:
         return Address.parse(to, self.node_id)
+
+    def _called(self, to: str) -> str:
+        """Return what people call an address."""
+        address = self._full(to)
+        if address.node == self.node_id:
+            return address.actor
+        return f"{address.actor} on node {self._links.name_of(address.node) if self._links else address.node}"
 
     def _encode(self, to: str, message: Message, cause: str = "") -> tuple[Header, list[bytes]]:
         # Frames must be sent in the order in which they are encoded, because they are numbered here.

@@ -156,7 +156,8 @@ class Hub:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
             self._registry.forget(to.actor)
-            self._return(frames, f"no actor {to.actor!r} answers on node {self._config.name}")
+            why = f"no actor {to.actor!r} answers on node {self._config.name}; if it ended, it is being started again"
+            self._return(frames, f"{why}: try again in a moment")
 
     def _is_connected(self, routing_id: bytes) -> bool:
         """Return whether a connection stands. Only sending shows that: a cancel of no request changes nothing."""
@@ -170,7 +171,8 @@ class Hub:
     def _forward(self, to: Address, frames: Sequence[bytes]) -> None:
         """Send work to another node, or return it to its sender."""
         if not self._network.forward(to.node, frames):
-            self._return(frames, f"node {to.node} is not linked to {self._config.name}")
+            name = self._network.name_of(to.node)
+            self._return(frames, f"node {name} is not linked to {self._config.name} now; try again in a moment")
 
     def _return(self, frames: Sequence[bytes], why: str, code: FailureCode = FailureCode.UNDELIVERABLE) -> None:
         self._context.counters["undeliverable"] += 1

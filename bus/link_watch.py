@@ -45,6 +45,10 @@ class LinkWatch:
         reason = "the hub of this node was started again"
         return [event for node_id in list(self._linked) for event in self._down(node_id, reason)]
 
+    def name_of(self, node_id: str) -> str:
+        """Return the name of a linked node, or the id of any other."""
+        return self._linked[node_id].name if node_id in self._linked else node_id
+
     def _up(self, fact: PeerUp) -> list[LinkEvent]:
         if self._linked.get(fact.node_id) == fact:
             return []
@@ -53,4 +57,5 @@ class LinkWatch:
         return [*renewed, fact]
 
     def _down(self, node_id: str, reason: str) -> list[LinkEvent]:
-        return [PeerDown(node_id, reason)] if self._linked.pop(node_id, None) else []
+        up = self._linked.pop(node_id, None)
+        return [PeerDown(node_id, reason, up.name)] if up else []

@@ -341,6 +341,7 @@ class PeerDown(LocalFact, frozen=True, tag="peer.down"):
 
     node_id: Name
     reason: Sentence
+    name: Name = ""
 
 
 # -- nodes and topology

@@ -18,6 +18,18 @@ from bus.wire import Envelope
 from cluster.failures import FailureCode
 
 
+class RequestError(Exception):
+    """Some work failed. `code` is for programs, `message` is a sentence for people.
+
+    If an actor raises it while it serves work, code and message are sent to the requester as `request.failed`.
+    """
+
+    def __init__(self, code: FailureCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
 class _Pending(NamedTuple):
     to: Address
     reply: asyncio.Future[Message]
@@ -65,11 +77,11 @@ class PendingRequests:
     def note_loss(self, message: Message | None, node: str) -> None:
         """Fail the requests to a node or an actor that a fact of `node` says is gone."""
         match message:
-            case PeerDown(node_id, reason):
-                self.fail(lambda to: to.node == node_id, f"node {node_id}", reason)
-            case ActorDown(name, reason):
-                lost = Address(node, name)
-                self.fail(lambda to: to == lost, f"actor {lost}", reason)
+            case PeerDown(node_id, reason, name):
+                self.fail(lambda to: to.node == node_id, f"node {name or node_id}", reason)
+            case ActorDown(name, reason, final):
+                next_step = "" if final else "; it is started again, try again in a moment"
+                self.fail(lambda to: to == Address(node, name), f"actor {name!r}", reason + next_step)
 
     def fail(self, is_lost: Callable[[Address], bool], what: str, reason: str) -> None:
         """Fail the requests to the addresses that are lost."""

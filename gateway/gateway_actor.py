@@ -126,7 +126,7 @@ class GatewayActor(DataPlaneActor):
         await super().peer_down(message, envelope)
         for instance in self._instances.known.on_node(message.node_id):
             self._instances.known.mark_down(instance.instance_id)
-        sentence = f"node {message.node_id} is gone: {message.reason}; try again"
+        sentence = f"node {message.name or message.node_id} is gone: {message.reason}; try again"
         self._plane.fail_where(lambda instance: message.node_id in instance.node_ids, sentence)
 
 

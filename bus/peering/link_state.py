@@ -170,7 +170,7 @@ def _number(hello: LinkHello | None) -> tuple[int, int]:
 
 
 def _down(hello: LinkHello, reason: str) -> Publish:
-    return Publish(PeerDown(hello.node_id, reason))
+    return Publish(PeerDown(hello.node_id, reason, hello.name))
 
 
 def _up(endpoint: str, link: _Link) -> list[Action]:

@@ -194,7 +194,9 @@ def test_actor_is_told_that_its_hub_lost_the_links() -> None:
                 first.signal(signal.SIGKILL)
                 first.process.wait(WITHIN_S)
                 with hub_process(msgspec.structs.replace(config, bus_port=port_of(state.endpoint))):
-                    assert await follower.next(PeerDown) == PeerDown(FAR, "the hub of this node was started again")
+                    assert await follower.next(PeerDown) == PeerDown(
+                        FAR, "the hub of this node was started again", f"name of {FAR}"
+                    )
                     await link(asker, far.join_endpoint)
                     assert (await follower.next(PeerUp)).node_id == FAR
                     follower.stop()

@@ -87,11 +87,12 @@ def test_lost_node_or_actor_fails_its_requests() -> None:
     async def main() -> None:
         pending = PendingRequests(A)
         lost, kept = pending.add("1", FAR), pending.add("2", Address(A, "node"))
-        pending.note_loss(PeerDown(B, "it left"), A)
-        assert (lost.done(), kept.done()) == (True, False)
+        pending.note_loss(PeerDown(B, "it left", "bob"), A)
+        assert lost.result() == RequestFailed(FailureCode.UNDELIVERABLE, "node bob is gone: it left")
+        assert not kept.done()
         pending.note_loss(ActorDown("node", "killed", False), B)
         assert not kept.done()
-        pending.note_loss(ActorDown("node", "killed", False), A)
-        assert kept.result() == RequestFailed(FailureCode.UNDELIVERABLE, f"actor {A}/node is gone: killed")
+        pending.note_loss(ActorDown("node", "killed", True), A)
+        assert kept.result() == RequestFailed(FailureCode.UNDELIVERABLE, "actor 'node' is gone: killed")
 
     asyncio.run(main())

@@ -213,7 +213,7 @@ def test_unanswered_dial_sends_hello_again() -> None:
 
 
 def test_bye_ends_link_without_redial() -> None:
-    assert linked_state().left("b") == [Close("tcp://b:1"), Forget("b"), Publish(PeerDown("b", "it left"))]
+    assert linked_state().left("b") == [Close("tcp://b:1"), Forget("b"), Publish(PeerDown("b", "it left", "B"))]
 
 
 def test_failed_first_dial_publishes_nothing() -> None:
@@ -225,7 +225,7 @@ def test_failed_first_dial_publishes_nothing() -> None:
 
 def test_lost_link_is_dialed_once_more() -> None:
     state = linked_state()
-    down = Publish(PeerDown("b", "broke"))
+    down = Publish(PeerDown("b", "broke", "B"))
     assert state.disconnected("tcp://b:1", "broke") == [Close("tcp://b:1"), Forget("b"), down, Dial("tcp://b:1")]
     assert state.disconnected("tcp://b:1", "refused") == [Close("tcp://b:1")]
     assert state.endpoint_of("b") is None
@@ -243,7 +243,7 @@ def test_hello_on_new_connection_renews_the_link() -> None:
     state = linked_state()
     renewed = hello(connection=5, subscriptions=("log",))
     assert state.hello(renewed, Role.MEMBER) == [
-        Publish(PeerDown("b", "its connection broke")),
+        Publish(PeerDown("b", "its connection broke", "B")),
         Subscribe("b", ("log",)),
         SendHello("tcp://b:1", received=True),
         Publish(PeerUp("b", "B", "tcp://b:1")),
