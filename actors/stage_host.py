@@ -144,4 +144,5 @@ class StageHost:
         return self._engines.pop(instance_id, None)
 
     async def _stop_engine(self, engine: str) -> None:
-        await self._bus.request("supervisor", ActorStop(engine), RequestDone, STOP_TIMEOUT_S)
+        # A hub that was just started again may not know the supervisor yet.
+        await self._bus.request_at_start("supervisor", ActorStop(engine), RequestDone, STOP_TIMEOUT_S)
