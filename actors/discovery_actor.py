@@ -75,7 +75,7 @@ class DiscoveryActor(Actor):
             logger.warning("%s", error)
         except (PrivateFileError, ValueError, OSError) as error:
             raise CannotStart(str(error)) from None
-        await self._follow_hub()
+        await self._announce()
 
     async def stopping(self) -> None:
         """Stop listening, and announce that this node leaves."""
@@ -109,9 +109,9 @@ class DiscoveryActor(Actor):
 
     @on(ActorUp)
     async def actor_up(self, message: ActorUp, envelope: Envelope) -> None:
-        """Follow the hub once it lists this actor: one of the two was started, so links and join port may differ."""
+        """Announce the join port again once the hub lists this actor: one of the two was started."""
         if message.name == self.bus.name and self._config.cluster:
-            await self._follow_hub()
+            await self._announce()
 
     @on(ClusterChanged)
     async def cluster_changed(self, message: ClusterChanged, envelope: Envelope) -> None:
@@ -119,7 +119,7 @@ class DiscoveryActor(Actor):
         if keys := cluster_keys(self._config):
             for strategy in self._strategies:
                 strategy.use_keys(keys)
-            await self._follow_hub()
+            await self._announce()
 
     @every(0.25)
     async def dial(self) -> None:
@@ -141,10 +141,9 @@ class DiscoveryActor(Actor):
             logger.info("beacons not accepted so far: %s", dict(dropped))
         self._logged = dropped
 
-    async def _follow_hub(self) -> None:
-        """Take over the hub's links, and announce its join port if this node is a member."""
+    async def _announce(self) -> None:
+        """Announce the hub's join port if this node is a member."""
         state = await self.bus.request("hub", HubDescribe(), HubState, 5.0)
-        self._candidates = self._candidates.reconcile((peer.node_id for peer in state.peers), time.monotonic())
         config, own = self._config, None
         if self._role is Role.MEMBER and state.join_endpoint:
             own = Beacon(config.node_id, config.name, config.incarnation, 0, state.join_endpoint)

@@ -50,10 +50,6 @@ class EngineActor(DataPlaneActor):
         self._joined: Instance | None = None
         self._reported = StageCounts()
 
-    async def started(self) -> None:
-        """Accept the frames of linked nodes only."""
-        await self.follow_links()
-
     async def stopping(self) -> None:
         """End the stage after the pass that runs."""
         if self._thread and self._thread.loaded.done() and self._thread.is_alive():

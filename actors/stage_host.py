@@ -213,7 +213,8 @@ class StageHost:
     async def _stop_engine(self, engine: str) -> None:
         """End an engine; if the supervisor cannot be reached, `end_strays` tries again."""
         try:
-            await self._bus.request("supervisor", ActorStop(engine), RequestDone, STOP_TIMEOUT_S)
+            # A hub that was just started again may not know the supervisor yet.
+            await self._bus.request_at_start("supervisor", ActorStop(engine), RequestDone, STOP_TIMEOUT_S)
         except RequestError as error:
             logger.warning("%s could not be ended and is tried again: %s", engine, error.message)
 

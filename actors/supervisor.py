@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
+import math
 import time
 from contextlib import suppress
-from typing import Protocol
 
 import msgspec
 
-from actors.child import Child, last_sentence
+from actors.child import Child
 from actors.data_dir import DataDir
+from actors.freeze_watch import LOOK_EVERY_S, REPLY_S, FreezeWatch, Sight
 from actors.run_folder import RunFolder
+from actors.screen import Screen
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
 from bus.messages import (
@@ -70,22 +71,6 @@ class NodeFailed(Exception):
     """The node cannot run; the message is one sentence with the next step."""
 
 
-class Screen(Protocol):
-    """What the supervisor shows the owner of a node."""
-
-    def starting(self, text: str) -> None:
-        """Show that the node is not ready yet."""
-
-    def ready(self, config: NodeConfig, hub: HubState, capabilities: DeviceCapabilities) -> None:
-        """Show that the gateway listens and the engine is chosen."""
-
-    def progress(self, text: str) -> None:
-        """Show a line that replaces the line of progress before it."""
-
-    def event(self, text: str) -> None:
-        """Show a line that stays: a node came or went, a process died."""
-
-
 class Supervisor(Actor):
     """Serves `actor.start` and `actor.stop`, and shows what happens on a screen."""
 
@@ -105,6 +90,7 @@ class Supervisor(Actor):
         self._children: dict[str, Child] = {}
         self._runs: dict[str, asyncio.Task[None]] = {}  # by child: runs it again and again until it is given up
         self._engines = 0
+        self._freezes = FreezeWatch()
         self._refusals = RateLimit(REPEAT_REFUSAL_AFTER_S)
         self.failure: str = ""
 
@@ -190,7 +176,7 @@ class Supervisor(Actor):
             return
         for child in [child for name, child in self._children.items() if name in bereft]:
             self._screen.event(f"the socket of {child.name} was removed from {self._config.run_dir}")
-            child.kill()
+            child.kill("its socket was removed")
 
     def _fail(self, sentence: str) -> None:
         """End the node, with a sentence for its owner."""
@@ -270,7 +256,7 @@ class Supervisor(Actor):
         while True:
             try:
                 status, lifetime_s = await child.run_once()
-                reason = self._reason(child.name, status)
+                reason = child.why_ended(status)
             except OSError as error:
                 status, lifetime_s, reason = 1, 0.0, f"it cannot be started: {error.strerror}"
             if child.stopped:
@@ -283,6 +269,24 @@ class Supervisor(Actor):
                 return
             await asyncio.sleep(child.restarts.pause)
 
+    @every(LOOK_EVERY_S)
+    async def end_frozen(self) -> None:
+        """Kill the processes that do not respond; each is then started again, or reported, like any that ends."""
+        begun = time.monotonic()
+        sights = await self._sights()
+        for name, silent_s in self._freezes.look(begun, time.monotonic(), sights).items():
+            self._children[name].kill(f"it did not respond for {silent_s:g} s")
+
+    async def _sights(self) -> dict[str, Sight]:
+        """Return what is seen of the actors that are registered with the hub, and of the hub whether it replies."""
+        silent = {"hub": math.inf}
+        with suppress(RequestError):
+            actors = (await self.bus.request("hub", HubDescribe(), HubState, REPLY_S)).actors
+            pids = {name: child.pid for name, child in self._children.items()}
+            silent = {actor.name: actor.silent_s for actor in actors if pids.get(actor.name) == actor.pid}
+        sights = {name: self._children[name].sight(silent_s) for name, silent_s in silent.items()}
+        return {name: sight for name, sight in sights.items() if sight}
+
     async def _report(self, name: str, reason: str, *, final: bool, fatal: bool) -> None:
         """Report a death to the log, the owner and the bus. A `fatal` one ends the node, with `reason` as its failure.
 
@@ -294,13 +298,6 @@ class Supervisor(Actor):
         else:
             self._screen.event(f"{name} ended ({reason}){'' if final else '; it is started again'}")
         await self.bus.publish(ActorDown(name, reason, final))
-
-    def _reason(self, name: str, status: int) -> str:
-        if status == CANNOT_START:
-            return last_sentence(self._folder.logs / f"{name}.log")
-        if status < 0:
-            return f"killed by {signal.Signals(-status).name}"
-        return f"exit status {status}, see {self._folder.logs / name}.log"
 
     async def _hub_ready(self) -> HubState:
         """Wait until the hub answers. Raises NodeFailed if it is given up, or takes too long."""

@@ -11,9 +11,6 @@ from actors.device import machine_id
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
 from bus.messages import (
-    HubDescribe,
-    HubPeer,
-    HubState,
     InstanceDown,
     InstanceUp,
     LinkMeasured,
@@ -51,16 +48,14 @@ class TopologyActor(Actor):
         self._machine_id = machine_id()
         self._instances = Instances(config.node_id)
 
-    async def started(self) -> None:
-        """Get the links that the hub had before this actor started."""
-        state = await self.bus.request("hub", HubDescribe(), HubState, 5.0)
-        for peer in state.peers:
-            self._add_peer(peer)
-
     @on(PeerUp)
     async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
         """Accept records of a node that was linked."""
-        self._add_peer(message)
+        handle = self._peers[message.node_id] = BusPeerHandle(self.bus, message.endpoint)
+        handle.linked(message.node_id, message.name)
+        self._instances.link(message.node_id)
+        if message.role is Role.MEMBER:
+            self._members.add(message.node_id)
 
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
@@ -119,13 +114,6 @@ class TopologyActor(Actor):
         except RequestError:
             return None  # if the node is gone, the hub reports that
         return Link(self.bus.node_id, peer.id, "bus", round(min(trips) / 2, 2))
-
-    def _add_peer(self, peer: HubPeer | PeerUp) -> None:
-        handle = self._peers[peer.node_id] = BusPeerHandle(self.bus, peer.endpoint)
-        handle.linked(peer.node_id, peer.name)
-        self._instances.link(peer.node_id)
-        if peer.role is Role.MEMBER:
-            self._members.add(peer.node_id)
 
     async def _adopt(self, topology: Topology) -> None:
         changed = topology.version != self._topology.version

@@ -14,7 +14,20 @@ from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, TypeVar
 
 from bus.client import BusClient, RequestError
-from bus.messages import Fact, Log, Message, Reply, RequestCancel, RequestFailed, Work, kind_of
+from bus.messages import (
+    Fact,
+    Log,
+    Message,
+    PeerDown,
+    PeerUp,
+    Reply,
+    RequestCancel,
+    RequestCheck,
+    RequestFailed,
+    RequestWorking,
+    Work,
+    kind_of,
+)
 from bus.wire import Envelope
 from cluster.failures import FailureCode
 from common.rate_limit import RateLimitedLogger
@@ -28,7 +41,8 @@ MAX_WORK = 256  # served at one time; further work is refused as `busy`
 def on(*messages: type[Message]) -> Callable[[F], F]:
     """Mark a method `async (self, message, envelope)` as the handler of these messages.
 
-    For work it returns the reply, or None to send none. The actor subscribes to the facts that have handlers.
+    For work it returns the reply, or None to send none. The actor subscribes to the facts that have handlers. Those of
+    `PeerUp` and `PeerDown` are also called for links that no fact told: see `BusClient.start`.
     """
 
     def mark(method: F) -> F:
@@ -84,7 +98,8 @@ class Actor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
-        await self.bus.start([kind_of(message) for message in self.handlers if issubclass(message, Fact)])
+        topics = [kind_of(message) for message in self.handlers if issubclass(message, Fact)]
+        await self.bus.start(topics, follow_links=PeerUp in self.handlers or PeerDown in self.handlers)
         publisher = _PublishWarnings(self.bus, loop)
         logging.getLogger().addHandler(publisher)
         try:
@@ -131,6 +146,9 @@ class Actor:
         key = (envelope.header.sender, envelope.header.id)
         if envelope.is_fact or key in self._serving:
             return
+        if isinstance(work, RequestCheck):
+            await self._reply(envelope, self._check(envelope.header.sender, work.request))
+            return
         if len(self._serving) >= MAX_WORK:
             why = f"{self.bus.address} serves {MAX_WORK} requests already; try again soon"
             await self._reply(envelope, RequestFailed(FailureCode.BUSY, why))
@@ -150,6 +168,14 @@ class Actor:
             reply = RequestFailed(FailureCode.INTERNAL, f"{self.bus.address} failed at {kind}: {error!r}; see its log")
         if reply is not None:
             await self._reply(envelope, reply)
+
+    def _check(self, sender: str, request: str) -> Reply:
+        """Return whether a request is being served. If not, its reply was sent before this one, or it never came."""
+        if (sender, request) in self._serving:
+            return RequestWorking()
+        return RequestFailed(
+            FailureCode.NOT_SERVED, f"the actor {self.bus.name!r} lost this request, or its reply was lost; try again"
+        )
 
     async def _reply(self, envelope: Envelope, reply: Reply) -> None:
         requester, cause = envelope.header.sender, envelope.header.id

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from bus.messages import ActorHello, HubActor
 
-SILENT_AFTER_S = 3.0  # actors register every second; one that stops is forgotten
+SILENT_AFTER_S = 3.0  # actors register every second
 
 
 class _Actor(NamedTuple):
     routing_id: bytes
     pid: int
     seen_at: float
+    connected_at: float  # when it was known to be connected
 
 
 class ActorRegistry:
@@ -24,13 +26,13 @@ class ActorRegistry:
     def register(self, hello: ActorHello, routing_id: bytes, now: float) -> bool:
         """Register an actor. Returns whether its process is new."""
         known = self._actors.get(hello.name)
-        self._actors[hello.name] = _Actor(routing_id, hello.pid, now)
+        self._actors[hello.name] = _Actor(routing_id, hello.pid, now, now)
         return known is None or known.pid != hello.pid
 
     def touch(self, name: str, routing_id: bytes, now: float) -> None:
         """Note that an actor sent something, so that replies reach it even before it registers with a new hub."""
         known = self._actors.get(name)
-        self._actors[name] = _Actor(routing_id, known.pid if known else 0, now)
+        self._actors[name] = _Actor(routing_id, known.pid if known else 0, now, now)
 
     def routing_id(self, name: str) -> bytes | None:
         """Return the routing id of an actor's connection, or None if it is unknown."""
@@ -41,7 +43,18 @@ class ActorRegistry:
         """Remove an actor whose connection is gone."""
         self._actors.pop(name, None)
 
-    def present(self, now: float) -> tuple[HubActor, ...]:
-        """Return the registered actors, by name, and forget those that are silent."""
-        self._actors = {name: actor for name, actor in self._actors.items() if now - actor.seen_at < SILENT_AFTER_S}
-        return tuple(HubActor(name, actor.pid) for name, actor in sorted(self._actors.items()) if actor.pid)
+    def present(self, now: float, is_connected: Callable[[bytes], bool]) -> tuple[HubActor, ...]:
+        """Return the registered actors, by name.
+
+        A silent one is kept while its connection stands, which `is_connected` finds out of a routing id: it may be
+        frozen. Silent senders that never registered are forgotten.
+        """
+        for name, actor in list(self._actors.items()):
+            if now - actor.connected_at < SILENT_AFTER_S:
+                continue
+            if actor.pid and is_connected(actor.routing_id):
+                self._actors[name] = actor._replace(connected_at=now)
+            else:
+                del self._actors[name]
+        known = sorted(self._actors.items())
+        return tuple(HubActor(name, actor.pid, max(now - actor.seen_at, 0.0)) for name, actor in known if actor.pid)

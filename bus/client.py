@@ -7,67 +7,55 @@ asyncio loop that called `start`. Queues are bounded and every wait has a timeou
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import recv_monitor_message
 
 from bus.address import HUB, Address
+from bus.fact_publisher import FactPublisher
+from bus.link_watch import LinkEvent, LinkWatch
 from bus.messages import (
     ActorDown,
     ActorHello,
     Fact,
     Header,
+    HubDescribe,
+    HubState,
     Message,
     PeerDown,
+    PeerUp,
     Reply,
     RequestCancel,
+    RequestCheck,
     RequestFailed,
     Work,
     kind_of,
 )
 from bus.net.endpoints import HubPaths
-from bus.net.sockets import connect_ipc, open_async_socket, open_socket
+from bus.net.sockets import connect_ipc, open_async_socket
+from bus.pending_requests import PendingRequests, RequestError
 from bus.sequencing import Sequencer
-from bus.wire import Envelope, WireError, decode, encode
+from bus.wire import Envelope, WireError, decode, encode, new_header
 from cluster.failures import FailureCode
-from common.rate_limit import RateLimitedLogger
 
-logger = logging.getLogger(__name__)
+__all__ = ["BusClient", "RequestError"]
 
 R = TypeVar("R", bound=Message)
 
 INBOX = 1000  # envelopes that wait for the actor; when it is full we stop reading, which the hub notices
 FACTS_WAITING = 500  # beyond it facts are dropped, so that work and replies still find room
 HELLO_EVERY_S = 1.0
+COMPARE_LINKS_EVERY_S = 2.0
+CHECK_EVERY_S = 2.0  # whether a request is still being served
 RETRY_S = 0.05
-
-
-class RequestError(Exception):
-    """Some work failed. `code` is for programs, `message` is a sentence for people.
-
-    If an actor raises it while it serves work, code and message are sent to the requester as `request.failed`.
-    """
-
-    def __init__(self, code: FailureCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-
-
-class _Pending(NamedTuple):
-    """A request that awaits its reply."""
-
-    to: Address
-    reply: asyncio.Future[Message]
 
 
 class BusClient:
@@ -80,14 +68,14 @@ class BusClient:
         self._paths = HubPaths(run_dir)
         self._context = zmq.asyncio.Context()
         self._context.setsockopt(zmq.MAX_SOCKETS, 4096)
-        self._publisher = open_socket(self._context, zmq.XPUB)
         self._subscriber = open_async_socket(self._context, zmq.SUB)
         self._dealer = open_async_socket(self._context, zmq.DEALER)
         self._inbox: asyncio.Queue[Envelope] = asyncio.Queue(INBOX)
-        self._pending: dict[str, _Pending] = {}  # by the id of the work
-        self._subscribed: set[bytes] = set()  # topics that the hub wants from this actor
+        self._pending = PendingRequests(node_id)
+        self._links: LinkWatch | None = None  # if the actor is told which nodes are linked
+        self._hub_is_new = asyncio.Event()
         self._sequencer = Sequencer(self.address)
-        self._limited = RateLimitedLogger(logger)
+        self._publisher = FactPublisher(self._context, self._sequencer, self.dropped)
         self._running: asyncio.Task[None] | None = None
 
     @property
@@ -95,15 +83,20 @@ class BusClient:
         """The address to which replies are sent."""
         return str(Address(self.node_id, self.name))
 
-    async def start(self, topics: Sequence[str] = ()) -> None:
+    async def start(self, topics: Sequence[str] = (), *, follow_links: bool = False) -> None:
         """Connect, subscribe to `topics`, and register with the hub.
 
-        The client itself also subscribes to lost nodes and actors: the requests that were sent there fail then.
+        The client itself also subscribes to lost nodes and actors: the requests that were sent there fail then. With
+        `follow_links`, every link that there is or that ends is delivered as `PeerUp` or `PeerDown`, also one of before
+        the start, one whose fact was lost, and those that ended with the hub.
         """
         for topic in {*topics, kind_of(PeerDown), kind_of(ActorDown)}:
             self._subscriber.subscribe(topic)
+        if follow_links:
+            self._links = LinkWatch()
+            self._subscriber.subscribe(kind_of(PeerUp))
         connect_ipc(self._subscriber, self._paths.facts_out)
-        connect_ipc(self._publisher, self._paths.facts_in)
+        self._publisher.connect(self._paths.facts_in)
         hub_events = self._dealer.get_monitor_socket(zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED)
         connect_ipc(self._dealer, self._paths.work)
         # Not awaited: the hub may start later. Queued first, so that the hub knows us before it has to reply to us.
@@ -119,22 +112,11 @@ class BusClient:
 
         False until the first connection to the hub. While the hub restarts, the old one's subscriptions count.
         """
-        self._read_subscriptions()
-        return kind_of(fact).encode().startswith(tuple(self._subscribed))
+        return self._publisher.has_subscribers(fact)
 
     async def publish(self, fact: Fact) -> None:
         """Publish a fact, if it has subscribers. Does not wait; a fact that no receiver would accept is logged."""
-        if not self.has_subscribers(type(fact)):
-            return
-        kind = kind_of(type(fact))
-        try:
-            frames = self._sequencer.encode(kind, fact)
-        except WireError as error:
-            self.dropped["unsendable"] += 1
-            self._limited.warning(kind, "%s is not published: %s", kind, error)
-            return
-        with suppress(zmq.Again):
-            self._publisher.send_multipart(frames, zmq.DONTWAIT)
+        self._publisher.publish(fact)
 
     async def send(self, to: str, message: Work | Reply, *, cause: str = "", timeout_s: float = 5.0) -> str:
         """Send to an address, which may omit this node's id, and return the message's id.
@@ -146,32 +128,31 @@ class BusClient:
         return header.id
 
     async def request(self, to: str, work: Work, expects: type[R], timeout_s: float) -> R:
-        """Send work and return the reply. Raises RequestError: the failure in the reply, `timeout` or `undeliverable`.
+        """Send work and return the reply.
 
-        A request that is cancelled or times out here is cancelled there.
+        Raises RequestError: the failure in the reply, `timeout`, `undeliverable`, or `not_served` if the actor does not
+        know of the request any more. A request that is cancelled or times out here is cancelled there.
         """
         header, frames = self._encode(to, work)
-        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._pending[header.id] = _Pending(self._full(to), future)
+        called, kind = self._called(to), header.kind
+        reply_came = self._pending.add(header.id, self._full(to))
         try:
             async with asyncio.timeout(timeout_s):
                 await self._push(frames, timeout_s)
-                reply = await future
+                reply = await self._reply(to, header.id, reply_came)
         except TimeoutError:
             await self._cancel(to, header.id)
-            raise RequestError(
-                FailureCode.TIMEOUT, f"{to} did not answer {header.kind} within {timeout_s:g} s"
-            ) from None
+            raise RequestError(FailureCode.TIMEOUT, f"{called} did not answer {kind} within {timeout_s:g} s") from None
         except asyncio.CancelledError:
             await asyncio.shield(self._cancel(to, header.id))
             raise
         finally:
-            self._pending.pop(header.id, None)
+            self._pending.remove(header.id)
         if isinstance(reply, RequestFailed):
             raise RequestError(reply.code, reply.message)
         if not isinstance(reply, expects):
-            kind = kind_of(type(reply))
-            raise RequestError(FailureCode.UNEXPECTED, f"{to} answered {kind}, which does not fit {header.kind}")
+            unfit = f"{kind_of(type(reply))}, which does not fit {kind}"
+            raise RequestError(FailureCode.UNEXPECTED, f"{called} answered {unfit}")
         return reply
 
     async def request_at_start(self, to: str, work: Work, expects: type[R], timeout_s: float) -> R:
@@ -207,6 +188,13 @@ class BusClient:
     def _full(self, to: str) -> Address:
         return Address.parse(to, self.node_id)
 
+    def _called(self, to: str) -> str:
+        """Return what people call an address."""
+        address = self._full(to)
+        if address.node == self.node_id:
+            return address.actor
+        return f"{address.actor} on node {self._links.name_of(address.node) if self._links else address.node}"
+
     def _encode(self, to: str, message: Message, cause: str = "") -> tuple[Header, list[bytes]]:
         # Frames must be sent in the order in which they are encoded, because they are numbered here.
         address = self._full(to)
@@ -225,19 +213,23 @@ class BusClient:
                 FailureCode.TIMEOUT, f"the hub of this node accepted no message for {timeout_s:g} s"
             ) from None
 
+    async def _reply(self, to: str, request: str, came: asyncio.Future[Message]) -> Message:
+        """Wait for a reply, and ask the actor every two seconds whether it still serves the request."""
+        while not came.done():
+            await asyncio.wait([came], timeout=CHECK_EVERY_S)
+            if not came.done() and self._full(to).actor != HUB:
+                header, frames = self._encode(to, RequestCheck(request))
+                self._pending.check(request, header.id)
+                with suppress(RequestError):
+                    await self._push(frames, CHECK_EVERY_S)
+        return came.result()
+
     async def _cancel(self, to: str, request: str) -> None:
         with suppress(RequestError):
             await self.send(to, RequestCancel(request), timeout_s=1.0)
 
     def _hello(self) -> list[bytes]:
         return self._encode(HUB, ActorHello(self.name, os.getpid()))[1]
-
-    def _read_subscriptions(self) -> None:
-        # No task reads them: a fact that is published right after a subscription came must not be lost.
-        while int(self._publisher.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            message = self._publisher.recv()
-            change = self._subscribed.add if message[:1] == b"\x01" else self._subscribed.discard
-            change(message[1:])
 
     # -- what runs from `start` to `close`
 
@@ -248,6 +240,8 @@ class BusClient:
                 tasks.create_task(self._read(self._dealer))
                 tasks.create_task(self._repeat_hello())
                 tasks.create_task(self._watch_hub(hub_events))
+                if self._links:
+                    tasks.create_task(self._compare_links(self._links))
         except ExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
@@ -258,14 +252,37 @@ class BusClient:
                 await self._push(self._hello(), HELLO_EVERY_S)
 
     async def _watch_hub(self, events: zmq.asyncio.Socket) -> None:
-        """Register with a hub that was restarted; what was sent to the old one is never answered."""
+        """Register with a hub that was started again; what was sent to the old one is never answered."""
+        was_lost = False
         while True:
             event = (await recv_monitor_message(events))["event"]
             if event == zmq.Event.DISCONNECTED:
-                self._fail_pending(lambda to: True, "the hub of this node", "it is started again; try again")
-            else:
-                with suppress(RequestError):
-                    await self._push(self._hello(), HELLO_EVERY_S)
+                was_lost = True
+                self._pending.fail(lambda to: True, "the hub of this node", "it is started again; try again")
+                continue
+            with suppress(RequestError):
+                await self._push(self._hello(), HELLO_EVERY_S)
+            if self._links and was_lost:  # not before: what handlers publish and send now reaches the new hub
+                await self._tell(self._links.hub_lost())
+            self._hub_is_new.set()
+
+    async def _compare_links(self, links: LinkWatch) -> None:
+        """Compare with the hub's list of links whenever the hub is new, and every two seconds: facts may be lost."""
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hub_is_new.wait(), COMPARE_LINKS_EVERY_S)
+            self._hub_is_new.clear()
+            links.asked()
+            with suppress(RequestError):  # a hub that is being started again replies the next time
+                state = await self.request(HUB, HubDescribe(), HubState, COMPARE_LINKS_EVERY_S)
+                await self._tell(links.compare(state.peers))
+
+    async def _tell(self, events: Iterable[LinkEvent]) -> None:
+        """Deliver events about links. Unlike other facts they always wait for room, or the actor would miss one."""
+        for event in events:
+            self._pending.note_loss(event, self.node_id)
+            header = new_header(event, str(self._full(HUB)))
+            await self._inbox.put(Envelope(header.kind, header, event))
 
     async def _read(self, socket: zmq.asyncio.Socket) -> None:
         while True:
@@ -275,34 +292,18 @@ class BusClient:
             except WireError as error:
                 self.dropped[error.reason] += 1
                 continue
-            self._note_losses(envelope)
-            if isinstance(envelope.message, Reply) and not envelope.is_fact:  # a fact is one that the hub's tap shows
-                self._resolve(envelope, envelope.message)
-            elif envelope.is_fact and self._inbox.qsize() >= FACTS_WAITING:
-                self.dropped["inbox full"] += 1
-            else:
-                await self._inbox.put(envelope)
+            await self._take(envelope)
 
-    def _note_losses(self, envelope: Envelope) -> None:
-        match envelope.message:
-            case PeerDown(node_id, reason):
-                self._fail_pending(lambda to: to.node == node_id, f"node {node_id}", reason)
-            case ActorDown(name, reason):
-                lost = Address(envelope.node, name)
-                self._fail_pending(lambda to: to == lost, f"actor {lost}", reason)
-
-    def _resolve(self, envelope: Envelope, reply: Reply) -> None:
-        """Pass a reply to its request. Only the node that was asked may reply, or our hub if it cannot deliver."""
-        pending = self._pending.get(envelope.header.cause)
-        if pending is None or pending.reply.done():
+    async def _take(self, envelope: Envelope) -> None:
+        message = envelope.message
+        if isinstance(message, Reply) and not envelope.is_fact:  # a fact is one that the hub's tap shows
+            if not self._pending.resolve(envelope, message):
+                self.dropped["foreign reply"] += 1
             return
-        if envelope.node == pending.to.node or envelope.header.sender == str(self._full(HUB)):
-            pending.reply.set_result(reply)
+        self._pending.note_loss(message, envelope.node)
+        if self._links and isinstance(message, LinkEvent):
+            await self._tell(self._links.heard(message))
+        elif envelope.is_fact and self._inbox.qsize() >= FACTS_WAITING:
+            self.dropped["inbox full"] += 1
         else:
-            self.dropped["foreign reply"] += 1
-
-    def _fail_pending(self, is_lost: Callable[[Address], bool], what: str, reason: str) -> None:
-        failed = RequestFailed(FailureCode.UNDELIVERABLE, f"{what} is gone: {reason}")
-        for pending in self._pending.values():
-            if is_lost(pending.to) and not pending.reply.done():
-                pending.reply.set_result(failed)
+            await self._inbox.put(envelope)

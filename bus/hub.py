@@ -67,7 +67,7 @@ class Hub:
             undo.callback(self._network.close)
             self._facts = PubSub(self._context, self._network)
             undo.pop_all()
-        self._service = HubService(self._context, self._registry, self._facts, self._network)
+        self._service = HubService(self._context, self._registry, self._facts, self._network, self._is_connected)
         self._context.reactor.register(self._work, self._from_actor)
 
     @property
@@ -151,23 +151,34 @@ class Hub:
             self._work.send_multipart([routing_id, *frames], zmq.DONTWAIT)
         except zmq.Again:
             why = f"{to.actor} on node {self._config.name} has too much work waiting; try again soon"
-            self._return(frames, why)
+            self._return(frames, why, FailureCode.BUSY)
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
             self._registry.forget(to.actor)
-            self._return(frames, f"no actor {to.actor!r} answers on node {self._config.name}")
+            why = f"no actor {to.actor!r} answers on node {self._config.name}; if it ended, it is being started again"
+            self._return(frames, f"{why}: try again in a moment")
+
+    def _is_connected(self, routing_id: bytes) -> bool:
+        """Return whether a connection stands. Only sending shows that: a cancel of no request changes nothing."""
+        frames = self._context.sequencer.encode(Address(self.node_id, ""), RequestCancel(""))
+        try:
+            self._work.send_multipart([routing_id, *frames], zmq.DONTWAIT)
+        except zmq.ZMQError as error:
+            return error.errno != zmq.EHOSTUNREACH
+        return True
 
     def _forward(self, to: Address, frames: Sequence[bytes]) -> None:
         """Send work to another node, or return it to its sender."""
         if not self._network.forward(to.node, frames):
-            self._return(frames, f"node {to.node} is not linked to {self._config.name}")
+            name = self._network.name_of(to.node)
+            self._return(frames, f"node {name} is not linked to {self._config.name} now; try again in a moment")
 
-    def _return(self, frames: Sequence[bytes], why: str) -> None:
+    def _return(self, frames: Sequence[bytes], why: str, code: FailureCode = FailureCode.UNDELIVERABLE) -> None:
         self._context.counters["undeliverable"] += 1
         header = decode_header(frames)
         if header.kind != kind_of(RequestCancel):
-            self._refuse(header, FailureCode.UNDELIVERABLE, why)
+            self._refuse(header, code, why)
 
     def _refuse(self, header: Header, code: FailureCode, why: str) -> None:
         """Reply to some work with the reason why it failed.

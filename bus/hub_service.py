@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 from bus.actor_registry import ActorRegistry
 from bus.address import HUB
@@ -33,10 +34,21 @@ _NETWORK_WORK = (PeerDial, PeerDrop, MembersGet, MemberRevoke, MemberApprove, Cl
 
 
 class HubService:
-    """Used on the hub's thread only. Methods return the reply, or None if there is none to send."""
+    """Used on the hub's thread only. Methods return the reply, or None if there is none to send.
 
-    def __init__(self, context: HubContext, registry: ActorRegistry, facts: PubSub, network: PeerNetwork) -> None:
+    `is_connected` says of a routing id whether the connection of its actor stands.
+    """
+
+    def __init__(
+        self,
+        context: HubContext,
+        registry: ActorRegistry,
+        facts: PubSub,
+        network: PeerNetwork,
+        is_connected: Callable[[bytes], bool],
+    ) -> None:
         self._context, self._registry, self._facts, self._network = context, registry, facts, network
+        self._is_connected = is_connected
 
     def serve_actor(self, envelope: Envelope, routing_id: bytes) -> Reply | None:
         """Serve work of an actor of this node, whose connection has the routing id."""
@@ -63,7 +75,7 @@ class HubService:
             config.node_id,
             config.name,
             self._network.endpoint,
-            (HubActor(HUB, os.getpid()), *self._registry.present(time.monotonic())),
+            (HubActor(HUB, os.getpid()), *self._registry.present(time.monotonic(), self._is_connected)),
             self._network.peers(),
             self._facts.topics(),
             dict(self._context.counters),

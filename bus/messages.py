@@ -105,6 +105,18 @@ class RequestCancel(Work, frozen=True, tag="request.cancel"):
     request: Name
 
 
+class RequestCheck(Query, frozen=True, tag="request.check"):
+    """Ask whether the work whose id is `request` is still being served. Sent by the sender of that work to the same
+    actor; answered by `request.working`, or fails with `not_served`.
+    """
+
+    request: Name
+
+
+class RequestWorking(Reply, frozen=True, tag="request.working"):
+    """The work is being served; its reply is still to come."""
+
+
 # -- actors and hubs of one node
 
 
@@ -158,6 +170,7 @@ class HubActor(msgspec.Struct, frozen=True):
 
     name: Name
     pid: Process
+    silent_s: Annotated[Real, Meta(description="seconds since the hub heard it")] = 0.0
 
 
 class HubPeer(msgspec.Struct, frozen=True):
@@ -284,6 +297,9 @@ class LinkHello(Work, frozen=True, tag="link.hello"):
     hello_received: Annotated[bool, Meta(description="the sender has received the receiver's hello")] = False
     join_endpoint: Annotated[Endpoint, Meta(description="the sender's join port; empty if it has none")] = ""
     revoked: Annotated[Names, Meta(description="ids of the nodes that the sender revoked")] = ()
+    connection: Annotated[
+        Whole, Meta(description="of the connection that carries it; rises with each one that the sender's node makes")
+    ] = 0
 
 
 class LinkSubscribe(Work, frozen=True, tag="link.subscribe"):
@@ -327,6 +343,7 @@ class PeerDown(LocalFact, frozen=True, tag="peer.down"):
 
     node_id: Name
     reason: Sentence
+    name: Name = ""
 
 
 # -- nodes and topology

@@ -16,6 +16,7 @@ class FailureCode(StrEnum):
     CONFLICT = "conflict"
     FORBIDDEN = "forbidden"
     INTERNAL = "internal"
+    NOT_SERVED = "not_served"
     TIMEOUT = "timeout"
     UNDELIVERABLE = "undeliverable"
     UNEXPECTED = "unexpected"
@@ -74,6 +75,7 @@ _RETRYABLE = frozenset(
         FailureCode.LOAD_FAILED,
         FailureCode.NO_MEMBER,
         FailureCode.NODE_LOST,
+        FailureCode.NOT_SERVED,
         FailureCode.PREFIX_LOST,
         FailureCode.QUEUE_FULL,
         FailureCode.REPLACED,

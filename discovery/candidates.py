@@ -5,7 +5,7 @@ A beacon only suggests a dial. Whether a node may join is decided in `cluster.me
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from cluster.failures import FailureCode
@@ -113,16 +113,6 @@ class Candidates:
         lost = {e: _lost(c, steady, now) for e, c in self.candidates.items() if c.node_id == node_id}
         links = {n: since for n, since in self.links.items() if n != node_id}
         return replace(self, links=links, candidates={**self.candidates, **lost})
-
-    def reconcile(self, node_ids: Iterable[str], now: float) -> Candidates:
-        """Replace the links by those that the hub has, after the hub or this process was started again."""
-        up = set(node_ids)
-        candidates = self
-        for node_id in set(self.links) - up:
-            candidates = candidates.unlinked(node_id, now)
-        for node_id in up - set(self.links):
-            candidates = candidates.linked(node_id, now)
-        return candidates
 
     def _is_kept(self, candidate: Candidate, now: float) -> bool:
         return candidate.pinned or candidate.node_id in self.links or now - candidate.seen_at < FORGET_AFTER_S

@@ -63,9 +63,6 @@ class GatewayActor(DataPlaneActor):
         port = listener.getsockname()[1]
         origins = origin_policy(config.api_host, port, config.api_names, config.cors)
         models = TextModels(self.bus, Catalogue.load(config.cards_path), self._renderer)
-        await self.follow_links()
-        for peer in await self._peers():
-            self._instances.known.link(peer.node_id)
         self._plane = DataPlane(config.run_path, self._access)
         self._generator = Generator(self.bus, models, self._plane, self._instances)
         families = (OpenAiFamily(self._generator, models),)
@@ -135,7 +132,7 @@ class GatewayActor(DataPlaneActor):
         """End the sessions that run over the node at once, and accept none of its frames."""
         await super().peer_down(message, envelope)
         self._instances.known.unlink(message.node_id)
-        sentence = f"node {message.node_id} is gone: {message.reason}; try again"
+        sentence = f"node {message.name or message.node_id} is gone: {message.reason}; try again"
         self._plane.fail_where(lambda instance: message.node_id in instance.node_ids, sentence)
 
     def _standing_ids(self) -> set[str]:

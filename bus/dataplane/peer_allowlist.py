@@ -6,7 +6,7 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
 from bus.messages import HubPeer, PeerUp
 from bus.net.endpoints import key_of, node_of
@@ -19,26 +19,12 @@ class PeerAllowlist:
     def __init__(self, own_key: bytes, own_id: str) -> None:
         self._ids = {own_key: own_id}
         self._roles = {own_id: Role.MEMBER}
-        self._own_id = own_id
-        self._missing: frozenset[str] = frozenset()
 
     def add(self, peers: Iterable[HubPeer | PeerUp]) -> None:
         """Accept these linked nodes."""
         for peer in peers:
             self._roles[peer.node_id] = peer.role
             self._ids[key_of(peer.endpoint)] = node_of(peer.endpoint)
-
-    def reconcile(self, peers: Collection[HubPeer]) -> None:
-        """Compare with the hub's list of peers, in case a `peer.up` or `peer.down` was lost.
-
-        A node is removed when it is missing from two consecutive lists. Once is not enough: a hub that was restarted
-        links again, and sessions continue meanwhile.
-        """
-        self.add(peers)
-        missing = frozenset(self._roles.keys() - {peer.node_id for peer in peers} - {self._own_id})
-        for node_id in missing & self._missing:
-            self.remove(node_id)
-        self._missing = missing
 
     def remove(self, node_id: str) -> None:
         """Stop accepting a node, also over the connections that it has open."""

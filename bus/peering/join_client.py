@@ -5,6 +5,7 @@ It does not know what requests and replies prove; `bus.peering.authenticator` do
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ MAX_ATTEMPTS = 64  # at one time
 JOIN_BYTES = 4096  # the largest frame at a join port
 
 _WATCHED = (
-    zmq.Event.HANDSHAKE_SUCCEEDED
+    zmq.Event.CONNECTED
+    | zmq.Event.HANDSHAKE_SUCCEEDED
     | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
     | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
     | zmq.Event.HANDSHAKE_FAILED_AUTH
@@ -36,12 +38,13 @@ _WATCHED = (
 )
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(eq=False, slots=True)
 class _Attempt:
     endpoint: str
     dealer: zmq.Socket[bytes]
     monitor: zmq.Socket[bytes]
     deadline: float
+    reached: bool = False  # something listens there
 
 
 class JoinClient:
@@ -68,6 +71,7 @@ class JoinClient:
             return
         dealer = open_socket(self._context.zmq_context, zmq.DEALER, largest_frame=JOIN_BYTES)
         dealer.setsockopt(zmq.RECONNECT_IVL, -1)
+        dealer.setsockopt(zmq.HANDSHAKE_IVL, round(2000 * TIMEOUT_S))  # `expire` is to end a silent one
         attempt = _Attempt(endpoint, dealer, dealer.get_monitor_socket(_WATCHED), time.monotonic() + TIMEOUT_S)
         self._attempts[endpoint] = attempt
         self._context.reactor.register(dealer, partial(self._read_reply, attempt))
@@ -81,7 +85,7 @@ class JoinClient:
     def expire(self, now: float) -> None:
         """End the attempts that got no reply in time."""
         for attempt in [attempt for attempt in self._attempts.values() if attempt.deadline < now]:
-            self._fail(attempt, FailureCode.SILENT, _silent(attempt.endpoint))
+            self._fail(attempt, FailureCode.SILENT, _silent(attempt))
 
     def close(self) -> None:
         """End all attempts without a call."""
@@ -89,26 +93,33 @@ class JoinClient:
             self._end(attempt)
 
     def _read_event(self, attempt: _Attempt) -> None:
-        event = recv_monitor_message(attempt.monitor)["event"]
+        event = recv_monitor_message(attempt.monitor)
         cluster, endpoint = self._authenticator.code.name, attempt.endpoint
-        if event == zmq.Event.HANDSHAKE_SUCCEEDED:
-            request = self._authenticator.join_request(self._endpoint)
-            attempt.dealer.send_multipart(self._context.sequencer.encode(Address("", HUB), request), zmq.DONTWAIT)
-        elif event == zmq.Event.HANDSHAKE_FAILED_AUTH:
-            own_id = self._authenticator.pair.node_id
-            why = (
-                f"the node at {endpoint} refuses this node's key: it was revoked in cluster {cluster}; on a member, "
-                f"`exobus cluster approve {own_id}` approves it again"
-            )
-            self._fail(attempt, FailureCode.REVOKED, why)
-        elif event in (zmq.Event.HANDSHAKE_FAILED_NO_DETAIL, zmq.Event.HANDSHAKE_FAILED_PROTOCOL):
-            why = (
-                f"wrong join code for cluster {cluster}: the join port at {endpoint} has another one; "
-                "get the present code there with `exobus cluster invite`"
-            )
-            self._fail(attempt, FailureCode.WRONG_CODE, why)
-        else:
-            self._fail(attempt, FailureCode.SILENT, _silent(endpoint))
+        match event["event"]:
+            case zmq.Event.CONNECTED:
+                attempt.reached = True
+            case zmq.Event.HANDSHAKE_SUCCEEDED:
+                request = self._authenticator.join_request(self._endpoint)
+                attempt.dealer.send_multipart(self._context.sequencer.encode(Address("", HUB), request), zmq.DONTWAIT)
+            case zmq.Event.HANDSHAKE_FAILED_AUTH:
+                own_id = self._authenticator.pair.node_id
+                why = (
+                    f"the node at {endpoint} refuses this node's key: it was revoked in cluster {cluster}; "
+                    f"on a member, `exobus cluster approve {own_id}` approves it again"
+                )
+                self._fail(attempt, FailureCode.REVOKED, why)
+            # A join port closes the connection of a client that cannot know its key, which libzmq shows as EPIPE.
+            case zmq.Event.HANDSHAKE_FAILED_NO_DETAIL if event["value"] == errno.EPIPE:
+                why = (
+                    f"wrong join code for cluster {cluster}: the join port at {endpoint} has another one; "
+                    "get the present code there with `exobus cluster invite`"
+                )
+                self._fail(attempt, FailureCode.WRONG_CODE, why)
+            case zmq.Event.HANDSHAKE_FAILED_PROTOCOL:
+                why = f"what listens at {endpoint} is no join port of exobus; check the address"
+                self._fail(attempt, FailureCode.BAD_ENDPOINT, why)
+            case _:
+                self._fail(attempt, FailureCode.SILENT, _silent(attempt))
 
     def _read_reply(self, attempt: _Attempt) -> None:
         message: Message | None
@@ -135,5 +146,9 @@ class JoinClient:
             socket.close(0)
 
 
-def _silent(endpoint: str) -> str:
-    return f"no node answers at {endpoint}; start one there, or check the address"
+def _silent(attempt: _Attempt) -> str:
+    if attempt.reached:
+        return (
+            f"the node at {attempt.endpoint} does not respond; it is asked again, and if that lasts, restart it there"
+        )
+    return f"no node answers at {attempt.endpoint}; start one there, or check the address"

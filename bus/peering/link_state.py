@@ -1,8 +1,10 @@
 """To which hubs a hub is linked: a pure state machine that turns events into actions.
 
 A link is up when our own connection is established and the other hub has sent its hello over a connection of its own.
-A hub that restarts sends a hello with a new incarnation: the old link goes down before the new one is up. An endpoint
-contains its node's key and port, so it names one node.
+A hub that restarts sends a hello with a new incarnation: the old link goes down before the new one is up. A hello with
+another connection number says that the connection of the other hub ended, and what was on it is lost: the link goes
+down and up, so that it breaks on both sides or on neither. An endpoint contains its node's key and port, so it names
+one node.
 """
 
 from __future__ import annotations
@@ -42,7 +44,22 @@ class Publish:
     fact: PeerUp | PeerDown
 
 
-Action = Dial | Close | SendHello | Publish
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Send the node the facts of these topics from now on, and no others."""
+
+    node_id: str
+    topics: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Forget the topics of the node and the sequence numbers of its messages."""
+
+    node_id: str
+
+
+Action = Dial | Close | SendHello | Publish | Subscribe | Forget
 
 
 @dataclass(slots=True)
@@ -81,12 +98,19 @@ class LinkState:
     def hello(self, hello: LinkHello, role: Role) -> list[Action]:
         """Handle the hello that the hub of a node with this role sent over its connection to us."""
         known = self._endpoints_of(hello.node_id)
-        if any(self._incarnation(endpoint) > hello.incarnation for endpoint in known):
-            return []  # it was sent before the node restarted
+        if any(_number(self._links[endpoint].hello) > _number(hello) for endpoint in known):
+            return []  # it was sent before the node restarted, or over a connection that has ended
         stale = [endpoint for endpoint in known if self._incarnation(endpoint) != hello.incarnation]
         actions = [action for endpoint in stale for action in self._close(endpoint, "it restarted")]
         link = self._links.setdefault(hello.endpoint, new := _Link())
-        was_up, link.hello, link.role = link.is_up, hello, role
+        was_up = link.is_up
+        if was_up and _number(link.hello) != _number(hello):
+            # The numbers of its messages go on rising, so they are not forgotten: what still comes from the old
+            # connection must not count as newer than this hello.
+            actions.append(_down(hello, "its connection broke"))
+            was_up = False
+        link.hello, link.role = hello, role
+        actions.append(Subscribe(hello.node_id, hello.subscriptions))
         if link is new:
             return [*actions, Dial(hello.endpoint)]
         if link.connected and not hello.hello_received:
@@ -135,9 +159,18 @@ class LinkState:
         link = self._links.pop(endpoint, None)
         if link is None:
             return []
-        if link.hello is None or not link.connected:
+        if link.hello is None:
             return [Close(endpoint)]
-        return [Close(endpoint), Publish(PeerDown(link.hello.node_id, reason))]
+        closed: list[Action] = [Close(endpoint), Forget(link.hello.node_id)]
+        return [*closed, _down(link.hello, reason)] if link.connected else closed
+
+
+def _number(hello: LinkHello | None) -> tuple[int, int]:
+    return (hello.incarnation, hello.connection) if hello else (0, 0)
+
+
+def _down(hello: LinkHello, reason: str) -> Publish:
+    return Publish(PeerDown(hello.node_id, reason, hello.name))
 
 
 def _up(endpoint: str, link: _Link) -> list[Action]:

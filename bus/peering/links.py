@@ -7,8 +7,10 @@ over the bus port (`bus.peering.peering`).
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from typing import NamedTuple
 
 import msgspec
@@ -17,12 +19,12 @@ from zmq.utils.monitor import recv_monitor_message
 
 from bus.address import HUB, Address
 from bus.hub_context import HubContext
-from bus.messages import HubPeer, LinkBye, LinkHello, Message, PeerDown, PeerUp
+from bus.messages import HubPeer, LinkBye, LinkHello, Message
 from bus.net.endpoints import node_of
 from bus.net.keys import KeyPair
 from bus.net.sockets import connect, open_socket
 from bus.peering.inbound_policy import InboundPolicy
-from bus.peering.link_state import Action, Close, Dial, LinkState, Publish, SendHello
+from bus.peering.link_state import Action, Close, Dial, Forget, LinkState, Publish, SendHello, Subscribe
 from cluster.roles import Role
 from common.rate_limit import RateLimitedLogger
 
@@ -42,6 +44,7 @@ _LOST = (
 class _Connection(NamedTuple):
     dealer: zmq.Socket[bytes]
     monitor: zmq.Socket[bytes]
+    number: int
 
 
 class Links:
@@ -53,6 +56,8 @@ class Links:
         self._context, self._policy, self._own, self._make_hello = context, policy, own, make_hello
         self._state = LinkState()
         self._connections: dict[str, _Connection] = {}  # by endpoint
+        # From the clock since boot, so that the numbers also rise from one hub process of the node to the next.
+        self._numbers = count(time.monotonic_ns())
         self._topics: dict[str, tuple[bytes, ...]] = {}  # by the id of the node whose actors subscribed to them
 
     # -- events
@@ -67,7 +72,6 @@ class Links:
 
     def hello(self, hello: LinkHello, role: Role) -> None:
         """Handle the hello of another hub."""
-        self.subscribe(hello.node_id, hello.subscriptions)
         self._do(self._state.hello(hello, role))
 
     def subscribe(self, node_id: str, topics: Sequence[str]) -> None:
@@ -152,20 +156,23 @@ class Links:
                 case Close(endpoint):
                     self._close(endpoint)
                 case SendHello(endpoint, received):
-                    self._send(endpoint, msgspec.structs.replace(self._make_hello(), hello_received=received))
+                    self._send_hello(endpoint, received)
                 case Publish(fact):
-                    self._publish(fact)
+                    self._context.publish(fact)
+                case Subscribe(node_id, topics):
+                    self.subscribe(node_id, topics)
+                case Forget(node_id):
+                    self._topics.pop(node_id, None)
+                    self._policy.forget(node_id)
 
-    def _publish(self, fact: PeerUp | PeerDown) -> None:
-        if isinstance(fact, PeerDown):
-            self._topics.pop(fact.node_id, None)
-            self._policy.forget(fact.node_id)
-        self._context.publish(fact)
+    def _send_hello(self, endpoint: str, received: bool) -> None:
+        number = self._connections[endpoint].number
+        self._send(endpoint, msgspec.structs.replace(self._make_hello(), hello_received=received, connection=number))
 
     def _open(self, endpoint: str) -> None:
         dealer = open_socket(self._context.zmq_context, zmq.DEALER)
         monitor = dealer.get_monitor_socket(zmq.Event.HANDSHAKE_SUCCEEDED | _LOST)
-        self._connections[endpoint] = _Connection(dealer, monitor)
+        self._connections[endpoint] = _Connection(dealer, monitor, next(self._numbers))
         self._context.reactor.register(monitor, partial(self._read_event, endpoint, monitor))
         try:
             connect(dealer, endpoint, self._own)

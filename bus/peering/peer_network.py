@@ -31,6 +31,10 @@ class PeerNetwork(ABC):
         """Return the hubs to which a link is up."""
 
     @abstractmethod
+    def name_of(self, node_id: str) -> str:
+        """Return the name of a node on file, or the id of any other."""
+
+    @abstractmethod
     def forward(self, node_id: str, frames: Sequence[bytes]) -> bool:
         """Send work to a node. Returns False if no link to it is up, or its queue is full."""
 
@@ -74,6 +78,9 @@ class Standalone(PeerNetwork):
 
     def peers(self) -> tuple[HubPeer, ...]:
         return ()
+
+    def name_of(self, node_id: str) -> str:
+        return node_id
 
     def forward(self, node_id: str, frames: Sequence[bytes]) -> bool:
         return False

@@ -68,6 +68,10 @@ class Peering(PeerNetwork):
     def peers(self) -> tuple[HubPeer, ...]:
         return self._links.peers()
 
+    def name_of(self, node_id: str) -> str:
+        member = self._authenticator.members.by_id.get(node_id)
+        return member.name if member else node_id
+
     def forward(self, node_id: str, frames: Sequence[bytes]) -> bool:
         return self._links.forward(node_id, frames)
 

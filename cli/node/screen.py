@@ -26,7 +26,7 @@ _ARTICLES = {Role.MEMBER: "a", Role.GATEWAY: "a", Role.OBSERVER: "an"}
 
 
 class NodeScreen:
-    """Implements `actors.supervisor.Screen`. `command` is `exobus` as the user can type it."""
+    """Implements `actors.screen.Screen`. `command` is `exobus` as the user can type it."""
 
     def __init__(self, role: Role, command: str = "exobus", out: TextIO | None = None, *, color: bool = False) -> None:
         self._role = role

@@ -235,11 +235,9 @@ def test_restarted_node_actor_takes_over_its_stages() -> None:
             engine = await stack.enter_async_context(client(hub.run_dir, A, "engine-1"))
             stray = await stack.enter_async_context(client(hub.run_dir, A, "engine-2"))
             load = EngineLoad("numpy", "i", 1, WHOLE, "model", A, RecordNumber(1, 1))
-            states = {engine: EngineState(load, held), stray: EngineState()}
-            for bus, state in states.items():
-                answers: Answers = {EngineDescribe: lambda _, state=state: state}
-                stack.callback(asyncio.create_task(play(bus, answers)).cancel)
-                await described(bus, lambda state, name=bus.name: name in [known.name for known in state.actors])
+            for bus, state in ((engine, EngineState(load, held)), (stray, EngineState())):
+                stack.callback(asyncio.create_task(play(bus, holding(state))).cancel)
+                await registered(bus)
             observer = await stack.enter_async_context(client(hub.run_dir, A, "observer", NodeRecorded))
             node = await stack.enter_async_context(running_node(hub.run_dir, engines=()))
             assert await asyncio.wait_for(node.stopped.get(), WITHIN_S) == "engine-2"
@@ -251,3 +249,12 @@ def test_restarted_node_actor_takes_over_its_stages() -> None:
 
     with running_hub(A) as hub:
         asyncio.run(test())
+
+
+def holding(state: EngineState) -> Answers:
+    return {EngineDescribe: lambda _: state}
+
+
+async def registered(bus: BusClient) -> None:
+    """Wait until the hub knows an actor."""
+    await described(bus, lambda state: bus.name in [known.name for known in state.actors])

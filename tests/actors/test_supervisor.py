@@ -219,11 +219,15 @@ def test_standalone_node_has_no_port_or_discovery(tmp_path: Path, monkeypatch: p
     assert asyncio.run(started(alone=False)) == (True, True)
 
 
+def topologies() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "actors.topology_actor" in child.cmdline()]
+
+
 def test_node_is_ready_once_all_actors_registered(tmp_path: Path) -> None:
     async def main() -> None:
         async with node(tmp_path) as running:
-            children = psutil.Process().children()
-            (topology,) = (child for child in children if "actors.topology_actor" in child.cmdline())
+            assert await asyncio.to_thread(in_time, lambda: bool(topologies()))  # it may be starting
+            (topology,) = topologies()
             topology.suspend()
             assert "topology" not in [a.name for a in (await described(running.bus, lambda _: True)).actors]
             own = NodeRecord(running.bus.node_id, "kitchen", 1, 1, DeviceCapabilities(engine="numpy"), "http://here")

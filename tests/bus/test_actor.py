@@ -269,7 +269,7 @@ def test_published_work_is_not_served() -> None:
         await subscribed(asker, "hub", "stage.drain", "status")
         frames = encode("stage.drain", new_header(StageDrain(), asker.address), StageDrain())
         assert asker.has_subscribers(Status)
-        asker._publisher.send_multipart(frames)
+        asker._publisher._socket.send_multipart(frames)
         await asker.publish(Status("m", "behind it"))
         assert await asyncio.wait_for(worker.facts.get(), WITHIN_S) == "behind it"
         assert worker.hanging.empty()

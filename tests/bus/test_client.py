@@ -188,7 +188,9 @@ def test_request_fails_when_its_actor_dies() -> None:
         await subscribed(worker, "hub", "actor.down")
         await worker.publish(ActorDown("another", "killed", False))
         await worker.publish(ActorDown("worker", "killed by SIGKILL", False))
-        with pytest.raises(RequestError, match=f"actor {A}/worker is gone: killed by SIGKILL") as refused:
+        with pytest.raises(
+            RequestError, match="actor 'worker' is gone: killed by SIGKILL; it is started again"
+        ) as refused:
             await request
         assert refused.value.code == "undeliverable"
 

@@ -157,7 +157,7 @@ def test_killed_peer_is_down_within_a_second() -> None:
                 lost, _ = await next_message(asker, PeerDown)
                 assert asyncio.get_running_loop().time() - begun < 1.0
                 assert lost.node_id == B
-                with pytest.raises(RequestError, match=f"node {B} is gone: the connection broke"):
+                with pytest.raises(RequestError, match="node victim is gone: the connection broke"):
                     await waiting
 
     with running_hub(A) as hub, run_folder() as folder:
@@ -196,7 +196,7 @@ def test_stopping_hub_sends_bye() -> None:
         async with clients(pair[:1], "asker", PeerDown) as [asker]:
             await link(asker, pair[1].join_endpoint)
             await asyncio.to_thread(pair[1].stop)
-            assert (await next_message(asker, PeerDown))[0] == PeerDown(B, "it left")
+            assert (await next_message(asker, PeerDown))[0] == PeerDown(B, "it left", f"name of {B}")
 
     with hubs(A, B) as pair:
         run(test(pair))

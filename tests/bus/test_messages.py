@@ -41,6 +41,7 @@ from bus.messages import (
     PeerDrop,
     Reply,
     RequestCancel,
+    RequestCheck,
     Work,
     kind_of,
 )
@@ -51,6 +52,7 @@ from tests.support.messages import any_value, example, scalars
 GOLDEN = Path(__file__).parent / "wire_v4.txt"
 SERVED_BY_HUB_OR_LOOP = {ActorHello, HubDescribe, PeerDial, PeerDrop, LinkHello, LinkSubscribe, LinkBye, RequestCancel}
 SERVED_BY_HUB_OR_LOOP |= {JoinRequest, MembersGet, MemberRevoke, MemberApprove, ClusterRotate, ClusterCode}
+SERVED_BY_HUB_OR_LOOP |= {RequestCheck}
 ACTORS = (
     "actors.discovery_actor",
     "actors.download_actor",

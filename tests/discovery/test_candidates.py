@@ -119,13 +119,6 @@ def test_losing_one_link_leaves_the_others() -> None:
     assert candidates.unlinked("unknown", 9.0) is candidates
 
 
-def test_reconcile_takes_over_the_links_of_the_hub() -> None:
-    candidates = OWN.beacon_received(beacon(), 0.0).beacon_received(beacon(2, ELSEWHERE), 0.0).linked(OTHER, 0.0)
-    assert dials(candidates.reconcile([node_id(2)], 20.0), 20.0) == (JOIN,)
-    assert dials(candidates.reconcile([OTHER, node_id(2)], 20.0), 20.0) == ()
-    assert candidates.reconcile([OTHER], 20.0) is candidates
-
-
 # -- a node at several endpoints
 
 

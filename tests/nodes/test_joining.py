@@ -258,7 +258,7 @@ def test_revoked_node_is_unlinked_and_refused(home: Home) -> None:
             await bus.request("hub", MemberRevoke(bob_id), RequestDone, REPORT_TIMEOUT_S)
             return (await next_message(bus, PeerDown))[0]
 
-    assert on_bus(ada, revoke, PeerDown) == PeerDown(bob_id, "its key was revoked")
+    assert on_bus(ada, revoke, PeerDown) == PeerDown(bob_id, "its key was revoked", "bob")
     bob.line_with("node ada is gone", REPORT_TIMEOUT_S)
     bob.line_with(REVOKED, REPORT_TIMEOUT_S)
     stays_quiet(bob)

@@ -12,11 +12,9 @@ from actors.engine_actor import EngineActor
 from bus.actor import Actor
 from bus.client import BusClient
 from bus.dataplane.peer_allowlist import PeerAllowlist
-from bus.net.keys import new_key_pair
 from cluster.roles import Role
 from gateway.gateway_actor import GatewayActor
 from tests.support.bus import WITHIN_S, RunningHub, client, hub_config, in_time, link, new_node, running_hub
-from tests.support.dataplane import peer
 
 MAKERS = pytest.mark.parametrize("make", [EngineActor, GatewayActor])
 Make = type[EngineActor] | type[GatewayActor]
@@ -68,24 +66,6 @@ def test_nodes_linked_later_are_accepted_in_their_roles(make: Make) -> None:
             assert await comes_to(allowlist, two.node_id, Role.OBSERVER)
 
     with running_hub(new_node()) as one, running_hub(new_node(), role=Role.OBSERVER) as two:
-        asyncio.run(test())
-
-
-@MAKERS
-def test_lost_link_facts_are_reconciled(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(make.reconcile_links, "every", 0.05)
-    forgotten = new_key_pair()
-
-    async def test() -> None:
-        async with client(one.run_dir, one.node_id, "asker") as asker, running(make, one) as allowlist:
-            allowlist.add([peer(forgotten)])
-            assert await comes_to(allowlist, forgotten.node_id, None)
-            await link(asker, two.join_endpoint)
-            assert await comes_to(allowlist, two.node_id, Role.MEMBER)
-            allowlist.remove(two.node_id)
-            assert await comes_to(allowlist, two.node_id, Role.MEMBER)
-
-    with running_hub(new_node()) as one, running_hub(new_node()) as two:
         asyncio.run(test())
 
 

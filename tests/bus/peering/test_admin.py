@@ -40,7 +40,7 @@ def test_revoked_node_is_unlinked_and_refused() -> None:
             await link(one, second.join_endpoint)
             await next_message(two, PeerUp)
             await one.request("hub", MemberRevoke(B), RequestDone, 5.0)
-            assert (await next_message(one, PeerDown))[0] == PeerDown(B, "its key was revoked")
+            assert (await next_message(one, PeerDown))[0] == PeerDown(B, "its key was revoked", f"name of {B}")
             assert (await next_message(two, PeerDown))[0].node_id == A
             await dial(two, first)
             refused, _ = await next_message(two, PeerRefused, within_s=3.0)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import socket
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import zmq
@@ -19,6 +22,7 @@ from bus.messages import (
     Log,
     MemberApprove,
     PeerAuthenticated,
+    PeerDial,
     PeerDown,
     PeerRefused,
     PeerUp,
@@ -39,10 +43,12 @@ from cluster.roles import Role
 from tests.support.bus import (
     KEYS,
     RunningHub,
+    client,
     code_of,
     described,
     hub_config,
     hub_of,
+    hub_process,
     link,
     new_node,
     next_message,
@@ -54,6 +60,7 @@ from tests.support.bus import (
 from tests.support.joining import client_of, dial, members, reply_at_join_port
 
 A, B, C = new_node(), new_node(), new_node()
+NULL_GREETING = bytes([0xFF, *bytes(8), 0x7F, 3, 0]) + b"NULL".ljust(52, b"\0")
 WRONG_CODE = "a node tried to join cluster home with a wrong join code"
 
 
@@ -274,4 +281,51 @@ def test_repeated_message_is_dropped() -> None:
                     await next_message(worker, LinkProbe, within_s=0.2)
 
     with running_hub(A, knows=(B,)) as hub:
+        run(test(hub))
+
+
+def test_frozen_hub_does_not_respond() -> None:
+    async def test(hub: RunningHub, folder: Path) -> None:
+        config = hub_config(folder, B)
+        with hub_process(config) as frozen:
+            async with client_of(hub) as one, client(folder, B, "two") as two:
+                endpoint = (await described(two, lambda state: True)).join_endpoint
+                frozen.signal(signal.SIGSTOP)
+                await one.request("hub", PeerDial(endpoint), RequestDone, 5.0)
+                refused, _ = await next_message(one, PeerRefused)
+                frozen.signal(signal.SIGCONT)
+                assert (refused.endpoint, refused.code) == (endpoint, "silent")
+                assert refused.message.startswith(f"the node at {endpoint} does not respond")
+
+    with running_hub(A) as hub, run_folder() as folder:
+        run(test(hub, folder))
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "sentence"),
+    [(None, "silent", "does not respond"), (NULL_GREETING, "bad_endpoint", "is no join port of exobus")],
+    ids=["breaks", "plain ZeroMQ"],
+)
+def test_other_listener_is_no_wrong_code(answer: bytes | None, code: str, sentence: str) -> None:
+    def listen(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            if answer:
+                connection.sendall(answer)
+                connection.recv(1024)
+            else:  # unread bytes reset the connection, as the end of a process does
+                connection.recv(1, socket.MSG_PEEK)
+
+    async def test(hub: RunningHub) -> None:
+        async with client_of(hub) as one:
+            with socket.create_server(("127.0.0.1", 0)) as server:
+                listening = asyncio.create_task(asyncio.to_thread(listen, server))
+                endpoint = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+                await one.request("hub", PeerDial(endpoint), RequestDone, 5.0)
+                refused, _ = await next_message(one, PeerRefused)
+                await listening
+            assert refused.code == code
+            assert sentence in refused.message
+
+    with running_hub(A) as hub:
         run(test(hub))

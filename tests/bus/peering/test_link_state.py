@@ -5,92 +5,15 @@ Two or more state machines are joined by a simulated network; hypothesis chooses
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from bus.messages import LinkHello, PeerDown, PeerUp
-from bus.peering.link_state import Action, Close, Dial, LinkState, Publish, SendHello
+from bus.peering.link_state import Close, Dial, Forget, LinkState, Publish, SendHello, Subscribe
 from cluster.roles import Role
-
-ADDRESSES = {node: f"tcp://{node}:1" for node in "abc"}
-OWNERS = {endpoint: node for node, endpoint in ADDRESSES.items()}
-
-
-@dataclass
-class Network:
-    """Carries out the actions of its hubs. A connection delivers in order; connections race each other."""
-
-    hubs: dict[str, LinkState]
-    lives: Counter[str] = field(default_factory=Counter)
-    connecting: list[tuple[str, str]] = field(default_factory=list)  # (node, endpoint)
-    wires: dict[tuple[str, str], list[LinkHello]] = field(default_factory=dict)
-    published: dict[str, list[PeerUp | PeerDown]] = field(default_factory=dict)
-
-    def act(self, node: str, actions: Sequence[Action]) -> None:
-        for action in actions:
-            match action:
-                case Dial(endpoint):
-                    assert (node, endpoint) not in self.connecting, "dialled twice"
-                    self.connecting.append((node, endpoint))
-                case Close(endpoint):
-                    self.connecting = [dial for dial in self.connecting if dial != (node, endpoint)]
-                case SendHello(endpoint, received):
-                    self.wires.setdefault((node, endpoint), []).append(self.hello(node, received))
-                case Publish(fact):
-                    self.published.setdefault(node, []).append(fact)
-
-    def hello(self, node: str, received: bool) -> LinkHello:
-        return LinkHello(node, node.upper(), self.lives[node], ADDRESSES[node], hello_received=received)
-
-    def dial(self, node: str, endpoint: str) -> None:
-        self.act(node, self.hubs[node].dial(endpoint))
-
-    def step(self, data: st.DataObject) -> bool:
-        """Have one event happen. Returns False if there is none."""
-        wires = [wire for wire, hellos in self.wires.items() if hellos]
-        choices = [*(("connect", dial) for dial in self.connecting), *(("deliver", wire) for wire in wires)]
-        if not choices:
-            return False
-        what, (node, endpoint) = data.draw(st.sampled_from(choices))
-        if what == "connect":
-            self.connecting.remove((node, endpoint))
-            self.act(node, self.hubs[node].connected(endpoint))
-        else:
-            hello = self.wires[node, endpoint].pop(0)
-            self.act(OWNERS[endpoint], self.hubs[OWNERS[endpoint]].hello(hello, Role.MEMBER))
-        return True
-
-    def settle(self, data: st.DataObject) -> None:
-        for _ in range(200):
-            if not self.step(data):
-                return
-        raise AssertionError("hellos never end")
-
-    def restart(self, node: str) -> None:
-        """Kill a node and start it under the same address; its last hellos may still be under way."""
-        self.lives[node] += 1
-        self.hubs[node] = LinkState()
-        self.published.pop(node, None)
-        self.connecting = [dial for dial in self.connecting if dial[0] != node]
-
-    def break_links_to(self, lost: str, node: str) -> None:
-        """Have a node notice that its connection to a lost one broke; the hellos on it are lost."""
-        self.wires.pop((node, ADDRESSES[lost]), None)
-        self.act(node, self.hubs[node].disconnected(ADDRESSES[lost], "the connection broke"))
-
-
-def network(*nodes: str) -> Network:
-    return Network({node: LinkState() for node in nodes})
-
-
-def linked(net: Network, node: str) -> list[str]:
-    return sorted(peer.node_id for peer in net.hubs[node].peers())
-
+from tests.support.link_network import ADDRESSES, linked, network
 
 dial_lists = st.lists(st.sampled_from("ab"), min_size=1, max_size=4)  # the nodes that dial
 
@@ -146,7 +69,7 @@ def test_restart_amid_hellos_gives_one_link(data: st.DataObject, dials: list[str
 
 @settings(max_examples=300, deadline=None)
 @given(st.data(), st.booleans())
-def test_link_broken_on_one_side_heals(data: st.DataObject, at_the_dialler: bool) -> None:
+def test_link_broken_on_one_side_breaks_on_both(data: st.DataObject, at_the_dialler: bool) -> None:
     net = network("a", "b")
     net.dial("a", ADDRESSES["b"])
     net.settle(data)
@@ -154,8 +77,107 @@ def test_link_broken_on_one_side_heals(data: st.DataObject, at_the_dialler: bool
     net.act(sufferer, net.hubs[sufferer].disconnected(ADDRESSES[other], "the connection broke"))
     net.settle(data)
     assert (linked(net, "a"), linked(net, "b")) == (["b"], ["a"])
-    assert [type(fact) for fact in net.published[sufferer]] == [PeerUp, PeerDown, PeerUp]
-    assert [type(fact) for fact in net.published[other]] == [PeerUp]
+    for node in (sufferer, other):
+        assert [type(fact) for fact in net.published[node]] == [PeerUp, PeerDown, PeerUp]
+
+
+class BreakingLinks(RuleBasedStateMachine):
+    """Two hubs whose connections break, are noticed late and lose what was on them; hubs also start again.
+
+    Whenever it is quiet again, both are linked, each has the other's topics, and either both or none saw the link down.
+    """
+
+    @initialize()
+    def begin(self) -> None:
+        self.net = network("a", "b")
+        self.quiet_again()
+        self.downs = {"a": False, "b": False}
+
+    @rule(dial=st.sampled_from([("a", "b"), ("b", "a")]), kept=st.integers(0, 2))
+    def breaks(self, dial: tuple[str, str], kept: int) -> None:
+        self.net.lose(dial[0], ADDRESSES[dial[1]], kept)
+
+    @rule(data=st.data())
+    def is_noticed(self, data: st.DataObject) -> None:
+        if self.net.broken:
+            self.notice(*data.draw(st.sampled_from(sorted(self.net.broken))))
+
+    @rule(data=st.data())
+    def is_refused(self, data: st.DataObject) -> None:
+        if self.net.connecting:
+            self.notice(*data.draw(st.sampled_from(self.net.connecting)))
+
+    @rule(data=st.data())
+    def goes_on(self, data: st.DataObject) -> None:
+        self.net.step(data)
+
+    @rule(node=st.sampled_from("ab"))
+    def discovery_dials(self, node: str) -> None:
+        self.discover(node)
+
+    @rule(node=st.sampled_from("ab"))
+    def hub_starts_again(self, node: str) -> None:
+        other = "b" if node == "a" else "a"
+        self.downs[node] = True  # `bus.link_watch` tells its actors
+        self.downs[other] |= self.saw_down(other)
+        self.net.restart(node, lives=0)
+        self.net.lose(other, ADDRESSES[node])
+        self.net.wires = {wire: hellos for wire, hellos in self.net.wires.items() if wire[0] == node}
+
+    @rule()
+    def is_quiet(self) -> None:
+        self.quiet_again()
+        downs = {node: self.downs[node] or self.saw_down(node) for node in "ab"}
+        assert downs["a"] == downs["b"]
+        self.downs = {"a": False, "b": False}
+        self.net.published.clear()
+
+    def saw_down(self, node: str) -> bool:
+        return any(isinstance(fact, PeerDown) for fact in self.net.published.get(node, []))
+
+    def notice(self, node: str, endpoint: str) -> None:
+        self.net.act(node, self.net.hubs[node].disconnected(endpoint, "the connection broke"))
+
+    def discover(self, node: str) -> None:
+        other = "b" if node == "a" else "a"
+        if not linked(self.net, node):
+            self.net.dial(node, ADDRESSES[other])
+
+    def quiet_again(self) -> None:
+        """Let all that is under way happen, without further losses."""
+        for _ in range(100):
+            if not self.go_on():
+                break
+        self.agree()
+
+    def go_on(self) -> bool:
+        """Let what is under way happen, or discovery dial. Returns False if there is nothing to do."""
+        net = self.net
+        lost, dials = sorted(net.broken), list(net.connecting)
+        for dial in lost:
+            self.notice(*dial)
+        for dial in dials:
+            net.connect(*dial)
+        for wire in (wires := [wire for wire, hellos in net.wires.items() if hellos]):
+            net.deliver(wire)
+        if lost or dials or wires:
+            return True
+        for node in (apart := [node for node in "ab" if not linked(net, node)]):
+            self.discover(node)
+        return bool(apart)
+
+    def agree(self) -> None:
+        net = self.net
+        assert (linked(net, "a"), linked(net, "b")) == (["b"], ["a"])
+        for node, other in (("a", "b"), ("b", "a")):
+            assert net.topics[node] == {other: (f"topic of {other}",)}
+            heard = net.hubs[node]._links[ADDRESSES[other]].hello
+            assert heard is not None
+            assert heard.connection == net.connections[other, ADDRESSES[node]], "it was sent on an ended connection"
+
+
+BreakingLinks.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestBreakingLinks = BreakingLinks.TestCase
 
 
 @settings(max_examples=200, deadline=None)
@@ -191,7 +213,7 @@ def test_unanswered_dial_sends_hello_again() -> None:
 
 
 def test_bye_ends_link_without_redial() -> None:
-    assert linked_state().left("b") == [Close("tcp://b:1"), Publish(PeerDown("b", "it left"))]
+    assert linked_state().left("b") == [Close("tcp://b:1"), Forget("b"), Publish(PeerDown("b", "it left", "B"))]
 
 
 def test_failed_first_dial_publishes_nothing() -> None:
@@ -203,8 +225,8 @@ def test_failed_first_dial_publishes_nothing() -> None:
 
 def test_lost_link_is_dialed_once_more() -> None:
     state = linked_state()
-    down = Publish(PeerDown("b", "broke"))
-    assert state.disconnected("tcp://b:1", "broke") == [Close("tcp://b:1"), down, Dial("tcp://b:1")]
+    down = Publish(PeerDown("b", "broke", "B"))
+    assert state.disconnected("tcp://b:1", "broke") == [Close("tcp://b:1"), Forget("b"), down, Dial("tcp://b:1")]
     assert state.disconnected("tcp://b:1", "refused") == [Close("tcp://b:1")]
     assert state.endpoint_of("b") is None
 
@@ -215,3 +237,22 @@ def test_hello_from_before_restart_is_ignored() -> None:
     state.connected("tcp://b:1")
     assert state.hello(hello(incarnation=1), Role.MEMBER) == []
     assert state.endpoint_of("b") == "tcp://b:1"
+
+
+def test_hello_on_new_connection_renews_the_link() -> None:
+    state = linked_state()
+    renewed = hello(connection=5, subscriptions=("log",))
+    assert state.hello(renewed, Role.MEMBER) == [
+        Publish(PeerDown("b", "its connection broke", "B")),
+        Subscribe("b", ("log",)),
+        SendHello("tcp://b:1", received=True),
+        Publish(PeerUp("b", "B", "tcp://b:1")),
+    ]
+    repeated = msgspec.structs.replace(renewed, hello_received=True)
+    assert state.hello(repeated, Role.MEMBER) == [Subscribe("b", ("log",))]
+
+
+def test_hello_from_ended_connection_is_ignored() -> None:
+    state = linked_state()
+    state.hello(hello(connection=5), Role.MEMBER)
+    assert state.hello(hello(connection=4, subscriptions=("old",)), Role.MEMBER) == []

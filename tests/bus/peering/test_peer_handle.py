@@ -28,7 +28,7 @@ def test_handle_connects_checks_and_disconnects() -> None:
             await answering
             await peer.disconnect()
             down, _ = await next_message(bus, PeerDown)
-            assert down == PeerDown(B, "it was dropped")
+            assert down == PeerDown(B, "it was dropped", f"name of {B}")
             assert not peer.is_connected
 
     async def answer_probe(bus: BusClient) -> None:
@@ -45,7 +45,7 @@ def test_bus_port_is_enough_to_disconnect() -> None:
             await BusPeerHandle(bus, there.join_endpoint).connect()
             up, _ = await next_message(bus, PeerUp)
             await BusPeerHandle(bus, up.endpoint).disconnect()
-            assert (await next_message(bus, PeerDown))[0] == PeerDown(B, "it was dropped")
+            assert (await next_message(bus, PeerDown))[0] == PeerDown(B, "it was dropped", f"name of {B}")
 
     with running_hub(A) as here, running_hub(B) as there:
         asyncio.run(test())

@@ -5,9 +5,20 @@ from __future__ import annotations
 import pytest
 
 from bus.client import RequestError
-from bus.messages import ClusterRotate, HubDescribe, HubState, MembersGet, PeerDial, PeerUp, RequestDone
+from bus.messages import (
+    ClusterRotate,
+    HubDescribe,
+    HubState,
+    MembersGet,
+    PeerDial,
+    PeerDown,
+    PeerDrop,
+    PeerUp,
+    RequestDone,
+    Status,
+)
 from cluster.roles import Role
-from tests.support.bus import RunningHub, link, new_node, next_message, run, running_hub
+from tests.support.bus import RunningHub, described, in_time, link, new_node, next_message, run, running_hub
 from tests.support.joining import client_of
 
 A, B = new_node(), new_node()
@@ -38,3 +49,25 @@ def test_standalone_node_has_no_ports() -> None:
 
     with running_hub("a" * 16) as hub:
         run(test(hub))
+
+
+def test_link_broken_on_one_side_goes_down_on_both() -> None:
+    async def test(first: RunningHub, second: RunningHub) -> None:
+        async with client_of(first) as one, client_of(second) as two, client_of(second, "worker") as worker:
+            worker.subscribe("status")
+            await link(one, second.join_endpoint)
+            up, _ = await next_message(one, PeerUp)
+            await next_message(two, PeerUp)
+            await one.request("hub", PeerDrop(up.endpoint), RequestDone, 5.0)
+            assert (await next_message(two, PeerDown))[0].node_id == A
+            assert (await next_message(two, PeerUp))[0].node_id == A
+            await next_message(one, PeerUp)
+            await described(one, lambda state: "status" in state.subscriptions, f"{B}/hub")
+            assert in_time(lambda: one.has_subscribers(Status))
+            await one.publish(Status("m", "over the new connection"))
+            assert (await next_message(worker, Status))[0].text == "over the new connection"
+            with pytest.raises(TimeoutError):
+                await next_message(two, PeerDown, within_s=0.5)
+
+    with running_hub(A) as first, running_hub(B) as second:
+        run(test(first, second))

@@ -9,7 +9,7 @@ from bus.peering.permissions import may_send
 from cluster.roles import Role
 
 LINKS = {"link.hello", "link.subscribe", "link.bye"}
-OBSERVER_WORK = LINKS | {"hub.describe", "members.get", "link.probe", "topology.get", "request.cancel"}
+OBSERVER_WORK = LINKS | {"hub.describe", "members.get", "link.probe", "topology.get", "request.cancel", "request.check"}
 GATEWAY_FACTS = {
     "actor.down", "download.failed", "download.progress", "log", "session.finished", "session.token", "status",
 }  # fmt: skip
