@@ -8,7 +8,7 @@ import pytest
 
 from tests.test_layers import MAY_IMPORT, ROOT
 
-DOCUMENTS = ("README.md", "SECURITY.md", "docs/design.md", "docs/performance.md")
+DOCUMENTS = ("README.md", "SECURITY.md", "docs/design.md", "docs/operations.md", "docs/performance.md")
 ROOTS = {*MAY_IMPORT, "docs", "tests"}
 """Files that are written at this moment. Empty once they are there."""
 
