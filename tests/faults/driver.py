@@ -152,7 +152,7 @@ def _lasting(started: Ring, shared: Run) -> tuple[str, ...]:
         with nullcontext() if all(member.running() for member in started.members.values()) else shared.turn:
             started.form(shared.good, AGAIN_WITHIN_S)
     except AssertionError as error:
-        return (f"ring: {error}",)
+        return (f"ring: it does not form again ({error})",)
     stale = started.stale_folders()
     return (f"machine: {stale} run folders",) if stale else ()
 

@@ -139,7 +139,7 @@ class Ring:
                 member.node.ready()
         deadline = time.monotonic() + within_s
         while problem := self._problem(good):
-            assert time.monotonic() < deadline, f"the ring does not form: {problem}"
+            assert time.monotonic() < deadline, problem
             threading.Event().wait(LOOK_EVERY_S)
         return good or self.members[Place.FIRST].chat()[1]
 
@@ -174,7 +174,7 @@ class Ring:
             held = sum(stage["node_id"] == member.key.node_id for stage in stages)
             engines = len(member.of(Target.ENGINE))
             if engines != held:
-                found.append(f"{place}: {engines} engines for {held} stages")
+                found.append(f"{place}: engines {engines}, stages {held}")
         most = max((len(view["instances"]) for view in views.values()), default=0)
         return (*found, *([f"ring: {most} instances"] if most > 1 else []))
 

@@ -51,7 +51,7 @@ class CellSeen(msgspec.Struct, frozen=True):
     """All that was seen of a cell. The streams and answers are at the victim's gateway and at another one.
 
     `void` is why the cell says nothing, for example that no traffic flowed, and `skipped` why this system cannot run
-    it. `left` has a phrase for each thing that was left over.
+    it. `left` has a phrase for each thing that was left over, `where: what (details)`.
     """
 
     name: str

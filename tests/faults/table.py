@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
@@ -22,6 +23,8 @@ HEAD = (
     "goal",
 )
 SUMMARY_HEAD = ("fault", "cells", "streams", "slowest answer at its gateway", "elsewhere", "left over", "missed")
+
+_FOLDER = re.compile(r"ipc:/\S*/")
 
 Results = Sequence[tuple[Cell, CellSeen]]
 
@@ -53,7 +56,7 @@ def _row(cell: Cell, seen: CellSeen) -> tuple[str, ...]:
         _stream(seen.stream_there),
         "gone" if cell.ends_node else _answer(seen.answer_here),
         _answer(seen.answer_there),
-        "; ".join(seen.left) or "nothing",
+        "; ".join(_short(what) for what in seen.left) or "nothing",
         "missed" if missed else "met",
     )
 
@@ -81,7 +84,7 @@ def _answer(seen: AnswerSeen | None) -> str:
 def _summed(kind: str, results: Results) -> tuple[str, ...]:
     valid = [(cell, seen) for cell, seen in results if not (seen.void or seen.skipped)]
     streams = [stream for _, seen in valid for stream in (seen.stream_here, seen.stream_there) if stream]
-    left = sorted({what.partition(": ")[2] or what for _, seen in valid for what in seen.left})
+    left = sorted({what.partition(": ")[2].partition(" (")[0] for _, seen in valid for what in seen.left})
     return (
         kind,
         str(len(results)),
@@ -104,7 +107,7 @@ def _slowest(answers: Iterable[tuple[AnswerSeen | None, float]]) -> str:
 
 
 def _short(sentence: str) -> str:
-    cut = " ".join(sentence.replace("|", "/").split())
+    cut = _FOLDER.sub("ipc://…/", " ".join(sentence.replace("|", "/").split()))
     return cut if len(cut) <= SENTENCE else f"{cut[: SENTENCE - 1]}…"
 
 

@@ -44,7 +44,7 @@ def test_good_cell_misses_nothing() -> None:
         ({"answer_here": AnswerSeen(10.1)}, "next answer at the victim's gateway: after 10.1 s"),
         ({"answer_there": AnswerSeen(None, 30.0)}, "next answer at another gateway: none in 30 s"),
         ({"answer_there": AnswerSeen(1.0, wrong=True)}, "next answer at another gateway: wrong text"),
-        ({"left": ("first: 2 engines for 1 stages",)}, "left over: first: 2 engines for 1 stages"),
+        ({"left": ("first: engines 2, stages 1",)}, "left over: first: engines 2, stages 1"),
         ({"void": "no traffic flowed"}, "void: no traffic flowed"),
     ],
 )
@@ -96,11 +96,11 @@ def test_row_of_a_void_cell_gives_the_reason() -> None:
 
 
 def test_summary_gives_the_worst_of_each_fault() -> None:
-    slow = but(answer_here=AnswerSeen(12.0), left=("first: 2 engines for 1 stages",))
+    slow = but(answer_here=AnswerSeen(12.0), left=("first: engines 2, stages 1",))
     never = but(answer_there=AnswerSeen(None, 30.0), stream_here=None, stream_there=None)
     rows = table.summary([(cell(), GOOD), (cell(), slow), (cell(load=Load.IDLE), never)]).splitlines()
     assert rows[2:] == [
-        "| hub kill | 3 | 2 complete, 2 error | 12.0 s (of 10) | 1 never, 0.4 s (of 10) | 2 engines for 1 stages | 2 |"
+        "| hub kill | 3 | 2 complete, 2 error | 12.0 s (of 10) | 1 never, 0.4 s (of 10) | engines 2, stages 1 | 2 |"
     ]
 
 
