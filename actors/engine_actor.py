@@ -19,6 +19,9 @@ from bus.messages import (
     EngineState,
     EngineStats,
     RequestDone,
+    SessionCheck,
+    SessionState,
+    SessionStates,
     ShardLoaded,
     StageDrain,
     StageJoin,
@@ -116,6 +119,17 @@ class EngineActor(DataPlaneActor):
         await asyncio.wrap_future(self._loaded().drain())
         return RequestDone()
 
+    @on(SessionCheck)
+    async def check(self, message: SessionCheck, envelope: Envelope) -> SessionStates:
+        """Return how far sessions are here, whether or not a pass runs."""
+        turns, found = self._loaded().progress_of([_id_of(name) for name in message.sessions])
+        states = [
+            SessionState(name, **asdict(progress))
+            for name, progress in zip(message.sessions, found, strict=True)
+            if progress is not None
+        ]
+        return SessionStates(turns, tuple(states))
+
     @every(1.0)
     async def report(self) -> None:
         """Publish what the stage did, once a second while it works. Raises RuntimeError if its thread has ended."""
@@ -140,6 +154,14 @@ class EngineActor(DataPlaneActor):
         if self._thread is None or not self._thread.loaded.done():
             raise RequestError(FailureCode.CONFLICT, f"{self.bus.address} has no stage yet; load a shard first")
         return self._thread
+
+
+def _id_of(name: str) -> int:
+    """Return the id that a session's name stands for; -1, which no session has, if it stands for none."""
+    try:
+        return int(name, 16)
+    except ValueError:
+        return -1
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from common.limits import (
     Whole,
 )
 
+MAX_CHECKED = 1024  # sessions in one message
 VERSION = 4  # the major version; removing, renaming or retyping a field raises it
 
 Counters = Annotated[dict[Name, Whole], Meta(max_length=1024)]
@@ -44,6 +45,7 @@ Topics = Annotated[tuple[Topic, ...], Meta(max_length=1024)]
 JoinEndpoints = Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_JOIN_ENDPOINTS)]
 Instances = Annotated[tuple[Instance, ...], Meta(max_length=1024)]
 RecordNumbers = Annotated[tuple[RecordNumber, ...], Meta(max_length=MAX_STAGES)]
+SessionIds = Annotated[tuple[Name, ...], Meta(max_length=MAX_CHECKED)]
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -564,6 +566,31 @@ class SessionFinished(Fact, frozen=True, tag="session.finished"):
     prompt_tokens: Whole
     completion_tokens: Whole
     seconds: Real
+
+
+class SessionCheck(Work, frozen=True, tag="session.check"):
+    """Ask how far these sessions are on a stage; without any, whether it lives. Sent by the gateway that owns them to
+    engines, for sessions that have been silent; answered by `session.states`.
+    """
+
+    sessions: Annotated[SessionIds, Meta(description="ids, 16 hexadecimal digits each")] = ()
+
+
+class SessionState(msgspec.Struct, frozen=True):
+    """A session as a stage knows it."""
+
+    session: Name
+    waiting: Annotated[bool, Meta(description="in the queue; first stage only")] = False
+    active: Annotated[bool, Meta(description="steps of it wait here or are being computed")] = False
+    frames: Annotated[Whole, Meta(description="received for it so far, after its opening")] = 0
+    sampled: Annotated[Whole, Meta(description="position after the last token sampled; last stage only")] = 0
+
+
+class SessionStates(Reply, frozen=True, tag="session.states"):
+    """The sessions that the stage knows, of those that were asked for. It is sent also while a pass runs."""
+
+    turns: Annotated[Whole, Meta(description="how many times the stage has handled all frames that had come")]
+    sessions: Annotated[tuple[SessionState, ...], Meta(max_length=MAX_CHECKED)] = ()
 
 
 class EngineStats(Fact, frozen=True, tag="engine.stats"):

@@ -52,6 +52,7 @@ class FailureCode(StrEnum):
     PREFIX_LOST = "prefix_lost"
     QUEUE_FULL = "queue_full"
     REPLACED = "replaced"
+    SESSION_LOST = "session_lost"
     STAGE_FAILED = "stage_failed"
     TOKEN_LOST = "token_lost"  # noqa: S105 - not a password
     TOO_LARGE = "too_large"
@@ -60,6 +61,14 @@ class FailureCode(StrEnum):
     def retryable(self) -> bool:
         """Whether the same request may succeed if it is sent again, now or a moment later."""
         return self in _RETRYABLE
+
+    @property
+    def transient(self) -> bool:
+        """Whether the reason usually passes within seconds: a node heals itself, or one frame was lost.
+
+        A gateway sends such a request again by itself.
+        """
+        return self in _TRANSIENT
 
     @classmethod
     def _missing_(cls, value: object) -> FailureCode:
@@ -79,9 +88,24 @@ _RETRYABLE = frozenset(
         FailureCode.PREFIX_LOST,
         FailureCode.QUEUE_FULL,
         FailureCode.REPLACED,
+        FailureCode.SESSION_LOST,
         FailureCode.SILENT,
         FailureCode.STAGE_FAILED,
         FailureCode.TIMEOUT,
+        FailureCode.TOKEN_LOST,
+        FailureCode.UNDELIVERABLE,
+        FailureCode.UNREACHABLE,
+    }
+)
+
+_TRANSIENT = frozenset(
+    {
+        FailureCode.FRAMES,
+        FailureCode.NODE_LOST,
+        FailureCode.PREFIX_LOST,
+        FailureCode.REPLACED,
+        FailureCode.SESSION_LOST,
+        FailureCode.STAGE_FAILED,
         FailureCode.TOKEN_LOST,
         FailureCode.UNDELIVERABLE,
         FailureCode.UNREACHABLE,

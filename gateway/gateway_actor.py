@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bus.actor import on
+from bus.actor import every, on
 from bus.client import BusClient
 from bus.dataplane.actor import DataPlaneActor
 from bus.messages import DownloadProgress, InstanceDown, InstanceUp, NodeRecorded, PeerDown, PeerUp, Status
@@ -23,6 +23,7 @@ from gateway.core.generator import Generator
 from gateway.core.instance_provider import InstanceProvider
 from gateway.core.progress import Downloading, Reported
 from gateway.core.redaction import redact_logs
+from gateway.core.session_checker import LOOK_EVERY_S, SessionChecker
 from gateway.core.text_models import TextModels
 from gateway.http.api_keys import ApiKeys, check_keys_required
 from gateway.http.app import AccessPolicy, build_app
@@ -50,6 +51,7 @@ class GatewayActor(DataPlaneActor):
         self._renderer = TemplateRenderer()
         self._instances = InstanceProvider(bus, own_role(config))
         self._plane: DataPlane
+        self._checker: SessionChecker
         self._generator: Generator
         self._server: Server
 
@@ -64,6 +66,7 @@ class GatewayActor(DataPlaneActor):
         origins = origin_policy(config.api_host, port, config.api_names, config.cors)
         models = TextModels(self.bus, Catalogue.load(config.cards_path), self._renderer)
         self._plane = DataPlane(config.run_path, self._access)
+        self._checker = SessionChecker(self.bus, self._plane)
         self._generator = Generator(self.bus, models, self._plane, self._instances)
         families = (OpenAiFamily(self._generator, models),)
         errors = ErrorResponses(families)
@@ -91,6 +94,11 @@ class GatewayActor(DataPlaneActor):
         for result in results:
             if isinstance(result, Exception):
                 raise result
+
+    @every(LOOK_EVERY_S)
+    async def check_sessions(self) -> None:
+        """Ask the stages for sessions of which nothing comes, so that no frame that was lost is waited for."""
+        await self._checker.check()
 
     @on(DownloadProgress)
     async def download_progress(self, message: DownloadProgress, envelope: Envelope) -> None:

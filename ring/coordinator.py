@@ -45,6 +45,10 @@ class RingCoordinator(InputRole):
         """How many sessions wait to be admitted."""
         return self._memory.waiting
 
+    def waits(self, session_id: int) -> bool:
+        """Return whether a session waits to be admitted. May be called from any thread."""
+        return self._memory.waiting_opening(session_id) is not None
+
     def accepts(self, frame: Frame, sender: str) -> bool:
         """Return whether a frame may come from this node: an opener's, the owner's or another stage's."""
         nodes = self._stage.ring.nodes

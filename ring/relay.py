@@ -87,6 +87,10 @@ class Follower(InputRole):
         """Always 0: sessions wait on the first stage."""
         return 0
 
+    def waits(self, session_id: int) -> bool:
+        """Return False: sessions wait on the first stage."""
+        return False
+
     def admit(self) -> None:
         """Do nothing: the first stage admits."""
 

@@ -25,6 +25,10 @@ class InputRole(ABC):
     def waiting(self) -> int:
         """How many sessions wait to be admitted."""
 
+    @abstractmethod
+    def waits(self, session_id: int) -> bool:
+        """Return whether a session waits to be admitted. May be called from any thread."""
+
     @property
     @abstractmethod
     def idle_limit_s(self) -> float:

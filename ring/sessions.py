@@ -7,12 +7,26 @@ from dataclasses import dataclass, field
 from cluster.openings import MAX_DRAFTS, Opening
 
 
+@dataclass(frozen=True, slots=True)
+class SessionProgress:
+    """How far a session is on one stage, as `StageSession` counts it.
+
+    It is `waiting` while it is in the first stage's queue, and `active` while steps of it wait or are computed.
+    """
+
+    waiting: bool = False
+    active: bool = False
+    frames: int = 0
+    sampled: int = 0
+
+
 @dataclass(slots=True)
 class StageSession:
     """A session on one stage, and its KV slot there.
 
     `owner` is the node that opened it, "" for this one if it stands alone. `pending` counts its steps that have come
-    and are not computed yet.
+    and are not computed yet, and `frames` all of its frames but the opening. `sampled` is the position after its last
+    token, on the last stage.
     The first stage also counts how much of the prompt it has sent on (`sent`) and up to where every stage of the ring
     has computed (`computed`), and keeps the token at each position (`tokens`; drafts too, until they are rejected).
     """
@@ -24,6 +38,8 @@ class StageSession:
     reply_to: str = ""  # the one of the owner's endpoints that can be reached from here
     owner: str = ""
     pending: int = 0
+    frames: int = 0
+    sampled: int = 0
     sent: int = 0
     computed: int = 0
     tokens: list[int] = field(default_factory=list)

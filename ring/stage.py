@@ -30,7 +30,7 @@ from ring.prefix_cache import BLOCK, PrefixLost
 from ring.ring_view import RingView
 from ring.roles import InputRole, OutputRole
 from ring.scheduler import PROMPT_CHUNK
-from ring.sessions import StageSession, StageSessions
+from ring.sessions import SessionProgress, StageSession, StageSessions
 from ring.step_queue import StepQueue
 from ring.steps import Step
 
@@ -84,7 +84,9 @@ class Stage:
         self.output = output_role(self)
         self.runner = ModelRunner(shard.engine, self.output.logits_wanted)
         self.input = input_role(self)
+        self.turns = 0  # of receiving: how many times all frames that had come were handled
         self._epoch = shard.epoch
+        self._computing: list[Step] = []
         self._drained: list[Future[None]] = []
         self._reap_at = 0.0
 
@@ -102,6 +104,18 @@ class Stage:
             accepted=self.output.accepted,
             busy_seconds=self.runner.busy_ns / 1e9,
         )
+
+    def progress_of(self, session_id: int) -> SessionProgress | None:
+        """Return how far a session is here, None for one that is not known. May be called from any thread.
+
+        Each look-up is atomic, and the values may be of different moments: a caller compares several answers.
+        """
+        session = self.sessions.by_id.get(session_id)
+        if session is None:
+            return SessionProgress(waiting=True) if self.input.waits(session_id) else None
+        computing = any(step.session is session for step in self._computing)
+        active = computing or session.pending > 0 or session_id in self.sessions.prefilling
+        return SessionProgress(False, active, session.frames, session.sampled)
 
     def drain(self, drained: Future[None]) -> None:
         """Take no new sessions; `drained` is done when the last one here is over."""
@@ -137,6 +151,7 @@ class Stage:
                 break
             received = self.transport.receive(REST_WAIT_MS if self.queue.incomplete else 0)
         self.queue.complete()
+        self.turns += 1
 
     def _receive(self, frame: Frame, payload: Payload, sender: str) -> None:
         if frame.epoch != self._epoch:
@@ -151,6 +166,7 @@ class Stage:
             self.input.closing(session, frame)
             self.close(session)
         else:
+            session.frames += 1
             self.input.receive(session, frame, payload)
 
     def _receive_opening(self, frame: Frame, payload: Payload, sender: str) -> None:
@@ -224,13 +240,14 @@ class Stage:
     # -- internal
 
     def _compute(self, batch: list[Step]) -> None:
-        computed = []
+        self._computing, computed = batch, []
         for step, output in self.runner.run(batch):
             if isinstance(output, EngineError):
                 self.fail(step.session, SessionFailure(FailureCode.ENGINE, str(output)))
             else:
                 computed.append((step, output))
         self.output.deliver(computed)
+        self._computing = []
 
     def _reap(self, now: float) -> None:
         """Fail the sessions that have no step for so long that a frame of theirs must be lost."""

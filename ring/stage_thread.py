@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from ring.coordinator import RingCoordinator
 from ring.loaded_shard import LoadedShard
 from ring.relay import Follower, Forwarder
 from ring.ring_view import RingView
+from ring.sessions import SessionProgress
 from ring.stage import Stage, StageCounts
 from ring.token_sampler import LoneTokenSampler, TokenSampler
 
@@ -46,6 +47,16 @@ class StageThread(threading.Thread):
     def dropped(self) -> dict[str, int]:
         """Frames that were refused or lost, by reason."""
         return dict(self.loaded.result(0).transport.dropped)
+
+    def progress_of(self, session_ids: Sequence[int]) -> tuple[int, list[SessionProgress | None]]:
+        """Return how many turns of receiving the stage has done, and how far each session is there.
+
+        It is None for a session that is not known. The stage is not asked, so this works during a pass, too.
+        """
+        stage = self._stage
+        if stage is None:
+            return 0, [None] * len(session_ids)
+        return stage.turns, [stage.progress_of(session_id) for session_id in session_ids]
 
     def join_ring(self, ring: RingView) -> Future[None]:
         """Take a place in a ring, once, and connect. The future fails with ValueError if that is not possible."""

@@ -113,6 +113,7 @@ class TokenSampler(OutputRole):
         drafts = self._drafts(session) if len(logits) > 1 else ()
         position = step.end - len(logits) + 1
         tokens, finished = _sample_rows(session, position, logits, drafts)
+        session.sampled = position + len(tokens)
         left = opening.max_tokens - (position + len(tokens) - opening.first_position)
         limit = 0 if finished or in_batch > 1 else min(left - 1, self._exact_rows - 1, opening.drafts, MAX_DRAFTS)
         proposed = self._propose(session, tokens, drafts, limit)

@@ -42,6 +42,11 @@ class DataPlane:
         self.dropped = self._transport.dropped
         self._sessions: dict[int, Session] = {}
 
+    @property
+    def sessions(self) -> tuple[Session, ...]:
+        """The sessions whose block runs."""
+        return tuple(self._sessions.values())
+
     @asynccontextmanager
     async def session(self, instance: Instance, opening: Opening) -> AsyncIterator[Session]:
         """Open a session for as long as the block runs. Its CLOSE goes out exactly once, however the block ends.
@@ -57,6 +62,7 @@ class DataPlane:
         self._sessions[session.id] = session
         try:
             await self._open(endpoint, session)
+            session.opened()
             try:
                 yield session
             finally:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from bus.client import BusClient
@@ -23,6 +24,7 @@ from gateway.core.errors import (
     error_of_session,
     internal,
     queue_full,
+    unavailable,
 )
 from gateway.core.events import GenerationFailed, GenerationFinished
 from gateway.core.generation import Generation
@@ -31,6 +33,7 @@ from gateway.core.progress import LoadingModel, LoadingTokenizer, Progress, Queu
 from gateway.core.prompt_limit import prompt_limit
 from gateway.core.redaction import describe
 from gateway.core.request import GenerationRequest, SamplingOptions
+from gateway.core.retries import Retries
 from gateway.core.session import SessionFailed
 from gateway.core.text_models import TextModel, TextModels
 from models.card import SamplingDefaults
@@ -39,8 +42,6 @@ logger = logging.getLogger(__name__)
 
 MAX_GENERATIONS = 128  # at a time
 DEFAULT_MAX_TOKENS = 2048  # a session reserves memory for its whole answer before the first token
-GONE = frozenset({FailureCode.NODE_LOST, FailureCode.REPLACED, FailureCode.STAGE_FAILED, FailureCode.UNREACHABLE})
-"""Failures that mean that the instance does not stand any more; another one may take the request."""
 
 
 class Generator:
@@ -52,7 +53,7 @@ class Generator:
         self._plane = plane
         self._instances = instances
         self._running: set[Generation] = set()
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     def report(self, model_id: str, progress: Progress) -> None:
         """Show progress of a model to the generations that wait for it; those with open sessions do not."""
@@ -62,7 +63,7 @@ class Generator:
 
     def stop(self) -> None:
         """End all sessions with an error, and start no new ones for them."""
-        self._stopping = True
+        self._stopping.set()
         self._plane.fail_where(lambda _: True, "this gateway is stopping; try again")
 
     @asynccontextmanager
@@ -96,26 +97,48 @@ class Generator:
             self._running.discard(generation)
 
     async def _generate(self, generation: Generation) -> GenerationFinished:
-        """Run all choices on the newest instance that is known, or else on one that the placer names.
+        """Run all choices, and try again while they fail before the first token for a reason that passes.
 
-        If the known one turns out to be gone before the first token, the placer is asked once. Raises SessionFailed
-        and GatewayError.
+        Raises the last failure, SessionFailed or GatewayError.
         """
-        work = await self._prepare(generation)
-        instance = self._instances.newest(generation.model_id) or await self._ensure(generation)
-        try:
-            await self._run_choices(generation, work, instance)
-        except SessionFailed as failure:
-            # A task group whose task fails while it is cancelled raises the failure and drops the cancellation.
-            ended = self._stopping or generation.closed
-            if ended or generation.meter.completion_tokens or failure.code not in GONE:
-                raise
-            failed, instance = instance, await self._ensure(generation)
-            if instance.instance_id == failed.instance_id:
-                raise  # the placer does not know yet; the same opening would wait for stages that have ended
-            await self._run_choices(generation, work, instance)
-        meter, nodes = generation.meter, len(set(instance.node_ids))
-        return GenerationFinished(meter.usage(), meter.timings(), work.seed, nodes)
+        work: _Prepared | None = None
+        instance: Instance | None = None
+        retries = Retries()
+        while True:
+            try:
+                work = work or await self._prepare(generation)
+                instance = await self._choose(generation, instance)
+                await self._run_choices(generation, work, instance)
+            except (SessionFailed, GatewayError) as failure:
+                # A task group whose task fails while it is cancelled raises the failure and drops the cancellation.
+                ended = self._stopping.is_set() or generation.closed
+                if ended or generation.meter.completion_tokens:
+                    raise
+                if not (pause_s := retries.pause_s(failure, time.monotonic())) or await self._stops_within(pause_s):
+                    raise
+            else:
+                meter, nodes = generation.meter, len(set(instance.node_ids))
+                return GenerationFinished(meter.usage(), meter.timings(), work.seed, nodes)
+
+    async def _stops_within(self, pause_s: float) -> bool:
+        """Pause, unless the gateway stops meanwhile, and return whether it does."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), pause_s)
+        return self._stopping.is_set()
+
+    async def _choose(self, generation: Generation, failed: Instance | None) -> Instance:
+        """Return the newest instance that is known; if none is, or after a failure, one that the placer names.
+
+        That may be the one that failed, if all of its stages live: only a frame was lost. Raises GatewayError.
+        """
+        if not failed and (known := self._instances.newest(generation.model_id)):
+            return known
+        generation.progress = LoadingModel(generation.model_id)
+        instance = await self._instances.ensure(generation.model_id)
+        if failed and instance.instance_id == failed.instance_id and not await self._instances.responds(instance):
+            sentence = f"not every stage of {generation.model_id} responds; try again"
+            raise unavailable(FailureCode.NODE_LOST, sentence)
+        return instance
 
     async def _prepare(self, generation: Generation) -> _Prepared:
         request = generation.request
@@ -127,10 +150,6 @@ class Generator:
         max_tokens = token_limit(request.max_tokens, len(prompt), card.context_length)
         seed = secrets.randbits(53) if request.seed is None else request.seed  # readers of JSON keep 53 bits exactly
         return _Prepared(model, prompt, max_tokens, seed)
-
-    async def _ensure(self, generation: Generation) -> Instance:
-        generation.progress = LoadingModel(generation.model_id)
-        return await self._instances.ensure(generation.model_id)
 
     async def _run_choices(self, generation: Generation, work: _Prepared, instance: Instance) -> None:
         """Run all choices side by side; the first failure ends the others."""

@@ -8,6 +8,8 @@ from cluster.instances import Instances
 from cluster.placement import Instance
 from cluster.roles import Role
 from gateway.core.errors import error_of_request
+from gateway.core.session_check import StageGone
+from gateway.core.session_checker import ask_stages
 
 ENSURE_TIMEOUT_S = 3600.0  # a first download counts in it; the client may leave at any time
 
@@ -34,3 +36,8 @@ class InstanceProvider:
             return (await self._bus.request("node", work, InstanceReady, ENSURE_TIMEOUT_S)).instance
         except RequestError as error:
             raise error_of_request(error) from None
+
+    async def responds(self, instance: Instance) -> bool:
+        """Return whether every stage of an instance replies at once."""
+        replies = await ask_stages(self._bus, instance)
+        return not any(reply is None or isinstance(reply, StageGone) for reply in replies)

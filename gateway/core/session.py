@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from cluster.failures import FailureCode
 from cluster.openings import Opening
 from cluster.placement import Instance
+from gateway.core.session_check import CHECK_EVERY_S, Round, Silence
 from gateway.core.token_log import TokenGap, TokenLog
 
+# Backstops: that something was lost is noticed by `gateway.core.session_check` within seconds.
 QUEUE_POSITION_TIMEOUT_S = 60.0  # they come every 10 s; a stage that computes a prompt is slower
 FIRST_TOKEN_TIMEOUT_S = 300.0  # from admission on: a long prompt on a slow machine
 NEXT_TOKEN_TIMEOUT_S = 60.0
@@ -61,11 +64,28 @@ class Session:
         self._log = TokenLog()
         self._position = NO_POSITION
         self._arrivals: asyncio.Queue[Token | QueuePosition | SessionFailed] = asyncio.Queue()
+        self._waits = False  # whether something still has to come
+        self.silence = Silence(time.monotonic())
 
     @property
     def name(self) -> str:
         """The id as observers see it."""
         return f"{self.id:016x}"
+
+    def opened(self) -> None:
+        """Note that the first stage was sent the opening: from now on something has to come."""
+        self.silence.heard(time.monotonic())
+        self._waits = True
+
+    def is_silent(self, now: float, every_s: float = CHECK_EVERY_S) -> bool:
+        """Return whether to ask the stages for the session: nothing came for `every_s` though something has to."""
+        return self._waits and self.silence.is_due(now, every_s)
+
+    def judge(self, answers: Round, asked_at: float) -> None:
+        """Fail if the stages' answers, with those before, show that nothing more can come."""
+        next_position = self.opening.first_position + len(self._log.tokens)
+        if self._waits and (verdict := self.silence.judge(answers, asked_at, next_position)):
+            self.fail(*verdict.value)
 
     async def next(self) -> Token | QueuePosition:
         """Wait for what comes next: queue positions, only the latest one, then tokens, each once and in order.
@@ -87,6 +107,8 @@ class Session:
 
         At most `max_tokens` of them are passed on, which bounds the queue.
         """
+        self.silence.heard(time.monotonic())
+        self._waits = self._waits and not finished
         for at, token in enumerate(tokens):
             try:
                 fresh = self._log.accept(position - self.opening.first_position + at, token)
@@ -104,6 +126,7 @@ class Session:
         """
         if self._log.tokens or self._position.ahead == 0:
             return False
+        self.silence.heard(time.monotonic())
         self._position = position
         if self._arrivals.empty():
             self._arrivals.put_nowait(position)
@@ -111,6 +134,7 @@ class Session:
 
     def fail(self, code: FailureCode, message: str, retry_after_s: int = 0) -> None:
         """End the session: `next` raises this after the tokens that came before."""
+        self._waits = False
         self._arrivals.put_nowait(SessionFailed(code, message, retry_after_s))
 
     def _timeout_s(self) -> float:

@@ -22,3 +22,10 @@ def test_only_passing_conditions_are_retryable() -> None:
     assert FailureCode.NODE_LOST.retryable
     assert not FailureCode.TOO_LARGE.retryable
     assert not FailureCode.UNKNOWN.retryable
+
+
+def test_transient_failures_are_retryable() -> None:
+    transient = {code for code in FailureCode if code.transient}
+    assert {FailureCode.UNDELIVERABLE, FailureCode.SESSION_LOST} <= transient
+    assert not {code for code in transient if not code.retryable}
+    assert not transient & {FailureCode.QUEUE_FULL, FailureCode.LOAD_FAILED, FailureCode.DOWNLOAD_FAILED}

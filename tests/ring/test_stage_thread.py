@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
+from bus.dataplane.access import best_endpoint
 from cluster.shard import Shard
+from engines.engine import Chunk, FloatArray
+from engines.numpy.engine import NumpyEngine
+from ring import stage as stage_module
 from ring.ring_view import ring_view
+from ring.sessions import SessionProgress
 from ring.stage import StageCounts
 from tests.support.bus import WITHIN_S, in_time
-from tests.support.stage_ring import N_LAYERS, stage_ring, started
+from tests.support.stage_ring import N_LAYERS, PROMPT, Gateway, stage_ring, started
 
 
 def test_drain_ends_with_the_last_session(weights: Path) -> None:
@@ -55,3 +62,60 @@ def test_stage_joins_one_ring_only(weights: Path) -> None:
         again = ring.stages[0].join_ring(ring_view(ring.instance, "n/stage-0"))
         with pytest.raises(ValueError, match="joined a ring already"):
             again.result(WITHIN_S)
+
+
+def test_progress_tells_waiting_from_running_sessions(weights: Path) -> None:
+    with stage_ring(weights, 2, positions=64) as ring:
+        first, last = ring.stages
+        ring.gateway.open(1, max_tokens=40)
+        ring.gateway.open(2, max_tokens=40)
+        ring.gateway.receive(1)
+        end = len(PROMPT) + 40
+        assert in_time(lambda: first.progress_of([2])[1] == [SessionProgress(waiting=True)])
+        assert in_time(lambda: not any(found and found.active for found in first.progress_of([1])[1]))
+        expected = [SessionProgress(frames=40, sampled=end), None, None]
+        assert in_time(lambda: last.progress_of([1, 2, 3])[1] == expected)
+        ring.gateway.close(1)
+        ring.gateway.receive(2)
+        assert first.progress_of([1])[1] == [None]
+
+
+def test_progress_is_known_while_a_pass_runs(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def held(engine: NumpyEngine, batch: Sequence[Chunk]) -> list[FloatArray]:
+        assert go_on.wait(WITHIN_S)
+        return forward(engine, batch)
+
+    go_on, forward = threading.Event(), NumpyEngine.forward
+    monkeypatch.setattr(NumpyEngine, "forward", held)
+    with stage_ring(weights, 1) as ring:
+        ring.gateway.open(1, max_tokens=4)
+        ring.gateway.open(2, max_tokens=4)
+        assert in_time(lambda: ring.stages[0].progress_of([1])[1] == [SessionProgress(active=True)])
+        turns, _ = ring.stages[0].progress_of([])
+        go_on.set()
+        ring.gateway.receive(1, 2)
+        assert in_time(lambda: ring.stages[0].progress_of([1])[1] == [SessionProgress(sampled=len(PROMPT) + 4)])
+        assert ring.stages[0].progress_of([])[0] > turns
+
+
+def test_session_whose_frame_was_lost_stands_still(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_module, "IDLE_WAIT_MS", 20)
+    with stage_ring(weights, 2) as ring:
+        stranded = Gateway(ring.run_dir, best_endpoint(ring.instance.stages[1].endpoints), "stranded")
+        stranded.open(1)  # on the second stage, to which no hidden states will come
+        last = ring.stages[1]
+        assert in_time(lambda: last.progress_of([1])[1] == [SessionProgress()])
+        turns, _ = last.progress_of([1])
+        assert in_time(lambda: last.progress_of([1])[0] > turns + 2)
+        assert last.progress_of([1])[1] == [SessionProgress()]
+        stranded.close(1)
+        assert ring.all_closed()
+        stranded.transport.close()
+
+
+def test_shard_without_a_ring_knows_no_session(weights: Path, tmp_path: Path) -> None:
+    thread = started(Shard("tiny", 0, N_LAYERS, N_LAYERS), weights, tmp_path, 0)
+    thread.loaded.result(WITHIN_S)
+    assert thread.progress_of([1]) == (0, [None])
+    thread.finish().result(WITHIN_S)
+    thread.join(WITHIN_S)

@@ -30,6 +30,7 @@ from bus.messages import (
     Message,
     Reply,
     RequestFailed,
+    SessionCheck,
     TopologyGet,
     TopologyState,
     Work,
@@ -117,7 +118,9 @@ class ActorThread(threading.Thread):
         asyncio.run_coroutine_threadsafe(self._bus.publish(fact), self._loop).result(WITHIN_S)
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the thread. Stopping it twice is no error."""
+        if not self.is_alive():
+            return
         self._loop.call_soon_threadsafe(self._task.cancel)
         self.join(WITHIN_S)
 
@@ -176,7 +179,12 @@ class Rig:
 
 def start_gateway(config: NodeConfig, log: Path, module: str = "gateway") -> subprocess.Popen[bytes]:
     """Start the gateway's process, which ends with the writing end of its standard input."""
-    environment = {**os.environ, RUN_DIR_VARIABLE: config.run_dir, NAME_VARIABLE: "gateway", "OMP_NUM_THREADS": "1"}
+    return start_actor(config, "gateway", log, module)
+
+
+def start_actor(config: NodeConfig, name: str, log: Path, module: str) -> subprocess.Popen[bytes]:
+    """Start an actor's process, which ends with the writing end of its standard input."""
+    environment = {**os.environ, RUN_DIR_VARIABLE: config.run_dir, NAME_VARIABLE: name, "OMP_NUM_THREADS": "1"}
     with log.open("wb") as errors:
         return subprocess.Popen(
             [sys.executable, "-m", module],
@@ -189,7 +197,7 @@ def start_gateway(config: NodeConfig, log: Path, module: str = "gateway") -> sub
 
 
 def stop_gateway(process: subprocess.Popen[bytes]) -> int:
-    """Stop the gateway, and return its exit status."""
+    """Stop the gateway, or another actor, and return its exit status."""
     process.send_signal(signal.SIGTERM)
     status = process.wait(WITHIN_S)
     assert process.stdin is not None
@@ -216,7 +224,8 @@ def running_rig(folder: Path, module: str = "gateway", **settings: object) -> It
             download = ActorThread(run_dir, "download", {DownloadWant: lambda _: done})
             state = TopologyState(_topology(), (instance,))
             topology = ActorThread(run_dir, "topology", {TopologyGet: lambda _: state})
-            for actor in (node, download, topology):
+            engine = ActorThread(run_dir, "engine-1", {SessionCheck: stage.states})
+            for actor in (node, download, topology, engine):
                 actor.begin()
                 threads.append(actor)
             gateway = start_gateway(config, folder / "gateway.log", module)

@@ -14,6 +14,7 @@ import numpy as np
 from bus.dataplane.access import LOCAL, Access, best_endpoint
 from bus.dataplane.frames import Flag, Frame, Payload
 from bus.dataplane.transport import Transport
+from bus.messages import SessionCheck, SessionState, SessionStates, Work
 from cluster.openings import Opening, SessionFailure
 
 EPOCH = 7
@@ -75,6 +76,14 @@ class TextStage(threading.Thread):
         """End the thread."""
         self._stopped.set()
         self.join(WITHIN_S)
+
+    def states(self, work: Work) -> SessionStates:
+        """Return the sessions that are open here, as ones for which there is always something to do."""
+        assert isinstance(work, SessionCheck)
+        is_open = {
+            name: (session := int(name, 16)) in self.openings and session not in self.closed for name in work.sessions
+        }
+        return SessionStates(1, tuple(SessionState(name, active=True) for name in work.sessions if is_open[name]))
 
     def _serve(self, transport: Transport, frame: Frame, payload: Payload) -> None:
         self.sequences.append(frame.sequence)

@@ -16,6 +16,7 @@ GATEWAY_FACTS = {
 MEMBER_FACTS = {
     "engine.stats", "instance.down", "instance.failed", "instance.up", "link.measured", "node.record",
 }  # fmt: skip
+GATEWAY_WORK = {"instance.ensure", "session.check"}
 MEMBER_WORK = {"cluster.code", "member.approve", "member.revoke", "shard.load", "shard.unload", "stage.join"}
 WITHIN_A_NODE = {
     "actor.hello", "actor.start", "actor.stop", "cluster.rotate", "download.want", "engine.load", "join.request",
@@ -26,8 +27,8 @@ LOCAL = {kind for kind, cls in MESSAGES.items() if issubclass(cls, LocalFact)}
 
 SENT = {
     Role.OBSERVER: OBSERVER_WORK | REPLIES,
-    Role.GATEWAY: OBSERVER_WORK | REPLIES | GATEWAY_FACTS | {"instance.ensure"},
-    Role.MEMBER: OBSERVER_WORK | REPLIES | GATEWAY_FACTS | {"instance.ensure"} | MEMBER_FACTS | MEMBER_WORK,
+    Role.GATEWAY: OBSERVER_WORK | REPLIES | GATEWAY_FACTS | GATEWAY_WORK,
+    Role.MEMBER: OBSERVER_WORK | REPLIES | GATEWAY_FACTS | GATEWAY_WORK | MEMBER_FACTS | MEMBER_WORK,
 }
 
 every_role = pytest.mark.parametrize("role", Role)

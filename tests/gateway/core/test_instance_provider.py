@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -15,16 +16,19 @@ from cluster.openings import SessionFailure
 from cluster.placement import Instance
 from cluster.roles import Role
 from cluster.topology import NodeRecord, RecordNumber
+from gateway.core import retries
 from gateway.core.data_plane import DataPlane
+from gateway.core.errors import GatewayError
+from gateway.core.events import GenerationFailed
 from gateway.core.generator import Generator
 from gateway.core.instance_provider import InstanceProvider
 from gateway.core.request import GenerationRequest, TokenIds
 from gateway.core.text_models import TextModels
 from models.catalogue import Catalogue
 from models.templates.renderer import TemplateRenderer
-from tests.support.bus import client
+from tests.support.bus import client, described
 from tests.support.chat import PLAIN, answering, held_up, post
-from tests.support.gateway_rig import MODEL, NODE_ID, Rig, eventually, running_rig
+from tests.support.gateway_rig import MODEL, NODE_ID, ActorThread, Rig, eventually, running_rig
 from tests.support.text_stage import EPOCH, WITHIN_S
 
 REPLACED = SessionFailure(FailureCode.REPLACED, "this instance is being replaced; ask again", 1)
@@ -98,22 +102,48 @@ def test_refused_opening_is_repeated_on_another_instance(warm_rig: Rig) -> None:
     assert (asked(warm_rig), len(warm_rig.stage.openings)) == (before + 1, opened + 2)
 
 
-def test_opening_that_is_refused_twice_fails(warm_rig: Rig) -> None:
+def test_refused_opening_is_repeated_until_it_is_accepted(warm_rig: Rig) -> None:
+    def ready(work: Work) -> Reply:
+        if asked(warm_rig) == before + 3:
+            warm_rig.set_script("Hello again")
+        return InstanceReady(placed(warm_rig))
+
     warm_rig.set_script("", end=False, failure=REPLACED)
     before, opened = asked(warm_rig), len(warm_rig.stage.openings)
-    response = post(warm_rig, PLAIN)
-    assert (response.status_code, response.json()["error"]["code"]) == (503, "replaced")
-    assert response.headers["retry-after"] == "1"
-    assert (asked(warm_rig), len(warm_rig.stage.openings)) == (before + 1, opened + 2)
+    with answering(warm_rig, ready):
+        assert "Hello again" in post(warm_rig, PLAIN).text
+    assert (asked(warm_rig), len(warm_rig.stage.openings)) == (before + 3, opened + 4)
 
 
-def test_refused_opening_is_not_repeated_on_the_same_instance(warm_rig: Rig) -> None:
+def test_instance_whose_stages_do_not_respond_is_not_used_again(warm_rig: Rig) -> None:
+    def ready(work: Work) -> Reply:
+        if asked(warm_rig) == before + 2:
+            warm_rig.set_script("Hello again")
+            return InstanceReady(placed(warm_rig))
+        return InstanceReady(ended)
+
+    (stage,) = warm_rig.instance.stages
+    ended = msgspec.structs.replace(placed(warm_rig), stages=(msgspec.structs.replace(stage, actor="engine-9"),))
     warm_rig.set_script("", end=False, failure=REPLACED)
     before, opened = asked(warm_rig), len(warm_rig.stage.openings)
-    with answering(warm_rig, lambda _: InstanceReady(placed(warm_rig))):
-        response = post(warm_rig, PLAIN)
-    assert (response.status_code, response.json()["error"]["code"]) == (503, "replaced")
-    assert (asked(warm_rig), len(warm_rig.stage.openings)) == (before + 1, opened + 1)
+    with answering(warm_rig, ready):
+        assert "Hello again" in post(warm_rig, PLAIN).text
+    assert (asked(warm_rig), len(warm_rig.stage.openings)) == (before + 2, opened + 2)
+
+
+def test_request_waits_for_an_actor_that_restarts(rig: Rig) -> None:
+    async def undeliverable() -> None:
+        async with client(rig.config.run_path, NODE_ID, "asker") as bus:
+            await described(bus, lambda state: state.counters.get("undeliverable", 0) > 1)
+
+    rig.node.stop()
+    with ThreadPoolExecutor(1) as pool:
+        response = pool.submit(post, rig, PLAIN)
+        asyncio.run(undeliverable())
+        again = ActorThread(rig.config.run_path, "node", rig.node.answers)
+        again.begin()
+        assert response.result().status_code == 200
+        again.stop()
 
 
 def test_loss_after_the_first_token_is_not_repeated(warm_rig: Rig) -> None:
@@ -129,6 +159,30 @@ def test_full_queue_is_not_repeated(warm_rig: Rig) -> None:
     before = asked(warm_rig)
     assert post(warm_rig, PLAIN).status_code == 429
     assert asked(warm_rig) == before
+
+
+def test_last_failure_is_reported_in_the_end(warm_rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failure() -> GatewayError:
+        async with client(warm_rig.config.run_path, NODE_ID, "asker") as bus:
+            models = TextModels(bus, Catalogue.load(warm_rig.config.cards_path), TemplateRenderer())
+            plane = DataPlane(tmp_path)
+            receiving = asyncio.create_task(plane.run())
+            generator = Generator(bus, models, plane, InstanceProvider(bus))
+            async with asyncio.timeout(WITHIN_S), generator.running(request) as generation:
+                event = await generation.next_event()
+            receiving.cancel()
+            await asyncio.gather(receiving, return_exceptions=True)
+            plane.close()
+        assert isinstance(event, GenerationFailed)
+        return event.error
+
+    monkeypatch.setattr(retries, "RETRY_FOR_S", 0.5)
+    request = GenerationRequest(MODEL, TokenIds((1, 2, 3)))
+    warm_rig.set_script("", end=False, failure=REPLACED)
+    opened = len(warm_rig.stage.openings)
+    error = asyncio.run(failure())
+    assert (error.code, error.retryable, error.retry_after_s) == (FailureCode.REPLACED, True, 1)
+    assert len(warm_rig.stage.openings) > opened + 1
 
 
 def test_client_that_leaves_as_a_session_fails_asks_for_no_other(rig: Rig, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.failures import FailureCode
 from cluster.openings import Opening
 from cluster.placement import Instance
 from cluster.sampling import SamplingParams
 from gateway.core import session as session_module
 from gateway.core.session import QueuePosition, Session, SessionFailed, Token
+from gateway.core.session_check import CHECK_EVERY_S, StageReply
 
 PROMPT = (1, 2, 3)
 SOON_S = 0.02
@@ -81,6 +84,36 @@ def test_tokens_beyond_the_limit_are_ignored(monkeypatch: pytest.MonkeyPatch) ->
         await tokens(session, 2)
         with pytest.raises(SessionFailed):
             await session.next()
+
+    run(test())
+
+
+def test_stages_are_asked_while_something_has_to_come() -> None:
+    session = opened()
+    later = time.monotonic() + CHECK_EVERY_S
+    assert not session.is_silent(later), "its opening has not been sent"
+    session.opened()
+    assert not session.is_silent(later - 1.0)
+    later = time.monotonic() + CHECK_EVERY_S
+    assert session.is_silent(later)
+    receive(session, 0, [7])
+    assert session.is_silent(time.monotonic() + CHECK_EVERY_S)
+    receive(session, 1, [8], finished=True)
+    assert not session.is_silent(time.monotonic() + CHECK_EVERY_S)
+
+
+def test_lost_session_fails_after_earlier_tokens() -> None:
+    async def test() -> None:
+        session = opened()
+        session.opened()
+        receive(session, 0, [7])
+        for turns in (1, 2):
+            session.judge((StageReply(turns, None),), time.monotonic())
+        assert await session.next() == Token(7, False)
+        with pytest.raises(SessionFailed, match="lost on its way") as caught:
+            await session.next()
+        assert caught.value.code == FailureCode.SESSION_LOST
+        assert not session.is_silent(time.monotonic() + CHECK_EVERY_S)
 
     run(test())
 

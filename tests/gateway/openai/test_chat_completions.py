@@ -45,7 +45,7 @@ from tests.support.gateway_rig import (
 )
 from tests.support.text_stage import EPOCH
 
-BROKEN = SessionFailure(FailureCode.STAGE_FAILED, "the engine ran out of memory")
+BROKEN = SessionFailure(FailureCode.ENGINE, "the engine ran out of memory")
 
 
 # -- completions

@@ -71,7 +71,7 @@ def test_body_beyond_eight_mebibytes_is_refused(rig: Rig) -> None:
     [
         ("insufficient_memory", 400, ("x-should-retry", "false")),
         ("download_failed", 503, ("retry-after", "2")),
-        ("undeliverable", 503, ("retry-after", "2")),
+        ("load_failed", 503, ("retry-after", "2")),
         ("model_not_found", 404, ("content-type", "application/json")),
     ],
 )
