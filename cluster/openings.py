@@ -29,7 +29,7 @@ class Opening(msgspec.Struct, frozen=True):
     `max_tokens` is what is left; tokens are sampled by position, so they are the same as without the interruption.
     The owner ends the session; the last stage only stops feeding the ring at an `eos` token or after `max_tokens`.
     `drafts` bounds the tokens that may be guessed ahead and verified in one pass. `reuse` and `drop` are numbers of
-    stored prefix blocks; the first stage sets them for the others.
+    stored prefix blocks, and all blocks below `drop_below` are dropped; the first stage sets them for the others.
     """
 
     prompt: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_PROMPT)]
@@ -41,6 +41,7 @@ class Opening(msgspec.Struct, frozen=True):
     drafts: Annotated[int, Meta(ge=0, le=255)] = MAX_DRAFTS
     reuse: BlockNumbers = ()
     drop: BlockNumbers = ()
+    drop_below: Annotated[int, Meta(ge=0)] = 0
 
     @property
     def positions(self) -> int:

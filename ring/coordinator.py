@@ -4,7 +4,6 @@ micro-batches, and decides what the prefix cache stores.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 
@@ -14,8 +13,6 @@ from bus.dataplane.access import owner_of, reply_endpoint
 from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame, Payload
 from cluster.failures import FailureCode
 from cluster.openings import Opening, SessionFailure
-from common.rate_limit import RateLimitedLogger
-from engines.engine import EngineError
 from engines.settings import MAX_SLOTS
 from ring.frame_policy import accepted_by_first
 from ring.ring_memory import RingMemory
@@ -23,9 +20,8 @@ from ring.roles import InputRole
 from ring.scheduler import Scheduler
 from ring.sessions import StageSession
 from ring.stage import Stage
+from ring.step_queue import BadChunk
 from ring.steps import Step
-
-limited = RateLimitedLogger(logging.getLogger(__name__))
 
 IDLE_S = 120.0
 REPLACED = SessionFailure(FailureCode.REPLACED, "this instance is being replaced; try again", 1)
@@ -73,18 +69,27 @@ class RingCoordinator(InputRole):
             self.admit()
 
     def receive(self, session: StageSession, frame: Frame, payload: Payload) -> None:
-        """Handle a token that came round the ring, or the report of a chunk that every stage has computed."""
+        """Handle a token that came round the ring, or the report of a chunk that every stage has computed.
+
+        Raises BadChunk for a token that was not due.
+        """
         if frame.flags & Flag.TOKEN:
             self._receive_token(session, frame, payload)
         else:
             session.computed = max(session.computed, min(frame.position, session.sent))
 
+    def receive_store(self, frame: Frame, payload: Payload) -> None:
+        """Handle the report that a stage lacks blocks."""
+        self.lacks_blocks(frame.session)
+
+    def lacks_blocks(self, session_id: int) -> None:
+        """Reuse nothing that is stored so far."""
+        self._memory.invalidate()
+
     def _receive_token(self, session: StageSession, frame: Frame, tokens: Payload) -> None:
         """Queue a token, with drafts of what may follow, as the next step of its session."""
         if tokens.dtype != np.int32 or not session.expects(frame.position, tokens.size):
-            message = "a token came that was not due; try again"
-            self._stage.fail(session, SessionFailure(FailureCode.FRAMES, message))
-            return
+            raise BadChunk("a token came that was not due; try again")
         if session.computed < session.opening.first_position <= frame.position:
             self._store(session, session.opening.prompt)  # a token follows it, so every stage has computed it
         self._scheduler.returned(session)
@@ -129,9 +134,7 @@ class RingCoordinator(InputRole):
 
     def closing(self, session: StageSession, frame: Frame) -> None:
         """Store the text of a session that its gateway ends. A CLOSE of a stage means that the stage failed it."""
-        if frame.stage != GATEWAY_STAGE:
-            self._memory.invalidate()
-        elif session.computed >= session.opening.first_position:
+        if frame.stage == GATEWAY_STAGE and session.computed >= session.opening.first_position:
             self._store(session, session.tokens[: session.computed])
 
     def closed(self, session_id: int) -> None:
@@ -140,8 +143,7 @@ class RingCoordinator(InputRole):
         self._scheduler.discard(session_id)
 
     def failed(self, session: StageSession) -> None:
-        """Reuse nothing that is stored so far."""
-        self._memory.invalidate()
+        """Do nothing: the session is closed, and its CLOSE is on its way to the other stages."""
 
     def drain(self) -> None:
         """Refuse new sessions from now on, and those that wait."""
@@ -156,10 +158,5 @@ class RingCoordinator(InputRole):
 
     def _store(self, session: StageSession, tokens: Sequence[int]) -> None:
         """Have every stage store a session's first positions; all of them have computed them."""
-        if update := self._memory.store(tokens):
-            self._stage.output.store(session, update)
-            try:
-                self._stage.runner.save(session, update)
-            except EngineError as error:
-                limited.warning("storing", "session %x cannot be stored: %s", session.id, error)
-                self._memory.invalidate()
+        if (update := self._memory.store(tokens)) and not self._stage.store(session.id, update):
+            self._memory.invalidate()

@@ -35,6 +35,7 @@ class RingMemory:
         self._admitted_at: dict[int, float] = {}
         self._mean_s = ASSUMED_DURATION_S
         self._to_drop: tuple[int, ...] = ()  # blocks that left the index and that the stages still have to drop
+        self._drop_below = 0  # each opening and update repeats it, so that one that is lost leaves nothing behind
         self._report_all_at = 0.0
 
     @property
@@ -70,7 +71,8 @@ class RingMemory:
         opening = self._waiting.pop(session_id)
         self._admitted_at[session_id] = now
         drop = self._take_to_drop() + self._index.shrink(self._admission.free, opening.prompt)
-        return session_id, msgspec.structs.replace(opening, reuse=self._index.match(opening.prompt), drop=drop)
+        reuse = self._index.match(opening.prompt)
+        return session_id, msgspec.structs.replace(opening, reuse=reuse, drop=drop, drop_below=self._drop_below)
 
     def undo_admission(self, session_id: int, opening: Opening, now: float) -> None:
         """Remove an admitted session that did not start; the next opening or update drops what its opening dropped."""
@@ -105,11 +107,12 @@ class RingMemory:
         update = self._index.store(tokens, self._admission.free)
         if update is None:
             return None
-        return msgspec.structs.replace(update, drop=self._take_to_drop() + update.drop)
+        return msgspec.structs.replace(update, drop=self._take_to_drop() + update.drop, drop_below=self._drop_below)
 
     def invalidate(self) -> None:
-        """Reuse nothing that is stored so far: a stage failed a session, and may lack what the others stored."""
-        self._to_drop += self._index.clear()
+        """Reuse nothing that is stored so far, and have every stage drop it: one lacks what the others stored."""
+        self._drop_below = self._index.clear()
+        self._to_drop = ()
 
     def _take_to_drop(self) -> tuple[int, ...]:
         taken, self._to_drop = self._to_drop, ()

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 
 from bus.dataplane.frames import Frame, Payload
 from cluster.openings import Opening
-from engines.engine import FloatArray
+from ring.model_runner import Computed
 from ring.prefix_cache import CacheUpdate
 from ring.sessions import StageSession
 from ring.steps import Step
@@ -44,7 +44,15 @@ class InputRole(ABC):
 
     @abstractmethod
     def receive(self, session: StageSession, frame: Frame, payload: Payload) -> None:
-        """Handle a frame of a session that is open here, neither OPEN nor CLOSE."""
+        """Handle a frame of a session that is open here, none of OPEN, CLOSE and STORE."""
+
+    @abstractmethod
+    def receive_store(self, frame: Frame, payload: Payload) -> None:
+        """Handle a STORE, whether or not its session is open here."""
+
+    @abstractmethod
+    def lacks_blocks(self, session_id: int) -> None:
+        """Handle that this stage, or one after it, may lack blocks that were to be stored or dropped."""
 
     @property
     @abstractmethod
@@ -99,11 +107,11 @@ class OutputRole(ABC):
         """Handle that a session has its slot, with its first `cached` positions restored."""
 
     @abstractmethod
-    def store(self, session: StageSession, update: CacheUpdate) -> None:
-        """Pass a cache update on."""
+    def store(self, session_id: int, update: CacheUpdate) -> bool:
+        """Pass a cache update on. Returns False if the next stage cannot be reached."""
 
     @abstractmethod
-    def deliver(self, computed: list[tuple[Step, FloatArray]]) -> None:
+    def deliver(self, computed: list[Computed]) -> None:
         """Send on what the engine made of a micro-batch."""
 
     @abstractmethod
