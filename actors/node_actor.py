@@ -11,7 +11,7 @@ import time
 
 import msgspec
 
-from actors.device import Device, machine_id
+from actors.device import Device
 from actors.placer import Placer
 from actors.stage_host import StageHost
 from bus.actor import Actor, every, on
@@ -68,7 +68,6 @@ class NodeActor(Actor):
         self._config = config
         self._catalogue = Catalogue.load(config.cards_path)
         self._device = Device(config)
-        self._machine_id = machine_id()
         self._role = own_role(config)
         self._topology = Topology()
         self._instances = Instances()
@@ -124,12 +123,12 @@ class NodeActor(Actor):
             config.api(),
             self._endpoint,
             running_version(),
-            self._machine_id,
+            config.machine,
         )
         return NodeRecorded(record, self._instances.placed_by(self.bus.node_id))
 
     def _nodes_here(self) -> int:
-        return max(self._topology.on_machine(self._machine_id), 1)
+        return max(self._topology.on_machine(self._config.machine), 1)
 
     # -- what other nodes do
 
