@@ -45,12 +45,11 @@ def core_limits(root: Path = Path("/")) -> list[float]:
     """Return how many cores' time the groups of this process may use; see `memory_limits`."""
     limits = []
     for folder in _groups(root, "cpu"):
-        both = text_of(folder / "cpu.max").split()  # "max 100000", or the quota and its period in microseconds
-        if not both:
-            both = [text_of(folder / "cpu.cfs_quota_us"), text_of(folder / "cpu.cfs_period_us")]
-        quota, period = (int(text) if text.isdecimal() else 0 for text in both[:2])  # version 1 has -1 for no quota
-        if quota and period:
-            limits.append(quota / period)
+        quota, _, period = text_of(folder / "cpu.max").partition(" ")  # "max 100000", or two times in microseconds
+        if not quota:
+            quota, period = (text_of(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        if quota.isdecimal() and period.strip("0").isdecimal():  # version 1 has the quota -1 for none
+            limits.append(int(quota) / int(period))
     return limits
 
 
@@ -64,7 +63,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
         if controllers and controller not in controllers.split(","):
             continue
         parts = [part for part in PurePosixPath(path).parts if part not in ("/", "..")]
-        for mount in (controllers, controller) if controllers else ("", "unified"):
+        for mount in {controllers, controller} if controllers else ("", "unified"):
             for depth in range(len(parts), -1, -1):
                 yield root.joinpath(_MOUNT, mount, *parts[:depth])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import hmac
 import os
@@ -35,14 +36,11 @@ def memory(root: Path = Path("/")) -> Memory:
     `root` is the folder in which `proc` and `sys` are.
     """
     system, groups = psutil.virtual_memory(), memory_limits(root)
-    limits = [
-        soft
-        for soft, _ in map(resource.getrlimit, (resource.RLIMIT_AS, resource.RLIMIT_DATA))
-        if soft != resource.RLIM_INFINITY
-    ]
+    soft = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    limits = [limit for limit in soft if limit != resource.RLIM_INFINITY]
     return Memory(
-        min(system.total, *limits, *(group.limit for group in groups)),
-        min(system.available, *limits, *(group.left for group in groups)),
+        min([system.total, *limits, *(group.limit for group in groups)]),
+        min([system.available, *limits, *(group.left for group in groups)]),
     )
 
 
@@ -51,10 +49,10 @@ def cores(root: Path = Path("/")) -> int:
 
     They are physical cores, as far as its affinity and the quotas of its control groups allow.
     """
-    found = [psutil.cpu_count(logical=False) or os.cpu_count() or 1]
+    found = [psutil.cpu_count(logical=False) or os.cpu_count() or 1, *core_limits(root)]
     if sys.platform == "linux":
         found.append(len(os.sched_getaffinity(0)))
-    return max(int(min(*found, *core_limits(root), float(sys.maxsize))), 1)
+    return max(int(min(found)), 1)
 
 
 def machine_id(root: Path = Path("/")) -> str:
@@ -70,6 +68,13 @@ def machine_id(root: Path = Path("/")) -> str:
         facts = [platform.node(), "" if address & _RANDOM_ADDRESS else f"{address:012x}"]
     facts.append(_link(root / "proc/self/ns/pid"))
     return hmac.new(_APPLICATION, "\0".join(facts).encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def return_freed_memory() -> None:
+    """Give memory that was freed back to the system, if the C library keeps it and can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)
 
 
 def _link(file: Path) -> str:

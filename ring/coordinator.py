@@ -7,14 +7,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from bus.dataplane.access import owner_of, reply_endpoint
 from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame, Payload
 from cluster.failures import FailureCode
 from cluster.openings import Opening, SessionFailure
+from common.limits import UNREADABLE
 from engines.settings import MAX_SLOTS
 from ring.frame_policy import accepted_by_first
+from ring.frame_writer import NO_SESSION
+from ring.prefix_cache import CacheReport
 from ring.ring_memory import RingMemory
 from ring.roles import InputRole
 from ring.scheduler import Scheduler
@@ -24,6 +28,7 @@ from ring.step_queue import BadChunk
 from ring.steps import Step
 
 IDLE_S = 120.0
+_decode_report = msgspec.msgpack.Decoder(CacheReport).decode
 REPLACED = SessionFailure(FailureCode.REPLACED, "this instance is being replaced; try again", 1)
 
 
@@ -79,12 +84,20 @@ class RingCoordinator(InputRole):
             session.computed = max(session.computed, min(frame.position, session.sent))
 
     def receive_store(self, frame: Frame, payload: Payload) -> None:
-        """Handle the report that a stage lacks blocks."""
-        self.lacks_blocks(frame.session)
+        """Handle another stage's report."""
+        try:
+            self._memory.reported(frame.stage, _decode_report(payload.tobytes()))
+        except UNREADABLE:
+            self._stage.transport.dropped["store"] += 1
 
-    def lacks_blocks(self, session_id: int) -> None:
-        """Reuse nothing that is stored so far."""
-        self._memory.invalidate()
+    def report(self, report: CacheReport) -> None:
+        """Handle this stage's own report."""
+        self._memory.reported(self._stage.ring.index, report)
+
+    def trim(self, now: float) -> None:
+        """Drop on every stage what there is no memory for, and everything if the ring was idle for long."""
+        if (update := self._memory.trim(now)) and not self._stage.store(NO_SESSION, update):
+            self._memory.invalidate()
 
     def _receive_token(self, session: StageSession, frame: Frame, tokens: Payload) -> None:
         """Queue a token, with drafts of what may follow, as the next step of its session."""

@@ -12,7 +12,7 @@ from cluster.openings import MAX_FAILURE, Opening, SessionFailure
 from engines.activations import packed
 from engines.engine import FloatArray
 from models.config import Dtype
-from ring.prefix_cache import CacheUpdate
+from ring.prefix_cache import CacheReport, CacheUpdate
 from ring.ring_view import RingView
 from ring.sessions import StageSession
 from ring.steps import SampledTokens, Step
@@ -20,6 +20,10 @@ from ring.steps import SampledTokens, Step
 OutgoingArray = tuple[str, Frame, Payload]
 Outgoing = OutgoingArray | tuple[str, Frame, bytes]
 """An endpoint, and what to send to it."""
+
+
+NO_SESSION = 0
+"""The session of a frame that is about the prefix cache only."""
 
 
 class FrameWriter:
@@ -93,9 +97,10 @@ class FrameWriter:
         payload = msgspec.msgpack.encode(update)
         return self._send(self._ring.next_endpoint, self._frame(session_id, Flag.STORE), payload, "stage unreachable")
 
-    def send_lack(self, session_id: int) -> None:
-        """Report to the first stage that not all stages could follow a cache update."""
-        self._send(self._ring.first_endpoint, self._frame(session_id, Flag.STORE), b"", "stage unreachable")
+    def send_report(self, report: CacheReport) -> None:
+        """Send the first stage a report on this one's prefix cache."""
+        payload = msgspec.msgpack.encode(report)
+        self._send(self._ring.first_endpoint, self._frame(NO_SESSION, Flag.STORE), payload, "stage unreachable")
 
     def send_close(self, session: StageSession, endpoint: str) -> None:
         """Send a session's CLOSE to a stage."""

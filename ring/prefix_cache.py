@@ -14,6 +14,8 @@ of a ring are ordered, every stage sees the same puts, drops and takes in the sa
     computed              every stage, once it has computed these positions: store.drop, then store.put for each span
     a stage lacks blocks  drop_below = index.clear()
                           every stage: store.drop((), drop_below), with the next opening or update
+    a stage has less      drop = index.shrink(most)
+    memory                every stage: store.drop(drop), with an update
 
 A payload is whatever the engine saved.
 """
@@ -52,6 +54,15 @@ class CacheUpdate(msgspec.Struct, frozen=True):
         """Each new block's number, its first position and the one after its last."""
         starts = range(self.start, self.start + len(self.numbers) * BLOCK, BLOCK)
         return [(number, start, start + BLOCK) for number, start in zip(self.numbers, starts, strict=True)]
+
+
+class CacheReport(msgspec.Struct, frozen=True):
+    """What a stage reports to the first one: the most positions that it may hold in its cache now, and whether it lacks
+    blocks that were to be stored or dropped.
+    """
+
+    most: Annotated[int, Meta(ge=0)]
+    lacks: bool = False
 
 
 class _BlockKey(NamedTuple):

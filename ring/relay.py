@@ -10,7 +10,7 @@ from common.limits import UNREADABLE
 from engines.engine import FloatArray
 from ring.frame_policy import accepted_by_later
 from ring.model_runner import Computed
-from ring.prefix_cache import CacheUpdate
+from ring.prefix_cache import CacheReport, CacheUpdate
 from ring.roles import InputRole, OutputRole
 from ring.sessions import StageSession
 from ring.stage import Stage
@@ -60,11 +60,14 @@ class Follower(InputRole):
             self._stage.transport.dropped["store"] += 1
             update = None
         if not (update and self._stage.store(frame.session, update)):
-            self.lacks_blocks(frame.session)
+            self._stage.report_cache(lacks=True)
 
-    def lacks_blocks(self, session_id: int) -> None:
-        """Report it to the first stage."""
-        self._stage.frames.send_lack(session_id)
+    def report(self, report: CacheReport) -> None:
+        """Send the report to the first stage."""
+        self._stage.frames.send_report(report)
+
+    def trim(self, now: float) -> None:
+        """Do nothing: the first stage decides."""
 
     @property
     def busy(self) -> bool:

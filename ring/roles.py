@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from bus.dataplane.frames import Frame, Payload
 from cluster.openings import Opening
 from ring.model_runner import Computed
-from ring.prefix_cache import CacheUpdate
+from ring.prefix_cache import CacheReport, CacheUpdate
 from ring.sessions import StageSession
 from ring.steps import Step
 
@@ -51,8 +51,12 @@ class InputRole(ABC):
         """Handle a STORE, whether or not its session is open here."""
 
     @abstractmethod
-    def lacks_blocks(self, session_id: int) -> None:
-        """Handle that this stage, or one after it, may lack blocks that were to be stored or dropped."""
+    def report(self, report: CacheReport) -> None:
+        """Let the first stage know what this one may store, and whether blocks are missing."""
+
+    @abstractmethod
+    def trim(self, now: float) -> None:
+        """Have every stage drop what there is no memory for. Called once a second."""
 
     @property
     @abstractmethod

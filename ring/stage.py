@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 import msgspec
@@ -19,51 +18,37 @@ from bus.dataplane.access import owner_of, reply_endpoint
 from bus.dataplane.frames import Flag, Frame, Payload
 from bus.dataplane.transport import PeerUnreachable
 from cluster.failures import FailureCode
+from cluster.kv_budget import CacheBound
 from cluster.openings import Opening, SessionFailure
 from common.limits import UNREADABLE
+from common.machine import memory, return_freed_memory
 from common.rate_limit import RateLimitedLogger
 from engines.engine import EngineError
 from engines.settings import MAX_SLOTS
-from ring.frame_writer import FrameWriter, Outgoing
+from ring.frame_writer import NO_SESSION, FrameWriter, Outgoing
 from ring.loaded_shard import LoadedShard
 from ring.model_runner import ModelRunner
-from ring.prefix_cache import BLOCK, CacheUpdate, PrefixLost
+from ring.prefix_cache import BLOCK, CacheReport, CacheUpdate, PrefixLost
 from ring.ring_view import RingView
 from ring.roles import InputRole, OutputRole
 from ring.scheduler import PROMPT_CHUNK
 from ring.sessions import StageSession, StageSessions
 from ring.step_queue import BadChunk, StepQueue
-from ring.steps import Step
+from ring.steps import StageCounts, Step
 
 logger = logging.getLogger(__name__)
 limited = RateLimitedLogger(logger)
 
-REAP_EVERY_S = 1.0
+CHECK_EVERY_S = 1.0
 IDLE_WAIT_MS = 1000
 FRAMES_A_TURN = 1024  # a peer that sends without end must not keep the engine waiting
 REST_WAIT_MS = 50  # for the rest of a micro-batch: its frames were sent together, so one that is late is lost
-MAX_FAILED_PASSES = 3
-"""So many passes in a row that fail for an unknown reason mean that the engine is broken (a lost device, no memory)."""
+MAX_FAILED_PASSES = 3  # in a row, for an unknown reason: then the engine is broken (its device is lost, no memory)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _decode_opening = msgspec.msgpack.Decoder(Opening).decode
-
-
-@dataclass(frozen=True, slots=True)
-class StageCounts:
-    """What a stage did since it was loaded; sessions, waiting and stored positions are the current ones."""
-
-    sessions: int = 0
-    waiting: int = 0
-    forwards: int = 0
-    rows: int = 0
-    reused_rows: int = 0
-    stored_positions: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    busy_seconds: float = 0.0
 
 
 class Stage:
@@ -93,7 +78,9 @@ class Stage:
         self.input = input_role(self)
         self._epoch = shard.epoch
         self._drained: list[Future[None]] = []
-        self._reap_at = 0.0
+        self._check_at = 0.0
+        self._cache_bound = CacheBound()
+        self._position_bytes = shard.engine.position_bytes
 
     @property
     def counts(self) -> StageCounts:
@@ -123,7 +110,7 @@ class Stage:
         do, wait for a frame, at most IDLE_WAIT_MS, less if the transport is woken.
         """
         self._receive_frames()
-        self._reap(time.monotonic())
+        self._check(time.monotonic())
         self.input.admit()
         if batch := self.input.next_steps():
             self._compute(batch)
@@ -213,8 +200,12 @@ class Stage:
         self.attempt([session], self._begin, session)
         if session_id in self.sessions.by_id:
             return True
-        self.input.lacks_blocks(session_id)  # or a stage after this one, which did not get the opening
+        self.report_cache(lacks=True)  # or a stage after this one does, which did not get the opening
         return False
+
+    def report_cache(self, *, lacks: bool) -> None:
+        """Report to the first stage what this one may store, and if it or one after it lacks blocks."""
+        self.input.report(CacheReport(self._cache_bound.nbytes // self._position_bytes, lacks))
 
     def store(self, session_id: int, update: CacheUpdate) -> bool:
         """Drop and store blocks, and have the next stage do the same, also if the session is over here.
@@ -223,6 +214,8 @@ class Stage:
         """
         self.runner.blocks.drop(update.drop, update.drop_below)
         passed_on = self.output.store(session_id, update)
+        if session_id == NO_SESSION:  # nothing takes the place of what was dropped
+            return_freed_memory()
         session = self.sessions.by_id.get(session_id)
         saved = session and self.attempt([session], self.runner.save, session, update)
         return passed_on and bool(saved or not update.numbers)
@@ -283,11 +276,18 @@ class Stage:
         message = f"stage {self.ring.index} failed at this generation ({type(error).__name__}); see its engine's log"
         return SessionFailure(FailureCode.INTERNAL, message)
 
+    def _check(self, now: float) -> None:
+        """Once a second, look for lost frames and at the free memory."""
+        if now < self._check_at:
+            return
+        self._check_at = now + CHECK_EVERY_S
+        self._reap(now)
+        if self._cache_bound.follow(memory().available, len(self.runner.blocks) * BLOCK * self._position_bytes):
+            self.report_cache(lacks=False)
+        self.input.trim(now)
+
     def _reap(self, now: float) -> None:
         """Fail the sessions that have no step for so long that a frame of theirs must be lost."""
-        if now < self._reap_at:
-            return
-        self._reap_at = now + REAP_EVERY_S
         limit_s = self.input.idle_limit_s
         for session in self.sessions.idle_since(now - limit_s):
             message = f"this generation made no progress for {limit_s:g} s; try again"

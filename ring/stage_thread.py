@@ -12,7 +12,8 @@ from ring.coordinator import RingCoordinator
 from ring.loaded_shard import LoadedShard
 from ring.relay import Follower, Forwarder
 from ring.ring_view import RingView
-from ring.stage import Stage, StageCounts
+from ring.stage import Stage
+from ring.steps import StageCounts
 from ring.token_sampler import LoneTokenSampler, TokenSampler
 
 

@@ -104,3 +104,16 @@ def test_machine_without_ids_is_known_by_its_address(tmp_path: Path, monkeypatch
         found.append(machine_id(tmp_path))
     assert len(set(found[:3])) == 3
     assert found[2] == found[3], "a made-up address is another one in each process"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only glibc is asked to return memory")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    program = (
+        "from psutil import Process; from common.machine import return_freed_memory;"
+        "size = lambda: Process().memory_info().rss;"
+        "blocks = [b'x' * 100_000 for _ in range(2000)]; last = b'y' * 100_000; del blocks; before = size();"
+        "return_freed_memory(); print(before - size())"
+    )
+    command = [sys.executable, "-c", program]
+    returned = int(subprocess.check_output(command, env=child_environment(), text=True, timeout=30))
+    assert returned > 100_000_000

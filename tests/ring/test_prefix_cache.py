@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from cluster.failures import FailureCode
 from cluster.openings import Opening
 from cluster.sampling import SamplingParams
-from ring.prefix_cache import BLOCK, CacheUpdate, PrefixIndex, PrefixLost, PrefixStore
+from ring.prefix_cache import BLOCK, CacheReport, CacheUpdate, PrefixIndex, PrefixLost, PrefixStore
 from ring.ring_memory import RingMemory
 
 Tokens = tuple[int, ...]
@@ -71,7 +71,7 @@ class Stage:
 
     def update(self, session: int, update: CacheUpdate) -> None:
         self.store.drop(update.drop, update.drop_below)
-        if session not in self.slots:
+        if update.numbers and session not in self.slots:
             self.lacks += 1
             return
         for number, _, end in update.spans:
@@ -156,6 +156,23 @@ class Ring(RuleBasedStateMachine):
             stage.commands.popleft()(stage)
             assert stage.positions <= self.positions
 
+    @rule(stage=st.integers(0, 2), most=st.integers(0, 12 * BLOCK))
+    def report_memory(self, stage: int, most: int) -> None:
+        self.memory.reported(stage, CacheReport(most))
+
+    @rule()
+    def trim(self) -> None:
+        if update := self.memory.trim(0.0):
+            self.drop(update.drop)
+            self.send_update(0, update)
+
+    def send_update(self, session: int, update: CacheUpdate) -> None:
+        def follow(stage: Stage) -> None:
+            stage.update(session, update)
+
+        self.updates[follow] = update
+        self.command(follow)
+
     @invariant()
     def stored_blocks_leave_room_for_the_sessions(self) -> None:
         reserved = sum(len(live.text) + live.answer for live in self.live.values())
@@ -192,12 +209,7 @@ class Ring(RuleBasedStateMachine):
             assert self.held.isdisjoint(update.numbers)
             self.drop(update.drop)
             self.held |= set(update.numbers)
-
-            def follow(stage: Stage) -> None:
-                stage.update(session, update)
-
-            self.updates[follow] = update
-            self.command(follow)
+            self.send_update(session, update)
 
     def drop(self, numbers: Tokens) -> None:
         assert self.held >= set(numbers), "a block is dropped once"

@@ -12,11 +12,15 @@ from cluster.shard import Shard
 from engines.engine import EngineError
 from ring.loaded_shard import LoadedShard
 from ring.ring_view import ring_view
-from ring.stage import StageCounts
 from ring.stage_thread import StageThread
+from ring.steps import StageCounts
 from tests.support.bus import WITHIN_S, in_time
 from tests.support.engines import Ring
 from tests.support.stage_ring import GREEDY, N_LAYERS, PROMPT, stage_ring, started
+
+
+def wait_for(gate: threading.Event) -> None:
+    assert gate.wait(WITHIN_S)
 
 
 def test_drain_ends_with_the_last_session(weights: Path) -> None:
@@ -65,7 +69,7 @@ def test_stage_joins_one_ring_only(weights: Path) -> None:
 def test_cancelled_command_does_not_end_the_thread(weights: Path, reference: Ring) -> None:
     with stage_ring(weights, 2) as ring:
         stage, gate = ring.stages[0], threading.Event()
-        stage._call(lambda: gate.wait(WITHIN_S) and None)
+        stage._call(lambda: wait_for(gate))
         assert stage.join_ring(ring_view(ring.instance, "n/stage-0")).cancel()
         gate.set()
         assert ring.generate(1, PROMPT, 4, GREEDY) == reference.generate(PROMPT, 4).tokens
@@ -74,7 +78,7 @@ def test_cancelled_command_does_not_end_the_thread(weights: Path, reference: Rin
 def test_cancelled_drain_does_not_end_the_thread(weights: Path, tmp_path: Path) -> None:
     thread, gate = started(Shard("tiny", 0, N_LAYERS, N_LAYERS), weights, tmp_path, 0), threading.Event()
     thread.loaded.result(WITHIN_S)
-    thread._call(lambda: gate.wait(WITHIN_S) and None)
+    thread._call(lambda: wait_for(gate))
     assert thread.drain().cancel()
     gate.set()
     thread.drain().result(WITHIN_S)
