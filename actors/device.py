@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import platform
-import uuid
 from contextlib import suppress
 
 import msgspec
-import psutil
 
 from bus.client import RequestError
 from cluster.capabilities import DeviceCapabilities
 from cluster.failures import FailureCode
 from common.config import NodeConfig
+from common.machine import cores, memory
 from common.python_child import child_environment, module_command
 
 logger = logging.getLogger(__name__)
@@ -61,9 +58,9 @@ class Device:
         task = self._measuring
         known = task is not None and task.done() and not task.cancelled() and task.exception() is None
         capabilities = task.result() if task is not None and known else DeviceCapabilities()
-        memory = psutil.virtual_memory()
-        offer = usable(memory.available // nodes_here, self._config.memory)
-        return msgspec.structs.replace(capabilities, memory_total=memory.total, memory_available=offer)
+        total, available = memory()
+        offer = usable(available // nodes_here, self._config.memory)
+        return msgspec.structs.replace(capabilities, memory_total=total, memory_available=offer)
 
     def threads(self, nodes_here: int) -> int:
         """Return the threads of an engine: the configured number, or this node's share of the cores but one.
@@ -71,8 +68,7 @@ class Device:
         One core is left to everything else: a matrix library whose spinning threads have to share a core is many
         times slower than one with a thread less.
         """
-        cores = psutil.cpu_count(logical=False) or 1
-        return self._config.threads or max(cores // nodes_here - 1, 1)
+        return self._config.threads or max(cores() // nodes_here - 1, 1)
 
     async def _measure(self) -> DeviceCapabilities:
         config = self._config
@@ -100,11 +96,6 @@ class Device:
         if said:
             logger.warning("%s", said[0])
         return msgspec.json.decode(output, type=DeviceCapabilities)
-
-
-def machine_id() -> str:
-    """Return 16 hex digits from the machine's name and hardware address: the same for all of its processes."""
-    return hashlib.sha256(f"{platform.node()} {uuid.getnode()}".encode()).hexdigest()[:16]
 
 
 def usable(available: int, limit: int) -> int:

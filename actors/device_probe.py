@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import cast
 
 import msgspec
-import psutil
 
 from cluster.capabilities import DeviceCapabilities, EngineCapability, Flops
 from common.files import write_atomic
+from common.machine import memory
 from common.processor import processor_name
 from engines.settings import Precision
 
@@ -70,8 +70,7 @@ def _measure(files: Sequence[Path], fingerprint: str, precision: Precision) -> D
 
 
 def _machine(engines: tuple[EngineCapability, ...]) -> DeviceCapabilities:
-    memory = psutil.virtual_memory().total
-    return DeviceCapabilities(_model(), processor_name(), memory, 0, Flops(fp32=_fp32_tflops()), engines)
+    return DeviceCapabilities(_model(), processor_name(), memory().total, 0, Flops(fp32=_fp32_tflops()), engines)
 
 
 def _kept(file: Path, fingerprint: str) -> DeviceCapabilities | None:

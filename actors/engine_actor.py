@@ -35,8 +35,8 @@ from engines.engine import EngineError
 from models.errors import ModelError
 from ring.loaded_shard import load_shard
 from ring.ring_view import ring_view
-from ring.stage import StageCounts
 from ring.stage_thread import StageThread
+from ring.steps import StageCounts
 
 LOAD_TIMEOUT_S = 600.0
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import msgspec
 
-from actors.device import Device, machine_id
+from actors.device import Device
 from actors.placer import Placer
 from actors.stage_host import StageHost
 from bus.actor import Actor, every, on
@@ -75,7 +75,6 @@ class NodeActor(Actor):
         self._config = config
         self._catalogue = Catalogue.load(config.cards_path)
         self._device = Device(config)
-        self._machine_id = machine_id()
         self._role = own_role(config)
         self._topology = Topology()
         self._linked_members: set[str] = set()
@@ -145,7 +144,7 @@ class NodeActor(Actor):
             config.api(),
             self._endpoint,
             running_version(),
-            self._machine_id,
+            config.machine,
         )
         self._note_own_stages()
         return NodeRecorded(record, self._stages.joined, tuple(self._placer.placing))
@@ -155,7 +154,7 @@ class NodeActor(Actor):
         self._instances.record(self.bus.node_id, number, self._stages.joined, self._placer.placing)
 
     def _nodes_here(self) -> int:
-        return max(self._topology.on_machine(self._machine_id), 1)
+        return max(self._topology.on_machine(self._config.machine), 1)
 
     # -- what other nodes do
 

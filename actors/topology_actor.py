@@ -7,7 +7,6 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from actors.device import machine_id
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
 from bus.messages import (
@@ -45,7 +44,7 @@ class TopologyActor(Actor):
         self._topology = Topology()
         self._peers: dict[str, BusPeerHandle] = {}
         self._members = {config.node_id} if own_role(config) is Role.MEMBER else set()
-        self._machine_id = machine_id()
+        self._machine = config.machine
         self._instances = Instances(config.node_id)
 
     @on(PeerUp)
@@ -73,7 +72,7 @@ class TopologyActor(Actor):
         if peer := self._peers.get(envelope.node):
             peer.capabilities = message.record.capabilities
         self._instances.record(envelope.node, message.record.number, message.instances)
-        await self._adopt(self._topology.with_node(as_seen_from(self._machine_id, message.record)))
+        await self._adopt(self._topology.with_node(as_seen_from(self._machine, message.record)))
 
     @on(InstanceUp)
     async def instance_up(self, message: InstanceUp, envelope: Envelope) -> None:

@@ -1,4 +1,6 @@
-"""How much of a node's memory a stage gets for keys and values, and what earlier stages have reserved. In bytes."""
+"""How much of a node's memory a stage gets for keys and values, what earlier stages have reserved, and how much of it
+the prefix cache may hold. In bytes.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,13 @@ PARTS = 2
 """A stage gets one of this many equal parts of the memory that its weights leave. The rest is for arrays of its engine
 and for other models.
 """
+
+
+CACHE_PARTS = 4
+"""The prefix cache of a stage may take one of this many equal parts of the memory that would be free without it."""
+
+FALL, RISE = 15 / 16, 5 / 4
+"""The cache's bound changes if memory allows less than FALL of it or more than RISE, so that it does not flicker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +75,18 @@ class KvBudget:
     def release(self, instance_id: str) -> None:
         """Free the reservation of a stage that ended or could not be loaded."""
         self._by_instance.pop(instance_id, None)
+
+
+@dataclass(slots=True)
+class CacheBound:
+    """The most bytes that a stage may hold in its prefix cache now. It follows the memory that is free."""
+
+    nbytes: int = 0
+
+    def follow(self, free: int, held: int) -> bool:
+        """Adapt to `free` bytes of memory while the cache holds `held`. Returns whether the bound has changed."""
+        allowed = (free + held) // CACHE_PARTS
+        if self.nbytes and self.nbytes * FALL <= allowed <= self.nbytes * RISE:
+            return False
+        self.nbytes = allowed
+        return True

@@ -29,8 +29,8 @@ class Opening(msgspec.Struct, frozen=True):
     `max_tokens` is what is left; tokens are sampled by position, so they are the same as without the interruption.
     The owner ends the session; the last stage only stops feeding the ring at an `eos` token or after `max_tokens`.
     `drafts` bounds the tokens that may be guessed ahead and verified in one pass. `reuse` and `drop` are numbers of
-    stored prefix blocks; the first stage sets them for the others. Ids from `vocabulary` on have no text and are not
-    sampled; 0 stands for all rows of the model's head.
+    stored prefix blocks, and all blocks below `drop_below` are dropped; the first stage sets them for the others. Ids
+    from `vocabulary` on have no text and are not sampled; 0 stands for all rows of the model's head.
     """
 
     prompt: Annotated[tuple[TokenId, ...], Meta(max_length=MAX_PROMPT)]
@@ -43,6 +43,7 @@ class Opening(msgspec.Struct, frozen=True):
     reuse: BlockNumbers = ()
     drop: BlockNumbers = ()
     vocabulary: Annotated[int, Meta(ge=0, lt=1 << 31)] = 0
+    drop_below: Annotated[int, Meta(ge=0)] = 0
 
     @property
     def positions(self) -> int:

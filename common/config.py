@@ -27,6 +27,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     available; `kv_memory` bounds what one stage gets for keys and values, and 0 leaves that to the node. `threads` of
     an engine: 0 means this node's share of the machine's cores. `precision` is one of `engines.settings.PRECISIONS`.
 
+    `machine` is the same for all nodes of one machine; it is determined once for all processes of a node.
     `host` is where other nodes reach this one, `api_host` where the gateway listens: joining a cluster does not expose
     the API. `api_keys` is the path of a file of API keys. `api_names` are further host names by which clients may
     address the gateway, `cors` the origins of web pages that may use it.
@@ -38,6 +39,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     run_dir: str
     data_dir: str
     cache_dir: str
+    machine: str = ""
     cards_dir: str = ""
     host: str = "127.0.0.1"
     api_host: str = "127.0.0.1"

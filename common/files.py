@@ -1,9 +1,19 @@
-"""Atomic file writing. Knows nothing of the contents; `common.private_files` adds permissions and error sentences."""
+"""Small files: read whole, and written in one step. Knows nothing of the contents; `common.private_files` adds
+permissions and error sentences.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def text_of(path: Path) -> str:
+    """Return a file's text without blanks at its ends; "" if it cannot be read."""
+    try:
+        return path.read_text().strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def write_atomic(path: Path, data: bytes | str, mode: int = 0o644) -> None:

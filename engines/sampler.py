@@ -14,8 +14,8 @@ def sample(logits: FloatArray, params: SamplingParams, position: int) -> int:
 
     The random number is number `position` of a counter-based stream keyed by the seed (Philox: Salmon et al.,
     "Parallel random numbers: as easy as 1, 2, 3", 2011), so a replay on any node chooses the same token.
-    At temperature 0 the largest logit wins, and among equals the lowest id. Raises EngineError if the logits are not
-    finite numbers.
+    At temperature 0 the largest logit wins, and among equals the lowest id. A logit of -inf excludes its token. Raises
+    EngineError if a logit is NaN or inf, or none is finite.
     """
     if not np.isfinite(logits.max()):  # one NaN makes the maximum NaN
         raise EngineError("the model's logits are not finite numbers; its weights are damaged, fetch it again")
@@ -34,11 +34,11 @@ def kept(logits: FloatArray, params: SamplingParams) -> tuple[npt.NDArray[np.int
     The filters apply in the order temperature, which must be above 0, top_k, top_p, min_p, each to what the one before
     has left.
     """
-    scaled = logits.astype(np.float64) / params.temperature
+    scaled = _scaled(logits, params.temperature)
     ids = np.arange(len(scaled))
     if 0 < params.top_k < len(scaled):
         ids = _likeliest(scaled, params.top_k)
-    weights = np.exp(scaled[ids] - scaled[ids].max())
+    weights = np.exp(scaled[ids])
     probabilities = weights / weights.sum()
     if params.top_p < 1:
         inside = _nucleus(probabilities, params.top_p)
@@ -52,6 +52,17 @@ def kept(logits: FloatArray, params: SamplingParams) -> tuple[npt.NDArray[np.int
 def uniform(seed: int, position: int) -> float:
     """Return a number in [0, 1) that depends only on seed and position."""
     return float(np.random.Generator(np.random.Philox(key=seed % SEEDS, counter=position)).random())
+
+
+def _scaled(logits: FloatArray, temperature: float) -> npt.NDArray[np.float64]:
+    """Return the logits divided by the temperature, less a constant, so that the largest is 0.
+
+    Subtracted before it is divided by: near temperature 0, where the quotient is too large for a number, every token
+    but the likeliest becomes -inf, which is the limit.
+    """
+    below = logits.astype(np.float64) - float(logits.max())
+    with np.errstate(over="ignore"):
+        return below / temperature
 
 
 def _likeliest(scaled: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.intp]:

@@ -4,30 +4,31 @@ micro-batches, and decides what the prefix cache stores.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 
+import msgspec
 import numpy as np
 
 from bus.dataplane.access import owner_of, reply_endpoint
 from bus.dataplane.frames import GATEWAY_STAGE, Flag, Frame, Payload
 from cluster.failures import FailureCode
 from cluster.openings import Opening, SessionFailure
-from common.rate_limit import RateLimitedLogger
-from engines.engine import EngineError
+from common.limits import UNREADABLE
 from engines.settings import MAX_SLOTS
 from ring.frame_policy import accepted_by_first
+from ring.frame_writer import NO_SESSION
+from ring.prefix_cache import CacheReport
 from ring.ring_memory import RingMemory
 from ring.roles import InputRole
 from ring.scheduler import Scheduler
 from ring.sessions import StageSession
 from ring.stage import Stage
+from ring.step_queue import BadChunk
 from ring.steps import Step
 
-limited = RateLimitedLogger(logging.getLogger(__name__))
-
 IDLE_S = 120.0
+_decode_report = msgspec.msgpack.Decoder(CacheReport).decode
 REPLACED = SessionFailure(FailureCode.REPLACED, "this instance is being replaced; try again", 1)
 
 
@@ -77,18 +78,35 @@ class RingCoordinator(InputRole):
             self.admit()
 
     def receive(self, session: StageSession, frame: Frame, payload: Payload) -> None:
-        """Handle a token that came round the ring, or the report of a chunk that every stage has computed."""
+        """Handle a token that came round the ring, or the report of a chunk that every stage has computed.
+
+        Raises BadChunk for a token that was not due.
+        """
         if frame.flags & Flag.TOKEN:
             self._receive_token(session, frame, payload)
         else:
             session.computed = max(session.computed, min(frame.position, session.sent))
 
+    def receive_store(self, frame: Frame, payload: Payload) -> None:
+        """Handle another stage's report."""
+        try:
+            self._memory.reported(frame.stage, _decode_report(payload.tobytes()))
+        except UNREADABLE:
+            self._stage.transport.dropped["store"] += 1
+
+    def report(self, report: CacheReport) -> None:
+        """Handle this stage's own report."""
+        self._memory.reported(self._stage.ring.index, report)
+
+    def trim(self, now: float) -> None:
+        """Drop on every stage what there is no memory for, and everything if the ring was idle for long."""
+        if (update := self._memory.trim(now)) and not self._stage.store(NO_SESSION, update):
+            self._memory.invalidate()
+
     def _receive_token(self, session: StageSession, frame: Frame, tokens: Payload) -> None:
         """Queue a token, with drafts of what may follow, as the next step of its session."""
         if tokens.dtype != np.int32 or not session.expects(frame.position, tokens.size):
-            message = "a token came that was not due; try again"
-            self._stage.fail(session, SessionFailure(FailureCode.FRAMES, message))
-            return
+            raise BadChunk("a token came that was not due; try again")
         if session.computed < session.opening.first_position <= frame.position:
             self._store(session, session.opening.prompt)  # a token follows it, so every stage has computed it
         self._scheduler.returned(session)
@@ -133,9 +151,7 @@ class RingCoordinator(InputRole):
 
     def closing(self, session: StageSession, frame: Frame) -> None:
         """Store the text of a session that its gateway ends. A CLOSE of a stage means that the stage failed it."""
-        if frame.stage != GATEWAY_STAGE:
-            self._memory.invalidate()
-        elif session.computed >= session.opening.first_position:
+        if frame.stage == GATEWAY_STAGE and session.computed >= session.opening.first_position:
             self._store(session, session.tokens[: session.computed])
 
     def closed(self, session_id: int) -> None:
@@ -144,8 +160,7 @@ class RingCoordinator(InputRole):
         self._scheduler.discard(session_id)
 
     def failed(self, session: StageSession) -> None:
-        """Reuse nothing that is stored so far."""
-        self._memory.invalidate()
+        """Do nothing: the session is closed, and its CLOSE is on its way to the other stages."""
 
     def drain(self) -> None:
         """Refuse new sessions from now on, and those that wait."""
@@ -160,10 +175,5 @@ class RingCoordinator(InputRole):
 
     def _store(self, session: StageSession, tokens: Sequence[int]) -> None:
         """Have every stage store a session's first positions; all of them have computed them."""
-        if update := self._memory.store(tokens):
-            self._stage.output.store(session, update)
-            try:
-                self._stage.runner.save(session, update)
-            except EngineError as error:
-                limited.warning("storing", "session %x cannot be stored: %s", session.id, error)
-                self._memory.invalidate()
+        if (update := self._memory.store(tokens)) and not self._stage.store(session.id, update):
+            self._memory.invalidate()

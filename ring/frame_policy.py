@@ -19,7 +19,8 @@ _OPENERS = (Role.MEMBER, Role.GATEWAY)
 def accepted_by_first(frame: Frame, sender: str, nodes: Sequence[str], role: Role | None, owner: str | None) -> bool:
     """Return whether the first stage accepts a frame.
 
-    It accepts openings and closes of owners, and tokens and progress of the last stage.
+    It accepts openings and closes of owners, tokens and progress of the last stage, and of any stage that it failed a
+    session (CLOSE) or lacks prefix blocks (STORE).
 
     `nodes` are those of the ring in its order, `role` the sender's. `owner` is the node that opened the frame's
     session; None if the session is unknown, so that a close of it does no harm.
@@ -27,6 +28,8 @@ def accepted_by_first(frame: Frame, sender: str, nodes: Sequence[str], role: Rol
     kind = frame.flags & KINDS
     if kind in (Flag.TOKEN, Flag.COMPUTED):
         return sender in ("", nodes[-1])
+    if kind == Flag.STORE:
+        return sender in ("", *nodes)
     if kind == Flag.CLOSE:
         senders = ("", owner) if frame.stage == GATEWAY_STAGE else ("", *nodes)
         return owner is None or sender in senders

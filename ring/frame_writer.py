@@ -12,6 +12,7 @@ from cluster.openings import MAX_FAILURE, Opening, SessionFailure
 from engines.activations import packed
 from engines.engine import FloatArray
 from models.config import Dtype
+from ring.prefix_cache import CacheReport, CacheUpdate
 from ring.ring_view import RingView
 from ring.sessions import StageSession
 from ring.steps import SampledTokens, Step
@@ -19,6 +20,10 @@ from ring.steps import SampledTokens, Step
 OutgoingArray = tuple[str, Frame, Payload]
 Outgoing = OutgoingArray | tuple[str, Frame, bytes]
 """An endpoint, and what to send to it."""
+
+
+NO_SESSION = 0
+"""The session of a frame that is about the prefix cache only."""
 
 
 class FrameWriter:
@@ -37,9 +42,10 @@ class FrameWriter:
     def _frame(self, session_id: int, flags: int, position: int = 0, compute_ns: int = 0, rest: int = 0) -> Frame:
         return Frame(flags, self._epoch, session_id, position, stage=self._ring.index, compute_ns=compute_ns, rest=rest)
 
-    def to_next(self, session: StageSession, flags: int, payload: bytes) -> Outgoing:
-        """Return a frame for the next stage that is not about rows: OPEN or STORE."""
-        return self._ring.next_endpoint, self._frame(session.id, flags), payload
+    def opening(self, session: StageSession) -> Outgoing:
+        """Return a session's opening for the next stage."""
+        payload = msgspec.msgpack.encode(session.opening)
+        return self._ring.next_endpoint, self._frame(session.id, Flag.OPEN), payload
 
     def hidden_states(self, step: Step, output: FloatArray, rest: int) -> Outgoing:
         """Return a step's hidden states for the next stage, in the model's own dtype; `rest` more steps follow."""
@@ -85,6 +91,16 @@ class FrameWriter:
         self._send(
             reply_to, self._frame(session_id, Flag.FAILED), msgspec.msgpack.encode(failure), "gateway unreachable"
         )
+
+    def send_update(self, session_id: int, update: CacheUpdate) -> bool:
+        """Send a cache update to the next stage. Returns False if it cannot be reached."""
+        payload = msgspec.msgpack.encode(update)
+        return self._send(self._ring.next_endpoint, self._frame(session_id, Flag.STORE), payload, "stage unreachable")
+
+    def send_report(self, report: CacheReport) -> None:
+        """Send the first stage a report on this one's prefix cache."""
+        payload = msgspec.msgpack.encode(report)
+        self._send(self._ring.first_endpoint, self._frame(NO_SESSION, Flag.STORE), payload, "stage unreachable")
 
     def send_close(self, session: StageSession, endpoint: str) -> None:
         """Send a session's CLOSE to a stage."""

@@ -12,8 +12,10 @@ of a ring are ordered, every stage sees the same puts, drops and takes in the sa
                           every stage, at the opening: store.drop(drop), then store.take(reuse)
     its prompt is         update = index.store(prompt, admission.free); before its close the same with the answer
     computed              every stage, once it has computed these positions: store.drop, then store.put for each span
-    a stage failed it     drop = index.clear(), as that stage may not have stored what the others did
-                          every stage: store.drop(drop), with the next opening or update
+    a stage lacks blocks  drop_below = index.clear()
+                          every stage: store.drop((), drop_below), with the next opening or update
+    a stage has less      drop = index.shrink(most)
+    memory                every stage: store.drop(drop), with an update
 
 A payload is whatever the engine saved.
 """
@@ -36,7 +38,8 @@ BlockT = TypeVar("BlockT")
 
 
 class CacheUpdate(msgspec.Struct, frozen=True):
-    """Work for every stage: drop the blocks `drop`, then store a session's positions from `start` on.
+    """Work for every stage: drop the blocks `drop`, and all whose number is smaller than `drop_below`; then store a
+    session's positions from `start` on.
 
     `numbers` are those of the new blocks, one for each `BLOCK` positions, in order.
     """
@@ -44,12 +47,22 @@ class CacheUpdate(msgspec.Struct, frozen=True):
     start: Annotated[int, Meta(ge=0)] = 0
     numbers: BlockNumbers = ()
     drop: BlockNumbers = ()
+    drop_below: Annotated[int, Meta(ge=0)] = 0
 
     @property
     def spans(self) -> list[tuple[int, int, int]]:
         """Each new block's number, its first position and the one after its last."""
         starts = range(self.start, self.start + len(self.numbers) * BLOCK, BLOCK)
         return [(number, start, start + BLOCK) for number, start in zip(self.numbers, starts, strict=True)]
+
+
+class CacheReport(msgspec.Struct, frozen=True):
+    """What a stage reports to the first one: the most positions that it may hold in its cache now, and whether it lacks
+    blocks that were to be stored or dropped.
+    """
+
+    most: Annotated[int, Meta(ge=0)]
+    lacks: bool = False
 
 
 class _BlockKey(NamedTuple):
@@ -105,9 +118,10 @@ class PrefixIndex:
         self._mark_used(self._chain(wanted, len(wanted) // BLOCK))
         return self._drop_oldest(len(self._keys) - self._most_blocks(most))
 
-    def clear(self) -> tuple[int, ...]:
-        """Drop everything; return the numbers. They are not used again either."""
-        return self._drop_oldest(len(self._keys))
+    def clear(self) -> int:
+        """Drop everything; return a number that is larger than all used so far. They are not used again either."""
+        self._drop_oldest(len(self._keys))
+        return self._next
 
     def _most_blocks(self, most: int | None) -> int:
         return max(self.positions if most is None else min(most, self.positions), 0) // BLOCK
@@ -161,6 +175,7 @@ class PrefixStore(Generic[BlockT]):
 
     def __init__(self) -> None:
         self._blocks: dict[int, BlockT] = {}
+        self._below = 0  # what was dropped so far: no smaller number comes again
 
     def __len__(self) -> int:
         """Return how many blocks are held."""
@@ -172,10 +187,16 @@ class PrefixStore(Generic[BlockT]):
             raise KeyError(number)
         self._blocks[number] = block
 
-    def drop(self, numbers: Iterable[int]) -> None:
-        """Drop blocks. One that is not held is no error: its session may have failed before it was stored."""
+    def drop(self, numbers: Iterable[int], below: int = 0) -> None:
+        """Drop blocks, and all whose number is smaller than `below`.
+
+        One that is not held is no error: its session may have failed before it was stored.
+        """
         for number in numbers:
             self._blocks.pop(number, None)
+        if below > self._below:
+            self._below = below
+            self._blocks = {number: block for number, block in self._blocks.items() if number >= below}
 
     def take(self, numbers: Iterable[int]) -> list[BlockT]:
         """Return the payloads of these blocks, in this order; they stay held. Raises PrefixLost if one is missing."""

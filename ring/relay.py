@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import msgspec
 
-from bus.dataplane.frames import Flag, Frame, Payload
-from cluster.failures import FailureCode
-from cluster.openings import Opening, SessionFailure
+from bus.dataplane.frames import Frame, Payload
+from cluster.openings import Opening
 from common.limits import UNREADABLE
-from engines.engine import EngineError, FloatArray
+from engines.engine import FloatArray
 from ring.frame_policy import accepted_by_later
-from ring.prefix_cache import CacheUpdate
+from ring.model_runner import Computed
+from ring.prefix_cache import CacheReport, CacheUpdate
 from ring.roles import InputRole, OutputRole
 from ring.sessions import StageSession
 from ring.stage import Stage
@@ -47,27 +47,27 @@ class Follower(InputRole):
         self._stage.start(session_id, opening, reply_to)
 
     def receive(self, session: StageSession, frame: Frame, payload: Payload) -> None:
-        """Queue hidden states, or store prefix blocks."""
-        if frame.flags & Flag.STORE:
-            self._receive_update(session, payload)
-            return
-        try:
-            if session.pending > self._most_pending:
-                raise BadChunk("more chunks came than were due; try again")
-            self._queue.add_hidden(session, frame, payload)
-        except BadChunk as error:
-            self._stage.fail(session, SessionFailure(FailureCode.FRAMES, str(error)))
+        """Queue hidden states. Raises BadChunk if they cannot be the session's next ones."""
+        if session.pending > self._most_pending:
+            raise BadChunk("more chunks came than were due; try again")
+        self._queue.add_hidden(session, frame, payload)
 
-    def _receive_update(self, session: StageSession, payload: Payload) -> None:
+    def receive_store(self, frame: Frame, payload: Payload) -> None:
+        """Drop and store prefix blocks, and report to the first stage if that is not possible."""
         try:
             update = _decode_update(payload.tobytes())
-            self._stage.runner.save(session, update)
-        except (*UNREADABLE, KeyError):
+        except UNREADABLE:
             self._stage.transport.dropped["store"] += 1
-        except EngineError as error:
-            self._stage.fail(session, SessionFailure(FailureCode.PREFIX_LOST, f"{error}; try again", 1))
-        else:
-            self._stage.output.store(session, update)
+            update = None
+        if not (update and self._stage.store(frame.session, update)):
+            self._stage.report_cache(lacks=True)
+
+    def report(self, report: CacheReport) -> None:
+        """Send the report to the first stage."""
+        self._stage.frames.send_report(report)
+
+    def trim(self, now: float) -> None:
+        """Do nothing: the first stage decides."""
 
     @property
     def busy(self) -> bool:
@@ -131,20 +131,21 @@ class Forwarder(OutputRole):
 
     def started(self, session: StageSession, cached: int) -> None:
         """Send the opening on."""
-        payload = msgspec.msgpack.encode(session.opening)
-        self._stage.send(session, self._stage.frames.to_next(session, Flag.OPEN, payload))
+        self._stage.send(session, self._stage.frames.opening(session))
 
-    def store(self, session: StageSession, update: CacheUpdate) -> None:
+    def store(self, session_id: int, update: CacheUpdate) -> bool:
         """Send the update on; frames keep their order, so it arrives after the positions that it stores."""
-        payload = msgspec.msgpack.encode(update)
-        self._stage.send(session, self._stage.frames.to_next(session, Flag.STORE, payload))
+        return self._stage.frames.send_update(session_id, update)
 
-    def deliver(self, computed: list[tuple[Step, FloatArray]]) -> None:
+    def deliver(self, computed: list[Computed]) -> None:
         """Send the hidden states on, each frame with how many more of the micro-batch follow."""
-        stage, rest = self._stage, len(computed)
+        rest = len(computed)
         for step, output in computed:
             rest -= 1
-            stage.send(step.session, stage.frames.hidden_states(step, output, rest))
+            self._stage.attempt([step.session], self._send_on, step, output, rest)
+
+    def _send_on(self, step: Step, output: FloatArray, rest: int) -> None:
+        self._stage.send(step.session, self._stage.frames.hidden_states(step, output, rest))
 
     def closed(self, session: StageSession) -> None:
         """Pass the CLOSE on to the next stage."""

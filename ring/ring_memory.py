@@ -14,11 +14,12 @@ import msgspec
 from cluster.failures import FailureCode
 from cluster.openings import Opening, SessionFailure
 from ring.admission import Admission, QueueFull, TooLarge, retry_after, running_mean
-from ring.prefix_cache import CacheUpdate, PrefixIndex
+from ring.prefix_cache import CacheReport, CacheUpdate, PrefixIndex
 
 MAX_WAITING = 64
 REPORT_EVERY_S = 10.0
 ASSUMED_DURATION_S = 10.0  # of a session, before one has ended
+FORGET_AFTER_S = 600.0  # without a session nothing stays stored, so that an idle ring takes no memory
 
 
 class RingMemory:
@@ -35,7 +36,11 @@ class RingMemory:
         self._admitted_at: dict[int, float] = {}
         self._mean_s = ASSUMED_DURATION_S
         self._to_drop: tuple[int, ...] = ()  # blocks that left the index and that the stages still have to drop
+        self._drop_below = 0  # each opening and update repeats it, so that one that is lost leaves nothing behind
         self._report_all_at = 0.0
+        self._bounds: dict[int, int] = {}  # by stage: the most positions that it may store now
+        self._sent_below = 0  # `_drop_below` as every stage knows it
+        self._used_at = 0.0
 
     @property
     def waiting(self) -> int:
@@ -68,9 +73,10 @@ class RingMemory:
         if session_id is None:
             return None
         opening = self._waiting.pop(session_id)
-        self._admitted_at[session_id] = now
-        drop = self._take_to_drop() + self._index.shrink(self._admission.free, opening.prompt)
-        return session_id, msgspec.structs.replace(opening, reuse=self._index.match(opening.prompt), drop=drop)
+        self._admitted_at[session_id] = self._used_at = now
+        drop = self._take_to_drop() + self._index.shrink(self._most_stored, opening.prompt)
+        reuse = self._index.match(opening.prompt)
+        return session_id, msgspec.structs.replace(opening, reuse=reuse, drop=drop, drop_below=self._drop_below)
 
     def undo_admission(self, session_id: int, opening: Opening, now: float) -> None:
         """Remove an admitted session that did not start; the next opening or update drops what its opening dropped."""
@@ -90,6 +96,7 @@ class RingMemory:
         self._admission.remove(session_id)
         self._waiting.pop(session_id, None)
         if session_id in self._admitted_at:
+            self._used_at = now
             self._mean_s = running_mean(self._mean_s, now - self._admitted_at.pop(session_id))
 
     def remove_waiting(self) -> list[tuple[int, Opening]]:
@@ -102,14 +109,38 @@ class RingMemory:
 
     def store(self, tokens: Sequence[int]) -> CacheUpdate | None:
         """Return what every stage has to store of a text that all of them have computed; None if nothing is new."""
-        update = self._index.store(tokens, self._admission.free)
+        update = self._index.store(tokens, self._most_stored)
         if update is None:
             return None
-        return msgspec.structs.replace(update, drop=self._take_to_drop() + update.drop)
+        return msgspec.structs.replace(update, drop=self._take_to_drop() + update.drop, drop_below=self._drop_below)
 
     def invalidate(self) -> None:
-        """Reuse nothing that is stored so far: a stage failed a session, and may lack what the others stored."""
-        self._to_drop += self._index.clear()
+        """Reuse nothing that is stored so far, and have every stage drop it: one lacks what the others stored."""
+        self._drop_below = self._index.clear()
+        self._to_drop = ()
+
+    def reported(self, stage: int, report: CacheReport) -> None:
+        """Note what a stage of the ring may store, and reuse nothing that is stored so far if it lacks blocks."""
+        self._bounds[stage] = report.most
+        if report.lacks:
+            self.invalidate()
+
+    def trim(self, now: float) -> CacheUpdate | None:
+        """Return what every stage has to drop at once, whether or not a session opens; None if nothing is due.
+
+        That is what the memory of a stage has no room for, and everything once the ring was idle for FORGET_AFTER_S.
+        """
+        if not self._admission.running and now - self._used_at > FORGET_AFTER_S:
+            self.invalidate()
+        drop = self._take_to_drop() + self._index.shrink(self._most_stored)
+        if not drop and self._sent_below == self._drop_below:
+            return None
+        self._sent_below = self._drop_below
+        return CacheUpdate(drop=drop, drop_below=self._drop_below)
+
+    @property
+    def _most_stored(self) -> int:
+        return min(self._admission.free, *self._bounds.values(), self._index.positions)
 
     def _take_to_drop(self) -> tuple[int, ...]:
         taken, self._to_drop = self._to_drop, ()

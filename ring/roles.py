@@ -11,8 +11,8 @@ from abc import ABC, abstractmethod
 
 from bus.dataplane.frames import Frame, Payload
 from cluster.openings import Opening
-from engines.engine import FloatArray
-from ring.prefix_cache import CacheUpdate
+from ring.model_runner import Computed
+from ring.prefix_cache import CacheReport, CacheUpdate
 from ring.sessions import StageSession
 from ring.steps import Step
 
@@ -48,7 +48,19 @@ class InputRole(ABC):
 
     @abstractmethod
     def receive(self, session: StageSession, frame: Frame, payload: Payload) -> None:
-        """Handle a frame of a session that is open here, neither OPEN nor CLOSE."""
+        """Handle a frame of a session that is open here, none of OPEN, CLOSE and STORE."""
+
+    @abstractmethod
+    def receive_store(self, frame: Frame, payload: Payload) -> None:
+        """Handle a STORE, whether or not its session is open here."""
+
+    @abstractmethod
+    def report(self, report: CacheReport) -> None:
+        """Let the first stage know what this one may store, and whether blocks are missing."""
+
+    @abstractmethod
+    def trim(self, now: float) -> None:
+        """Have every stage drop what there is no memory for. Called once a second."""
 
     @property
     @abstractmethod
@@ -103,11 +115,11 @@ class OutputRole(ABC):
         """Handle that a session has its slot, with its first `cached` positions restored."""
 
     @abstractmethod
-    def store(self, session: StageSession, update: CacheUpdate) -> None:
-        """Pass a cache update on."""
+    def store(self, session_id: int, update: CacheUpdate) -> bool:
+        """Pass a cache update on. Returns False if the next stage cannot be reached."""
 
     @abstractmethod
-    def deliver(self, computed: list[tuple[Step, FloatArray]]) -> None:
+    def deliver(self, computed: list[Computed]) -> None:
         """Send on what the engine made of a micro-batch."""
 
     @abstractmethod

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import msgspec
 
@@ -18,52 +18,44 @@ from bus.dataplane.access import owner_of, reply_endpoint
 from bus.dataplane.frames import Flag, Frame, Payload
 from bus.dataplane.transport import PeerUnreachable
 from cluster.failures import FailureCode
+from cluster.kv_budget import CacheBound
 from cluster.openings import Opening, SessionFailure
 from common.limits import UNREADABLE
+from common.machine import memory, return_freed_memory
 from common.rate_limit import RateLimitedLogger
 from engines.engine import EngineError
 from engines.settings import MAX_SLOTS
-from ring.frame_writer import FrameWriter, Outgoing
+from ring.frame_writer import NO_SESSION, FrameWriter, Outgoing
 from ring.loaded_shard import LoadedShard
 from ring.model_runner import ModelRunner
-from ring.prefix_cache import BLOCK, PrefixLost
+from ring.prefix_cache import BLOCK, CacheReport, CacheUpdate, PrefixLost
 from ring.ring_view import RingView
 from ring.roles import InputRole, OutputRole
 from ring.scheduler import PROMPT_CHUNK
 from ring.sessions import SessionProgress, StageSession, StageSessions
-from ring.step_queue import StepQueue
-from ring.steps import Step
+from ring.step_queue import BadChunk, StepQueue
+from ring.steps import StageCounts, Step
 
 logger = logging.getLogger(__name__)
 limited = RateLimitedLogger(logger)
 
-REAP_EVERY_S = 1.0
+CHECK_EVERY_S = 1.0
 IDLE_WAIT_MS = 1000
 FRAMES_A_TURN = 1024  # a peer that sends without end must not keep the engine waiting
 REST_WAIT_MS = 50  # for the rest of a micro-batch: its frames were sent together, so one that is late is lost
+MAX_FAILED_PASSES = 3  # in a row, for an unknown reason: then the engine is broken (its device is lost, no memory)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _decode_opening = msgspec.msgpack.Decoder(Opening).decode
-
-
-@dataclass(frozen=True, slots=True)
-class StageCounts:
-    """What a stage did since it was loaded; sessions, waiting and stored positions are the current ones."""
-
-    sessions: int = 0
-    waiting: int = 0
-    forwards: int = 0
-    rows: int = 0
-    reused_rows: int = 0
-    stored_positions: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    busy_seconds: float = 0.0
 
 
 class Stage:
     """The sessions of one shard. One thread creates it and calls `turn` over and over.
 
-    Its parts are public for its roles.
+    Its parts are public for its roles. What is done for a session is done by `attempt`: an exception ends the session,
+    and no other one. An exception anywhere else ends the thread.
     """
 
     def __init__(
@@ -82,13 +74,15 @@ class Stage:
         self.sessions = StageSessions(MAX_SLOTS)
         self.queue = StepQueue(self.sessions, PROMPT_CHUNK)
         self.output = output_role(self)
-        self.runner = ModelRunner(shard.engine, self.output.logits_wanted)
+        self.runner = ModelRunner(shard.engine, self.output.logits_wanted, self.attempt)
         self.input = input_role(self)
         self.turns = 0  # of receiving: how many times all frames that had come were handled
         self._epoch = shard.epoch
         self._computing: list[Step] = []
         self._drained: list[Future[None]] = []
-        self._reap_at = 0.0
+        self._check_at = 0.0
+        self._cache_bound = CacheBound()
+        self._position_bytes = shard.engine.position_bytes
 
     @property
     def counts(self) -> StageCounts:
@@ -130,7 +124,7 @@ class Stage:
         do, wait for a frame, at most IDLE_WAIT_MS, less if the transport is woken.
         """
         self._receive_frames()
-        self._reap(time.monotonic())
+        self._check(time.monotonic())
         self.input.admit()
         if batch := self.input.next_steps():
             self._compute(batch)
@@ -160,14 +154,16 @@ class Stage:
             self.transport.dropped["wrong sender"] += 1
         elif frame.flags & Flag.OPEN:
             self._receive_opening(frame, payload, sender)
+        elif frame.flags & Flag.STORE:
+            self.input.receive_store(frame, payload)
         elif (session := self.sessions.by_id.get(frame.session)) is None:
             self._receive_unknown(frame)
         elif frame.flags & Flag.CLOSE:
-            self.input.closing(session, frame)
+            self.attempt([session], self.input.closing, session, frame)
             self.close(session)
         else:
             session.frames += 1
-            self.input.receive(session, frame, payload)
+            self.attempt([session], self.input.receive, session, frame, payload)
 
     def _receive_opening(self, frame: Frame, payload: Payload, sender: str) -> None:
         try:
@@ -192,32 +188,58 @@ class Stage:
 
     # -- for the roles
 
+    def attempt(
+        self, sessions: Sequence[StageSession], work: Callable[P, T], *arguments: P.args, **named: P.kwargs
+    ) -> T | None:
+        """Do something for these sessions and return its result. If it raises an exception, they fail; returns None.
+
+        This is the failure policy of a stage, which is written only here.
+        """
+        try:
+            return work(*arguments, **named)
+        except Exception as error:
+            failure = self._failure_of(error)
+            if failure.code is FailureCode.INTERNAL:
+                limited.exception(type(error).__name__, "%s", failure.message)
+            for session in sessions:
+                self.fail(session, failure)
+            return None
+
     def start(self, session_id: int, opening: Opening, reply_to: str) -> bool:
         """Start a session with the prefix blocks that its opening names; returns False if it failed at once.
 
         Raises KeyError if the session is here already, and ValueError if no slot is free.
         """
-        self.runner.blocks.drop(opening.drop)  # in any case: the first stage counts them as dropped
+        self.runner.blocks.drop(opening.drop, opening.drop_below)  # in any case: they count as dropped
         session = self.sessions.add(session_id, opening, time.monotonic())
         session.reply_to, session.owner = reply_to, owner_of(opening.reply_to)
-        try:
-            cached = self.runner.restore(session)
-        except (PrefixLost, EngineError) as error:
-            self.fail(session, SessionFailure(FailureCode.PREFIX_LOST, f"{error}; try again", 1))
-            return False
-        self.input.started(session, cached)
-        self.output.started(session, cached)
-        return True
+        self.attempt([session], self._begin, session)
+        if session_id in self.sessions.by_id:
+            return True
+        self.report_cache(lacks=True)  # or a stage after this one does, which did not get the opening
+        return False
+
+    def report_cache(self, *, lacks: bool) -> None:
+        """Report to the first stage what this one may store, and if it or one after it lacks blocks."""
+        self.input.report(CacheReport(self._cache_bound.nbytes // self._position_bytes, lacks))
+
+    def store(self, session_id: int, update: CacheUpdate) -> bool:
+        """Drop and store blocks, and have the next stage do the same, also if the session is over here.
+
+        Returns whether this stage now holds the blocks that the update names, and the next one got it.
+        """
+        self.runner.blocks.drop(update.drop, update.drop_below)
+        passed_on = self.output.store(session_id, update)
+        if session_id == NO_SESSION:  # nothing takes the place of what was dropped
+            return_freed_memory()
+        session = self.sessions.by_id.get(session_id)
+        saved = session and self.attempt([session], self.runner.save, session, update)
+        return passed_on and bool(saved or not update.numbers)
 
     def send(self, session: StageSession, outgoing: Outgoing) -> None:
         """Send a session's frame, and end the session if it cannot be sent. Sends nothing for one that has ended."""
-        if session.id not in self.sessions.by_id:
-            return
-        try:
-            self.transport.send(*outgoing)
-        except PeerUnreachable as error:
-            message = f"stage {self.ring.index} cannot send: {error}; try again"
-            self.fail(session, SessionFailure(FailureCode.STAGE_FAILED, message))
+        if session.id in self.sessions.by_id:
+            self.attempt([session], self.transport.send, *outgoing)
 
     def fail(self, session: StageSession, failure: SessionFailure) -> None:
         """Report to the gateway why, and close the session here and on the other stages."""
@@ -229,8 +251,12 @@ class Stage:
         self.frames.send_failure(session.id, session.reply_to, failure)
 
     def close(self, session: StageSession) -> None:
-        """Free the slot. The CLOSE travels round the ring until it reaches a stage that does not know the session."""
-        self.sessions.remove(session.id)
+        """Free the slot. The CLOSE travels round the ring until it reaches a stage that does not know the session.
+
+        A session that is closed already is no error.
+        """
+        if not self.sessions.remove(session.id):
+            return
         self.input.closed(session.id)
         self.queue.discard_parts(session)
         self.runner.release(session)
@@ -239,21 +265,47 @@ class Stage:
 
     # -- internal
 
+    def _begin(self, session: StageSession) -> None:
+        cached = self.runner.restore(session)
+        self.input.started(session, cached)
+        self.output.started(session, cached)
+
     def _compute(self, batch: list[Step]) -> None:
-        self._computing, computed = batch, []
-        for step, output in self.runner.run(batch):
-            if isinstance(output, EngineError):
-                self.fail(step.session, SessionFailure(FailureCode.ENGINE, str(output)))
-            else:
-                computed.append((step, output))
-        self.output.deliver(computed)
+        """Compute a micro-batch and deliver it. Raises RuntimeError if the engine is broken."""
+        self._computing = batch
+        computed = self.attempt([step.session for step in batch], self.runner.run, batch)
+        self.output.deliver(computed or [])
         self._computing = []
+        if self.runner.failed_passes >= MAX_FAILED_PASSES:
+            raise RuntimeError(f"the engine failed in {MAX_FAILED_PASSES} passes in a row; see the log above")
+
+    def _failure_of(self, error: Exception) -> SessionFailure:
+        """Return what a session's gateway is told of an exception. Nothing of an unknown one: it may quote the text."""
+        match error:
+            case EngineError():
+                return SessionFailure(FailureCode.ENGINE, str(error))
+            case PrefixLost():
+                return SessionFailure(FailureCode.PREFIX_LOST, str(error), 1)
+            case BadChunk():
+                return SessionFailure(FailureCode.FRAMES, str(error))
+            case PeerUnreachable():
+                message = f"stage {self.ring.index} cannot send: {error}; try again"
+                return SessionFailure(FailureCode.STAGE_FAILED, message)
+        message = f"stage {self.ring.index} failed at this generation ({type(error).__name__}); see its engine's log"
+        return SessionFailure(FailureCode.INTERNAL, message)
+
+    def _check(self, now: float) -> None:
+        """Once a second, look for lost frames and at the free memory."""
+        if now < self._check_at:
+            return
+        self._check_at = now + CHECK_EVERY_S
+        self._reap(now)
+        if self._cache_bound.follow(memory().available, len(self.runner.blocks) * BLOCK * self._position_bytes):
+            self.report_cache(lacks=False)
+        self.input.trim(now)
 
     def _reap(self, now: float) -> None:
         """Fail the sessions that have no step for so long that a frame of theirs must be lost."""
-        if now < self._reap_at:
-            return
-        self._reap_at = now + REAP_EVERY_S
         limit_s = self.input.idle_limit_s
         for session in self.sessions.idle_since(now - limit_s):
             message = f"this generation made no progress for {limit_s:g} s; try again"
@@ -261,5 +313,5 @@ class Stage:
 
     def _check_drained(self) -> None:
         while self._drained and not self.sessions.by_id:
-            if not (drained := self._drained.pop()).done():  # a request that was cancelled is done
+            if (drained := self._drained.pop()).set_running_or_notify_cancel():
                 drained.set_result(None)

@@ -13,7 +13,8 @@ from ring.loaded_shard import LoadedShard
 from ring.relay import Follower, Forwarder
 from ring.ring_view import RingView
 from ring.sessions import SessionProgress
-from ring.stage import Stage, StageCounts
+from ring.stage import Stage
+from ring.steps import StageCounts
 from ring.token_sampler import LoneTokenSampler, TokenSampler
 
 
@@ -21,7 +22,8 @@ class StageThread(threading.Thread):
     """Loads a shard, joins a ring, and serves its sessions until `finish`.
 
     Engine and sockets belong to this thread: both may be used only where they were made. The methods are for other
-    threads, after `loaded` is done; they return futures. Commands are carried out in order.
+    threads, after `loaded` is done; they return futures. Commands are carried out in order, except those whose future
+    was cancelled before.
     """
 
     def __init__(self, load: Callable[[], LoadedShard]) -> None:
@@ -65,7 +67,14 @@ class StageThread(threading.Thread):
     def drain(self) -> Future[None]:
         """Take no new sessions; the future is done when the last one here is over."""
         drained: Future[None] = Future()
-        self._call(lambda: self._stage.drain(drained) if self._stage else drained.set_result(None))
+
+        def begin() -> None:
+            if self._stage:
+                self._stage.drain(drained)
+            elif drained.set_running_or_notify_cancel():
+                drained.set_result(None)
+
+        self._call(begin)
         return drained
 
     def finish(self) -> Future[None]:
@@ -74,6 +83,8 @@ class StageThread(threading.Thread):
 
     def run(self) -> None:
         """Load, then loop. A failure to load is set on `loaded`; a later one is logged, and ends the thread."""
+        if not self.loaded.set_running_or_notify_cancel():
+            return
         try:
             shard = self._load()
         except Exception as error:  # passed on to the thread that waits for the load, whatever it is
@@ -101,11 +112,14 @@ class StageThread(threading.Thread):
         future: Future[None] = Future()
 
         def run() -> None:
+            if not future.set_running_or_notify_cancel():  # nobody waits for it any more
+                return
             try:
                 command()
-                future.set_result(None)
             except ValueError as error:
                 future.set_exception(error)
+            else:
+                future.set_result(None)
 
         self._commands.put(run)
         self.loaded.result(0).transport.wake()

@@ -13,7 +13,7 @@ from ring.steps import Step
 
 
 class BadChunk(Exception):
-    """Hidden states that cannot be a chunk of their session; the message is one sentence."""
+    """Hidden states or tokens that cannot be the next ones of their session; the message is one sentence."""
 
 
 class StepQueue:

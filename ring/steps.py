@@ -44,3 +44,18 @@ class SampledTokens:
     rollback: bool
     finished: bool
     compute_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageCounts:
+    """What a stage did since it was loaded; sessions, waiting and stored positions are the current ones."""
+
+    sessions: int = 0
+    waiting: int = 0
+    forwards: int = 0
+    rows: int = 0
+    reused_rows: int = 0
+    stored_positions: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    busy_seconds: float = 0.0

@@ -7,11 +7,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from cluster.failures import FailureCode
-from cluster.openings import MAX_DRAFTS, SessionFailure
+from cluster.openings import MAX_DRAFTS
 from engines.engine import EngineError, FloatArray
 from engines.sampler import sample
 from ring.frame_writer import OutgoingArray
+from ring.model_runner import Computed
 from ring.prefix_cache import CacheUpdate
 from ring.prompt_lookup import PromptLookup, accepted
 from ring.roles import OutputRole
@@ -63,22 +63,24 @@ class TokenSampler(OutputRole):
             self._states[session.id] = DraftState(PromptLookup(session.opening.prompt))
         self._stage.frames.send_admission(session, cached)
 
-    def store(self, session: StageSession, update: CacheUpdate) -> None:
-        """Do nothing: no stage comes after this one."""
+    def store(self, session_id: int, update: CacheUpdate) -> bool:
+        """Return True: no stage comes after this one."""
+        return True
 
     def closed(self, session: StageSession) -> None:
         """Forget the drafts, and pass the CLOSE on to the first stage."""
         self._states.pop(session.id, None)
         self._stage.frames.send_close(session, self._stage.ring.next_endpoint)
 
-    def deliver(self, computed: list[tuple[Step, FloatArray]]) -> None:
+    def deliver(self, computed: list[Computed]) -> None:
         """Sample a token for each session that is due; send tokens round the ring, and then to the gateways.
 
         The tokens that continue in the ring are one micro-batch again, so `rest` counts them.
         """
         stage, frames = self._stage, self._stage.frames
         due = [(step, logits) for step, logits in computed if step.samples]
-        sampled = [tokens for step, logits in due if (tokens := self._sample_or_fail(step, logits, len(due)))]
+        attempts = [stage.attempt([step.session], self.sample_step, step, logits, len(due)) for step, logits in due]
+        sampled = [tokens for tokens in attempts if tokens]
         rest = sum(not tokens.finished for tokens in sampled)
         for tokens in sampled:
             if not tokens.finished:
@@ -94,13 +96,6 @@ class TokenSampler(OutputRole):
 
     def _send_to_first(self, session: StageSession, outgoing: OutgoingArray) -> None:
         self._stage.send(session, outgoing)
-
-    def _sample_or_fail(self, step: Step, logits: FloatArray, in_batch: int) -> SampledTokens | None:
-        try:
-            return self.sample_step(step, logits, in_batch)
-        except EngineError as error:
-            self._stage.fail(step.session, SessionFailure(FailureCode.ENGINE, str(error)))
-            return None
 
     def sample_step(self, step: Step, logits: FloatArray, in_batch: int) -> SampledTokens:
         """Return the tokens of one session, from logits (rows, vocab), and drafts for its next step.
@@ -151,7 +146,7 @@ class LoneTokenSampler(TokenSampler):
     def _send_to_first(self, session: StageSession, outgoing: OutgoingArray) -> None:
         _, frame, tokens = outgoing
         if session.id in self._stage.sessions.by_id:
-            self._stage.input.receive(session, frame, tokens)
+            self._stage.attempt([session], self._stage.input.receive, session, frame, tokens)
 
 
 def _sample_rows(

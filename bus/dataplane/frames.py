@@ -68,7 +68,7 @@ class Flag:
     FAILED: Final = 128  # to the gateway, payload: MessagePack of a SessionFailure; the session is over
     QUEUE_POSITION: Final = 256  # to the gateway, payload: int32 (place in the queue from 1, or 0; cached tokens)
     COMPUTED: Final = 512  # to the first stage: every stage has computed the prompt up to `position`
-    STORE: Final = 1024  # from the first stage on, payload: MessagePack of a CacheUpdate
+    STORE: Final = 1024  # payload: MessagePack of a CacheUpdate from the first stage on, of a CacheReport to it
 
 
 class FrameError(Exception):

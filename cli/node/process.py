@@ -27,6 +27,7 @@ from cli.text import parse_bytes
 from cluster.join_code import JoinCode, JoinCodeError
 from cluster.roles import Role
 from common.config import NodeConfig, is_loopback, write_config
+from common.machine import machine_id
 from common.private_files import PrivateFileError
 from discovery.manual import peer_endpoint
 from engines.settings import ENGINES, PRECISIONS
@@ -165,6 +166,7 @@ def settings(options: NodeOptions, folder: DataDir, code: JoinCode | None) -> No
         run_dir=str(folder.run_dir),
         data_dir=str(folder.path),
         cache_dir=str(default_cache_root()),
+        machine=machine_id(),
         cluster=code.name if code else "",
         code_file=str(code_file(options.data_dir)) if code else "",
         **options.settings(),

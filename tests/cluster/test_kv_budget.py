@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.kv_budget import KvBudget, KvRequest
+from cluster.kv_budget import CACHE_PARTS, CacheBound, KvBudget, KvRequest
 
 GB = 10**9
 REQUEST = KvRequest(weights=2 * GB, least=GB // 10, most=100 * GB)
@@ -70,3 +70,21 @@ def test_full_node_still_gives_the_minimum() -> None:
     budget = KvBudget()
     budget.reserve("i", "m", REQUEST, 100 * GB)
     assert budget.reserve("j", "other", REQUEST, 3 * GB) == REQUEST.least
+
+
+@given(st.lists(st.tuples(sizes, sizes), min_size=1, max_size=8))
+def test_cache_bound_follows_the_free_memory(measured: list[tuple[int, int]]) -> None:
+    bound = CacheBound()
+    for free, held in measured:
+        bound.follow(free, held)
+        allowed = (free + held) // CACHE_PARTS
+        assert allowed * 0.79 <= bound.nbytes <= allowed * 1.07
+
+
+@given(st.integers(GB // 100, 100 * GB), sizes)
+def test_cache_that_shrinks_to_its_bound_has_shrunk_enough(free: int, held: int) -> None:
+    bound = CacheBound()
+    assert bound.follow(free, held)
+    kept = min(held, bound.nbytes)
+    assert not bound.follow(free + held - kept, kept)
+    assert not bound.follow(free + held - kept + GB // 10000, kept), "a small change is none"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.files import write_atomic
+from common.files import text_of, write_atomic
 
 
 def test_file_is_replaced_with_the_given_mode(tmp_path: Path) -> None:
@@ -30,3 +30,9 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_text_of_an_unreadable_file_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
+    (tmp_path / "text").write_text(" max 100000\n")
+    assert [text_of(tmp_path / name) for name in ("none", "bytes", "text", ".")] == ["", "", "max 100000", ""]

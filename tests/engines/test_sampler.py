@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,9 +15,11 @@ from engines.engine import EngineError, FloatArray
 from engines.sampler import kept, sample, uniform
 
 LOGITS = arrays(np.float32, st.integers(1, 60), elements=st.floats(-30, 30, width=32).map(lambda x: round(x, 1)))
+TINIEST = float(np.nextafter(0.0, 1.0))
+TEMPERATURES = st.floats(TINIEST, 100) | st.floats(0.05, 5) | st.sampled_from([TINIEST, 1e-310, 1e-308, 1e-45, 2.0])
 PARAMS = st.builds(
     SamplingParams,
-    temperature=st.floats(0.05, 5),
+    temperature=TEMPERATURES,
     top_p=st.floats(0, 1),
     top_k=st.integers(0, 70),
     min_p=st.floats(0, 1),
@@ -49,6 +53,31 @@ def test_draw_is_one_of_the_kept_tokens(logits: FloatArray, params: SamplingPara
     assert probabilities.sum() == pytest.approx(1)
     assert list(ids) == sorted(set(ids))
     assert logits.max() in logits[ids]
+
+
+@given(
+    arrays(np.float32, st.integers(1, 60), elements=st.floats(width=32, allow_nan=False, max_value=2.0**127)),
+    st.integers(0, 59),
+    PARAMS,
+    st.integers(0, 10**6),
+)
+def test_any_temperature_and_filters_draw_a_likely_token(
+    logits: FloatArray, finite: int, params: SamplingParams, position: int
+) -> None:
+    logits[finite % len(logits)] = 1.0  # the others may be anything from -inf to the largest number
+    ids, probabilities = kept(logits, params)
+    assert np.isfinite(probabilities).all()
+    assert probabilities.sum() == pytest.approx(1)
+    chosen = sample(logits, params, position)
+    assert probabilities[list(ids).index(chosen)] > 0
+
+
+@pytest.mark.parametrize("temperature", [TINIEST, 1e-310, 2.3e-308, 1e-300, 1e-45, 1e-8])
+@pytest.mark.parametrize("filters", [{}, {"top_p": 0.9}, {"min_p": 0.1}, {"top_k": 5}, {"top_p": 0.0}], ids=str)
+def test_temperature_near_zero_is_greedy(temperature: float, filters: dict[str, Any]) -> None:
+    logits = np.array([-3, 9.25, -np.inf, 9.5, 0], np.float32)
+    params = SamplingParams(temperature=temperature, **filters)
+    assert {sample(logits, params, position) for position in range(50)} == {3}
 
 
 @given(LOGITS, st.integers(1, 70))

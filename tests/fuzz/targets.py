@@ -25,7 +25,7 @@ from cluster.roles import Role
 from cluster.sampling import SamplingParams
 from common.limits import UNREADABLE
 from discovery.beacon import SEAL_BYTES, Beacon, BeaconError, _mac, _named, seal, unseal
-from ring.prefix_cache import CacheUpdate
+from ring.prefix_cache import CacheReport, CacheUpdate
 from tests.fuzz.samples import FRAMES, MESSAGE_FRAMES
 
 TAKEN = "taken"
@@ -157,6 +157,7 @@ TARGETS: dict[str, Target] = {
     "opening": Target(_payload(Opening), _packed(_OPENING, msgspec.structs.replace(_OPENING, reuse=(1,), drop=(2, 3)))),
     "failure": Target(_payload(SessionFailure), _packed(SessionFailure(FailureCode.BUSY, "a sentence", 3))),
     "store": Target(_payload(CacheUpdate), _packed(CacheUpdate(32, (1, 2), (3,)))),
+    "cache-report": Target(_payload(CacheReport), _packed(CacheReport(5, lacks=True))),
     "unknown": Target(_unknown, tuple(body for _, body in MESSAGE_FRAMES[:8])),
     "beacon": Target(_beacon, (_BEACON,)),
     "beacon-body": Target(_beacon_body, (_BEACON[_BODY_AT:-SEAL_BYTES],)),

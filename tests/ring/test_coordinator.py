@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import count as count_from
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bus.dataplane import transport as transport_module
+from bus.dataplane.access import best_endpoint
+from bus.dataplane.frames import Flag, Frame
 from bus.dataplane.transport import Transport
+from common.machine import Memory
 from ring import ring_memory, stage
 from ring.coordinator import RingCoordinator
-from ring.prefix_cache import BLOCK
+from ring.prefix_cache import BLOCK, CacheUpdate
 from tests.support.bus import in_time
 from tests.support.engines import Ring
-from tests.support.stage_ring import CUTS, GREEDY, PROMPT, SAMPLED, StageRing, random_prompt, stage_ring
+from tests.support.stage_ring import CUTS, EPOCH, GREEDY, PROMPT, SAMPLED, StageRing, random_prompt, stage_ring
 
 
 def cached(ring: StageRing, session: int) -> int:
@@ -151,9 +156,86 @@ def test_lost_blocks_fail_one_session_and_clear_cache(weights: Path, reference: 
         ring.gateway.open(2, prompt, max_tokens=4)
         assert "is gone from a stage" in ring.failure(2)
         assert ring.all_closed()
-        assert in_time(lambda: bool(coordinator._memory._to_drop))
+        assert in_time(lambda: bool(coordinator._memory._drop_below))
         for session in (3, 4):
             assert ring.generate(session, prompt, 4, GREEDY) == reference.generate(prompt, 4).tokens
         assert cached(ring, 3) == 0
         assert cached(ring, 4) == 3 * BLOCK
         assert len({frozenset(stage.stage.runner.blocks._blocks) for stage in ring.stages}) == 1
+
+
+def stored_blocks(ring: StageRing) -> list[frozenset[int]]:
+    """Return the numbers of the blocks that each stage holds."""
+    return [frozenset(stage.stage.runner.blocks._blocks) for stage in ring.stages]
+
+
+def send_update(ring: StageRing, update: CacheUpdate) -> None:
+    """Send the second stage an update for a session that is over there, as the first one does if it fails there."""
+    second = best_endpoint(ring.instance.stages[1].endpoints)
+    ring.gateway.transport.send(second, Frame(Flag.STORE, EPOCH, 404), msgspec.msgpack.encode(update))
+
+
+def test_update_of_an_ended_session_drops_blocks(weights: Path) -> None:
+    with stage_ring(weights, 3) as ring:
+        ring.generate(1, random_prompt(3 * BLOCK + 5), 4, GREEDY)
+        assert ring.all_closed()
+        assert stored_blocks(ring) == [{0, 1, 2}] * 3
+        send_update(ring, CacheUpdate(drop=(0, 2)))
+        assert in_time(lambda: stored_blocks(ring)[1:] == [{1}, {1}])
+        assert not any(stage.dropped for stage in ring.stages)
+
+
+def test_blocks_that_a_stage_could_not_store_are_not_reused(weights: Path, reference: Ring) -> None:
+    prompt = random_prompt(3 * BLOCK + 5)
+    with stage_ring(weights, 3) as ring:
+        ring.generate(1, prompt, 4, GREEDY)
+        assert ring.all_closed()
+        coordinator = ring.stages[0].stage.input
+        assert isinstance(coordinator, RingCoordinator)
+        send_update(ring, CacheUpdate(0, (3,)))
+        assert in_time(lambda: bool(coordinator._memory._drop_below))
+        assert ring.generate(2, prompt, 4, GREEDY) == reference.generate(prompt, 4).tokens
+        assert cached(ring, 2) == 0
+        assert ring.all_closed()
+        assert stored_blocks(ring) == [{3, 4, 5}] * 3
+
+
+def reused(ring: StageRing) -> int:
+    """Return the prompt tokens that were cached for the session that was opened last."""
+    return cached(ring, max(ring.gateway.sessions))
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Have stages look at the free memory all the time."""
+    monkeypatch.setattr(stage, "CHECK_EVERY_S", 0.02)
+    monkeypatch.setattr(stage, "IDLE_WAIT_MS", 10)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("count", CUTS)
+def test_machine_short_of_memory_gets_it_back(
+    weights: Path, reference: Ring, often: pytest.MonkeyPatch, count: int
+) -> None:
+    prompt = random_prompt(3 * BLOCK + 5)
+    with stage_ring(weights, count) as ring:
+        ring.generate(1, prompt, 4, GREEDY)
+        assert ring.all_closed()
+        assert [stage.counts.stored_positions for stage in ring.stages] == [3 * BLOCK] * count
+        often.setattr(stage, "memory", lambda: Memory(1 << 30, 0))
+        assert in_time(lambda: max(map(len, stored_blocks(ring))) < 3)
+        assert in_time(lambda: len(set(stored_blocks(ring))) == 1)
+        assert ring.generate(2, prompt, 4, GREEDY) == reference.generate(prompt, 4).tokens
+        often.setattr(stage, "memory", lambda: Memory(1 << 30, 1 << 30))
+        sessions = count_from(3)
+        assert in_time(lambda: bool(ring.generate(next(sessions), prompt, 4, GREEDY)) and reused(ring) == 3 * BLOCK)
+        assert not any(stage.dropped for stage in ring.stages)
+
+
+@pytest.mark.parametrize("count", CUTS)
+def test_idle_ring_gives_its_cache_back(weights: Path, often: pytest.MonkeyPatch, count: int) -> None:
+    often.setattr(ring_memory, "FORGET_AFTER_S", 0.1)
+    with stage_ring(weights, count) as ring:
+        ring.generate(1, random_prompt(3 * BLOCK + 5), 4, GREEDY)
+        assert in_time(lambda: stored_blocks(ring) == [frozenset()] * count)
+        assert not any(stage.dropped for stage in ring.stages)

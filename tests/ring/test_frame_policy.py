@@ -19,6 +19,7 @@ FROM = {  # stage, kind: the nodes it is accepted from, beside processes of this
     (0, Flag.CLOSE): {OWNER},
     (0, Flag.TOKEN): {C},
     (0, Flag.COMPUTED): {C},
+    (0, Flag.STORE): {A, B, C},
     (1, HIDDEN): {A},
     (1, Flag.OPEN): {A},
     (1, Flag.STORE): {A},

@@ -7,8 +7,8 @@ import pytest
 from cluster.openings import Opening
 from cluster.sampling import SamplingParams
 from ring import ring_memory as module
-from ring.prefix_cache import BLOCK
-from ring.ring_memory import REPORT_EVERY_S, RingMemory
+from ring.prefix_cache import BLOCK, CacheReport
+from ring.ring_memory import FORGET_AFTER_S, REPORT_EVERY_S, RingMemory
 
 TEXT = tuple(range(1000))
 
@@ -61,7 +61,10 @@ def test_invalidated_blocks_are_dropped_and_not_reused() -> None:
     memory.invalidate()
     after = admitted(memory, 2, TEXT[: 3 * BLOCK])
     assert after.reuse == ()
-    assert sorted(after.drop) == sorted(update.numbers)
+    assert after.drop_below == max(update.numbers) + 1
+    stored = memory.store(TEXT[: 3 * BLOCK])
+    assert stored is not None
+    assert stored.drop_below == after.drop_below <= min(stored.numbers)
 
 
 def test_queue_positions_are_reported_on_change_and_periodically() -> None:
@@ -107,3 +110,49 @@ def test_remove_waiting_empties_the_queue() -> None:
     assert memory.waiting == 0
     memory.remove(1, 1.0)
     assert memory.admit(1.0) is None
+
+
+def with_three_blocks() -> RingMemory:
+    """Return a memory whose sessions are over, and in which three blocks are stored."""
+    memory = RingMemory(16 * BLOCK, 4)
+    admitted(memory, 1, TEXT[: 3 * BLOCK])
+    assert memory.store(TEXT[: 3 * BLOCK]) is not None
+    memory.remove(1, 1.0)
+    return memory
+
+
+def test_stage_with_the_least_memory_bounds_the_cache() -> None:
+    memory = with_three_blocks()
+    assert memory.trim(2.0) is None
+    memory.reported(0, CacheReport(9 * BLOCK))
+    memory.reported(1, CacheReport(2 * BLOCK))
+    update = memory.trim(2.0)
+    assert update is not None
+    assert (update.drop, update.numbers) == ((2,), ())
+    assert memory.trim(2.0) is None
+    assert admitted(memory, 2, TEXT[: 4 * BLOCK]).reuse == (0, 1)
+    assert memory.store(TEXT[: 4 * BLOCK]) is None
+    memory.reported(1, CacheReport(5 * BLOCK))
+    again = memory.store(TEXT[: 4 * BLOCK])
+    assert again is not None
+    assert len(again.numbers) == 2
+
+
+def test_idle_ring_stores_nothing() -> None:
+    memory = with_three_blocks()
+    assert memory.trim(1.0 + FORGET_AFTER_S) is None
+    update = memory.trim(1.1 + FORGET_AFTER_S)
+    assert update is not None
+    assert update.drop_below == 3
+    assert memory.trim(2.1 + FORGET_AFTER_S) is None
+    assert admitted(memory, 2, TEXT[: 3 * BLOCK]).reuse == ()
+    assert memory.trim(5 * FORGET_AFTER_S) is None, "a session that runs is no idle ring"
+
+
+def test_report_of_missing_blocks_reaches_every_stage() -> None:
+    memory = with_three_blocks()
+    memory.reported(1, CacheReport(9 * BLOCK, lacks=True))
+    update = memory.trim(2.0)
+    assert update is not None
+    assert update.drop_below == 3
+    assert memory.trim(3.0) is None

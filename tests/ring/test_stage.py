@@ -198,7 +198,7 @@ def test_lost_gateway_costs_the_ring_one_deadline(
 
 def test_session_without_progress_is_closed(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "FOLLOWER_IDLE_S", 0.2)
-    monkeypatch.setattr(stage_module, "REAP_EVERY_S", 0.05)
+    monkeypatch.setattr(stage_module, "CHECK_EVERY_S", 0.05)
     monkeypatch.setattr(stage_module, "IDLE_WAIT_MS", 20)
     with stage_ring(weights, 2) as ring:
         stranded = Gateway(ring.run_dir, best_endpoint(ring.instance.stages[1].endpoints), "stranded")

@@ -38,10 +38,12 @@ FORGED: dict[str, tuple[int, Payload]] = {
     "a failure": (Flag.FAILED, TOKENS),
     "two things at once": (Flag.TOKEN | Flag.CLOSE, TOKENS),
 }
-MAY = {  # (node, stage): what the node may send to the stage
+MAY = {  # (node, stage): what the node may send to the stage; to the first one, an update is a report
+    (0, 0): {"a cache update"},
+    (1, 0): {"a cache update"},
     (0, 1): {"hidden states", "a rollback", "a cache update", "a close"},
     (1, 2): {"hidden states", "a rollback", "a cache update", "a close"},
-    (2, 0): {"a token", "a last token", "a computed position"},
+    (2, 0): {"a token", "a last token", "a computed position", "a cache update"},
     (OWNER, 0): {"a close"},
 }
 

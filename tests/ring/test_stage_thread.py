@@ -11,14 +11,21 @@ import pytest
 
 from bus.dataplane.access import best_endpoint
 from cluster.shard import Shard
-from engines.engine import Chunk, FloatArray
+from engines.engine import Chunk, EngineError, FloatArray
 from engines.numpy.engine import NumpyEngine
 from ring import stage as stage_module
+from ring.loaded_shard import LoadedShard
 from ring.ring_view import ring_view
 from ring.sessions import SessionProgress
-from ring.stage import StageCounts
+from ring.stage_thread import StageThread
+from ring.steps import StageCounts
 from tests.support.bus import WITHIN_S, in_time
-from tests.support.stage_ring import N_LAYERS, PROMPT, Gateway, stage_ring, started
+from tests.support.engines import Ring
+from tests.support.stage_ring import GREEDY, N_LAYERS, PROMPT, Gateway, stage_ring, started
+
+
+def wait_for(gate: threading.Event) -> None:
+    assert gate.wait(WITHIN_S)
 
 
 def test_drain_ends_with_the_last_session(weights: Path) -> None:
@@ -118,4 +125,41 @@ def test_shard_without_a_ring_knows_no_session(weights: Path, tmp_path: Path) ->
     thread.loaded.result(WITHIN_S)
     assert thread.progress_of([1]) == (0, [None])
     thread.finish().result(WITHIN_S)
+    thread.join(WITHIN_S)
+
+
+def test_cancelled_command_does_not_end_the_thread(weights: Path, reference: Ring) -> None:
+    with stage_ring(weights, 2) as ring:
+        stage, gate = ring.stages[0], threading.Event()
+        stage._call(lambda: wait_for(gate))
+        assert stage.join_ring(ring_view(ring.instance, "n/stage-0")).cancel()
+        gate.set()
+        assert ring.generate(1, PROMPT, 4, GREEDY) == reference.generate(PROMPT, 4).tokens
+
+
+def test_cancelled_drain_does_not_end_the_thread(weights: Path, tmp_path: Path) -> None:
+    thread, gate = started(Shard("tiny", 0, N_LAYERS, N_LAYERS), weights, tmp_path, 0), threading.Event()
+    thread.loaded.result(WITHIN_S)
+    thread._call(lambda: wait_for(gate))
+    assert thread.drain().cancel()
+    gate.set()
+    thread.drain().result(WITHIN_S)
+    thread.finish().result(WITHIN_S)
+    thread.join(WITHIN_S)
+
+
+def test_load_that_has_begun_cannot_be_cancelled(weights: Path, tmp_path: Path) -> None:
+    loading, gate = threading.Event(), threading.Event()
+
+    def load() -> LoadedShard:
+        loading.set()
+        assert gate.wait(WITHIN_S)
+        raise EngineError("no such engine")
+
+    thread = StageThread(load)
+    thread.start()
+    assert loading.wait(WITHIN_S)
+    assert not thread.loaded.cancel()
+    gate.set()
+    assert isinstance(thread.loaded.exception(WITHIN_S), EngineError)
     thread.join(WITHIN_S)

@@ -21,8 +21,8 @@ from cluster.placement import Instance
 from cluster.shard import Shard
 from ring.loaded_shard import load_shard
 from ring.ring_view import ring_view
-from ring.stage import StageCounts
 from ring.stage_thread import StageThread
+from ring.steps import StageCounts
 from tests.support.dataplane import Node, without_keys
 from tests.support.synthetic_engine import Call, Journal, Released, SyntheticEngine
 

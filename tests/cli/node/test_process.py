@@ -130,6 +130,12 @@ def test_options_become_settings(tmp_path: Path) -> None:
     assert (result.cluster, result.code_file) == ("", "")
 
 
+def test_nodes_of_a_machine_know_that_they_share_it(tmp_path: Path) -> None:
+    first, second = (settings_of(tmp_path / name, NodeOptions(name=name)) for name in ("one", "two"))
+    assert first.machine == second.machine != ""
+    assert first.node_id != second.node_id
+
+
 def test_cluster_and_api_options_become_settings(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     api = NodeOptions(
