@@ -196,7 +196,7 @@ class NodeActor(Actor):
         self._linked_members.discard(message.node_id)
         for held in self._stages.held:
             if held.joined and message.node_id in held.joined.node_ids:
-                await self._end_stage(held, f"node {message.node_id} is gone ({message.reason})")
+                await self._end_stage(held, f"node {message.name or message.node_id} is gone ({message.reason})")
 
     @on(ActorDown)
     async def actor_down(self, message: ActorDown, envelope: Envelope) -> None:

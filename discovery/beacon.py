@@ -25,7 +25,7 @@ from cluster.join_code import ClusterKeys
 from common.limits import UNREADABLE
 
 MAGIC = b"exob"
-VERSION = 3  # that of the bus messages
+VERSION = 4  # that of the bus messages
 MAX_BYTES = 256
 MIN_BYTES = 32  # with a name of one letter and a body of one byte
 SEAL_BYTES = 16

@@ -201,9 +201,12 @@ def test_disk_that_fills_up_later_is_one_sentence(tmp_path: Path) -> None:
     made = f"rm {tmp_path}/filling; {sys.executable} -c {shlex.quote(make)}"
     filled = f"head -c 1M /dev/zero > {tmp_path}/filling; exec {sys.executable} -c {shlex.quote(again)}"
     command = full(tmp_path, "sh", "-c", f"{made}; {filled}")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    with tempfile.TemporaryDirectory() as temporary:
+        environment = os.environ | {"TMPDIR": temporary}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+        left = [path for path in Path(temporary).glob("exobus-*") if not list(path.iterdir())]
     assert f"DataDirError: {node} cannot be written (No space left on device); pass another" in done.stderr
-    assert not [path for path in Path(tempfile.gettempdir()).glob("exobus-*") if not list(path.iterdir())]
+    assert not left
 
 
 def test_damaged_key_is_refused_and_unlocks_the_folder(tmp_path: Path) -> None:

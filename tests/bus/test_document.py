@@ -39,7 +39,7 @@ def test_every_kind_has_a_table() -> None:
 
 def test_every_referenced_value_has_a_table() -> None:
     assert set(re.findall(r"\]\(#(\w+)\)", generated())) <= {
-        title.lower() for title in re.findall(r"^### (\w+)$", generated(), re.MULTILINE)
+        title.lower().replace(".", "") for title in re.findall(r"^### `?([\w.]+)`?$", generated(), re.MULTILINE)
     }
 
 
@@ -48,7 +48,7 @@ def test_prose_names_existing_kinds_only() -> None:
     named = set(re.findall(r"`([a-z]+\.[a-z]+)`", prose)) - {"protocol.md"}
     assert named
     assert named <= MESSAGES.keys()
-    assert len(prose.splitlines()) <= 220
+    assert len(prose.splitlines()) <= 240
 
 
 def test_example_message_decodes() -> None:

@@ -27,6 +27,7 @@ SHARES = {
     "opening": 50_000,
     "failure": 50_000,
     "store": 50_000,
+    "cache-report": 50_000,
     "unknown": 50_000,
     "beacon": 50_000,
     "beacon-body": 50_000,

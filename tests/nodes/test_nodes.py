@@ -130,14 +130,14 @@ async def work_of_two_chats(node: NodeProcess) -> tuple[list[str], list[str]]:
 
 
 async def gateway_work(bus: BusClient) -> AsyncIterator[str]:
-    """Yield the kinds of work from the gateway until a session is over, but for what it sends when idle too."""
+    """Yield the kinds of work from the gateway until a session is over, but for what it sends when idle or waiting."""
     async with asyncio.timeout(60):
         async for envelope in bus.deliveries():
             header = envelope.header
             if isinstance(envelope.message, SessionFinished):
                 return
             from_gateway = str(envelope.to).startswith("tap.") and header.sender == f"{bus.node_id}/gateway"
-            if from_gateway and header.kind not in ("actor.hello", "hub.describe"):
+            if from_gateway and header.kind not in ("actor.hello", "hub.describe", "request.check"):
                 yield header.kind
 
 

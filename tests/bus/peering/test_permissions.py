@@ -17,10 +17,11 @@ MEMBER_FACTS = {
     "engine.stats", "instance.down", "instance.failed", "instance.up", "link.measured", "node.record",
 }  # fmt: skip
 GATEWAY_WORK = {"instance.ensure", "session.check"}
-MEMBER_WORK = {"cluster.code", "member.approve", "member.revoke", "shard.load", "shard.unload", "stage.join"}
+MEMBER_WORK = {"cluster.code", "member.approve", "member.revoke", "shard.load", "shard.unload", "instance.join"}
 WITHIN_A_NODE = {
     "actor.hello", "actor.start", "actor.stop", "cluster.rotate", "download.want", "engine.load", "join.request",
-    "join.accept", "peer.dial", "peer.drop", "stage.drain",
+    "join.accept", "peer.dial", "peer.drop", "engine.describe", "stage.drain",
+    "stage.join",
 }  # fmt: skip
 REPLIES = {kind for kind, cls in MESSAGES.items() if issubclass(cls, Reply)} - {"join.accept"}
 LOCAL = {kind for kind, cls in MESSAGES.items() if issubclass(cls, LocalFact)}

@@ -15,7 +15,17 @@ from engines.settings import ENGINES
 from tests.support.commands import exobus
 from tests.support.gateway_rig import ROOT
 
-DECIDED_LATER = {"node_id", "name", "incarnation", "run_dir", "data_dir", "cache_dir", "cluster", "code_file"}
+DECIDED_LATER = {
+    "node_id",
+    "name",
+    "incarnation",
+    "run_dir",
+    "data_dir",
+    "cache_dir",
+    "cluster",
+    "code_file",
+    "machine",
+}
 
 
 def test_every_setting_has_an_option_or_the_folder() -> None:
