@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -136,18 +137,29 @@ def test_escapes_never_reach_the_terminal(rig: Rig) -> None:
     assert "a�]0;title�b" in shown
 
 
+@contextmanager
+def interrupts_on() -> Iterator[None]:
+    """Let processes that start during the block be interrupted, also if these tests run in a shell's background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("stats", [True, False])
 def test_interrupt_ends_the_line_and_shows_stats(rig: Rig, stats: bool) -> None:
     rig.set_script("Hello", end=False)
-    process = subprocess.Popen(
-        command(["run", MODEL, "hello", "--api", rig.url, *(["--stats"] if stats else [])]),
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**clean_environment(), "PYTHONUNBUFFERED": "1"},
-    )
+    with interrupts_on():
+        process = subprocess.Popen(
+            command(["run", MODEL, "hello", "--api", rig.url, *(["--stats"] if stats else [])]),
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**clean_environment(), "PYTHONUNBUFFERED": "1"},
+        )
     assert process.stdout is not None
     assert process.stdout.read(5) == "Hello"
     process.send_signal(signal.SIGINT)
