@@ -101,7 +101,7 @@ class NodeActor(Actor):
         self._endpoint = hub.endpoint
         for peer in hub.peers:
             self._link(peer)
-        await self._stages.adopt(hub.actors, self._card)
+        await self._stages.adopt(hub.actors)
         state = await self.bus.request_at_start("topology", TopologyGet(), TopologyState, START_TIMEOUT_S)
         self._topology = state.topology
 
@@ -191,7 +191,7 @@ class NodeActor(Actor):
 
     @on(PeerDown)
     async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
-        """End the stages here whose ring went over the lost node: the connections between stages broke as well."""
+        """End the stages here in rings over the lost node: the connections between stages broke as well."""
         self._instances.unlink(message.node_id)
         self._linked_members.discard(message.node_id)
         for held in self._stages.held:

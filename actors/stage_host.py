@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -79,18 +79,18 @@ class StageHost:
         """The instances that have a stage here in its place in the ring."""
         return tuple(stage.held.joined for stage in self._stages.values() if stage.held.joined)
 
-    async def adopt(self, engines: Sequence[HubActor], card_of: Callable[[str], ModelCard]) -> None:
-        """Take over the stages that the node actor before this one started; it has crashed."""
+    async def adopt(self, engines: Sequence[HubActor]) -> None:
+        """Take over the stages that the node actor before this one started; it has crashed.
+
+        Their weights count as loaded: the request for one that is still loading is lost, so its placer gives it up.
+        """
         names = [engine.name for engine in engines if engine.name.startswith(ENGINE_PREFIX)]
         for name, state in zip(names, await asyncio.gather(*map(self._describe, names)), strict=True):
             if load := state.load:
                 held = HeldStage(load.instance_id, load.placer, load.requested, state.joined)
                 self._stages[load.instance_id] = _Stage(held, name)
-                weights = card_of(load.shard.model_id).shard_bytes(load.shard)
-                reserved = KvRequest(weights, load.kv_bytes, load.kv_bytes)
+                reserved = KvRequest(0, load.kv_bytes, load.kv_bytes)
                 self._budget.reserve(load.instance_id, load.shard.model_id, reserved, 0)
-                if state.joined:
-                    self._budget.loaded(load.instance_id)
 
     async def load(self, work: ShardLoad, card: ModelCard, nodes_here: int, placer: str) -> ShardLoaded:
         """Fetch a shard's files and meanwhile start an engine for it, then load. Raises RequestError.

@@ -168,7 +168,7 @@ class Supervisor(Actor):
 
     @every(KEEP_EVERY_S)
     async def keep_run_folder(self) -> None:
-        """Restore what was removed from the run folder; a process whose socket was removed is started again."""
+        """Restore what was removed from the run folder; a process without its socket is started again."""
         try:
             bereft = self._run_folder.keep(time.monotonic())
         except OSError as error:
