@@ -108,7 +108,7 @@ class RequestCancel(Work, frozen=True, tag="request.cancel"):
 
 
 class RequestCheck(Query, frozen=True, tag="request.check"):
-    """Ask whether the work whose id is `request` is still being served. Sent by the sender of that work to the same
+    """Ask whether the work with the id `request` is still being served. Sent by the sender of that work to the same
     actor; answered by `request.working`, or fails with `not_served`.
     """
 

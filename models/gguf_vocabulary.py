@@ -1,7 +1,7 @@
 """A `tokenizers` tokenizer from the metadata of a GGUF file. Reads no file.
 
-The rules are llama.cpp's (`src/llama-vocab.cpp`), whose format it is. What is not known is refused: a tokenizer that is
-nearly right gives wrong answers and no error.
+The rules are llama.cpp's (`src/llama-vocab.cpp`), which defines the format. What is not known is refused: a tokenizer
+that is nearly right gives wrong answers and no error.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _added_tokens(fields: _Fields) -> dict[int, AddedToken]:
 
 
 def _byte_level(fields: _Fields, where: Path) -> tokenizers.Tokenizer:
-    """Build a tokenizer whose tokens are spelled in the byte alphabet of GPT-2."""
+    """Build a tokenizer with tokens spelled in the byte alphabet of GPT-2."""
     rule = _split_rule(fields.split, where)
     ids = _ids(fields.tokens, where)
     backend = _merging(ids, _stated_merges(fields.merges, where), where, ignore_merges=rule.whole_words)
@@ -100,7 +100,7 @@ def _byte_level(fields: _Fields, where: Path) -> tokenizers.Tokenizer:
 
 
 def _sentencepiece(fields: _Fields, where: Path) -> tokenizers.Tokenizer:
-    """Build a tokenizer whose tokens write a space as U+2581, and what they lack as bytes.
+    """Build a tokenizer with tokens that write a space as U+2581, and what they lack as bytes.
 
     As in llama.cpp, a text begins with a space, and so does each text behind a control token, unless the file says no.
     """

@@ -112,7 +112,7 @@ class StageThread(threading.Thread):
         future: Future[None] = Future()
 
         def run() -> None:
-            if not future.set_running_or_notify_cancel():  # nobody waits for it any more
+            if not future.set_running_or_notify_cancel():  # its caller has stopped waiting
                 return
             try:
                 command()

@@ -1,6 +1,6 @@
 """Whether a silent session still runs, from what its stages reply: values and decisions, no sockets.
 
-A frame can be lost with the connection that it was on, and nobody would send it again. So a gateway that has heard
+A frame can be lost with the connection that it was on, and it is not sent again. So a gateway that has heard
 nothing of a session for a while asks all stages of its instance for it, once a round, and compares the rounds: one
 reply shows a moment, in which any frame may be on its way, and only what stays as it is through several rounds is a
 verdict. A stage that does not reply is none: a frozen engine is ended by its node, and its instance is then down.

@@ -68,7 +68,7 @@ class Tokenizing:
 def _release(lane: asyncio.Semaphore, done: asyncio.Future[tuple[int, ...]]) -> None:
     lane.release()
     if not done.cancelled():
-        done.exception()  # nobody may be left to read it
+        done.exception()  # its request may be gone
 
 
 def encode_within(tokenizer: TextTokenizer, text: str, limit: PromptLimit) -> tuple[int, ...]:

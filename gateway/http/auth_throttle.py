@@ -1,4 +1,4 @@
-"""Counts wrong API keys by client address, and tells those who send too many to wait.
+"""Counts wrong API keys by client address, and makes an address that sends too many wait.
 
 It is never asked about a right key. Times are monotonic seconds, given by the caller.
 """

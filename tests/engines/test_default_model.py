@@ -1,4 +1,4 @@
-"""The engines agree on the default model, whose weights are quantized, and half of it takes half the memory."""
+"""The engines agree on the default model, with quantized weights, and half of it takes half the memory."""
 
 from __future__ import annotations
 

@@ -308,7 +308,7 @@ class Cluster:
         node.begin()
 
     def abort_lost_placements(self) -> None:
-        """Abort the placements whose requests are with nobody any more, as `request.check` finds out."""
+        """Abort the placements of which all requests are lost, as `request.check` finds out."""
         under_way = {_instance_id(message) for queue in self.queues.values() for message in queue}
         for node in self.nodes.values():
             for instance_id in [i for i in node.placing if i not in under_way]:

@@ -31,7 +31,7 @@ class Network:
     lives: Counter[str] = field(default_factory=Counter)
     connecting: list[Dialled] = field(default_factory=list)
     connections: dict[Dialled, int] = field(default_factory=dict)  # their numbers, from the dial to the end
-    broken: set[Dialled] = field(default_factory=set)  # nobody has noticed yet
+    broken: set[Dialled] = field(default_factory=set)  # not noticed yet
     wires: dict[tuple[str, str, int], list[LinkHello]] = field(default_factory=dict)
     published: dict[str, list[PeerUp | PeerDown]] = field(default_factory=dict)
     topics: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """File systems that cannot be written or have no room, for one command: mounts in a namespace of its own.
 
-They hold for root too, whom file modes do not stop.
+They hold for root too, which file modes do not stop.
 """
 
 from __future__ import annotations
