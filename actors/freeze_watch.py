@@ -1,6 +1,6 @@
 """Which processes of a node are frozen: what its supervisor sees once a second in, names out.
 
-A process is frozen if nothing was heard of it for 4 s, and it did not compute in that time. One that computes without
+A process is frozen if nothing was heard of it for 5.5 s, and it did not compute in that time. One that computes without
 letting its loop run, as a library may while it loads a model, has 60 s. Times are passed in; nothing is killed here.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 LOOK_EVERY_S = 1.0
 REPLY_S = 0.5  # for the hub's reply: a look takes no longer
 LATE_S = 1.5  # beyond it this process itself did not run: the machine slept, or the whole node was stopped
-SILENT_S = 4.0
+SILENT_S = 5.5  # a freeze of 4 s is survived: an actor that registers every second is then silent for up to 5
 COMPUTING_S = 60.0
 
 

@@ -32,8 +32,8 @@ def test_frozen_actor_is_replaced_and_frozen_engine_reported(tmp_path: Path) -> 
             async with asyncio.timeout(KILLED_WITHIN_S):
                 downs = [(await next_message(running.bus, ActorDown))[0] for _ in range(2)]
             assert {(down.name, down.reason, down.final) for down in downs} == {
-                ("topology", "it did not respond for 4 s", False),
-                (engine.name, "it did not respond for 4 s", True),
+                ("topology", "it did not respond for 5.5 s", False),
+                (engine.name, "it did not respond for 5.5 s", True),
             }
             assert await running.pid_of("topology", other_than=first)
             assert await running.bus.request("topology", TopologyGet(), TopologyState, WITHIN_S)
@@ -48,7 +48,7 @@ def test_frozen_hub_is_replaced(tmp_path: Path) -> None:
             first = await running.pid_of("hub")
             os.kill(first, signal.SIGSTOP)
             async with asyncio.timeout(KILLED_WITHIN_S):
-                await running.notes.shows("hub ended (it did not respond for 4 s); it is started again")
+                await running.notes.shows("hub ended (it did not respond for 5.5 s); it is started again")
             assert await running.pid_of("hub", other_than=first)
 
     asyncio.run(main())
