@@ -20,7 +20,6 @@ from cluster.roles import Role
 from common.private_files import write_private
 from discovery.beacon import Beacon
 from discovery.udp import UdpDiscovery
-from tests.support.beacons import next_beacon
 from tests.support.bus import (
     WITHIN_S,
     RunningHub,
@@ -35,6 +34,7 @@ from tests.support.bus import (
     run_folder,
     running_hub,
 )
+from tests.support.network.beacons import next_beacon
 from tests.support.nodes import free_udp_port
 
 A, B = new_node(), new_node()

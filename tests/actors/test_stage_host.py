@@ -39,9 +39,9 @@ from engines.settings import MAX_SLOTS
 from models.catalogue import DEFAULT_MODEL, Catalogue
 from tests.support.actors import Answers, play
 from tests.support.bus import WITHIN_S, client, described, link, new_node, next_message, running_hub
-from tests.support.gateway_rig import CARD as TINY_CARD
-from tests.support.gateway_rig import CONTEXT_LENGTH
-from tests.support.gateway_rig import MODEL as TINY
+from tests.support.gateway.gateway_rig import CARD as TINY_CARD
+from tests.support.gateway.gateway_rig import CONTEXT_LENGTH
+from tests.support.gateway.gateway_rig import MODEL as TINY
 
 A, B = new_node(), new_node()
 CARD = Catalogue.load().get(DEFAULT_MODEL)

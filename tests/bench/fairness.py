@@ -5,8 +5,8 @@ from __future__ import annotations
 from statistics import median
 
 from tests.bench.figures import Figure
-from tests.support.synthetic_engine import Model
-from tests.support.synthetic_ring import SyntheticRing, synthetic_ring
+from tests.support.ring.synthetic_engine import Model
+from tests.support.ring.synthetic_ring import SyntheticRing, synthetic_ring
 
 CLIENTS = 8
 STAGES = 4

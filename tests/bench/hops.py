@@ -9,8 +9,8 @@ from statistics import median
 from tests.bench.figures import Figure
 from tests.bench.raw_hop import raw_hop_us
 from tests.bench.streams import Timed
-from tests.support.synthetic_engine import HASH_BYTES, Model
-from tests.support.synthetic_ring import synthetic_ring
+from tests.support.ring.synthetic_engine import HASH_BYTES, Model
+from tests.support.ring.synthetic_ring import synthetic_ring
 
 TOKEN_MS = 10.0
 TOKENS = 60

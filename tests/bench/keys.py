@@ -29,11 +29,11 @@ from tests.bench.ours import VOCAB
 from tests.bench.raw_hop import raw_hop_us
 from tests.bench.streams import Streams, Timed
 from tests.support.bus import run_folder
-from tests.support.dataplane import without_keys
 from tests.support.models import default_model_path
-from tests.support.synthetic_engine import Model
-from tests.support.synthetic_ring import EPOCH, HostedRing, Over, hosted_ring, synthetic_ring
-from tests.support.synthetic_stage import Settings
+from tests.support.network.dataplane import without_keys
+from tests.support.ring.synthetic_engine import Model
+from tests.support.ring.synthetic_ring import EPOCH, HostedRing, Over, hosted_ring, synthetic_ring
+from tests.support.ring.synthetic_stage import Settings
 
 HIDDEN = 4096  # of a model of 8 billion parameters: 8 KiB a row
 TOKEN_MS = 10.0

@@ -6,9 +6,9 @@ from statistics import mean
 
 from tests.bench.figures import Figure
 from tests.bench.streams import Timed
-from tests.support.synthetic_engine import Model
-from tests.support.synthetic_ring import synthetic_ring
-from tests.support.synthetic_stage import Seen
+from tests.support.ring.synthetic_engine import Model
+from tests.support.ring.synthetic_ring import synthetic_ring
+from tests.support.ring.synthetic_stage import Seen
 
 RINGS = (2, 4, 8)
 STREAMS = 2  # per stage

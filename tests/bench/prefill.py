@@ -8,8 +8,8 @@ from statistics import median
 
 from ring.scheduler import PROMPT_CHUNK
 from tests.bench.figures import Figure
-from tests.support.synthetic_engine import Model
-from tests.support.synthetic_ring import SyntheticRing, synthetic_ring
+from tests.support.ring.synthetic_engine import Model
+from tests.support.ring.synthetic_ring import SyntheticRing, synthetic_ring
 
 STAGES = 4
 CHUNKS = 8

@@ -10,7 +10,7 @@ from statistics import median
 import zmq
 
 from bus.net.keys import KeyPair, new_key_pair
-from tests.support.synthetic_ring import Over
+from tests.support.ring.synthetic_ring import Over
 
 PINGS = 2000
 PAUSED_S = 3.0

@@ -8,9 +8,9 @@ from statistics import median
 from ring.scheduler import PROMPT_CHUNK
 from tests.bench.figures import Figure
 from tests.bench.streams import StreamResult
-from tests.support.synthetic_engine import DECODE_ROWS, Model
-from tests.support.synthetic_ring import synthetic_ring
-from tests.support.synthetic_stage import Seen
+from tests.support.ring.synthetic_engine import DECODE_ROWS, Model
+from tests.support.ring.synthetic_ring import synthetic_ring
+from tests.support.ring.synthetic_stage import Seen
 
 STAGES = 2
 STEP_MS = 10.0

@@ -16,7 +16,7 @@ import psutil
 from bus.messages import HubState
 from tests.bench.figures import Figure
 from tests.support.bus import client, described, running_hub
-from tests.support.crowd import (
+from tests.support.network.crowd import (
     GUEST,
     HOST,
     connect_at_once,

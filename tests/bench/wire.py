@@ -10,10 +10,10 @@ import msgspec
 from bus.dataplane.frames import HEADER_BYTES
 from cluster.placement import Instance
 from tests.bench.figures import Figure
-from tests.support.dataplane import tcp
-from tests.support.relay import Relay
-from tests.support.synthetic_engine import Model
-from tests.support.synthetic_ring import SyntheticRing, synthetic_ring
+from tests.support.network.dataplane import tcp
+from tests.support.network.relay import Relay
+from tests.support.ring.synthetic_engine import Model
+from tests.support.ring.synthetic_ring import SyntheticRing, synthetic_ring
 
 HIDDEN = 4096  # of a model of 8 billion parameters
 PROMPTS = (10, 10_000)

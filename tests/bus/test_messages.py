@@ -47,7 +47,7 @@ from bus.messages import (
 )
 from bus.wire import decode, encode
 from tests.support.bus import ROOT
-from tests.support.messages import any_value, example, scalars
+from tests.support.network.messages import any_value, example, scalars
 
 GOLDEN = Path(__file__).parent / "wire_v4.txt"
 SERVED_BY_HUB_OR_LOOP = {ActorHello, HubDescribe, PeerDial, PeerDrop, LinkHello, LinkSubscribe, LinkBye, RequestCancel}

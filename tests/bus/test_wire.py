@@ -40,7 +40,7 @@ from cluster.failures import FailureCode
 from cluster.shard import Shard
 from cluster.topology import MAX_LINKS, Link, NodeRecord, RecordNumber, Topology
 from common.limits import MAX_NAME, MAX_SENTENCE
-from tests.support.messages import example, scalars
+from tests.support.network.messages import example, scalars
 
 LOG = Log("WARNING", "here", "text")
 MESSAGE_PACK_LENGTHS = {inspect.VarTupleType: b"\xdd", inspect.DictType: b"\xdf", inspect.StrType: b"\xdb"}

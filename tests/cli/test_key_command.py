@@ -16,8 +16,8 @@ import pytest
 from gateway.http.api_keys import read_keys
 from tests.gateway.http.test_api_keys import ONE, THREE, TWO, key_file
 from tests.support.commands import exobus
-from tests.support.gateway_rig import MODEL, Rig, running_rig
-from tests.support.text_stage import WITHIN_S
+from tests.support.gateway.gateway_rig import MODEL, Rig, running_rig
+from tests.support.gateway.text_stage import WITHIN_S
 
 COMMANDS = [["run", MODEL, "hello"], ["run", MODEL, "hello", "--json"], ["models", "ls"], ["topology"]]
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from cli.main import app
 from cli.options import OTHER_NAMES
 from tests.support.commands import exobus
-from tests.support.gateway_rig import MODEL, ROOT
+from tests.support.gateway.gateway_rig import MODEL, ROOT
 
 NOWHERE = "http://127.0.0.1:9"
 COMMANDS = ("node", "run", "models", "key", "topology", "cluster", "bus")

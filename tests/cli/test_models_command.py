@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.commands import exobus
-from tests.support.gateway_rig import MODEL, Rig, running_rig
+from tests.support.gateway.gateway_rig import MODEL, Rig, running_rig
 
 
 @pytest.fixture(scope="module")

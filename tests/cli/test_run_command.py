@@ -14,7 +14,7 @@ import pytest
 from cluster.failures import FailureCode
 from cluster.openings import SessionFailure
 from tests.support.commands import WITHIN_S, command, exobus, exobus_on_terminal
-from tests.support.gateway_rig import MODEL, ROOT, Rig, running_rig
+from tests.support.gateway.gateway_rig import MODEL, ROOT, Rig, running_rig
 from tests.support.nodes import clean_environment
 
 BROKEN = SessionFailure(FailureCode.STAGE_FAILED, "the engine ran out of memory")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.commands import exobus
-from tests.support.gateway_rig import NODE_ID, POSITIONS, Rig, running_rig
+from tests.support.gateway.gateway_rig import NODE_ID, POSITIONS, Rig, running_rig
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from discovery.beacon import (
     seal,
     unseal,
 )
-from tests.support.beacons import CODE, FOREIGN, JOIN, KEYS, ROTATED, beacon, datagram
+from tests.support.network.beacons import CODE, FOREIGN, JOIN, KEYS, ROTATED, beacon, datagram
 
 PREFIX = MAGIC + bytes((VERSION, 4)) + b"home" + bytes.fromhex(KEYS.id)
 BEACONS = st.builds(

@@ -11,7 +11,7 @@ from common.limits import MAX_NODES
 from discovery.beacon import Beacon, seal
 from discovery.beacon_filter import BEACONS_PER_S, REPORT_EVERY_S, BeaconFilter, WrongJoinCode
 from discovery.candidates import Candidates
-from tests.support.beacons import KEYS, ROTATED, SOURCE, beacon, datagram, forgeries, node_id
+from tests.support.network.beacons import KEYS, ROTATED, SOURCE, beacon, datagram, forgeries, node_id
 
 A_MILLION = 1_000_000
 

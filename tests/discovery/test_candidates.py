@@ -16,7 +16,7 @@ from discovery.candidates import (
     STEADY_S,
     Candidates,
 )
-from tests.support.beacons import JOIN, beacon, node_id
+from tests.support.network.beacons import JOIN, beacon, node_id
 
 OWN = Candidates(node_id(0))
 OTHER = node_id(1)

@@ -19,7 +19,17 @@ from discovery import udp
 from discovery.beacon import MAX_BYTES, Beacon
 from discovery.beacon_filter import WrongJoinCode
 from discovery.udp import LOOPBACK, NoBroadcastError, UdpDiscovery, broadcast_of
-from tests.support.beacons import FOREIGN, KEYS, ROTATED, WITHIN_S, beacon, datagram, forgeries, next_beacon, node_id
+from tests.support.network.beacons import (
+    FOREIGN,
+    KEYS,
+    ROTATED,
+    WITHIN_S,
+    beacon,
+    datagram,
+    forgeries,
+    next_beacon,
+    node_id,
+)
 from tests.support.nodes import free_udp_port
 
 HOST = "127.0.0.1"

@@ -7,7 +7,7 @@ import numpy as np
 from bus.dataplane.frames import DTYPES, Flag, Frame, pack_part
 from bus.messages import MESSAGES, VERSION, Header, kind_of
 from bus.wire import encode
-from tests.support.messages import example
+from tests.support.network.messages import example
 
 
 def _message(kind: str) -> tuple[bytes, bytes]:

@@ -17,7 +17,7 @@ from bus.wire import decode, encode, new_header
 from tests.fuzz.mutations import damaged
 from tests.fuzz.samples import MESSAGE_FRAMES
 from tests.fuzz.targets import ADDRESS, TAKEN, TARGETS, message
-from tests.support.messages import any_value
+from tests.support.network.messages import any_value
 
 MAX_GROWTH = 0.05
 SHARES = {

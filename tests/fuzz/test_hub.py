@@ -42,7 +42,7 @@ from tests.support.bus import (
     next_message,
     run_folder,
 )
-from tests.support.messages import example
+from tests.support.network.messages import example
 
 A, MEMBER, OBSERVER = new_node(), new_node(), new_node()
 ROLES = {MEMBER: Role.MEMBER, OBSERVER: Role.OBSERVER}

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from tests.support.gateway_rig import Rig, running_rig
-from tests.support.text_stage import WITHIN_S
+from tests.support.gateway.gateway_rig import Rig, running_rig
+from tests.support.gateway.text_stage import WITHIN_S
 
 
 @pytest.fixture(scope="module")

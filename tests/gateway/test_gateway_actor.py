@@ -13,8 +13,8 @@ import httpx
 
 from bus.process import CANNOT_START
 from gateway.gateway_actor import announce
-from tests.support.chat import PLAIN, post, raw_request
-from tests.support.gateway_rig import (
+from tests.support.gateway.chat import PLAIN, post, raw_request
+from tests.support.gateway.gateway_rig import (
     Rig,
     eventually,
     make_config,
@@ -22,7 +22,7 @@ from tests.support.gateway_rig import (
     start_gateway,
     stop_gateway,
 )
-from tests.support.text_stage import WITHIN_S
+from tests.support.gateway.text_stage import WITHIN_S
 
 
 def test_taken_port_ends_the_process_with_a_sentence(tmp_path: Path) -> None:

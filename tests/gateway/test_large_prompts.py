@@ -19,9 +19,9 @@ from bus.messages import InstanceEnsure, InstanceReady
 from cluster.openings import MAX_PROMPT
 from gateway.core.prompt_limit import MAX_TEXT_BYTES
 from gateway.openai.requests import MAX_BODY_BYTES
-from tests.support.chat import PLAIN, post
-from tests.support.gateway_rig import CARD, CONTEXT_LENGTH, MODEL, Rig, running_rig
-from tests.support.text_stage import WITHIN_S
+from tests.support.gateway.chat import PLAIN, post
+from tests.support.gateway.gateway_rig import CARD, CONTEXT_LENGTH, MODEL, Rig, running_rig
+from tests.support.gateway.text_stage import WITHIN_S
 
 CONTEXT = 1_000_000
 HEAD, TAIL = b'{"model":"%s","messages":[{"role":"user","content":"' % MODEL.encode(), b'"}]}'

@@ -16,7 +16,7 @@ from models.cache import default_cache_root
 from models.catalogue import DEFAULT_MODEL
 from models.tokenizer import Tokenizer
 from tests.support.models import default_model_path
-from tests.support.network_capture import Side, capturing, little_endian, send_plainly, wire
+from tests.support.network.network_capture import Side, capturing, little_endian, send_plainly, wire
 from tests.support.nodes import CODE, ROOT, NodeProcess
 
 QUESTION = "Mind the xylophone in the quartz quarry. What is the capital of France?"

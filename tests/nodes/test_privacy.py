@@ -18,7 +18,7 @@ from common.privacy import TELEMETRY_OFF
 from common.python_child import module_command
 from models.catalogue import DEFAULT_MODEL
 from tests.support.models import default_model_path
-from tests.support.network_capture import Side
+from tests.support.network.network_capture import Side
 from tests.support.nodes import ROOT, NodeProcess, clean_environment, unmeasured_cache
 
 PORTS = ("--api-port", "0", "--bus-port", "0", "--join-port", "0")

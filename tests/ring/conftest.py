@@ -10,7 +10,7 @@ from cluster.shard import whole
 from engines.numpy.engine import NumpyEngine
 from tests.support.engines import Ring
 from tests.support.models import write_tiny_llama
-from tests.support.stage_ring import N_LAYERS
+from tests.support.ring.stage_ring import N_LAYERS
 
 
 @pytest.fixture(scope="session")

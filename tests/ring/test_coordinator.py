@@ -18,7 +18,7 @@ from ring.coordinator import RingCoordinator
 from ring.prefix_cache import BLOCK, CacheUpdate
 from tests.support.bus import in_time
 from tests.support.engines import Ring
-from tests.support.stage_ring import CUTS, EPOCH, GREEDY, PROMPT, SAMPLED, StageRing, random_prompt, stage_ring
+from tests.support.ring.stage_ring import CUTS, EPOCH, GREEDY, PROMPT, SAMPLED, StageRing, random_prompt, stage_ring
 
 
 def cached(ring: StageRing, session: int) -> int:

@@ -9,7 +9,7 @@ import pytest
 from cluster.failures import FailureCode
 from cluster.openings import MAX_FAILURE, SessionFailure
 from ring import coordinator
-from tests.support.stage_ring import stage_ring
+from tests.support.ring.stage_ring import stage_ring
 
 
 def test_failure_message_is_cut_to_its_bound(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import pytest
 from ring.coordinator import RingCoordinator
 from ring.relay import Follower, Forwarder
 from ring.token_sampler import LoneTokenSampler, TokenSampler
-from tests.support.stage_ring import stage_ring
+from tests.support.ring.stage_ring import stage_ring
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from ring.prefix_cache import BLOCK
 from ring.ring_memory import MAX_WAITING
 from ring.scheduler import PROMPT_CHUNK
 from tests.bench.fairness import jain
-from tests.support.synthetic_engine import DECODE_ROWS, Call, Model
-from tests.support.synthetic_ring import SyntheticRing, expected_tokens, synthetic_ring
+from tests.support.ring.synthetic_engine import DECODE_ROWS, Call, Model
+from tests.support.ring.synthetic_ring import SyntheticRing, expected_tokens, synthetic_ring
 
 FREE = Model()
 SLOW = Model(call_ms=2.0)  # so that frames come while a stage is busy

@@ -21,7 +21,7 @@ from ring.scheduler import PROMPT_CHUNK
 from tests.support.bus import WITHIN_S, in_time
 from tests.support.engines import Ring
 from tests.support.models import TINY_VOCAB
-from tests.support.stage_ring import CUTS, EPOCH, GREEDY, PROMPT, SAMPLED, Gateway, stage_ring
+from tests.support.ring.stage_ring import CUTS, EPOCH, GREEDY, PROMPT, SAMPLED, Gateway, stage_ring
 
 
 @pytest.mark.parametrize("count", CUTS)

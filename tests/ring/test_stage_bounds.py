@@ -31,7 +31,7 @@ from ring.stage_thread import join_ring
 from tests.support.bus import in_time, run_folder
 from tests.support.engines import Ring
 from tests.support.models import TINY_VOCAB
-from tests.support.stage_ring import EPOCH, GREEDY, N_LAYERS, PROMPT, StageRing, stage_ring
+from tests.support.ring.stage_ring import EPOCH, GREEDY, N_LAYERS, PROMPT, StageRing, stage_ring
 
 WIDTH = 64
 ROW = np.zeros((1, WIDTH), np.float32)

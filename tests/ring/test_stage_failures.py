@@ -23,7 +23,7 @@ from ring.ring_view import RingView
 from ring.stage_thread import join_ring
 from tests.support.bus import run_folder
 from tests.support.engines import Ring, numpy_engine
-from tests.support.stage_ring import CUTS, EPOCH, GREEDY, PROMPT, Gateway, StageRing, random_prompt, stage_ring
+from tests.support.ring.stage_ring import CUTS, EPOCH, GREEDY, PROMPT, Gateway, StageRing, random_prompt, stage_ring
 
 VICTIM, OTHER = 1, 2
 UNLUCKY = SamplingParams(temperature=0.0, seed=13)

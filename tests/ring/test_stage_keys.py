@@ -17,9 +17,9 @@ from bus.net.keys import new_key_pair
 from cluster.roles import Role
 from ring.prefix_cache import CacheUpdate
 from tests.support.bus import in_time
-from tests.support.dataplane import linked_nodes, new_access, only_tcp, peer, tcp
 from tests.support.engines import Ring
-from tests.support.stage_ring import EPOCH, GREEDY, PROMPT, Gateway, StageRing, stage_ring
+from tests.support.network.dataplane import linked_nodes, new_access, only_tcp, peer, tcp
+from tests.support.ring.stage_ring import EPOCH, GREEDY, PROMPT, Gateway, StageRing, stage_ring
 
 STAGES, OWNER, UNKNOWN_NODE = 3, 3, 4
 ROW = np.zeros((1, 64), np.float32)

@@ -21,7 +21,7 @@ from ring.stage_thread import StageThread
 from ring.steps import StageCounts
 from tests.support.bus import WITHIN_S, in_time
 from tests.support.engines import Ring
-from tests.support.stage_ring import GREEDY, N_LAYERS, PROMPT, Gateway, stage_ring, started
+from tests.support.ring.stage_ring import GREEDY, N_LAYERS, PROMPT, Gateway, stage_ring, started
 
 
 def wait_for(gate: threading.Event) -> None:

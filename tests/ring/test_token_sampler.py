@@ -8,7 +8,7 @@ import pytest
 
 from cluster.sampling import SamplingParams
 from tests.support.engines import Ring
-from tests.support.stage_ring import CUTS, GREEDY, SAMPLED, random_prompt, stage_ring
+from tests.support.ring.stage_ring import CUTS, GREEDY, SAMPLED, random_prompt, stage_ring
 
 
 @pytest.mark.parametrize("count", CUTS)

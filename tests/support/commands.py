@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from tests.support.gateway_rig import ROOT
+from tests.support.gateway.gateway_rig import ROOT
 from tests.support.nodes import clean_environment
 
 WITHIN_S = 60

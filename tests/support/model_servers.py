@@ -246,7 +246,7 @@ def make_wheel(name: str, version: str, members: dict[str, bytes]) -> tuple[str,
     return f"{name}-{version}-py3-none-any.whl", buffer.getvalue()
 
 
-def tiny_card(source: Source, size_bytes: int = 1 << 20) -> ModelCard:
+def tiny_card(source: Source, size_bytes: int = 1 << 20, *, tied: bool = True) -> ModelCard:
     """Return the card of the tiny model of `tests.support.models`, with this source."""
     return ModelCard(
         id="tiny",
@@ -263,6 +263,7 @@ def tiny_card(source: Source, size_bytes: int = 1 << 20) -> ModelCard:
         embedding_bytes=67_584,
         size_bytes=size_bytes,
         source=source,
+        tied_embedding=tied,
     )
 
 

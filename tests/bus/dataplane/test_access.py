@@ -13,7 +13,7 @@ from bus.net.endpoints import with_key
 from bus.net.keys import new_key_pair
 from cluster.roles import Role
 from tests.support.bus import code_of, hub_config, new_node
-from tests.support.dataplane import new_access, peer
+from tests.support.network.dataplane import new_access, peer
 
 OURS, THEIRS, UNKNOWN_NODE = new_key_pair(), new_key_pair(), new_key_pair()
 THEIR_TCP = with_key("tcp://10.0.0.1:1", THEIRS.public)

@@ -16,7 +16,7 @@ from bus.dataplane.connections import NotLinked
 from bus.dataplane.frames import Flag, Frame
 from bus.dataplane.transport import Transport
 from tests.support.bus import WITHIN_S, in_time
-from tests.support.dataplane import linked_nodes
+from tests.support.network.dataplane import linked_nodes
 
 FRAME = Frame(Flag.TOKEN, 1, 2, position=5)
 

@@ -12,7 +12,7 @@ from bus.dataplane.frames import Frame, FrameError
 from bus.dataplane.inbound_connections import InboundConnections, sender_of
 from bus.net.keys import new_key_pair
 from tests.support.bus import WITHIN_S
-from tests.support.dataplane import linked_nodes, next_frame, open_transport, raw_dealer
+from tests.support.network.dataplane import linked_nodes, next_frame, open_transport, raw_dealer
 
 HIDDEN = Frame(0, 1, 2, position=5)
 

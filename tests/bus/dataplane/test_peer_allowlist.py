@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bus.net.keys import new_key_pair
 from cluster.roles import Role
-from tests.support.dataplane import linked_nodes, peer
+from tests.support.network.dataplane import linked_nodes, peer
 
 
 def test_removed_node_is_refused() -> None:

@@ -18,7 +18,7 @@ from bus.dataplane.frames import FRAGMENT_BYTES, Flag, Frame
 from bus.dataplane.transport import PeerUnreachable, Transport
 from bus.net.endpoints import with_key
 from tests.support.bus import WITHIN_S
-from tests.support.dataplane import linked_nodes, next_frame, open_transport
+from tests.support.network.dataplane import linked_nodes, next_frame, open_transport
 
 HIDDEN = Frame(0, 1, 2, position=5)
 

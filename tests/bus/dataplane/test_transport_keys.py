@@ -14,8 +14,8 @@ from bus.dataplane.transport import PeerUnreachable, Transport
 from bus.net.endpoints import address_of, with_key
 from bus.net.keys import new_key_pair
 from tests.support.bus import in_time
-from tests.support.dataplane import linked_nodes, new_access, next_frame, open_transport, peer, raw_dealer
-from tests.support.relay import Relay
+from tests.support.network.dataplane import linked_nodes, new_access, next_frame, open_transport, peer, raw_dealer
+from tests.support.network.relay import Relay
 
 HIDDEN = Frame(0, 1, 2, position=5)
 ROW = np.zeros((1, 8), np.float32)

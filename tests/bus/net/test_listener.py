@@ -16,7 +16,7 @@ import pytest
 from bus.hub import MAX_MEMORY
 from bus.messages import HubState
 from tests.support.bus import HubProcess, client, described, running_hub
-from tests.support.crowd import (
+from tests.support.network.crowd import (
     GUEST,
     HOST,
     MIB,

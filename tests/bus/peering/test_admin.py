@@ -29,7 +29,7 @@ from cluster.membership import MemberStatus
 from cluster.roles import Role
 from common.private_files import read_private
 from tests.support.bus import KEYS, RunningHub, code_of, described, link, new_node, next_message, run, running_hub
-from tests.support.joining import client_of, dial, members, reply_at_join_port
+from tests.support.network.joining import client_of, dial, members, reply_at_join_port
 
 A, B, C = new_node(), new_node(), new_node()
 

@@ -57,7 +57,7 @@ from tests.support.bus import (
     run_folder,
     running_hub,
 )
-from tests.support.joining import client_of, dial, members, reply_at_join_port
+from tests.support.network.joining import client_of, dial, members, reply_at_join_port
 
 A, B, C = new_node(), new_node(), new_node()
 NULL_GREETING = bytes([0xFF, *bytes(8), 0x7F, 3, 0]) + b"NULL".ljust(52, b"\0")

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from bus.messages import LinkHello, PeerDown, PeerUp
 from bus.peering.link_state import Close, Dial, Forget, LinkState, Publish, SendHello, Subscribe
 from cluster.roles import Role
-from tests.support.link_network import ADDRESSES, linked, network
+from tests.support.network.link_network import ADDRESSES, linked, network
 
 dial_lists = st.lists(st.sampled_from("ab"), min_size=1, max_size=4)  # the nodes that dial
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bus.messages import JoinAccept
 from bus.peering.member_store import read_members
 from tests.support.bus import KEYS, new_node, running_hub
-from tests.support.joining import reply_at_join_port
+from tests.support.network.joining import reply_at_join_port
 
 A, B = new_node(), new_node()
 

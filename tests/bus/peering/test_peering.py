@@ -19,7 +19,7 @@ from bus.messages import (
 )
 from cluster.roles import Role
 from tests.support.bus import RunningHub, described, in_time, link, new_node, next_message, run, running_hub
-from tests.support.joining import client_of
+from tests.support.network.joining import client_of
 
 A, B = new_node(), new_node()
 

@@ -16,9 +16,9 @@ import pytest
 from bus.messages import Status
 from cli.local_nodes import running_nodes
 from tests.support.commands import command, exobus_on_terminal
-from tests.support.gateway_rig import NODE_ID, ROOT, Rig, running_rig
+from tests.support.gateway.gateway_rig import NODE_ID, ROOT, Rig, running_rig
+from tests.support.gateway.text_stage import WITHIN_S
 from tests.support.nodes import clean_environment
-from tests.support.text_stage import WITHIN_S
 
 
 @pytest.fixture(scope="module")

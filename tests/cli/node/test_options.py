@@ -13,7 +13,7 @@ from cli.node.options import NodeOptions, flags
 from common.config import DEFAULT_API_PORT, DEFAULT_BUS_PORT, DEFAULT_DISCOVERY_PORT, DEFAULT_JOIN_PORT, NodeConfig
 from engines.settings import ENGINES
 from tests.support.commands import exobus
-from tests.support.gateway_rig import ROOT
+from tests.support.gateway.gateway_rig import ROOT
 
 DECIDED_LATER = {
     "node_id",

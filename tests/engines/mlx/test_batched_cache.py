@@ -13,15 +13,15 @@ import pytest
 from cluster.shard import whole
 from engines.numpy.engine import NumpyEngine
 from tests.support.engines import PROMPT, ROOT, EngineProcess, cut
-from tests.support.ragged_batches import Sessions, check_many_batches
+from tests.support.ring.ragged_batches import Sessions, check_many_batches
 
 LAYERS = 4
 
 
 @pytest.fixture(scope="module")
 def sliding() -> Any:
-    """Run `tests.support.pipeline`."""
-    command = [sys.executable, "-m", "tests.support.pipeline"]
+    """Run `tests.support.ring.pipeline`."""
+    command = [sys.executable, "-m", "tests.support.ring.pipeline"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=60)
     return json.loads(done.stdout)
 

@@ -59,8 +59,8 @@ def test_long_decoding_does_not_grow_memory(process: EngineProcess, tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def sliding() -> Any:
-    """Run `tests.support.pipeline`."""
-    command = [sys.executable, "-m", "tests.support.pipeline"]
+    """Run `tests.support.ring.pipeline`."""
+    command = [sys.executable, "-m", "tests.support.ring.pipeline"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, timeout=60)
     return json.loads(done.stdout)
 

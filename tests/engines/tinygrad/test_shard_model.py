@@ -17,7 +17,7 @@ from engines.numpy.engine import NumpyEngine
 from engines.tinygrad.shard_model import FIRST_CAPACITY, GROUP_SIZES, LONG, SHORT, passes, pieces
 from tests.support.engines import PROMPT, EngineProcess
 from tests.support.models import write_tiny_llama
-from tests.support.ragged_batches import Sessions, check_many_batches
+from tests.support.ring.ragged_batches import Sessions, check_many_batches
 
 
 @pytest.fixture

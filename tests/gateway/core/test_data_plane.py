@@ -27,7 +27,7 @@ from cluster.shard import Shard
 from gateway.core.data_plane import DataPlane, _failure, accepted_by_gateway
 from gateway.core.session import QueuePosition, Session, SessionFailed, Token
 from tests.support.bus import WITHIN_S, in_time, run_folder
-from tests.support.dataplane import linked_nodes, only_tcp, raw_dealer, tcp
+from tests.support.network.dataplane import linked_nodes, only_tcp, raw_dealer, tcp
 
 EPOCH = 3
 PROMPT = (1, 2, 3)

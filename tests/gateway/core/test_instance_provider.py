@@ -27,9 +27,9 @@ from gateway.core.text_models import TextModels
 from models.catalogue import Catalogue
 from models.templates.renderer import TemplateRenderer
 from tests.support.bus import client, described
-from tests.support.chat import PLAIN, answering, held_up, post
-from tests.support.gateway_rig import MODEL, NODE_ID, ActorThread, Rig, eventually, running_rig
-from tests.support.text_stage import EPOCH, WITHIN_S
+from tests.support.gateway.chat import PLAIN, answering, held_up, post
+from tests.support.gateway.gateway_rig import MODEL, NODE_ID, ActorThread, Rig, eventually, running_rig
+from tests.support.gateway.text_stage import EPOCH, WITHIN_S
 
 REPLACED = SessionFailure(FailureCode.REPLACED, "this instance is being replaced; ask again", 1)
 

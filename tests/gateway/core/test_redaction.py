@@ -13,11 +13,11 @@ import pytest
 
 from gateway.core.redaction import describe
 from tests.gateway.http.test_api_keys import key_file
-from tests.support.broken_gateway import PLACES
-from tests.support.chat import PLAIN
-from tests.support.gateway_rig import Rig, eventually, running_rig
-from tests.support.http import rest
-from tests.support.text_stage import WITHIN_S
+from tests.support.gateway.broken_gateway import PLACES
+from tests.support.gateway.chat import PLAIN
+from tests.support.gateway.gateway_rig import Rig, eventually, running_rig
+from tests.support.gateway.http import rest
+from tests.support.gateway.text_stage import WITHIN_S
 
 PROMPT, KEY, WRONG = "xyzzy-the-prompt", "xyzzy-right-key-0123", "xyzzy-wrong-key-0123"
 MARK = "xyzzy"
@@ -34,7 +34,7 @@ def rig(log: Path) -> Iterator[Rig]:
     keys = key_file(log.parent, KEY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXOBUS_LOG", "NOTSET")
-        with running_rig(log.parent, "tests.support.broken_gateway", api_keys=str(keys)) as rig:
+        with running_rig(log.parent, "tests.support.gateway.broken_gateway", api_keys=str(keys)) as rig:
             rig.set_script(f"Hello {MARK}")
             yield rig
 

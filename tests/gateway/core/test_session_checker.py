@@ -14,10 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.support.gateway_rig import MODEL
-from tests.support.ring_rig import RingRig, freeze_for, frozen, running_ring
-from tests.support.synthetic_engine import Model
-from tests.support.text_stage import WITHIN_S
+from tests.support.gateway.gateway_rig import MODEL
+from tests.support.gateway.text_stage import WITHIN_S
+from tests.support.ring.ring_rig import RingRig, freeze_for, frozen, running_ring
+from tests.support.ring.synthetic_engine import Model
 
 SLOW = Model(call_ms=20.0)
 FREEZE_S = 3.0  # longer than a heartbeat's timeout of 1.5 s

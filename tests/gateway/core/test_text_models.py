@@ -24,8 +24,8 @@ from models.catalogue import Catalogue
 from models.templates.chat_template import ChatTemplate
 from models.templates.renderer import TemplateRenderer
 from models.tokenizer import Tokenizer
-from tests.support.chat import PLAIN, post
-from tests.support.gateway_rig import Rig, eventually, running_rig, stop_gateway
+from tests.support.gateway.chat import PLAIN, post
+from tests.support.gateway.gateway_rig import Rig, eventually, running_rig, stop_gateway
 from tests.support.models import TINY_VOCAB, tiny_tokenizer, write_tokenizer_files
 from tests.support.templates import TIME_BOMBS, rendering
 

@@ -12,8 +12,8 @@ from gateway.core.errors import GatewayCode, GatewayError
 from gateway.core.prompt_limit import PromptLimit
 from gateway.core.tokenizing import AT_A_TIME, LONG, PIECE, SHORT, Tokenizing, encode_within
 from models.tokenizer import Tokenizer
+from tests.support.gateway.text_stage import WITHIN_S
 from tests.support.models import tiny_tokenizer
-from tests.support.text_stage import WITHIN_S
 
 ROOMY = PromptLimit(1 << 20, "the model holds 1048576")
 

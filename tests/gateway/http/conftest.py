@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.http import SHORT, Served, application, serving
+from tests.support.gateway.http import SHORT, Served, application, serving
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import pytest
 from bus.process import CANNOT_START, CannotStart
 from common.config import is_loopback
 from gateway.http.api_keys import MAX_FILE_BYTES, ApiKeys, check_keys_required, parse_keys
-from tests.support.gateway_rig import make_config, start_gateway
-from tests.support.text_stage import WITHIN_S
+from tests.support.gateway.gateway_rig import make_config, start_gateway
+from tests.support.gateway.text_stage import WITHIN_S
 
 ONE, TWO, THREE = "first-key-0123456789", "second-key-0123456789", "third-key-0123456789"
 

@@ -6,9 +6,9 @@ import logging
 
 import pytest
 
-from tests.support.gateway_rig import eventually
-from tests.support.http import GET, Served, error, one_answer, rest, status, trickled
-from tests.support.text_stage import WITHIN_S
+from tests.support.gateway.gateway_rig import eventually
+from tests.support.gateway.http import GET, Served, error, one_answer, rest, status, trickled
+from tests.support.gateway.text_stage import WITHIN_S
 
 
 def posted(length: str) -> bytes:

@@ -10,9 +10,9 @@ import threading
 import pytest
 
 from gateway.http.connection import MAX_CONNECTIONS, ConnectionLimits, max_connections
-from tests.support.gateway_rig import eventually
-from tests.support.http import GET, Served, application, error, one_answer, rest, serving, status, trickled
-from tests.support.text_stage import WITHIN_S
+from tests.support.gateway.gateway_rig import eventually
+from tests.support.gateway.http import GET, Served, application, error, one_answer, rest, serving, status, trickled
+from tests.support.gateway.text_stage import WITHIN_S
 
 # -- heads
 

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from gateway.core.errors import ErrorKind, GatewayError
 from gateway.http.errors import STATUS, ErrorResponses, HttpError, headers_of, status_of
-from tests.support.http import ErrorsOnly
+from tests.support.gateway.http import ErrorsOnly
 
 
 class Other:

@@ -10,8 +10,8 @@ import pytest
 
 from gateway.http.middleware import presented_keys
 from tests.gateway.http.test_api_keys import ONE, THREE, TWO, key_file
-from tests.support.chat import PLAIN
-from tests.support.gateway_rig import Rig, running_rig
+from tests.support.gateway.chat import PLAIN
+from tests.support.gateway.gateway_rig import Rig, running_rig
 
 
 @pytest.mark.parametrize(

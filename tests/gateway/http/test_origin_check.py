@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from bus.process import CannotStart
 from gateway.http.origin_check import origin_policy, refusal
-from tests.support.chat import PLAIN
-from tests.support.gateway_rig import Rig, running_rig
-from tests.support.text_stage import WITHIN_S
+from tests.support.gateway.chat import PLAIN
+from tests.support.gateway.gateway_rig import Rig, running_rig
+from tests.support.gateway.text_stage import WITHIN_S
 
 NAME, LISTED = "studio.lan", "https://chat.example"
 JSON = "content-type: application/json"

@@ -26,7 +26,7 @@ from bus.messages import (
 from cluster.failures import FailureCode
 from cluster.openings import SessionFailure
 from models.templates.chat_template import ChatTemplate
-from tests.support.chat import (
+from tests.support.gateway.chat import (
     MESSAGES,
     PLAIN,
     answering,
@@ -37,13 +37,13 @@ from tests.support.chat import (
     streamed_lines,
     text_of,
 )
-from tests.support.gateway_rig import (
+from tests.support.gateway.gateway_rig import (
     MODEL,
     NODE_ID,
     Rig,
     eventually,
 )
-from tests.support.text_stage import EPOCH
+from tests.support.gateway.text_stage import EPOCH
 
 BROKEN = SessionFailure(FailureCode.ENGINE, "the engine ran out of memory")
 

@@ -19,7 +19,7 @@ from gateway.openai import chunks
 from gateway.openai.errors import FieldError, error_body
 from gateway.openai.progress import comment
 
-SCHEMAS = json.loads(Path(__file__).parents[2].joinpath("support", "openai_schema.json").read_text())
+SCHEMAS = json.loads(Path(__file__).parents[2].joinpath("support", "gateway", "openai_schema.json").read_text())
 IDENTITY = chunks.Identity("chatcmpl-1", 1_800_000_000, "tiny", "exobus-1")
 END = GenerationFinished(Usage(9, 4, 21), Timings(queued_s=1.5, first_token_s=0.5, decode_s=2.0), seed=7, nodes=2)
 

@@ -16,13 +16,13 @@ from bus.messages import (
 )
 from cluster.failures import FailureCode
 from cluster.openings import SessionFailure
-from tests.support.chat import MESSAGES, PLAIN, answering, post
-from tests.support.gateway_rig import (
+from tests.support.gateway.chat import MESSAGES, PLAIN, answering, post
+from tests.support.gateway.gateway_rig import (
     CONTEXT_LENGTH,
     MODEL,
     Rig,
 )
-from tests.support.text_stage import WITHIN_S
+from tests.support.gateway.text_stage import WITHIN_S
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import openai
 import pytest
 
-from tests.support.gateway_rig import (
+from tests.support.gateway.gateway_rig import (
     MODEL,
 )
 

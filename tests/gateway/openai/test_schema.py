@@ -15,13 +15,13 @@ import msgspec
 import pytest
 
 from gateway.openai.requests import ChatRequest
-from tests.support.gateway_rig import MODEL, Rig, running_rig
+from tests.support.gateway.gateway_rig import MODEL, Rig, running_rig
 
 CHAT = "/v1/chat/completions"
 CHAT_S, REPORTS_S = 24, 6
-SCHEMAS = json.loads(Path(__file__).parents[2].joinpath("support", "openai_schema.json").read_text())["components"][
-    "schemas"
-]
+SCHEMAS = json.loads(Path(__file__).parents[2].joinpath("support", "gateway", "openai_schema.json").read_text())[
+    "components"
+]["schemas"]
 CHECKS = (
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_schema_conformance",
     "negative_data_rejection", "allow_header_conformance",

@@ -15,7 +15,7 @@ import pytest
 from models.errors import TemplateError, TemplateUnavailable
 from models.templates import process as template_process
 from models.templates.renderer import TemplateRenderer
-from tests.support.gateway_rig import eventually
+from tests.support.gateway.gateway_rig import eventually
 from tests.support.templates import ENDLESS, GOOD, WITHIN_S, busy, children, good, outcome_of, rendering, until
 
 ROOT = Path(__file__).parents[3]

@@ -1,8 +1,7 @@
 """A process that hosts one stage of a synthetic model, or of a real one, on the thread that every engine runs on.
 
-`python -m tests.support.synthetic_stage SETTINGS` writes `Ready` as a line of JSON, answers each line on its
-standard input with one line, and ends with its input. `tests.support.synthetic_ring` starts these processes and joins
-them.
+`python -m tests.support.ring.synthetic_stage SETTINGS` writes `Ready` as a line of JSON, answers each line on its
+standard input with one line, and ends with its input. `synthetic_ring` starts these processes and joins them.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from ring.loaded_shard import load_shard
 from ring.ring_view import ring_view
 from ring.stage_thread import StageThread
 from ring.steps import StageCounts
-from tests.support.dataplane import Node, without_keys
-from tests.support.synthetic_engine import Call, Journal, Released, SyntheticEngine
+from tests.support.network.dataplane import Node, without_keys
+from tests.support.ring.synthetic_engine import Call, Journal, Released, SyntheticEngine
 
 WITHIN_S = 20.0
 SYNTHETIC = "synthetic"

@@ -1,6 +1,6 @@
 """Rings of synthetic stages, each in a process of its own, with a gateway without text at the first.
 
-Starts and ends the processes of `tests.support.synthetic_stage`, and gets their counts.
+Starts and ends the processes of `tests.support.ring.synthetic_stage`, and gets their counts.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from engines.engine import Chunk
 from engines.sampler import sample
 from tests.bench.streams import Streams
 from tests.support.bus import ROOT, in_time, run_folder
-from tests.support.dataplane import new_nodes, only_tcp, without_keys
-from tests.support.synthetic_engine import HASH_BYTES, Model, SyntheticEngine, SyntheticWeights
-from tests.support.synthetic_stage import WITHIN_S, Join, Look, Ready, Seen, Settings
+from tests.support.network.dataplane import new_nodes, only_tcp, without_keys
+from tests.support.ring.synthetic_engine import HASH_BYTES, Model, SyntheticEngine, SyntheticWeights
+from tests.support.ring.synthetic_stage import WITHIN_S, Join, Look, Ready, Seen, Settings
 
 Over = Literal["ipc", "curve", "plain"]
 """How stages are connected: within a machine, between machines, and, for comparison, between machines without keys."""
@@ -43,7 +43,7 @@ class StageProcess:
     """One hosted stage, as a context manager. Every response has a deadline."""
 
     def __init__(self, settings: Settings) -> None:
-        command = [sys.executable, "-m", "tests.support.synthetic_stage", msgspec.json.encode(settings).decode()]
+        command = [sys.executable, "-m", "tests.support.ring.synthetic_stage", msgspec.json.encode(settings).decode()]
         self._settings = settings
         self.actor = f"n/{settings.name}"
         self._child = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

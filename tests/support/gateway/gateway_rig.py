@@ -44,10 +44,10 @@ from cluster.topology import NodeRecord, Topology
 from common.config import NodeConfig, write_config
 from models.tokenizer import Tokenizer
 from tests.support.bus import hub_config, hub_of
+from tests.support.gateway.text_stage import EPOCH, WITHIN_S, Script, TextStage
 from tests.support.models import EOS_TOKEN_ID, write_tokenizer_files
-from tests.support.text_stage import EPOCH, WITHIN_S, Script, TextStage
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 NODE_ID = "00112233445566aa"
 MODEL = "tiny"
 CONTEXT_LENGTH = 512
@@ -116,6 +116,16 @@ class ActorThread(threading.Thread):
     def publish(self, fact: Fact) -> None:
         """Publish a fact on the actor's loop."""
         asyncio.run_coroutine_threadsafe(self._bus.publish(fact), self._loop).result(WITHIN_S)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Hold the actor's loop meanwhile, so that it does and says nothing."""
+        thaws = threading.Event()
+        self._loop.call_soon_threadsafe(thaws.wait, WITHIN_S)
+        try:
+            yield
+        finally:
+            thaws.set()
 
     def stop(self) -> None:
         """End the thread. Stopping it twice is no error."""

@@ -1,6 +1,6 @@
 """A node with a real gateway process and a ring of real engine processes, each of which a test may freeze.
 
-The engines are synthetic. Other actors are scripted, as in `tests.support.gateway_rig`.
+The engines are synthetic. Other actors are scripted, as in `tests.support.gateway.gateway_rig`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from cluster.shard import Shard
 from cluster.topology import RecordNumber, Topology
 from common.config import NodeConfig
 from tests.support.bus import client, hub_config, hub_of
-from tests.support.gateway_rig import (
+from tests.support.gateway.gateway_rig import (
     MODEL,
     NODE_ID,
     ActorThread,
@@ -47,9 +47,9 @@ from tests.support.gateway_rig import (
     start_actor,
     stop_gateway,
 )
+from tests.support.gateway.text_stage import EPOCH, WITHIN_S
 from tests.support.models import TINY_VOCAB
-from tests.support.synthetic_engine import Model
-from tests.support.text_stage import EPOCH, WITHIN_S
+from tests.support.ring.synthetic_engine import Model
 
 INSTANCE, NUMBER = "aabbccdd00112233", RecordNumber(1, 1)
 KV_BYTES = 1 << 20
@@ -76,7 +76,7 @@ def running_ring(folder: Path, stages: int, model: Model) -> Iterator[RingRig]:
         config = make_config(node_folder.run_dir, folder)
         stack.enter_context(hub_of(hub_config(config.run_path, NODE_ID, "rig", cluster="test")))
         names = [f"engine-{number}" for number in range(1, stages + 1)]
-        engines = [stack.enter_context(_process(config, name, "tests.support.engine_process")) for name in names]
+        engines = [stack.enter_context(_process(config, name, "tests.support.ring.engine_process")) for name in names]
         instance = asyncio.run(_placed(config.run_path, names, _weights(folder, model)))
         done = DownloadDone(str(folder / "model"), str(folder / "model"))
         state = TopologyState(Topology(), (instance,))

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from bus.messages import InstanceEnsure, Reply, Work
-from tests.support.gateway_rig import MODEL, Rig
-from tests.support.text_stage import WITHIN_S
+from tests.support.gateway.gateway_rig import MODEL, Rig
+from tests.support.gateway.text_stage import WITHIN_S
 
 MESSAGES: list[Any] = [{"role": "user", "content": "hello"}]
 JSON = {"content-type": "application/json"}

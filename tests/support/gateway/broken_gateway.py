@@ -1,4 +1,4 @@
-"""`python -m tests.support.broken_gateway`: a gateway that fails where a prompt requests it, and quotes the prompt."""
+"""A gateway that fails where a prompt requests it, and quotes the prompt, as a process of its own."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ from ring.loaded_shard import LoadedShard, load_shard
 from ring.ring_view import ring_view
 from ring.stage_thread import StageThread
 from tests.support.bus import WITHIN_S, in_time, run_folder
-from tests.support.dataplane import only_tcp
 from tests.support.models import TINY_VOCAB
+from tests.support.network.dataplane import only_tcp
 
 EPOCH = 5
 N_LAYERS = 4

@@ -24,7 +24,7 @@ from gateway.http.errors import ErrorResponses
 from gateway.http.json_response import JsonResponse
 from gateway.http.server import Server, make_server
 from gateway.openai.errors import error_body
-from tests.support.text_stage import WITHIN_S
+from tests.support.gateway.text_stage import WITHIN_S
 
 SHORT = ConnectionLimits(most=64, head_s=0.5, idle_s=1, drain_s=0.5, read_s=0.5)
 BODY = BodyLimits(1000, together=2000, free=10, timeout_s=0.5, bytes_per_s=10)

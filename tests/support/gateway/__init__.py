@@ -1,0 +1,1 @@
+"""Rigs around the gateway, and clients of it."""

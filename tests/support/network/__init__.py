@@ -1,0 +1,1 @@
+"""Rigs for sockets: links, data planes, relays and what goes over a network."""

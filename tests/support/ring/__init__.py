@@ -1,0 +1,1 @@
+"""Rigs for a stage and for rings of stages."""
