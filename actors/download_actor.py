@@ -18,7 +18,7 @@ from common.config import NodeConfig
 from models.cache import ModelCache
 from models.card import ModelCard
 from models.catalogue import Catalogue
-from models.errors import CatalogueError, ModelError, UnknownModel
+from models.errors import CatalogueError, ModelError, UnknownModel, WrongCard
 from models.sources.fetch import fetch
 from models.sources.request import Progress
 
@@ -40,7 +40,7 @@ class DownloadActor(Actor):
     async def want(self, message: DownloadWant, envelope: Envelope) -> DownloadDone:
         """Fetch the files that are missing. Cancelling the request ends its download.
 
-        Fails with MODEL_NOT_FOUND or DOWNLOAD_FAILED.
+        Fails with MODEL_NOT_FOUND, WRONG_CARD or DOWNLOAD_FAILED.
         """
         try:
             card = self._catalogue.get(message.model_id)
@@ -57,7 +57,10 @@ class DownloadActor(Actor):
             return await asyncio.to_thread(fetch, card, shard, self._cache, reports.report, cancelled)
         except ModelError as error:
             await self.bus.publish(DownloadFailed(card.id, self.bus.node_id, str(error)))
-            raise RequestError(FailureCode.DOWNLOAD_FAILED, str(error)) from None
+            wrong_card = isinstance(error, WrongCard)
+            raise RequestError(
+                FailureCode.WRONG_CARD if wrong_card else FailureCode.DOWNLOAD_FAILED, str(error)
+            ) from None
         finally:
             cancelled.set()
 

@@ -45,6 +45,7 @@ class FailureCode(StrEnum):
     NO_ENGINE = "no_engine"
     NO_MEMBER = "no_member"
     UNREACHABLE = "unreachable"
+    WRONG_CARD = "wrong_card"
     # sessions
     ENGINE = "engine"
     FRAMES = "frames"

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 
 from cluster.shard import Shard
-from models.config import position_bytes
-from models.errors import CatalogueError
+from models.config import ModelConfig, position_bytes
+from models.errors import CatalogueError, WrongCard
 
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._:/-]{0,127}")
 MODEL_ID = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?")
@@ -18,6 +18,8 @@ REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.!+_-]*")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MEMBER = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)*\.gguf")
+
+_SIZES = ("n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size")
 
 MIN_POSITIONS = 4096
 """A shard needs room for the keys and values of at least this many positions, or of the context if that is shorter."""
@@ -111,14 +113,27 @@ def check_card(card: ModelCard, where: str) -> ModelCard:
     for alias in card.aliases:
         if not ALIAS.fullmatch(alias):
             raise CatalogueError(f"{where}: field aliases holds {alias!r}, which is not a lower-case name")
-    sizes = ("n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "context_length")
-    for name in (*sizes, "layer_bytes", "embedding_bytes", "size_bytes"):
+    for name in (*_SIZES, "context_length", "layer_bytes", "embedding_bytes", "size_bytes"):
         if getattr(card, name) <= 0:
             raise CatalogueError(f"{where}: field {name} must be positive, and is {getattr(card, name)}")
     for name, text, pattern in _source_fields(card.source):
         if not pattern.fullmatch(text):
             raise CatalogueError(f"{where}: field source.{name} is not well formed: {text!r}")
     return card
+
+
+def compare_sizes(card: ModelCard, config: ModelConfig, path: Path) -> None:
+    """Raise WrongCard if the model at `path` has other sizes than its card says, a shorter context or another head.
+
+    A card may make the context shorter, and count a head that the embedding serves for.
+    """
+    pairs = {name: (getattr(card, name), getattr(config, name)) for name in _SIZES}
+    pairs["tied_embedding"] = card.tied_embedding, card.tied_embedding and config.tie_word_embeddings
+    pairs["context_length"] = max(card.context_length, config.context_length), config.context_length
+    for name, (said, true) in pairs.items():
+        if said != true:
+            sentence = f"the card of {card.id} says that its {name} is {said}, but that of {path} is {true}"
+            raise WrongCard(f"{sentence}; correct the card and restart the node")
 
 
 def _source_fields(source: Source) -> list[tuple[str, str, re.Pattern[str]]]:

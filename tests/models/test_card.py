@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from itertools import pairwise
 from math import prod
+from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.shard import Shard, whole
-from models.card import ModelCard
+from models.card import FolderSource, ModelCard, compare_sizes
 from models.catalogue import DEFAULT_MODEL, Catalogue
-from models.config import ModelConfig, config_from_hf
+from models.config import ModelConfig, config_from_folder, config_from_hf
+from models.errors import WrongCard
 from models.weights.checkpoint import tensor_names, tensor_shape
 from models.weights.reader import open_weights
-from tests.support.models import default_model_path
+from tests.support.model_servers import tiny_card
+from tests.support.models import default_model_path, write_tiny_llama
 
 INTERMEDIATE_SIZES = {
     "smollm2-135m": 1536,
@@ -66,6 +70,34 @@ def test_default_card_matches_its_file() -> None:
     assert (config.n_heads, config.n_kv_heads, config.head_dim) == (card.n_heads, card.n_kv_heads, card.head_dim)
     assert config.context_length == card.context_length
     assert resident == card.shard_bytes(whole(card.id, card.n_layers)) + 4 * config.hidden_size
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n_layers", 5),
+        ("hidden_size", 128),
+        ("n_heads", 8),
+        ("n_kv_heads", 4),
+        ("head_dim", 32),
+        ("vocab_size", 263),
+        ("context_length", 513),
+        ("tied_embedding", True),
+    ],
+)
+def test_card_that_differs_from_its_model_is_refused(tmp_path: Path, field: str, value: int) -> None:
+    folder = write_tiny_llama(tmp_path / "tiny", tie=False)
+    card = tiny_card(FolderSource(folder), tied=False)
+    wrong = msgspec.structs.replace(card, **{field: value})
+    compare_sizes(card, config_from_folder(folder), folder)
+    with pytest.raises(WrongCard, match=rf"tiny says that its {field} is {value}, but that of \S+tiny is \w+; correct"):
+        compare_sizes(wrong, config_from_folder(folder), folder)
+
+
+def test_card_may_shorten_the_context(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path / "tiny")
+    card = msgspec.structs.replace(tiny_card(FolderSource(folder), tied=False), context_length=256)
+    compare_sizes(card, config_from_folder(folder), folder)
 
 
 @given(st.sampled_from(CARDS), st.data())

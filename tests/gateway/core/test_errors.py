@@ -25,6 +25,7 @@ from gateway.core.session import SessionFailed
         (FailureCode.UNDELIVERABLE, ErrorKind.UNAVAILABLE, True),
         (FailureCode.DOWNLOAD_FAILED, ErrorKind.UNAVAILABLE, True),
         (FailureCode.NO_ENGINE, ErrorKind.UNAVAILABLE, False),
+        (FailureCode.WRONG_CARD, ErrorKind.INTERNAL, False),
     ],
 )
 def test_failed_request_keeps_its_code_and_sentence(code: FailureCode, kind: ErrorKind, retryable: bool | None) -> None:

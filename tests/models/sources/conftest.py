@@ -33,4 +33,4 @@ def hub(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServe
 
 @pytest.fixture
 def hub_card() -> ModelCard:
-    return tiny_card(HubSource("tiny/llama", "main"))
+    return tiny_card(HubSource("tiny/llama", "main"), tied=False)

