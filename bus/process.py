@@ -1,7 +1,8 @@
 """How a process of a node begins and ends: its settings, its log, and its end together with the supervisor.
 
 The supervisor holds the write end of every child's standard input. When the supervisor ends, for whatever reason, the
-child reads end-of-file and kills its own process group. That works on every Unix, and for the child's children too.
+child reads end-of-file and kills its own process group. That works on every Unix, and for the child's children too. A
+child that is stopped at that moment reads nothing, so Linux is told to continue it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from bus.actor import Actor
 from bus.client import BusClient
 from common.config import NodeConfig, read_config
+from common.machine import continue_when_parent_ends
 from common.text_safety import LogFormatter
 
 CANNOT_START = 78  # EX_CONFIG: a restart will not help; the last line of the log says why
@@ -41,6 +43,7 @@ def begin(name: str) -> NodeConfig:
     """Set up logging, arrange to end with the supervisor, and return the node's settings."""
     allow_many_files()
     log_to(logging.StreamHandler(sys.stderr), name)
+    continue_when_parent_ends()
     threading.Thread(target=_die_with_supervisor, daemon=True, name="supervisor-watch").start()
     return read_config(Path(os.environ[RUN_DIR_VARIABLE]))
 

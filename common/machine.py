@@ -8,6 +8,7 @@ import hmac
 import os
 import platform
 import resource
+import signal
 import sys
 import uuid
 from pathlib import Path
@@ -20,6 +21,7 @@ from common.files import text_of
 
 _APPLICATION = b"exobus"
 _IDENTITY_FILES = ("etc/machine-id", "proc/sys/kernel/random/boot_id")
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 _RANDOM_ADDRESS = 1 << 40  # the bit that Python sets in a hardware address that it had to make up (RFC 9562, 6.10)
 
 
@@ -75,6 +77,12 @@ def return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:
         trim(0)
+
+
+def continue_when_parent_ends() -> None:
+    """Let the system continue this process, if it is stopped, when the thread that started it ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
 
 
 def _link(file: Path) -> str:

@@ -53,6 +53,7 @@ from tests.support.bus import ROOT, client, described, in_time, next_message
 
 ONLY_TOPOLOGY = {"topology": "actors.topology_actor"}
 WITHIN_S = 20.0
+LINUX_ONLY = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a stopped process stays until it goes on")
 
 
 @dataclass
@@ -315,7 +316,8 @@ def test_node_stops_within_three_seconds(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_killed_supervisor_ends_processes_within_two_seconds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stopped", [False, pytest.param(True, marks=LINUX_ONLY)])
+def test_killed_supervisor_ends_processes_within_two_seconds(tmp_path: Path, stopped: bool) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.actors.test_supervisor", str(tmp_path)],
         cwd=ROOT,
@@ -329,6 +331,8 @@ def test_killed_supervisor_ends_processes_within_two_seconds(tmp_path: Path) -> 
         state = asyncio.run(_state(run_dir))
         pids = [actor.pid for actor in state.actors if actor.name in ("hub", "topology")]
         assert len(pids) == 2
+        for pid in pids if stopped else []:
+            os.kill(pid, signal.SIGSTOP)
         process.kill()
         assert in_time(gone(pids), within_s=2.0)
     finally:
