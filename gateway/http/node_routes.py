@@ -21,6 +21,7 @@ from gateway.http.middleware import OPEN_PATH
 
 ASK_TIMEOUT_S = 3.0
 NEEDED_ACTORS = frozenset({"node", "topology", "download"})  # without them no chat can be answered
+HEARD_S = 3.0  # an actor registers with its hub every second
 
 
 class NodeRoutes:
@@ -45,13 +46,13 @@ class NodeRoutes:
         return JsonResponse(topology_body(self._config.node_id, state))
 
     async def health(self, request: Request) -> Response:
-        """Return whether the node can answer a chat: its hub responds and knows the actors that are needed.
+        """Return whether the node can answer a chat: its hub responds, and has just heard the actors that are needed.
 
         Only authenticated clients learn which node it is.
         """
         try:
             state = await self._bus.request("hub", HubDescribe(), HubState, ASK_TIMEOUT_S)
-            ready = {actor.name for actor in state.actors} >= NEEDED_ACTORS
+            ready = {actor.name for actor in state.actors if actor.silent_s < HEARD_S} >= NEEDED_ACTORS
         except RequestError:
             ready = False
         body: dict[str, Any] = {"status": "ok", "ready": ready}

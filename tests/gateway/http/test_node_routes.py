@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from tests.support.gateway_rig import (
+from tests.support.gateway.gateway_rig import (
     NODE_ID,
     POSITIONS,
     Rig,
@@ -17,6 +17,16 @@ def test_health_names_the_node_and_its_readiness(rig: Rig) -> None:
     body = httpx.get(f"{rig.url}/health").json()
     assert (body["status"], body["node"], body["node_id"]) == ("ok", "rig", NODE_ID)
     assert eventually(lambda: httpx.get(f"{rig.url}/health").json()["ready"] is True)
+
+
+def test_node_with_a_frozen_actor_is_not_ready(rig: Rig) -> None:
+    def ready() -> bool:
+        return httpx.get(f"{rig.url}/health").json()["ready"] is True
+
+    assert eventually(ready)
+    with rig.download.frozen():
+        assert eventually(lambda: not ready())
+    assert eventually(ready)
 
 
 def test_topology_names_nodes_and_their_layers(rig: Rig) -> None:
