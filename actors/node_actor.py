@@ -11,9 +11,8 @@ import logging
 import time
 from contextlib import suppress
 
-import msgspec
-
 from actors.device import Device
+from actors.own_record import OwnRecord
 from actors.placer import Placer
 from actors.stage_host import StageHost
 from bus.actor import Actor, every, on
@@ -49,9 +48,8 @@ from cluster.instances import Instances
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.placement import placer_of
 from cluster.roles import Role
-from cluster.topology import NodeRecord, RecordNumber, Topology
+from cluster.topology import Topology
 from common.config import NodeConfig
-from common.version import running_version
 from models.card import ModelCard
 from models.catalogue import Catalogue
 from models.errors import CatalogueError, UnknownModel
@@ -61,7 +59,6 @@ logger = logging.getLogger(__name__)
 ENSURE_TIMEOUT_S = 3600.0  # a first download may take that long
 START_TIMEOUT_S = 10.0
 RECORD_EVERY_S = 0.25
-REPEAT_AFTER_S = 2.0
 HEAR_TIMEOUT_S = 3.0  # records are repeated more often
 
 
@@ -75,6 +72,7 @@ class NodeActor(Actor):
         self._config = config
         self._catalogue = Catalogue.load(config.cards_path)
         self._device = Device(config)
+        self._record = OwnRecord(config, bus)
         self._role = own_role(config)
         self._topology = Topology()
         self._linked_members: set[str] = set()
@@ -84,21 +82,17 @@ class NodeActor(Actor):
             self._instances,
             RingMemoryWeightedPartitioningStrategy(),
             self._current_topology,
-            lambda: self._next_number,
+            lambda: self._record.next_number,
         )
         self._stages = StageHost(config, bus, self._device)
         self._review = StageReview()
         self._record_came = asyncio.Event()
-        self._sequence = 0
-        self._published: NodeRecorded | None = None
-        self._published_at = 0.0
-        self._endpoint = ""
 
     async def started(self) -> None:
         """Start the measurement, which only shards wait for, and take over what the node actor before this one held."""
         self._device.start()
         hub = await self._hub()
-        self._endpoint = hub.endpoint
+        self._record.endpoint = hub.endpoint
         for peer in hub.peers:
             self._link(peer)
         await self._stages.adopt(hub.actors)
@@ -114,44 +108,18 @@ class NodeActor(Actor):
 
     @every(RECORD_EVERY_S)
     async def record(self) -> None:
-        """Publish the record: at once when it changes, else every two seconds. Raises CannotStart without an engine."""
+        """Publish the record if it is due. Raises CannotStart without an engine."""
         if failure := self._device.failure():
             raise CannotStart(failure)
-        record = self._own_record()
-        unchanged = self._published is not None and _nearly_equal(record, self._published)
-        if not unchanged or time.monotonic() - self._published_at >= REPEAT_AFTER_S:
-            await self._publish(record)
-
-    async def _publish(self, record: NodeRecorded) -> None:
-        self._published, self._published_at = record, time.monotonic()
-        await self.bus.publish(record)
-
-    @property
-    def _next_number(self) -> RecordNumber:
-        """At most the number of the next record. It goes on rising if the node actor is started again."""
-        sequence = max(self._sequence + 1, time.monotonic_ns() // 1_000_000)
-        return RecordNumber(self._config.incarnation, sequence)
+        await self._record.publish_if_due(self._own_record())
 
     def _own_record(self) -> NodeRecorded:
-        self._sequence = self._next_number.sequence
-        config = self._config
-        record = NodeRecord(
-            config.node_id,
-            config.name,
-            config.incarnation,
-            self._sequence,
-            self._device.now(self._nodes_here()),
-            config.api(),
-            self._endpoint,
-            running_version(),
-            config.machine,
-        )
+        record = self._record.make(self._device.now(self._nodes_here()))
         self._note_own_stages()
         return NodeRecorded(record, self._stages.joined, tuple(self._placer.placing))
 
     def _note_own_stages(self) -> None:
-        number = RecordNumber(self._config.incarnation, self._sequence)
-        self._instances.record(self.bus.node_id, number, self._stages.joined, self._placer.placing)
+        self._instances.record(self.bus.node_id, self._record.number, self._stages.joined, self._placer.placing)
 
     def _nodes_here(self) -> int:
         return max(self._topology.on_machine(self._config.machine), 1)
@@ -162,7 +130,7 @@ class NodeActor(Actor):
     async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
         """Count the node's word, and publish the record at once: a new node has not seen it."""
         self._link(message)
-        await self._publish(self._own_record())
+        await self._record.publish(self._own_record())
 
     @on(TopologyChanged)
     async def topology_changed(self, message: TopologyChanged, envelope: Envelope) -> None:
@@ -310,7 +278,7 @@ class NodeActor(Actor):
         """Give a loaded stage its place in the ring. The next record lists the instance."""
         await self._stages.join(message.instance)
         self._note_own_stages()
-        return InstanceJoined(self._next_number)
+        return InstanceJoined(self._record.next_number)
 
     @on(ShardUnload)
     async def unload_shard(self, message: ShardUnload, envelope: Envelope) -> RequestDone:
@@ -318,16 +286,6 @@ class NodeActor(Actor):
         await self._stages.drain(message.instance_id)
         self._note_own_stages()
         return RequestDone()
-
-
-def _nearly_equal(one: NodeRecorded, other: NodeRecorded) -> bool:
-    """Return whether two records differ in the sequence number and less than a 32nd of the memory at most."""
-    now, then = one.record.capabilities, other.record.capabilities
-    if abs(now.memory_available - then.memory_available) > now.memory_total // 32:
-        return False
-    capabilities = msgspec.structs.replace(then, memory_available=now.memory_available)
-    record = msgspec.structs.replace(other.record, sequence=one.record.sequence, capabilities=capabilities)
-    return one == msgspec.structs.replace(other, record=record)
 
 
 if __name__ == "__main__":

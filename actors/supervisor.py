@@ -15,6 +15,7 @@ from contextlib import suppress
 import msgspec
 
 from actors.child import Child
+from actors.cluster_events import describe
 from actors.data_dir import DataDir
 from actors.freeze_watch import LOOK_EVERY_S, REPLY_S, FreezeWatch, Sight
 from actors.run_folder import RunFolder
@@ -30,6 +31,7 @@ from bus.messages import (
     ClusterChanged,
     DownloadFailed,
     DownloadProgress,
+    Fact,
     HubDescribe,
     HubState,
     InstanceUp,
@@ -40,12 +42,11 @@ from bus.messages import (
     PeerUp,
     RequestDone,
 )
-from bus.net.endpoints import address_of, port_of
+from bus.net.endpoints import port_of
 from bus.process import CANNOT_START, allow_many_files
 from bus.wire import Envelope
 from cluster.capabilities import DeviceCapabilities
 from cluster.failures import FailureCode
-from cluster.roles import Role
 from common.config import NodeConfig, write_config
 from common.rate_limit import RateLimit
 
@@ -183,35 +184,17 @@ class Supervisor(Actor):
         self.failure = sentence
         self.stop()
 
-    @on(PeerUp)
-    async def peer_up(self, message: PeerUp, envelope: Envelope) -> None:
-        """Show that another node is linked."""
-        role = "" if message.role is Role.MEMBER else f" as {message.role}"
-        self._screen.event(f"node {message.name} joined{role} ({address_of(message.endpoint).removeprefix('tcp://')})")
-
-    @on(PeerDown)
-    async def peer_down(self, message: PeerDown, envelope: Envelope) -> None:
-        """Show that another node is gone."""
-        self._screen.event(f"node {self._name(message.node_id)} is gone: {message.reason}")
-
-    @on(PeerAuthenticated)
-    async def peer_authenticated(self, message: PeerAuthenticated, envelope: Envelope) -> None:
-        """Show a warning if a node joined under a name that another key had."""
-        if message.warning:
-            self._screen.event(message.warning)
+    @on(PeerUp, PeerDown, PeerAuthenticated, ClusterChanged, InstanceUp)
+    async def show(self, message: Fact, envelope: Envelope) -> None:
+        """Show what happens in the cluster."""
+        if sentence := describe(message, self._names, self._config.cluster):
+            self._screen.event(sentence)
 
     @on(PeerRefused)
     async def peer_refused(self, message: PeerRefused, envelope: Envelope) -> None:
         """Show a refusal. Any machine can cause them, so the same sentence appears once a minute at most."""
         if self._refusals.pass_on(message.message, time.monotonic()) is not None:
             self._screen.event(message.message)
-
-    @on(ClusterChanged)
-    async def cluster_changed(self, message: ClusterChanged, envelope: Envelope) -> None:
-        """Show that there is a new join code."""
-        self._screen.event(
-            f"the join code of cluster {self._config.cluster} was changed; `exobus cluster invite` prints the new one"
-        )
 
     @on(DownloadProgress)
     async def download_progress(self, message: DownloadProgress, envelope: Envelope) -> None:
@@ -225,15 +208,6 @@ class Supervisor(Actor):
         """Show why a download of this node failed."""
         if envelope.node == self.bus.node_id:
             self._screen.event(message.message)
-
-    @on(InstanceUp)
-    async def instance_up(self, message: InstanceUp, envelope: Envelope) -> None:
-        """Show that a model is loaded somewhere in the cluster."""
-        shares = ", ".join(f"{self._name(s.node_id)} {len(s.shard.layers)}" for s in message.instance.stages)
-        self._screen.event(f"{message.instance.model_id} is loaded, layers by node: {shares}")
-
-    def _name(self, node_id: str) -> str:
-        return self._names.get(node_id, node_id)
 
     # -- processes
 
