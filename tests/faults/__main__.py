@@ -6,6 +6,7 @@ It prints a table and writes build/faults.json. The exit status is 1 if a cell m
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from tests.faults.model import write_model
 from tests.faults.seen import CellSeen, misses
 
 RESULTS = Path("build/faults.json")
-RINGS = 10  # at a time; most of them only wait
+RINGS = 2 * (os.cpu_count() or 1) + 1  # at a time: most of them only wait, but each computes while it forms
 INTERRUPTED = 130
 
 

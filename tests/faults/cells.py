@@ -10,6 +10,8 @@ from fnmatch import fnmatchcase
 from itertools import product
 
 CENSUS_AFTER_S = 10.0  # after the end of a fault: what is left over then stays
+_USUAL_CENSUS_S = 3.0  # nothing is left over earlier in most cells
+_KILLED_AFTER_S = 7.0  # a frozen process has ended by then, as its supervisor has killed it
 QUIET_S = 5.0
 
 
@@ -111,7 +113,9 @@ class Cell:
     def expected_s(self) -> float:
         """About how long the cell takes."""
         before = {Load.STREAM: 2.0, Load.IDLE: 0.0, Load.QUIET: QUIET_S}[self.load]
-        return before + self.fault.seconds + CENSUS_AFTER_S + 2.0
+        lasts = self.target in (Target.SUPERVISOR, Target.NODE, Target.CABLE)
+        during = self.fault.seconds if lasts else min(self.fault.seconds, _KILLED_AFTER_S)
+        return before + during + _USUAL_CENSUS_S + 4.0
 
 
 _BOTH = (True, False)

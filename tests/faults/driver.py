@@ -22,7 +22,7 @@ import pytest
 from tests.faults.cells import CENSUS_AFTER_S, KILL, QUIET_S, Cell, Layout, Load, Target
 from tests.faults.clients import ASK_EVERY_S, Asker, Stream
 from tests.faults.model import QUESTION, STORY
-from tests.faults.ring import Member, Ring, ring
+from tests.faults.ring import LOOK_EVERY_S, Member, Ring, lives, ring
 from tests.faults.seen import GOAL_S, CellSeen
 
 STREAMING_TURN_S = 6.0  # from the fault on; a stream that is not over by then has stopped
@@ -167,15 +167,29 @@ def _run_cell(started: Ring, cell: Cell, shared: Run) -> CellSeen:
             streams = [_flowing(member, cell, shared) for member in (here, there)]
         if any(stream.over.is_set() or not stream.flowing.is_set() for stream in streams):
             return CellSeen(cell.name, void="no traffic flowed when the fault came")
-        with _struck(started, cell) as begun_at:
+        processes = [] if cell.target is Target.CABLE else started.processes(cell)
+        with _struck(started, cell, processes) as begun_at:
             times = Times.of(cell, begun_at, shared.patience_s)
             asked = [there] if cell.ends_node else [here, there]
             askers = [_asker(member, times, shared) for member in asked]
             shared.wait([*askers, *streams], begun_at + STREAMING_TURN_S)
             turn.close()
             shared.wait([*askers, *streams], times.until)
-            shared.pause(times.over_at + CENSUS_AFTER_S - time.monotonic())
-            return _seen(started, cell, shared, times, askers, streams)
+            left = _left_over(started, processes, shared, times.over_at)
+            return _seen(cell, shared, times, askers, streams, left)
+
+
+def _left_over(started: Ring, processes: Sequence[psutil.Process], shared: Run, over_at: float) -> tuple[str, ...]:
+    """Return what is still left over CENSUS_AFTER_S after the fault, or nothing as soon as that is so.
+
+    The fault ends at the monotonic time `over_at`, and earlier if all processes that it froze have been killed.
+    """
+    while time.monotonic() < over_at and (not processes or any(map(lives, processes))):
+        shared.pause(LOOK_EVERY_S)
+    until = min(time.monotonic(), over_at) + CENSUS_AFTER_S
+    while (left := started.left_over()) and time.monotonic() < until:
+        shared.pause(LOOK_EVERY_S)
+    return left
 
 
 def _flowing(member: Member, cell: Cell, shared: Run) -> Stream:
@@ -193,9 +207,13 @@ def _asker(member: Member, times: Times, shared: Run) -> Asker:
 
 
 def _seen(
-    started: Ring, cell: Cell, shared: Run, times: Times, askers: Sequence[Asker], streams: Sequence[Stream]
+    cell: Cell,
+    shared: Run,
+    times: Times,
+    askers: Sequence[Asker],
+    streams: Sequence[Stream],
+    left: tuple[str, ...],
 ) -> CellSeen:
-    left = started.left_over()
     at_streams = [stream.seen(times.begun_at, shared.whole) for stream in streams]
     for stream in streams:
         stream.leave()
@@ -212,10 +230,9 @@ def _seen(
 
 
 @contextmanager
-def _struck(started: Ring, cell: Cell) -> Iterator[float]:
+def _struck(started: Ring, cell: Cell, processes: Sequence[psutil.Process]) -> Iterator[float]:
     """Begin a fault, and yield when it began. It ends by itself after its seconds, and in any case after the block."""
     ended = threading.Event()
-    processes = [] if cell.target is Target.CABLE else started.processes(cell)
 
     def end() -> None:
         if ended.is_set():

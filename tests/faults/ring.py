@@ -29,7 +29,7 @@ from models.cache import default_cache_root
 from tests.faults.cells import Cell, Layout, Place, Target
 from tests.faults.clients import ask, connection
 from tests.faults.model import QUESTION, keys_of_nodes
-from tests.support.network_capture import Side, wire
+from tests.support.network.network_capture import Side, wire
 from tests.support.nodes import CODE, STOP_TIMEOUT_S, NodeProcess, free_udp_port
 
 MODULES = {Target.HUB: HUB, Target.ENGINE: ENGINE, Target.NODE_ACTOR: ACTORS["node"]} | {
@@ -193,7 +193,7 @@ class Ring:
             if member.node.process.poll() is None:
                 member.node.process.send_signal(signal.SIGINT)
         known = set().union(*(member.processes for member in members))
-        alive = [process for process in psutil.wait_procs(known, STOP_TIMEOUT_S)[1] if _lives(process)]
+        alive = [process for process in psutil.wait_procs(known, STOP_TIMEOUT_S)[1] if lives(process)]
         names = sorted({_module(process) or process.name() for process in alive})
         for process in alive:
             with suppress(psutil.NoSuchProcess):
@@ -205,7 +205,8 @@ class Ring:
         return (*found, *([f"after the end of the ring: {stale} run folders"] if stale else []))
 
 
-def _lives(process: psutil.Process) -> bool:
+def lives(process: psutil.Process) -> bool:
+    """Return whether a process runs or is frozen, and has not ended."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
