@@ -114,15 +114,14 @@ class DataPlane:
             sentence = f"the opening has {len(payload)} bytes, and a frame holds {DATA_BYTES - HEADER_BYTES}"
             raise SessionFailed(FailureCode.TOO_LARGE, f"{sentence}; shorten the messages")
         try:
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
-                await self._transport.send(endpoint, _frame(session, Flag.OPEN), payload)
+            sending = self._transport.send(endpoint, _frame(session, Flag.OPEN), payload)
         except ValueError as error:
             raise SessionFailed(FailureCode.NODE_LOST, f"{error}; try again") from None
-        except TimeoutError:
+        if not await _done_first(sending, session.failed, OPEN_TIMEOUT_S):
             self._transport.disconnect(endpoint)
-            raise SessionFailed(
+            raise session.failure or SessionFailed(
                 FailureCode.NODE_LOST, f"the first stage at {endpoint} cannot be reached; try again"
-            ) from None
+            )
 
     def _close(self, endpoint: str, session: Session) -> None:
         """Send CLOSE without waiting, so that a cancelled task cannot lose it; a stage that accepts none has failed."""
@@ -130,6 +129,17 @@ class DataPlane:
             self._transport.send(endpoint, _frame(session, Flag.CLOSE), b"", wait=False).add_done_callback(_log_failure)
         except ValueError as error:  # its node is not linked any more
             logger.info("a close frame was not sent: %s", error)
+
+
+async def _done_first(sending: asyncio.Future[object], event: asyncio.Event, timeout_s: float) -> bool:
+    """Wait until a frame is sent, an event is set or the time is over. Returns False if the frame was not sent."""
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait((sending, waiting), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        return sending.done()
+    finally:
+        waiting.cancel()
+        sending.cancel()
 
 
 def accepted_by_gateway(flags: int, sender: str, nodes: Sequence[str]) -> bool:

@@ -65,6 +65,8 @@ class Session:
         self._position = NO_POSITION
         self._arrivals: asyncio.Queue[Token | QueuePosition | SessionFailed] = asyncio.Queue()
         self._waits = False  # whether something still has to come
+        self.failed = asyncio.Event()
+        self.failure: SessionFailed | None = None
         self.silence = Silence(time.monotonic())
 
     @property
@@ -135,7 +137,9 @@ class Session:
     def fail(self, code: FailureCode, message: str, retry_after_s: int = 0) -> None:
         """End the session: `next` raises this after the tokens that came before."""
         self._waits = False
-        self._arrivals.put_nowait(SessionFailed(code, message, retry_after_s))
+        self.failure = SessionFailed(code, message, retry_after_s)
+        self.failed.set()
+        self._arrivals.put_nowait(self.failure)
 
     def _timeout_s(self) -> float:
         if self._log.tokens:

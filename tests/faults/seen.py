@@ -6,7 +6,8 @@ from enum import StrEnum
 
 import msgspec
 
-from tests.faults.cells import Cell, Load, Target
+from actors.freeze_watch import SILENT_S
+from tests.faults.cells import Cell, Fault, Load, Target
 
 GOAL_S = 10.0
 
@@ -102,7 +103,7 @@ def misses(cell: Cell, seen: CellSeen) -> tuple[str, ...]:
 
 def _stream_miss(cell: Cell, stream: StreamSeen, *, here: bool) -> str:
     limit = deadline_s(cell, here=here)
-    gateway_ended = here and (cell.ends_node or (cell.fault.kind == "kill" and cell.target is Target.GATEWAY))
+    gateway_ended = here and (cell.ends_node or (cell.target is Target.GATEWAY and _ends_process(cell.fault)))
     match stream.end:
         case End.COMPLETE | End.RUNNING:
             return ""
@@ -113,6 +114,11 @@ def _stream_miss(cell: Cell, stream: StreamSeen, *, here: bool) -> str:
         case End.SILENT:
             return f"nothing for {stream.after_s:.0f} s"
     return f"ended after {stream.after_s:.1f} s" if stream.after_s > limit else ""
+
+
+def _ends_process(fault: Fault) -> bool:
+    """Return whether a process does not survive a fault: a supervisor kills one that is frozen for long."""
+    return fault.kind == "kill" or fault.seconds > SILENT_S
 
 
 def _answer_miss(answer: AnswerSeen, limit: float) -> str:

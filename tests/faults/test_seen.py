@@ -57,7 +57,7 @@ def test_killed_gateway_may_cut_its_own_streams_only(target: Target) -> None:
     cut = StreamSeen(End.CUT, 0.1)
     assert misses(cell(target), but(stream_here=cut)) == ()
     assert misses(cell(target), but(stream_there=cut))
-    assert misses(cell(target, STOP), but(stream_here=cut))
+    assert misses(cell(target, Fault("stop", 4.0)), but(stream_here=cut))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from cluster.openings import MAX_PROMPT, Opening, SessionFailure
 from cluster.placement import Instance, PlacedStage
 from cluster.sampling import SamplingParams
 from cluster.shard import Shard
-from gateway.core.data_plane import DataPlane, _failure, accepted_by_gateway
+from gateway.core.data_plane import OPEN_TIMEOUT_S, DataPlane, _failure, accepted_by_gateway
 from gateway.core.session import QueuePosition, Session, SessionFailed, Token
 from tests.support.bus import WITHIN_S, in_time, run_folder
 from tests.support.network.dataplane import linked_nodes, only_tcp, raw_dealer, tcp
@@ -198,6 +198,26 @@ def test_no_prompt_leaves_the_instance(folder: Path) -> None:
                 async with nodes.session():
                     raise AssertionError("a session began")
             assert nodes.transports[UNKNOWN_NODE].receive(200) is None
+
+    run(test())
+
+
+def test_opening_ends_once_its_instance_is_lost(folder: Path) -> None:
+    async def test() -> None:
+        async with cluster(folder) as nodes:
+            nodes.transports[FIRST].close()
+
+            async def opened() -> None:
+                async with nodes.session():
+                    raise AssertionError("a session began")
+
+            opening = asyncio.create_task(opened())
+            await asyncio.sleep(0)  # the task takes its first step
+            assert nodes.plane.sessions
+            nodes.plane.fail_where(lambda instance: True, "node first is gone")
+            async with asyncio.timeout(OPEN_TIMEOUT_S / 2):
+                with pytest.raises(SessionFailed, match="node first is gone"):
+                    await opening
 
     run(test())
 
