@@ -232,6 +232,7 @@ def test_node_is_ready_once_all_actors_registered(tmp_path: Path) -> None:
             topology.suspend()
             assert "topology" not in [a.name for a in (await described(running.bus, lambda _: True)).actors]
             own = NodeRecord(running.bus.node_id, "kitchen", 1, 1, DeviceCapabilities(engine="numpy"), "http://here")
+            assert await asyncio.to_thread(in_time, lambda: running.bus.has_subscribers(PeerRefused))
             await running.bus.publish(NodeRecorded(own))
             await running.bus.publish(PeerRefused("", FailureCode.REVOKED, "the record was handled"))
             await running.notes.shows("the record was handled")
