@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
 import tokenizers
 
+from models.control_tokens import ControlTokens, StandIns
 from models.errors import TemplateError, TokenizerError
+from models.plain_encoding import PlainEncoder, StandInTokenizer
 from models.templates.chat_template import MAX_SOURCE_BYTES, ChatTemplate
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -80,6 +83,19 @@ class Tokenizer:
     def count(self, text: str) -> int:
         """Count the ids of a text, without making them."""
         return len(self._encoding(text))
+
+    @property
+    def control_tokens(self) -> ControlTokens:
+        """The texts that `encode` makes control tokens of."""
+        return self._plain_encoder.control_tokens
+
+    def reading(self, stand_ins: StandIns) -> StandInTokenizer:
+        """Return a tokenizer of texts in which characters stand in for control tokens that are only text."""
+        return StandInTokenizer(self._plain_encoder, stand_ins, self.longest_token)
+
+    @cached_property
+    def _plain_encoder(self) -> PlainEncoder:
+        return PlainEncoder(self._backend)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Convert ids to text without special tokens. Bytes that are not UTF-8 become U+FFFD."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cachetools import LRUCache
 
@@ -21,7 +22,7 @@ from gateway.core.errors import (
     unavailable,
 )
 from gateway.core.prompt_limit import PromptLimit
-from gateway.core.request import Conversation, Prompt, PromptMessage, Text, TokenIds
+from gateway.core.request import Conversation, Prompt, Text, TokenIds
 from gateway.core.tokenizing import Tokenizing
 from models.card import ModelCard
 from models.catalogue import Catalogue
@@ -51,8 +52,8 @@ class TextModel:
         many long prompts are being tokenized.
         """
         match prompt:
-            case Conversation(messages):
-                ids = await self.tokenizing.encode(self.tokenizer, await self._render(messages), limit)
+            case Conversation():
+                ids = await self._conversation_tokens(prompt, limit)
             case Text(text):
                 ids = await self.tokenizing.encode(self.tokenizer, text, limit)
             case TokenIds(ids):
@@ -61,17 +62,39 @@ class TextModel:
             raise GatewayError(ErrorKind.INVALID_REQUEST, "the prompt is empty", field=RequestField.PROMPT)
         return ids
 
-    async def _render(self, messages: Sequence[PromptMessage]) -> str:
+    async def _conversation_tokens(self, conversation: Conversation, limit: PromptLimit) -> tuple[int, ...]:
+        """Return the token ids of a conversation. Control tokens that its texts contain are encoded as text.
+
+        A template may look into a text or cut it. So the prompt with stand-ins counts only if it is, with the control
+        tokens put back, the prompt without stand-ins. Otherwise the control tokens are spoiled.
+        """
+        text = await self._render(conversation, _unchanged)
+        stand_ins = self.tokenizer.control_tokens.stand_ins(conversation.written)
+        if not stand_ins:
+            return await self.tokenizing.encode(self.tokenizer, text, limit)
+        hidden = await self._render(conversation, stand_ins.hide)
+        if stand_ins.restore(hidden) == text:
+            return await self.tokenizing.encode(self.tokenizer.reading(stand_ins), hidden, limit)
+        return await self.tokenizing.encode(self.tokenizer, await self._render(conversation, stand_ins.spoil), limit)
+
+    async def _render(self, conversation: Conversation, change: Callable[[Any], Any]) -> str:
+        """Return the prompt of a conversation whose texts are changed, but for the roles."""
         template = self.tokenizer.chat_template
         if template is None:
             sentence = f"{self.card.id} has no chat template; choose an instruct model"
             raise GatewayError(ErrorKind.INVALID_REQUEST, sentence, field=RequestField.MODEL)
+        messages = [message.for_template(change) for message in conversation.messages]
+        variables = {name: change(value) for name, value in conversation.variables.items()}
         try:
-            return await self.renderer.render(template, [message.for_template() for message in messages])
+            return await self.renderer.render(template, messages, True, **variables)
         except TemplateUnavailable as error:
             raise unavailable(GatewayCode.TEMPLATE_UNAVAILABLE, str(error)) from None
         except TemplateError as error:
             raise GatewayError(ErrorKind.INVALID_REQUEST, str(error), field=RequestField.PROMPT) from None
+
+
+def _unchanged(value: Any) -> Any:
+    return value
 
 
 class TextModels:
