@@ -14,8 +14,10 @@ from typing import Any, Self
 
 import tokenizers
 
+from models.card import SamplingDefaults
 from models.control_tokens import ControlTokens, StandIns
 from models.errors import TemplateError, TokenizerError
+from models.generation_config import end_ids, sampling_defaults
 from models.plain_encoding import PlainEncoder, StandInTokenizer
 from models.templates.chat_template import MAX_SOURCE_BYTES, ChatTemplate
 
@@ -46,11 +48,16 @@ _REPLACEMENT = "\ufffd"
 class Tokenizer:
     """A model's tokenizer, with the ids that end an answer and the chat template if the model has one.
 
-    `vocabulary` is the number of ids up to the highest that has a text; a model may have rows beyond it.
+    `vocabulary` is the number of ids up to the highest that has a text; a model may have rows beyond it. `sampling` is
+    what the model's files recommend, if they do.
     """
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, eos_token_ids: Iterable[int], chat_template: ChatTemplate | None
+        self,
+        backend: tokenizers.Tokenizer,
+        eos_token_ids: Iterable[int],
+        chat_template: ChatTemplate | None,
+        sampling: SamplingDefaults | None = None,
     ) -> None:
         self._backend = backend
         self._added = backend.get_added_tokens_decoder()
@@ -65,6 +72,7 @@ class Tokenizer:
         """The most characters of one token: a token of bytes has a character for each, and a text no more of them."""
         self.eos_token_ids = frozenset(eos_token_ids)
         self.chat_template = chat_template
+        self.sampling = sampling
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -74,7 +82,9 @@ class Tokenizer:
         bos, eos = _token_text(settings.get("bos_token")), _token_text(settings.get("eos_token"))
         source = _template_source(folder, settings)
         template = None if source is None else ChatTemplate(source, bos, eos)
-        return cls(backend, _eos_token_ids(backend, folder, eos), template)
+        generation = _read_object(folder / GENERATION_FILE)
+        ends = end_ids(generation) | end_ids(_read_object(folder / "config.json")) | _end_tokens(backend, eos)
+        return cls(backend, ends, template, sampling_defaults(generation, str(folder / GENERATION_FILE)))
 
     def encode(self, text: str) -> list[int]:
         """Convert text to ids. A special token that is written out in the text becomes its id; none is added."""
@@ -204,11 +214,7 @@ def _template_source(folder: Path, settings: dict[str, Any]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _eos_token_ids(backend: tokenizers.Tokenizer, folder: Path, eos_token: str | None) -> set[int]:
-    """Join the end tokens that the model's files name with the end-of-turn tokens that its vocabulary has."""
-    ids: set[int] = set()
-    for file in (GENERATION_FILE, "config.json"):
-        listed = _read_object(folder / file).get("eos_token_id")
-        ids |= {token for token in (listed if isinstance(listed, list) else [listed]) if isinstance(token, int)}
+def _end_tokens(backend: tokenizers.Tokenizer, eos_token: str | None) -> set[int]:
+    """Return the ids of the end token that the settings name and of the end-of-turn tokens that the vocabulary has."""
     named = [backend.token_to_id(token) for token in (eos_token, *END_OF_TURN) if token is not None]
-    return ids | {token for token in named if token is not None}
+    return {token for token in named if token is not None}

@@ -24,7 +24,7 @@ from gateway.core.errors import (
 from gateway.core.prompt_limit import PromptLimit
 from gateway.core.request import Conversation, Prompt, Text, TokenIds
 from gateway.core.tokenizing import Tokenizing
-from models.card import ModelCard
+from models.card import ModelCard, SamplingDefaults
 from models.catalogue import Catalogue
 from models.errors import ModelError, TemplateError, TemplateUnavailable, UnknownModel
 from models.templates.end_of_turn import text_after_answer
@@ -43,6 +43,12 @@ class TextModel:
     tokenizer: Tokenizer
     renderer: TemplateRenderer
     tokenizing: Tokenizing
+
+    @property
+    def sampling(self) -> SamplingDefaults:
+        """How to sample unless a request says: by the card, or by the model's files if the card says nothing."""
+        said = self.card.defaults
+        return said if said != SamplingDefaults() else self.tokenizer.sampling or said
 
     async def tokens(self, prompt: Prompt, limit: PromptLimit) -> tuple[int, ...]:
         """Return the token ids of a prompt; a long one does not hold up the loop.

@@ -12,6 +12,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.card import SamplingDefaults
 from models.errors import TokenizerError
 from models.tokenizer import END_OF_TURN, Tokenizer
 from tests.support.models import TINY_VOCAB, default_model_path, tiny_tokenizer, write_tiny_llama
@@ -156,6 +157,12 @@ class TestFiles:
         folder = write_tiny_llama(tmp_path)
         (folder / "generation_config.json").write_text('{"eos_token_id": [0, 9]}')
         assert Tokenizer.load(folder).eos_token_ids == {0, 2, 9}
+
+    def test_recommended_sampling_is_read(self, tmp_path: Path) -> None:
+        folder = write_tiny_llama(tmp_path)
+        assert Tokenizer.load(folder).sampling is None
+        (folder / "generation_config.json").write_text('{"temperature": 0.5}')
+        assert Tokenizer.load(folder).sampling == SamplingDefaults(0.5)
 
     def test_template_file_wins_over_the_settings(self, tmp_path: Path) -> None:
         folder = write_tiny_llama(tmp_path)

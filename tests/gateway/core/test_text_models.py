@@ -15,6 +15,7 @@ import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from tokenizers import AddedToken
 
 from gateway.core.errors import ErrorKind, GatewayCode, GatewayError, RequestField
@@ -22,6 +23,7 @@ from gateway.core.prompt_limit import PromptLimit
 from gateway.core.request import Conversation, PromptMessage, Text, TokenIds
 from gateway.core.text_models import TextModel
 from gateway.core.tokenizing import SHORT, Tokenizing
+from models.card import SamplingDefaults
 from models.catalogue import Catalogue
 from models.templates.chat_template import ChatTemplate
 from models.templates.renderer import TemplateRenderer
@@ -152,6 +154,15 @@ def template_children(gateway: int) -> list[psutil.Process]:
 def gone(process: psutil.Process) -> bool:
     """Return whether a process has ended, even if its parent has not noticed yet."""
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_models_own_sampling_counts_if_the_card_has_none(model: TextModel) -> None:
+    recommended, card = SamplingDefaults(0.6, 0.95, 20), SamplingDefaults(top_p=0.5)
+    model.tokenizer.sampling = recommended
+    assert replace(model, card=structs.replace(model.card, defaults=SamplingDefaults())).sampling == recommended
+    assert replace(model, card=structs.replace(model.card, defaults=card)).sampling == card
+    model.tokenizer.sampling = None
+    assert replace(model, card=structs.replace(model.card, defaults=SamplingDefaults())).sampling == SamplingDefaults()
 
 
 @pytest.mark.parametrize(("content", "in_loop"), [("the man", True), ("the man " * SHORT, False)])
