@@ -24,6 +24,7 @@ from models.templates.chat_template import MAX_SOURCE_BYTES, ChatTemplate
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+PROCESSOR_TEMPLATE_FILE = "chat_template.json"  # of models that also see images
 GENERATION_FILE = "generation_config.json"
 _MAX_FILE_BYTES = 128 << 20
 END_OF_TURN = (
@@ -173,9 +174,13 @@ def _load_backend(path: Path) -> tokenizers.Tokenizer:
     if path.stat().st_size > _MAX_FILE_BYTES:
         raise TokenizerError(f"{path} is far too large for a tokenizer; delete it and fetch the model again")
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower class
         raise TokenizerError(f"{path} is not a tokenizer ({error}); delete it and fetch the model again") from error
+    # Files that were saved after a training may still cut texts to its length, or fill them up to it.
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -198,7 +203,7 @@ def _token_text(token: Any) -> str | None:
 
 
 def _template_source(folder: Path, settings: dict[str, Any]) -> str | None:
-    """Find the chat template, in a file of its own or in the settings. Raises TemplateError."""
+    """Find the chat template: in a file of its own, in the settings or in a processor's file. Raises TemplateError."""
     path = folder / TEMPLATE_FILE
     if path.is_file():
         if path.stat().st_size > MAX_SOURCE_BYTES:
@@ -207,10 +212,20 @@ def _template_source(folder: Path, settings: dict[str, Any]) -> str | None:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise TemplateError(f"{path} is not readable UTF-8; delete it and fetch the model again") from error
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+    found = settings.get("chat_template") or _read_object(folder / PROCESSOR_TEMPLATE_FILE).get("chat_template")
+    return _default_template(found, folder)
+
+
+def _default_template(found: Any, folder: Path) -> str | None:
+    """Return the template for chats from one, or from several by name. Raises TemplateError if none is for chats."""
+    if isinstance(found, list):
+        found = {str(entry.get("name")): entry.get("template") for entry in found if isinstance(entry, dict)}
+    if not isinstance(found, dict):
+        return found if isinstance(found, str) else None
+    if len(found) > 1 and "default" not in found:
+        names = ", ".join(sorted(found))[:256]
+        raise TemplateError(f"{folder} has chat templates for {names}, but none that is the default; use another model")
+    template = found.get("default", next(iter(found.values()), None))
     return template if isinstance(template, str) else None
 
 
