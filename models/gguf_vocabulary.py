@@ -47,9 +47,13 @@ class _Fields(msgspec.Struct):
     unknown: int = _key(Keys.Tokenizer.UNK_ID, 0)
 
     def __post_init__(self) -> None:
-        """Give each token a type, and drop the unused ones at the end, which only pad the vocabulary."""
+        """Give each token a type, and drop those at the end that only pad the vocabulary.
+
+        Converters call the token of the id 9 "[PAD9]" if the model has a row for it, but no text. Older ones do not
+        say that it is unused.
+        """
         types = [*self.types, *[TokenType.NORMAL] * len(self.tokens)][: len(self.tokens)]
-        while types and types[-1] == TokenType.UNUSED:
+        while types and (types[-1] == TokenType.UNUSED or self.tokens[len(types) - 1] == f"[PAD{len(types) - 1}]"):
             types.pop()
         self.types, self.tokens = types, self.tokens[: len(types)]
 

@@ -88,6 +88,14 @@ def test_unused_tokens_at_the_end_have_no_id(tmp_path: Path) -> None:
     assert Tokenizer(backend, [], None).vocabulary == TINY_VOCAB
 
 
+@pytest.mark.parametrize("kind", [TokenType.USER_DEFINED, TokenType.NORMAL, TokenType.UNUSED])
+def test_padding_of_older_converters_has_no_id(tmp_path: Path, kind: TokenType) -> None:
+    padding = {f"[PAD{TINY_VOCAB + at}]": kind for at in range(9)}
+    tokenizer = Tokenizer(tiny(tmp_path, added=padding), [], None)
+    assert tokenizer.vocabulary == TINY_VOCAB
+    assert len(tokenizer.encode(f"[PAD{TINY_VOCAB}]")) > 1
+
+
 @pytest.mark.parametrize("name", ["superbpe", "no-such-thing", "default"])
 def test_unknown_split_is_refused_by_name(tmp_path: Path, name: str) -> None:
     assert name not in SPLIT_RULES
