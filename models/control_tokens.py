@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from models.errors import TokenizerError
+
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 _REPLACEMENT = "\ufffd"
 _ZERO_WIDTH_SPACE = "\u200b"
@@ -20,7 +22,10 @@ _Trie = dict[str, "_Trie"]
 
 
 class ControlTokens:
-    """The texts of a tokenizer's control tokens. As in a tokenizer, the first one in a text counts, and the longest."""
+    """The texts of a tokenizer's control tokens. As in a tokenizer, the first one in a text counts, and the longest.
+
+    Raises TokenizerError if hundreds of them begin with each other, which no maker of a model does.
+    """
 
     def __init__(self, texts: Iterable[str]) -> None:
         root: _Trie = {}
@@ -29,7 +34,12 @@ class ControlTokens:
             for character in text:
                 node = node.setdefault(character, {})
             node[""] = {}
-        self._pattern = re.compile(f"({_pattern(root)})") if root else None
+        try:
+            self._pattern = re.compile(f"({_pattern(root)})") if root else None
+        except RecursionError:
+            raise TokenizerError(
+                "the model's control tokens begin with each other too often; use another model"
+            ) from None
 
     def split(self, text: str) -> list[str]:
         """Cut a text into other text, at even places, and control tokens, at odd ones."""

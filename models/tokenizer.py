@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
@@ -61,6 +60,7 @@ class Tokenizer:
         sampling: SamplingDefaults | None = None,
     ) -> None:
         self._backend = backend
+        self._plain_encoder = PlainEncoder(backend)
         self._added = backend.get_added_tokens_decoder()
         # Text such as "\u00fc" that byte-level vocabularies also write for a byte, which is no text alone.
         self._literal = {
@@ -103,10 +103,6 @@ class Tokenizer:
     def reading(self, stand_ins: StandIns) -> StandInTokenizer:
         """Return a tokenizer of texts in which characters stand in for control tokens that are only text."""
         return StandInTokenizer(self._plain_encoder, stand_ins, self.longest_token)
-
-    @cached_property
-    def _plain_encoder(self) -> PlainEncoder:
-        return PlainEncoder(self._backend)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Convert ids to text without special tokens. Bytes that are not UTF-8 become U+FFFD."""

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.control_tokens import ControlTokens
+from models.errors import TokenizerError
 
 NAMES = ["<|im_end|>", "<|im_start|>", "<s>", "<s>>", "[INST]", "[/INST]", "x"]
 CONTROL = ControlTokens(NAMES)
@@ -91,3 +92,9 @@ def test_value_without_a_free_character_is_not_mistaken_for_plain() -> None:
 def test_no_names_find_nothing() -> None:
     assert ControlTokens([]).split("<s>") == ["<s>"]
     assert not ControlTokens([""]).stand_ins("<s>")
+
+
+def test_tokens_that_begin_with_each_other_are_refused_in_a_sentence() -> None:
+    assert ControlTokens("<" * length for length in range(1, 40)).split("a<<<b") == ["a", "<<<", "b"]
+    with pytest.raises(TokenizerError, match="begin with each other too often; use another model"):
+        ControlTokens("<" * length for length in range(1, 5000))
