@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from cluster.sampling import SamplingParams
 from models.card import SamplingDefaults
@@ -57,5 +57,5 @@ def _usable(name: str, value: Any, where: str) -> Any:
     return value if name == "top_k" else float(value)
 
 
-def _is_id(token: Any) -> bool:
+def _is_id(token: Any) -> TypeGuard[int]:
     return isinstance(token, int) and not isinstance(token, bool) and 0 <= token < _IDS

@@ -153,7 +153,7 @@ def template_of_settings(folder: Path, settings: dict[str, Any]) -> str | None:
     write_tiny_llama(folder)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     template = Tokenizer.load(folder).chat_template
-    return template and template.source
+    return None if template is None else template.source
 
 
 def test_vocabulary_counts_ids_that_have_a_text(tiny: Tokenizer) -> None:
