@@ -57,6 +57,11 @@ class StandInTokenizer:
     stand_ins: StandIns
     longest_token: int
 
+    @property
+    def expansion(self) -> int:
+        """The most characters that one character of a prompt is encoded as."""
+        return max(map(len, self.stand_ins.characters), default=1)
+
     def encode(self, text: str) -> list[int]:
         """Convert a prompt to ids. Each control token is one id, and what stands in for one becomes ids of its text."""
         pieces = self.encoder.control_tokens.split(text)

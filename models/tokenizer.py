@@ -52,6 +52,9 @@ class Tokenizer:
     what the model's files recommend, if they do.
     """
 
+    expansion = 1
+    """The most characters that one character of a text is encoded as."""
+
     def __init__(
         self,
         backend: tokenizers.Tokenizer,

@@ -17,6 +17,7 @@ from gateway.core.prompt_limit import PromptLimit, check_text_bytes
 SHORT = 2048  # characters that are tokenized in less time than handing them to a thread takes
 LONG = 64 << 10  # characters, from which texts wait for each other
 PIECE = 16 << 10  # characters
+SHORTEST_PIECE = 128  # characters; a cut adds few tokens to those
 AT_A_TIME = 4  # texts that are not long
 WAIT_TIMEOUT_S = 30.0
 CUT_MARGIN = 2
@@ -29,6 +30,10 @@ class TextTokenizer(Protocol):
     @property
     def longest_token(self) -> int:
         """The most characters of one token."""
+
+    @property
+    def expansion(self) -> int:
+        """The most characters that one character of a text is encoded as; more than 1 if some stand for others."""
 
     def encode(self, text: str) -> list[int]:
         """Convert text to ids."""
@@ -51,9 +56,10 @@ class Tokenizing:
         Raises GatewayError: too large with both numbers, or busy if other texts are tokenized for WAIT_TIMEOUT_S.
         """
         limit.check_characters(len(text), tokenizer.longest_token)
-        if len(text) <= SHORT:
+        most = len(text) * tokenizer.expansion
+        if most <= SHORT:
             return encode_within(tokenizer, text, limit)
-        lane = self._lane if len(text) <= LONG else self._long_lane
+        lane = self._lane if most <= LONG else self._long_lane
         try:
             async with asyncio.timeout(self.wait_timeout_s):
                 await lane.acquire()
@@ -75,7 +81,7 @@ def encode_within(tokenizer: TextTokenizer, text: str, limit: PromptLimit) -> tu
     """Return the ids of a text. Raises GatewayError, before the text is tokenized as a whole if it is far too long."""
     size = len(text.encode())
     check_text_bytes(size)
-    if size > CUT_MARGIN * limit.tokens:  # a token has one byte or more
+    if size * tokenizer.expansion > CUT_MARGIN * limit.tokens:  # a token has one byte or more
         _check_pieces(tokenizer, text, limit)
     ids = tokenizer.encode(text)
     limit.check_tokens(len(ids))
@@ -85,8 +91,9 @@ def encode_within(tokenizer: TextTokenizer, text: str, limit: PromptLimit) -> tu
 
 def _check_pieces(tokenizer: TextTokenizer, text: str, limit: PromptLimit) -> None:
     counted = 0
-    for begin in range(0, len(text), PIECE):
-        piece = text[begin : begin + PIECE]
+    length = max(PIECE // tokenizer.expansion, SHORTEST_PIECE)
+    for begin in range(0, len(text), length):
+        piece = text[begin : begin + length]
         counted += tokenizer.count(piece)
         if counted > CUT_MARGIN * limit.tokens:
             read = begin + len(piece)
