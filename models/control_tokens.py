@@ -15,6 +15,7 @@ from typing import Any
 from models.errors import TokenizerError
 
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
+_NOTHING = "(?!)"  # the pattern that matches nothing
 _REPLACEMENT = "\ufffd"
 _ZERO_WIDTH_SPACE = "\u200b"
 
@@ -35,20 +36,24 @@ class ControlTokens:
                 node = node.setdefault(character, {})
             node[""] = {}
         try:
-            self._pattern = re.compile(f"({_pattern(root)})") if root else None
+            self._pattern = re.compile(f"({_pattern(root) if root else _NOTHING})")
         except RecursionError:
             raise TokenizerError(
                 "the model's control tokens begin with each other too often; use another model"
             ) from None
 
+    def replace(self, text: str, change: Callable[[str], str]) -> str:
+        """Return a text with each control token changed."""
+        return self._pattern.sub(lambda match: change(match[0]), text)
+
     def split(self, text: str) -> list[str]:
         """Cut a text into other text, at even places, and control tokens, at odd ones."""
-        return self._pattern.split(text) if self._pattern else [text]
+        return self._pattern.split(text)
 
     def stand_ins(self, value: Any) -> StandIns:
         """Choose a character for each control token in the texts of a JSON value. None of them occurs in the value."""
         texts = list(_texts(value))
-        found = dict.fromkeys(token for text in texts for token in self.split(text)[1::2])
+        found = dict.fromkeys(match[0] for text in texts for match in self._pattern.finditer(text))
         used = set().union(*texts) if found else set()
         free = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
         return StandIns({token: next(free, _REPLACEMENT) for token in found}, self)
@@ -77,12 +82,7 @@ class StandIns:
         return text.translate({ord(character): token for token, character in self.characters.items()})
 
     def _each_token(self, value: Any, change: Callable[[str], str]) -> Any:
-        def changed(text: str) -> str:
-            pieces = self.control_tokens.split(text)
-            pieces[1::2] = map(change, pieces[1::2])
-            return "".join(pieces)
-
-        return _mapped(value, changed)
+        return _mapped(value, lambda text: self.control_tokens.replace(text, change))
 
 
 def _pattern(node: _Trie) -> str:

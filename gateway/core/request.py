@@ -22,9 +22,9 @@ class PromptMessage:
         fields = {"content": self.content, "name": self.name, "tool_call_id": self.tool_call_id}
         return {key: text for key, text in fields.items() if text is not None}
 
-    def for_template(self, change: Callable[[str], str] = str) -> dict[str, str]:
-        """Return the fields that are set, with their texts changed."""
-        return {"role": self.role} | {key: change(text) for key, text in self.written.items()}
+    def for_template(self) -> dict[str, str]:
+        """Return the fields that are set."""
+        return {"role": self.role} | self.written
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,14 @@ class Conversation:
     def written(self) -> list[Any]:
         """All that is the client's own: what the messages say, and the variables."""
         return [*(list(message.written.values()) for message in self.messages), *self.variables.values()]
+
+    def changed(self, change: Callable[[Any], Any]) -> Conversation:
+        """Return the conversation with all that is the client's own changed."""
+        messages = [
+            PromptMessage(message.role, **{key: change(text) for key, text in message.written.items()})
+            for message in self.messages
+        ]
+        return Conversation(tuple(messages), {name: change(value) for name, value in self.variables.items()})
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cachetools import LRUCache
 
@@ -23,9 +21,10 @@ from gateway.core.errors import (
 )
 from gateway.core.prompt_limit import PromptLimit
 from gateway.core.request import Conversation, Prompt, Text, TokenIds
-from gateway.core.tokenizing import Tokenizing
+from gateway.core.tokenizing import Tokenizing, encode_within
 from models.card import ModelCard, SamplingDefaults
 from models.catalogue import Catalogue
+from models.control_tokens import StandIns
 from models.errors import ModelError, TemplateError, TemplateUnavailable, UnknownModel
 from models.templates.end_of_turn import text_after_answer
 from models.templates.renderer import TemplateRenderer
@@ -69,38 +68,45 @@ class TextModel:
         return ids
 
     async def _conversation_tokens(self, conversation: Conversation, limit: PromptLimit) -> tuple[int, ...]:
-        """Return the token ids of a conversation. Control tokens that its texts contain are encoded as text.
+        """Return the token ids of a conversation. Control tokens that its texts contain are encoded as text."""
+        text = await self._render(conversation)
+        limit.check_characters(len(text), self.tokenizer.longest_token)
+
+        def ids_or_stand_ins() -> tuple[int, ...] | StandIns:
+            stand_ins = self.tokenizer.control_tokens.stand_ins(conversation.written)
+            return stand_ins or encode_within(self.tokenizer, text, limit)
+
+        # One turn in a thread for both: each thread that a tokenizer has run in keeps some of its memory.
+        found = await self.tokenizing.run(len(text), ids_or_stand_ins)
+        return await self._hidden_tokens(conversation, text, found, limit) if isinstance(found, StandIns) else found
+
+    async def _hidden_tokens(
+        self, conversation: Conversation, text: str, stand_ins: StandIns, limit: PromptLimit
+    ) -> tuple[int, ...]:
+        """Return the token ids of a conversation whose prompt is `text`, without its texts' control tokens.
 
         A template may look into a text or cut it. So the prompt with stand-ins counts only if it is, with the control
         tokens put back, the prompt without stand-ins. Otherwise the control tokens are spoiled.
         """
-        text = await self._render(conversation, _unchanged)
-        stand_ins = self.tokenizer.control_tokens.stand_ins(conversation.written)
-        if not stand_ins:
-            return await self.tokenizing.encode(self.tokenizer, text, limit)
-        hidden = await self._render(conversation, stand_ins.hide)
-        if stand_ins.restore(hidden) == text:
+        run, size = self.tokenizing.run, len(text)
+        hidden = await self._render(await run(size, lambda: conversation.changed(stand_ins.hide)))
+        if await run(size, lambda: stand_ins.restore(hidden) == text):
             return await self.tokenizing.encode(self.tokenizer.reading(stand_ins), hidden, limit)
-        return await self.tokenizing.encode(self.tokenizer, await self._render(conversation, stand_ins.spoil), limit)
+        spoiled = await self._render(await run(size, lambda: conversation.changed(stand_ins.spoil)))
+        return await self.tokenizing.encode(self.tokenizer, spoiled, limit)
 
-    async def _render(self, conversation: Conversation, change: Callable[[Any], Any]) -> str:
-        """Return the prompt of a conversation whose texts are changed, but for the roles."""
+    async def _render(self, conversation: Conversation) -> str:
         template = self.tokenizer.chat_template
         if template is None:
             sentence = f"{self.card.id} has no chat template; choose an instruct model"
             raise GatewayError(ErrorKind.INVALID_REQUEST, sentence, field=RequestField.MODEL)
-        messages = [message.for_template(change) for message in conversation.messages]
-        variables = {name: change(value) for name, value in conversation.variables.items()}
+        messages = [message.for_template() for message in conversation.messages]
         try:
-            return await self.renderer.render(template, messages, True, **variables)
+            return await self.renderer.render(template, messages, True, **conversation.variables)
         except TemplateUnavailable as error:
             raise unavailable(GatewayCode.TEMPLATE_UNAVAILABLE, str(error)) from None
         except TemplateError as error:
             raise GatewayError(ErrorKind.INVALID_REQUEST, str(error), field=RequestField.PROMPT) from None
-
-
-def _unchanged(value: Any) -> Any:
-    return value
 
 
 class TextModels:

@@ -8,7 +8,8 @@ Knows no models.
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from cluster.failures import FailureCode
 from gateway.core.errors import unavailable
@@ -22,6 +23,9 @@ AT_A_TIME = 4  # texts that are not long
 WAIT_TIMEOUT_S = 30.0
 CUT_MARGIN = 2
 """A cut changes the number of tokens by a few, so pieces show that a text is too long if they have twice the limit."""
+
+
+Result = TypeVar("Result")
 
 
 class TextTokenizer(Protocol):
@@ -57,21 +61,28 @@ class Tokenizing:
         """
         limit.check_characters(len(text), tokenizer.longest_token)
         most = len(text) * tokenizer.expansion
-        if most <= SHORT:
-            return encode_within(tokenizer, text, limit)
-        lane = self._lane if most <= LONG else self._long_lane
+        return await self.run(most, lambda: encode_within(tokenizer, text, limit))
+
+    async def run(self, characters: int, work: Callable[[], Result]) -> Result:
+        """Do something with a text of so many characters, in a thread unless it is short.
+
+        Raises GatewayError, busy, if other texts are worked on for WAIT_TIMEOUT_S.
+        """
+        if characters <= SHORT:
+            return work()
+        lane = self._lane if characters <= LONG else self._long_lane
         try:
             async with asyncio.timeout(self.wait_timeout_s):
                 await lane.acquire()
         except TimeoutError:
             sentence = f"other long prompts were tokenized for {self.wait_timeout_s:g} s; try again soon"
             raise unavailable(FailureCode.BUSY, sentence) from None
-        work = asyncio.ensure_future(asyncio.to_thread(encode_within, tokenizer, text, limit))
-        work.add_done_callback(lambda done: _release(lane, done))  # a thread goes on if its request is cancelled
-        return await asyncio.shield(work)
+        running = asyncio.ensure_future(asyncio.to_thread(work))
+        running.add_done_callback(lambda done: _release(lane, done))  # a thread goes on if its request is cancelled
+        return await asyncio.shield(running)
 
 
-def _release(lane: asyncio.Semaphore, done: asyncio.Future[tuple[int, ...]]) -> None:
+def _release(lane: asyncio.Semaphore, done: asyncio.Future[Any]) -> None:
     lane.release()
     if not done.cancelled():
         done.exception()  # its request may be gone
