@@ -25,10 +25,17 @@ from models.tokenizer import GENERATION_FILE, SETTINGS_FILE, TOKENIZER_FILE
 from models.weights.gguf_config import eos_token_ids
 from models.weights.gguf_header import read_header
 
-BUILDER = 2
+BUILDER = 3
 """Raise it with every change after which the same file gives another tokenizer."""
 
 _ORIGIN_FILE = ".tokenizer-origin.json"
+_SAMPLING = {
+    "temperature": "general.sampling.temp",
+    "top_p": "general.sampling.top_p",
+    "top_k": "general.sampling.top_k",
+    "min_p": "general.sampling.min_p",
+    "repetition_penalty": "general.sampling.penalty_repeat",
+}
 _SPECIAL_TOKENS = {"bos_token": Keys.Tokenizer.BOS_ID, "eos_token": Keys.Tokenizer.EOS_ID}
 
 
@@ -102,7 +109,7 @@ def build_tokenizer(weights_path: Path, folder: Path) -> None:
     metadata = read_header(weights_path).metadata
     text = build_vocabulary(metadata, weights_path).to_str()
     write_atomic(folder / SETTINGS_FILE, json.dumps(_settings(metadata)))
-    write_atomic(folder / GENERATION_FILE, json.dumps({"eos_token_id": eos_token_ids(metadata)}))
+    write_atomic(folder / GENERATION_FILE, json.dumps(_generation(metadata)))
     write_atomic(folder / TOKENIZER_FILE, text)
 
 
@@ -112,6 +119,16 @@ def _settings(metadata: Mapping[str, Any]) -> dict[str, Any]:
     ids = {name: metadata.get(key) for name, key in _SPECIAL_TOKENS.items()}
     special = {name: tokens[token] for name, token in ids.items() if isinstance(token, int) and token < len(tokens)}
     return {**special, "chat_template": metadata.get(Keys.Tokenizer.CHAT_TEMPLATE)}
+
+
+def _generation(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Make what a repository has in `generation_config.json`: the ids that end an answer, and how to sample.
+
+    A file has float32 numbers: 0.9500000238 was 0.95 before.
+    """
+    given = {name: metadata[key] for name, key in _SAMPLING.items() if key in metadata}
+    sampling = {name: round(value, 6) if isinstance(value, float) else value for name, value in given.items()}
+    return {"eos_token_id": eos_token_ids(metadata), **sampling}
 
 
 def main() -> int:

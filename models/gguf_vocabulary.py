@@ -23,6 +23,7 @@ from models.tokenizer import END_OF_TURN
 
 _SPACE = "\u2581"
 _ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED)
+_NOT_MERGED = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE)
 
 
 def _key(key: str, default: Any = NODEFAULT) -> Any:
@@ -38,7 +39,7 @@ class _Fields(msgspec.Struct):
     scores: list[float] = _key(Keys.Tokenizer.SCORES, ())
     merges: list[str] = _key(Keys.Tokenizer.MERGES, ())
     split: str | None = _key(Keys.Tokenizer.PRE, None)
-    begins_with_space: bool = _key(Keys.Tokenizer.ADD_PREFIX, True)
+    begins_with_space: bool | None = _key(Keys.Tokenizer.ADD_PREFIX, None)
     bos: int | None = _key(Keys.Tokenizer.BOS_ID, None)
     eos: int | None = _key(Keys.Tokenizer.EOS_ID, None)
     end_of_turn: int | None = _key(Keys.Tokenizer.EOT_ID, None)
@@ -46,9 +47,13 @@ class _Fields(msgspec.Struct):
     unknown: int = _key(Keys.Tokenizer.UNK_ID, 0)
 
     def __post_init__(self) -> None:
-        """Give each token a type, and drop the unused ones at the end, which only pad the vocabulary."""
+        """Give each token a type, and drop those at the end that only pad the vocabulary.
+
+        Converters call the token of the id 9 "[PAD9]" if the model has a row for it, but no text. Older ones do not
+        say that it is unused.
+        """
         types = [*self.types, *[TokenType.NORMAL] * len(self.tokens)][: len(self.tokens)]
-        while types and types[-1] == TokenType.UNUSED:
+        while types and (types[-1] == TokenType.UNUSED or self.tokens[len(types) - 1] == f"[PAD{len(types) - 1}]"):
             types.pop()
         self.types, self.tokens = types, self.tokens[: len(types)]
 
@@ -59,11 +64,13 @@ def build_vocabulary(metadata: Mapping[str, Any], where: Path) -> tokenizers.Tok
         fields = msgspec.convert(metadata, _Fields)
     except msgspec.ValidationError as error:
         raise TokenizerError(f"{where} holds no usable tokenizer ({error}); fetch another conversion of it") from error
-    if fields.kind not in ("gpt2", "llama"):
+    build = _KINDS.get(fields.kind)
+    if build is None:
+        kind, known = fields.kind[:64], ", ".join(_KINDS)
         raise TokenizerError(
-            f"{where} holds a tokenizer of the kind {fields.kind!r}, and exobus knows gpt2 and llama; use another model"
+            f"{where} holds a tokenizer of the kind {kind!r}, and exobus knows {known}; use another model"
         )
-    backend = (_byte_level if fields.kind == "gpt2" else _sentencepiece)(fields, where)
+    backend = build(fields, where)
     added = _added_tokens(fields)
     backend.add_special_tokens([token for token in added.values() if token.special])
     backend.add_tokens([token for token in added.values() if not token.special])
@@ -103,14 +110,16 @@ def _sentencepiece(fields: _Fields, where: Path) -> tokenizers.Tokenizer:
     """Build a tokenizer with tokens that write a space as U+2581, and what they lack as bytes.
 
     As in llama.cpp, a text begins with a space, and so does each text behind a control token, unless the file says no.
+    Gemma 4's vocabulary states its merges and has no such space.
     """
     ids = _ids(fields.tokens, where)
-    merges = _stated_merges(fields.merges, where) or _merges_by_score(ids, fields.scores)
+    merges = _stated_merges(fields.merges, where) or _merges_by_score(fields, ids)
+    begins_with_space = fields.kind == "llama" if fields.begins_with_space is None else fields.begins_with_space
     unknown = next((text for text, index in ids.items() if index == fields.unknown), None)
     backend = _merging(ids, merges, where, unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    prefix = [normalizers.Prepend(_SPACE)] if fields.begins_with_space else []
+    prefix = [normalizers.Prepend(_SPACE)] if begins_with_space else []
     backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", _SPACE)])
-    strip = [decoders.Strip(" ", 1, 0)] if fields.begins_with_space else []
+    strip = [decoders.Strip(" ", 1, 0)] if begins_with_space else []
     backend.decoder = decoders.Sequence(
         [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
@@ -159,12 +168,21 @@ def _stated_merges(lines: Iterable[str], where: Path) -> list[tuple[str, str]]:
     return merges
 
 
-def _merges_by_score(ids: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """Return the pairs of tokens that make a token, best score first: SentencePiece merges what scores highest."""
-    known_scores = dict(enumerate(scores))
+def _merges_by_score(fields: _Fields, ids: dict[str, int]) -> list[tuple[str, str]]:
+    """Return the pairs of tokens that make a token, best score first: SentencePiece merges what scores highest.
+
+    No pair makes a control token or a byte: those do not come from a text.
+    """
+    known_scores = dict(enumerate(fields.scores))
     merges = []
-    for text, _ in sorted(ids.items(), key=lambda item: (-known_scores.get(item[1], 0.0), item[1])):
+    for text, index in sorted(ids.items(), key=lambda item: (-known_scores.get(item[1], 0.0), item[1])):
+        if fields.types[index] in _NOT_MERGED:
+            continue
         pairs = [(text[:cut], text[cut:]) for cut in range(1, len(text))]
         known = [pair for pair in pairs if pair[0] in ids and pair[1] in ids]
         merges += sorted(known, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
     return merges
+
+
+_KINDS = {"gpt2": _byte_level, "llama": _sentencepiece, "gemma4": _sentencepiece}
+"""What builds each kind of vocabulary (`tokenizer.ggml.model`)."""

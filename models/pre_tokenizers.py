@@ -38,9 +38,9 @@ _GPT_2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S
 _BLOOM = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 
 
-def _words(digits: str, spaces: str = _SPACES, signs: str = _SIGNS) -> str:
+def _words(digits: str, spaces: str = _SPACES, signs: str = _SIGNS, letters: str = r"\p{L}") -> str:
     """Make the pattern of GPT-4's vocabulary, from which many others are derived."""
-    return rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}|{signs}|{spaces}"
+    return rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?{letters}+|{digits}|{signs}|{spaces}"
 
 
 def _cased_words(digits: str, suffix: str) -> str:
@@ -71,6 +71,9 @@ _DEEPSEEK_3 = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|"""
     rf"{_SPACES}"
 )
+_MARKED_LETTERS, _UNMARKED_SIGNS = r"[\p{L}\p{M}]", r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+_PHRASES = r"(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)"  # words, and single spaces between them
+_DIGITS_FROM_THE_RIGHT = r"\d{1,3}(?=(?:\d{3})*\b)"
 _DECREASING_SPACES = "|".join(rf"\s{{{count}}}(?!\S)" for count in (512, 256, 128, 64, 32, 16, 8, 4, "1,2"))
 
 _RULES = {
@@ -79,6 +82,12 @@ _RULES = {
     "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2": SplitRule((_words(r"\p{N}{1,3}"),), True),
     "dbrx smaug-bpe glm4 chatglm-bpe": SplitRule((_words(r"\p{N}{1,3}"),)),
     "qwen2 deepseek-r1-qwen kormo megrez stablelm2 hunyuan solar-open grok-2": SplitRule((_words(_DIGIT),)),
+    "qwen35": SplitRule((_words(_DIGIT, letters=_MARKED_LETTERS, signs=_UNMARKED_SIGNS),)),
+    "ufakzeka": SplitRule((_words(_DIGIT).removeprefix(f"{_CONTRACTIONS}|"),)),
+    "bailingmoe bailingmoe2 llada-moe": SplitRule((_words(_DIGIT, r"\s*[\r\n]|\s+(?!\S)|\s+"),)),
+    "exaone-moe": SplitRule(
+        (_words(_DIGIT, r"\s*[\r\n]|\s+(?!\S)|\s+", r" ?[^\s\p{L}\p{N}]+[\r\n/]?", letters=_PHRASES),)
+    ),
     "seed-coder": SplitRule((_words(_DIGIT, signs=r" ?[^\s\p{L}\p{N}\r\n]+"),)),
     "minicpm5": SplitRule((r"\p{N}{1,3}", _words(r"\p{N}+")), True),
     "jais-2": SplitRule((_words(r"\p{N}{1,3}", rf"\s*[\r\n]+|{_DECREASING_SPACES}|\s"),)),
@@ -88,7 +97,10 @@ _RULES = {
         (r"[\r\n]", rf"\s?[{_DEEPSEEK_LETTERS}]+", _DEEPSEEK_SIGNS, r"\s+$", _EAST_ASIAN, r"\p{N}+")
     ),
     "deepseek-coder": SplitRule((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _EAST_ASIAN, _DIGIT)),
-    "deepseek-v3 hunyuan-dense joyai-llm": SplitRule((r"\p{N}{1,3}", _HAN_AND_KANA, _DEEPSEEK_3)),
+    "tiny_aya cohere2moe": SplitRule(
+        (_DIGITS_FROM_THE_RIGHT, _cased_words(r"\p{N}{1,3}", f"{_CONTRACTIONS}?")),
+    ),
+    "deepseek-v3 hunyuan-dense joyai-llm hy_v4": SplitRule((r"\p{N}{1,3}", _HAN_AND_KANA, _DEEPSEEK_3)),
     "falcon": SplitRule((r"[\p{P}$+<=>^~|`]+", _GPT_2, r"[0-9]{3}")),
     "poro-chat bloom gpt3-finnish": SplitRule((_BLOOM,)),
     "viking": SplitRule((_BLOOM, _DIGIT)),

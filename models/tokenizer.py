@@ -13,12 +13,17 @@ from typing import Any, Self
 
 import tokenizers
 
+from models.card import SamplingDefaults
+from models.control_tokens import ControlTokens, StandIns
 from models.errors import TemplateError, TokenizerError
+from models.generation_config import end_ids, sampling_defaults
+from models.plain_encoding import PlainEncoder, StandInTokenizer
 from models.templates.chat_template import MAX_SOURCE_BYTES, ChatTemplate
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+PROCESSOR_TEMPLATE_FILE = "chat_template.json"  # of models that also see images
 GENERATION_FILE = "generation_config.json"
 _MAX_FILE_BYTES = 128 << 20
 END_OF_TURN = (
@@ -43,13 +48,22 @@ _REPLACEMENT = "\ufffd"
 class Tokenizer:
     """A model's tokenizer, with the ids that end an answer and the chat template if the model has one.
 
-    `vocabulary` is the number of ids up to the highest that has a text; a model may have rows beyond it.
+    `vocabulary` is the number of ids up to the highest that has a text; a model may have rows beyond it. `sampling` is
+    what the model's files recommend, if they do.
     """
 
+    expansion = 1
+    """The most characters that one character of a text is encoded as."""
+
     def __init__(
-        self, backend: tokenizers.Tokenizer, eos_token_ids: Iterable[int], chat_template: ChatTemplate | None
+        self,
+        backend: tokenizers.Tokenizer,
+        eos_token_ids: Iterable[int],
+        chat_template: ChatTemplate | None,
+        sampling: SamplingDefaults | None = None,
     ) -> None:
         self._backend = backend
+        self._plain_encoder = PlainEncoder(backend)
         self._added = backend.get_added_tokens_decoder()
         # Text such as "\u00fc" that byte-level vocabularies also write for a byte, which is no text alone.
         self._literal = {
@@ -62,6 +76,7 @@ class Tokenizer:
         """The most characters of one token: a token of bytes has a character for each, and a text no more of them."""
         self.eos_token_ids = frozenset(eos_token_ids)
         self.chat_template = chat_template
+        self.sampling = sampling
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -71,7 +86,9 @@ class Tokenizer:
         bos, eos = _token_text(settings.get("bos_token")), _token_text(settings.get("eos_token"))
         source = _template_source(folder, settings)
         template = None if source is None else ChatTemplate(source, bos, eos)
-        return cls(backend, _eos_token_ids(backend, folder, eos), template)
+        generation = _read_object(folder / GENERATION_FILE)
+        ends = end_ids(generation) | end_ids(_read_object(folder / "config.json")) | _end_tokens(backend, eos)
+        return cls(backend, ends, template, sampling_defaults(generation, str(folder / GENERATION_FILE)))
 
     def encode(self, text: str) -> list[int]:
         """Convert text to ids. A special token that is written out in the text becomes its id; none is added."""
@@ -80,6 +97,15 @@ class Tokenizer:
     def count(self, text: str) -> int:
         """Count the ids of a text, without making them."""
         return len(self._encoding(text))
+
+    @property
+    def control_tokens(self) -> ControlTokens:
+        """The texts that `encode` makes control tokens of."""
+        return self._plain_encoder.control_tokens
+
+    def reading(self, stand_ins: StandIns) -> StandInTokenizer:
+        """Return a tokenizer of texts in which characters stand in for control tokens that are only text."""
+        return StandInTokenizer(self._plain_encoder, stand_ins, self.longest_token)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Convert ids to text without special tokens. Bytes that are not UTF-8 become U+FFFD."""
@@ -147,9 +173,13 @@ def _load_backend(path: Path) -> tokenizers.Tokenizer:
     if path.stat().st_size > _MAX_FILE_BYTES:
         raise TokenizerError(f"{path} is far too large for a tokenizer; delete it and fetch the model again")
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower class
         raise TokenizerError(f"{path} is not a tokenizer ({error}); delete it and fetch the model again") from error
+    # Files that were saved after a training may still cut texts to its length, or fill them up to it.
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -172,7 +202,7 @@ def _token_text(token: Any) -> str | None:
 
 
 def _template_source(folder: Path, settings: dict[str, Any]) -> str | None:
-    """Find the chat template, in a file of its own or in the settings. Raises TemplateError."""
+    """Find the chat template: in a file of its own, in the settings or in a processor's file. Raises TemplateError."""
     path = folder / TEMPLATE_FILE
     if path.is_file():
         if path.stat().st_size > MAX_SOURCE_BYTES:
@@ -181,18 +211,24 @@ def _template_source(folder: Path, settings: dict[str, Any]) -> str | None:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise TemplateError(f"{path} is not readable UTF-8; delete it and fetch the model again") from error
-    template = settings.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+    found = settings.get("chat_template") or _read_object(folder / PROCESSOR_TEMPLATE_FILE).get("chat_template")
+    return _default_template(found, folder)
+
+
+def _default_template(found: Any, folder: Path) -> str | None:
+    """Return the template for chats from one, or from several by name. Raises TemplateError if none is for chats."""
+    if isinstance(found, list):
+        found = {str(entry.get("name")): entry.get("template") for entry in found if isinstance(entry, dict)}
+    if not isinstance(found, dict):
+        return found if isinstance(found, str) else None
+    if len(found) > 1 and "default" not in found:
+        names = ", ".join(sorted(found))[:256]
+        raise TemplateError(f"{folder} has chat templates for {names}, but none that is the default; use another model")
+    template = found.get("default", next(iter(found.values()), None))
     return template if isinstance(template, str) else None
 
 
-def _eos_token_ids(backend: tokenizers.Tokenizer, folder: Path, eos_token: str | None) -> set[int]:
-    """Join the end tokens that the model's files name with the end-of-turn tokens that its vocabulary has."""
-    ids: set[int] = set()
-    for file in (GENERATION_FILE, "config.json"):
-        listed = _read_object(folder / file).get("eos_token_id")
-        ids |= {token for token in (listed if isinstance(listed, list) else [listed]) if isinstance(token, int)}
+def _end_tokens(backend: tokenizers.Tokenizer, eos_token: str | None) -> set[int]:
+    """Return the ids of the end token that the settings name and of the end-of-turn tokens that the vocabulary has."""
     named = [backend.token_to_id(token) for token in (eos_token, *END_OF_TURN) if token is not None]
-    return ids | {token for token in named if token is not None}
+    return {token for token in named if token is not None}

@@ -160,7 +160,7 @@ class Generator:
             async with asyncio.TaskGroup() as choices:
                 for index in range(request.choices):
                     seed = (work.seed + index) % SEEDS
-                    sampling = sampling_params(request.sampling, work.model.card.defaults, seed)
+                    sampling = sampling_params(request.sampling, work.model.sampling, seed)
                     eos, reply_to = tokenizer.eos_token_ids, self._plane.endpoints
                     vocabulary = tokenizer.vocabulary
                     opening = Opening(prompt, len(prompt), max_tokens, eos, sampling, reply_to, vocabulary=vocabulary)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,18 +16,36 @@ class PromptMessage:
     name: str | None = None
     tool_call_id: str | None = None
 
+    @property
+    def written(self) -> dict[str, str]:
+        """The fields that are set, without the role."""
+        fields = {"content": self.content, "name": self.name, "tool_call_id": self.tool_call_id}
+        return {key: text for key, text in fields.items() if text is not None}
+
     def for_template(self) -> dict[str, str]:
         """Return the fields that are set."""
-        optional = {"name": self.name, "tool_call_id": self.tool_call_id}
-        set_fields = {key: text for key, text in optional.items() if text is not None}
-        return {"role": self.role, "content": self.content} | set_fields
+        return {"role": self.role} | self.written
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """A prompt that the model's chat template turns into text."""
+    """A prompt that the model's chat template turns into text. The template sees the `variables`, which are JSON."""
 
     messages: tuple[PromptMessage, ...]
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def written(self) -> list[Any]:
+        """All that is the client's own: what the messages say, and the variables."""
+        return [*(list(message.written.values()) for message in self.messages), *self.variables.values()]
+
+    def changed(self, change: Callable[[Any], Any]) -> Conversation:
+        """Return the conversation with all that is the client's own changed."""
+        messages = [
+            PromptMessage(message.role, **{key: change(text) for key, text in message.written.items()})
+            for message in self.messages
+        ]
+        return Conversation(tuple(messages), {name: change(value) for name, value in self.variables.items()})
 
 
 @dataclass(frozen=True, slots=True)

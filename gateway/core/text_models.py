@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +20,11 @@ from gateway.core.errors import (
     unavailable,
 )
 from gateway.core.prompt_limit import PromptLimit
-from gateway.core.request import Conversation, Prompt, PromptMessage, Text, TokenIds
-from gateway.core.tokenizing import Tokenizing
-from models.card import ModelCard
+from gateway.core.request import Conversation, Prompt, Text, TokenIds
+from gateway.core.tokenizing import Tokenizing, encode_within
+from models.card import ModelCard, SamplingDefaults
 from models.catalogue import Catalogue
+from models.control_tokens import StandIns
 from models.errors import ModelError, TemplateError, TemplateUnavailable, UnknownModel
 from models.templates.end_of_turn import text_after_answer
 from models.templates.renderer import TemplateRenderer
@@ -43,6 +43,12 @@ class TextModel:
     renderer: TemplateRenderer
     tokenizing: Tokenizing
 
+    @property
+    def sampling(self) -> SamplingDefaults:
+        """How to sample unless a request says: by the card, or by the model's files if the card says nothing."""
+        said = self.card.defaults
+        return said if said != SamplingDefaults() else self.tokenizer.sampling or said
+
     async def tokens(self, prompt: Prompt, limit: PromptLimit) -> tuple[int, ...]:
         """Return the token ids of a prompt; a long one does not hold up the loop.
 
@@ -51,8 +57,8 @@ class TextModel:
         many long prompts are being tokenized.
         """
         match prompt:
-            case Conversation(messages):
-                ids = await self.tokenizing.encode(self.tokenizer, await self._render(messages), limit)
+            case Conversation():
+                ids = await self._conversation_tokens(prompt, limit)
             case Text(text):
                 ids = await self.tokenizing.encode(self.tokenizer, text, limit)
             case TokenIds(ids):
@@ -61,13 +67,42 @@ class TextModel:
             raise GatewayError(ErrorKind.INVALID_REQUEST, "the prompt is empty", field=RequestField.PROMPT)
         return ids
 
-    async def _render(self, messages: Sequence[PromptMessage]) -> str:
+    async def _conversation_tokens(self, conversation: Conversation, limit: PromptLimit) -> tuple[int, ...]:
+        """Return the token ids of a conversation. Control tokens that its texts contain are encoded as text."""
+        text = await self._render(conversation)
+        limit.check_characters(len(text), self.tokenizer.longest_token)
+
+        def ids_or_stand_ins() -> tuple[int, ...] | StandIns:
+            stand_ins = self.tokenizer.control_tokens.stand_ins(conversation.written)
+            return stand_ins or encode_within(self.tokenizer, text, limit)
+
+        # One turn in a thread for both: each thread that a tokenizer has run in keeps some of its memory.
+        found = await self.tokenizing.run(len(text), ids_or_stand_ins)
+        return await self._hidden_tokens(conversation, text, found, limit) if isinstance(found, StandIns) else found
+
+    async def _hidden_tokens(
+        self, conversation: Conversation, text: str, stand_ins: StandIns, limit: PromptLimit
+    ) -> tuple[int, ...]:
+        """Return the token ids of a conversation whose prompt is `text`, without its texts' control tokens.
+
+        A template may look into a text or cut it. So the prompt with stand-ins counts only if it is, with the control
+        tokens put back, the prompt without stand-ins. Otherwise the control tokens are spoiled.
+        """
+        run, size = self.tokenizing.run, len(text)
+        hidden = await self._render(await run(size, lambda: conversation.changed(stand_ins.hide)))
+        if await run(size, lambda: stand_ins.restore(hidden) == text):
+            return await self.tokenizing.encode(self.tokenizer.reading(stand_ins), hidden, limit)
+        spoiled = await self._render(await run(size, lambda: conversation.changed(stand_ins.spoil)))
+        return await self.tokenizing.encode(self.tokenizer, spoiled, limit)
+
+    async def _render(self, conversation: Conversation) -> str:
         template = self.tokenizer.chat_template
         if template is None:
             sentence = f"{self.card.id} has no chat template; choose an instruct model"
             raise GatewayError(ErrorKind.INVALID_REQUEST, sentence, field=RequestField.MODEL)
+        messages = [message.for_template() for message in conversation.messages]
         try:
-            return await self.renderer.render(template, [message.for_template() for message in messages])
+            return await self.renderer.render(template, messages, True, **conversation.variables)
         except TemplateUnavailable as error:
             raise unavailable(GatewayCode.TEMPLATE_UNAVAILABLE, str(error)) from None
         except TemplateError as error:

@@ -8,7 +8,8 @@ Knows no models.
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 from cluster.failures import FailureCode
 from gateway.core.errors import unavailable
@@ -17,10 +18,14 @@ from gateway.core.prompt_limit import PromptLimit, check_text_bytes
 SHORT = 2048  # characters that are tokenized in less time than handing them to a thread takes
 LONG = 64 << 10  # characters, from which texts wait for each other
 PIECE = 16 << 10  # characters
+SHORTEST_PIECE = 128  # characters; a cut adds few tokens to those
 AT_A_TIME = 4  # texts that are not long
 WAIT_TIMEOUT_S = 30.0
 CUT_MARGIN = 2
 """A cut changes the number of tokens by a few, so pieces show that a text is too long if they have twice the limit."""
+
+
+Result = TypeVar("Result")
 
 
 class TextTokenizer(Protocol):
@@ -29,6 +34,10 @@ class TextTokenizer(Protocol):
     @property
     def longest_token(self) -> int:
         """The most characters of one token."""
+
+    @property
+    def expansion(self) -> int:
+        """The most characters that one character of a text is encoded as; more than 1 if some stand for others."""
 
     def encode(self, text: str) -> list[int]:
         """Convert text to ids."""
@@ -51,21 +60,29 @@ class Tokenizing:
         Raises GatewayError: too large with both numbers, or busy if other texts are tokenized for WAIT_TIMEOUT_S.
         """
         limit.check_characters(len(text), tokenizer.longest_token)
-        if len(text) <= SHORT:
-            return encode_within(tokenizer, text, limit)
-        lane = self._lane if len(text) <= LONG else self._long_lane
+        most = len(text) * tokenizer.expansion
+        return await self.run(most, lambda: encode_within(tokenizer, text, limit))
+
+    async def run(self, characters: int, work: Callable[[], Result]) -> Result:
+        """Do something with a text of so many characters, in a thread unless it is short.
+
+        Raises GatewayError, busy, if other texts are worked on for WAIT_TIMEOUT_S.
+        """
+        if characters <= SHORT:
+            return work()
+        lane = self._lane if characters <= LONG else self._long_lane
         try:
             async with asyncio.timeout(self.wait_timeout_s):
                 await lane.acquire()
         except TimeoutError:
             sentence = f"other long prompts were tokenized for {self.wait_timeout_s:g} s; try again soon"
             raise unavailable(FailureCode.BUSY, sentence) from None
-        work = asyncio.ensure_future(asyncio.to_thread(encode_within, tokenizer, text, limit))
-        work.add_done_callback(lambda done: _release(lane, done))  # a thread goes on if its request is cancelled
-        return await asyncio.shield(work)
+        running = asyncio.ensure_future(asyncio.to_thread(work))
+        running.add_done_callback(lambda done: _release(lane, done))  # a thread goes on if its request is cancelled
+        return await asyncio.shield(running)
 
 
-def _release(lane: asyncio.Semaphore, done: asyncio.Future[tuple[int, ...]]) -> None:
+def _release(lane: asyncio.Semaphore, done: asyncio.Future[Any]) -> None:
     lane.release()
     if not done.cancelled():
         done.exception()  # its request may be gone
@@ -75,7 +92,7 @@ def encode_within(tokenizer: TextTokenizer, text: str, limit: PromptLimit) -> tu
     """Return the ids of a text. Raises GatewayError, before the text is tokenized as a whole if it is far too long."""
     size = len(text.encode())
     check_text_bytes(size)
-    if size > CUT_MARGIN * limit.tokens:  # a token has one byte or more
+    if size * tokenizer.expansion > CUT_MARGIN * limit.tokens:  # a token has one byte or more
         _check_pieces(tokenizer, text, limit)
     ids = tokenizer.encode(text)
     limit.check_tokens(len(ids))
@@ -85,8 +102,9 @@ def encode_within(tokenizer: TextTokenizer, text: str, limit: PromptLimit) -> tu
 
 def _check_pieces(tokenizer: TextTokenizer, text: str, limit: PromptLimit) -> None:
     counted = 0
-    for begin in range(0, len(text), PIECE):
-        piece = text[begin : begin + PIECE]
+    length = max(PIECE // tokenizer.expansion, SHORTEST_PIECE)
+    for begin in range(0, len(text), length):
+        piece = text[begin : begin + length]
         counted += tokenizer.count(piece)
         if counted > CUT_MARGIN * limit.tokens:
             read = begin + len(piece)

@@ -5,8 +5,6 @@ No field is silently ignored: each is honored, or on the list of those that chan
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -17,17 +15,17 @@ from cluster.sampling import SEEDS
 from gateway.core.prompt_limit import check_text_bytes
 from gateway.core.request import Conversation, GenerationRequest, PromptMessage, SamplingOptions
 from gateway.openai.errors import FieldError
+from gateway.openai.field_errors import MAX_NAME, invalid, unsupported, validation_error
+from gateway.openai.template_variables import ReasoningEffort, checked_arguments, template_variables
 
 MAX_BODY_BYTES = 8 << 20
 MAX_STOPS = 4
 MAX_STOP_BYTES = 256
 MAX_MESSAGES = 4096
 MAX_CHOICES = 8
-MAX_NAME = 256  # characters of a name
 MAX_TOKENS = 1 << 31  # far more than any context; what is left of the context bounds it further
 MAX_FIELD_BYTES = 16 << 10  # of a field that is not honored, as JSON
 MAX_DEPTH = 64  # of such a field; those that are honored have the depth of their types
-MAX_QUOTED = 300  # characters of the client's own in an error
 
 # Accepted, and of no effect on the answer.
 IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"})
@@ -35,7 +33,6 @@ IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identi
 # Not supported; these values ask for nothing, so that clients which always send them work. So does null.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
-    "chat_template_kwargs": ({},),
     "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
@@ -45,7 +42,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (True, False),
     "prediction": (),
     "presence_penalty": (0,),
-    "reasoning_effort": ("none",),
     "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "tool_choice": ("none", "auto"),
@@ -119,6 +115,9 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    enable_thinking: bool | None = None
 
     @property
     def token_limit(self) -> int | None:
@@ -142,9 +141,10 @@ class ChatRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     def generation(self) -> GenerationRequest:
         """Return what is asked for, without how the response is written."""
+        variables = template_variables(self.chat_template_kwargs, self.reasoning_effort, self.enable_thinking)
         return GenerationRequest(
             model=self.model,
-            prompt=Conversation(tuple(message.message() for message in self.messages)),
+            prompt=Conversation(tuple(message.message() for message in self.messages), variables),
             sampling=SamplingOptions(self.temperature, self.top_p, self.top_k, self.min_p),
             max_tokens=self.token_limit,
             stops=self.stops,
@@ -167,7 +167,9 @@ def _body_struct(honored: type[msgspec.Struct], others: Iterable[str], **instead
 
 _Message = _body_struct(ChatMessage, NEUTRAL_IN_MESSAGE, content=str | list[TextPart] | None | UnsetType)
 _Messages = Annotated[list[_Message], Meta(min_length=1, max_length=MAX_MESSAGES)]  # type: ignore[valid-type]
-_Request = _body_struct(ChatRequest, (*NEUTRAL, *sorted(IGNORED)), messages=_Messages | UnsetType)
+_Request = _body_struct(
+    ChatRequest, (*NEUTRAL, *sorted(IGNORED)), messages=_Messages | UnsetType, chat_template_kwargs=Raw | UnsetType
+)
 _decoder = msgspec.json.Decoder(_Request)
 
 
@@ -181,14 +183,16 @@ def parse(body: bytes) -> ChatRequest:
     _check_others(written, NEUTRAL, "")
     _check_ignored(written)
     if written.messages is UNSET:
-        raise _invalid("messages", "is required")
+        raise invalid("messages", "is required")
     messages = [_message(message, f"messages[{at}].") for at, message in enumerate(written.messages)]
-    request = ChatRequest(**{**_honored(written, ChatRequest), "messages": messages})
+    arguments = checked_arguments(_value(written.chat_template_kwargs or Raw(), "chat_template_kwargs"))
+    changed = {"messages": messages, "chat_template_kwargs": arguments}
+    request = ChatRequest(**{**_honored(written, ChatRequest), **changed})
     check_text_bytes(sum(message.text_bytes for message in messages))
     _check_stops(request)
     _check_seed(request)
     if request.stream_options is not None and not request.stream:
-        raise _invalid("stream_options", "is only allowed with stream: true")
+        raise invalid("stream_options", "is only allowed with stream: true")
     return request
 
 
@@ -196,7 +200,7 @@ def _decode(body: bytes) -> Any:
     try:
         return _decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _validation_error(str(error)) from None
+        raise validation_error(str(error), _Request.__struct_fields__, _Message.__struct_fields__) from None
     except RecursionError:
         raise FieldError(f"the body is nested more than {MAX_DEPTH} deep; send less") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -210,9 +214,9 @@ def _honored(written: Any, kind: type[msgspec.Struct]) -> dict[str, Any]:
 def _message(written: Any, where: str) -> ChatMessage:
     _check_others(written, NEUTRAL_IN_MESSAGE, where)
     if written.content is UNSET:
-        raise _invalid(f"{where}content", "is required")
+        raise invalid(f"{where}content", "is required")
     if written.content is None:
-        raise _invalid(f"{where}content", "is not valid: expected text or an array of text parts, got null")
+        raise invalid(f"{where}content", "is not valid: expected text or an array of text parts, got null")
     return ChatMessage(**_honored(written, ChatMessage))
 
 
@@ -221,7 +225,7 @@ def _check_others(written: Any, neutral: dict[str, tuple[Any, ...]], prefix: str
     for name, accepted in neutral.items():
         value = _value(getattr(written, name), prefix + name)
         if value is not None and value not in accepted:
-            raise _unsupported(prefix + name, f"`{prefix}{name}` is not supported; leave it out")
+            raise unsupported(prefix + name, f"`{prefix}{name}` is not supported; leave it out")
 
 
 def _check_ignored(written: Any) -> None:
@@ -235,13 +239,13 @@ def _value(raw: Raw, name: str) -> Any:
     if not data:
         return None
     if len(data) > MAX_FIELD_BYTES:
-        raise _invalid(name, f"is larger than {MAX_FIELD_BYTES >> 10} KiB; send less")
+        raise invalid(name, f"is larger than {MAX_FIELD_BYTES >> 10} KiB; send less")
     try:
         value = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise _invalid(name, "is not valid JSON") from None
+        raise invalid(name, "is not valid JSON") from None
     if _is_deeper(value, MAX_DEPTH):
-        raise _invalid(name, f"is nested more than {MAX_DEPTH} deep; send less")
+        raise invalid(name, f"is nested more than {MAX_DEPTH} deep; send less")
     return value
 
 
@@ -252,57 +256,13 @@ def _is_deeper(value: Any, levels: int) -> bool:
 
 def _check_stops(request: ChatRequest) -> None:
     if len(request.stops) > MAX_STOPS:
-        raise _invalid("stop", f"may hold {MAX_STOPS} strings at most, got {len(request.stops)}")
+        raise invalid("stop", f"may hold {MAX_STOPS} strings at most, got {len(request.stops)}")
     for at, stop in enumerate(request.stops):
         if not 1 <= len(stop.encode()) <= MAX_STOP_BYTES:
             name = "stop" if isinstance(request.stop, str) else f"stop[{at}]"
-            raise _invalid(name, f"must have 1 to {MAX_STOP_BYTES} bytes")
+            raise invalid(name, f"must have 1 to {MAX_STOP_BYTES} bytes")
 
 
 def _check_seed(request: ChatRequest) -> None:
     if request.seed is not None and not -SEEDS // 2 <= request.seed < SEEDS:
-        raise _invalid("seed", "must be an integer of 64 bits")
-
-
-_AT = re.compile(r" - at `\$\.?(?P<path>[\w.\[\]]*)`\Z")
-_MISSING = re.compile(r"Object missing required field `(?P<name>\w+)`")
-_UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>.*)`", re.DOTALL)
-_PART = re.compile(r"(?P<part>messages\[\d+\]\.content\[\d+\])(?P<type>\.type)?")
-
-
-def _validation_error(error: str) -> FieldError:
-    """Return the error of msgspec's message, with the path in it as the `param`."""
-    match = _AT.search(error)
-    reason, path = (error[: match.start()], match["path"]) if match else (error, "")
-    prefix = f"{path}." if path else ""
-    unknown = _UNKNOWN.fullmatch(reason)
-    if (part := _PART.fullmatch(path)) and (part["type"] or unknown):
-        return _not_text(part["part"], unknown["name"] if unknown else "")
-    if missing := _MISSING.match(reason):
-        return _invalid(prefix + missing["name"], "is required")
-    if unknown:
-        return _unknown_field(unknown["name"], prefix)
-    if not path:
-        return FieldError("the body must be a JSON object with at least model and messages")
-    return _invalid(path, f"is not valid: {reason[:1].lower()}{reason[1:MAX_QUOTED]}")
-
-
-def _not_text(part: str, field: str) -> FieldError:
-    what = f"has a field `{field[:MAX_NAME]}`" if field else "is of another type"
-    return _unsupported(part, f'`{part}` {what}; only text parts are read: {{"type": "text", "text": "…"}}')
-
-
-def _invalid(name: str, what: str) -> FieldError:
-    return FieldError(f"`{name}` {what}", param=name)
-
-
-def _unsupported(name: str, sentence: str) -> FieldError:
-    return FieldError(sentence, code="unsupported_parameter", param=name)
-
-
-def _unknown_field(name: str, prefix: str) -> FieldError:
-    known = _Message.__struct_fields__ if prefix.startswith("messages") else _Request.__struct_fields__
-    shown = prefix + name[:80]
-    near = difflib.get_close_matches(name[:80], known, n=1)
-    hint = f"did you mean `{prefix}{near[0]}`?" if near else "leave it out"
-    return FieldError(f"there is no field `{shown}`; {hint}", code="unknown_parameter", param=shown)
+        raise invalid("seed", "must be an integer of 64 bits")

@@ -10,7 +10,7 @@ The sandbox limits what a template can reach, but not its time or memory. A serv
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -23,12 +23,12 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from models.errors import TemplateError
+from models.templates.message_form import Message, Messages, content_form, takes_system, without_system
 
 MAX_SOURCE_BYTES = 64 << 10
 MAX_RENDERED_CHARACTERS = 4 << 20
 MAX_REASON_CHARACTERS = 1000  # of the message of a template's error
 COMPILED = 8  # templates that stay compiled
-_PROBE = "probe57"
 
 # A template is a program: besides jinja2's own errors it can raise any error that a Python expression can.
 _EXPRESSION_ERRORS = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -54,28 +54,29 @@ class ChatTemplate:
             limit = f"{size} bytes, and at most {MAX_SOURCE_BYTES} are allowed"
             raise TemplateError(f"the model's chat template has {limit}; use another model")
 
-    def render(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **variables: Any
-    ) -> str:
+    def render(self, messages: Messages, add_generation_prompt: bool = True, /, **variables: Any) -> str:
         """Return the prompt text of a conversation. The template sees `variables`, such as tools.
 
-        A content is given as text or as typed parts, whichever the template writes out. Raises TemplateError if the
-        template does not compile, fails, refuses the messages, writes too much or leaves out what the user says.
+        A content is given as text or as typed parts, whichever the template writes out. If it writes no system
+        message, the user's next text begins with it. Raises TemplateError if the template does not compile, fails,
+        refuses the messages, writes too much or leaves out what the user says.
         """
+        if any(message.get("role") == "system" for message in messages) and not _takes_system(self):
+            messages = without_system(messages)
         if any(message.get("role") == "user" and message.get("content") for message in messages):
             messages = [_content_form(self)(message) for message in messages]
         return self._written(messages, add_generation_prompt, variables)
 
-    def _written(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, variables: Mapping[str, Any]
-    ) -> str:
+    def _probed(self, messages: Messages) -> str:
+        return self._written(messages, True, {})
+
+    def _written(self, messages: Messages, add_generation_prompt: bool, variables: Mapping[str, Any]) -> str:
         template = _compiled(self.source)
         tokens = {"bos_token": self.bos_token or "", "eos_token": self.eos_token or ""}
         known = {**tokens, "tools": None, "documents": None, **variables}
+        known |= {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
         try:
-            return _joined(
-                template.generate(messages=list(messages), add_generation_prompt=add_generation_prompt, **known)
-            )
+            return _joined(template.generate(known))
         except (jinja2.TemplateError, *_EXPRESSION_ERRORS) as error:
             raise TemplateError(f"the model's chat template refuses these messages: {_reason(error)}") from error
 
@@ -90,33 +91,16 @@ def _compiled(source: str) -> jinja2.Template:
         raise TemplateError(sentence) from error
 
 
-def _as_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    return message
-
-
-def _as_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the message with its text as a list of one typed part, as models that see images have it."""
-    content = message.get("content")
-    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+@lru_cache(COMPILED)
+def _content_form(template: ChatTemplate) -> Callable[[Message], Message]:
+    return content_form(template._probed)
 
 
 @lru_cache(COMPILED)
-def _content_form(template: ChatTemplate) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    """Find the form of contents that a template writes out, from a message of one word.
-
-    A template that refuses the word in one form and does not write it in the other may want more than one message, so
-    it gets texts. Raises TemplateError if it writes the rest in both forms.
-    """
-    refused = False
-    for form in (_as_text, _as_parts):
-        try:
-            if _PROBE in template._written([form({"role": "user", "content": _PROBE})], True, {}):
-                return form
-        except TemplateError:
-            refused = True
-    if refused:
-        return _as_text
-    raise TemplateError("the model's chat template leaves out what the user says; use another model")
+def _takes_system(template: ChatTemplate) -> bool:
+    """Find whether a template takes a system role, with contents in the form that it writes out."""
+    form = _content_form(template)
+    return takes_system(lambda messages: template._probed([form(message) for message in messages]))
 
 
 def _joined(pieces: Iterable[str]) -> str:

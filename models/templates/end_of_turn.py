@@ -16,7 +16,7 @@ async def text_after_answer(renderer: TemplateRenderer, template: ChatTemplate) 
     """
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": _ANSWER}]
     try:
-        text = await renderer.render(template, messages, add_generation_prompt=False)
+        text = await renderer.render(template, messages, False)
     except TemplateError:
         return ""
     return text.partition(_ANSWER)[2]

@@ -59,6 +59,7 @@ class TemplateRenderer:
         template: ChatTemplate,
         messages: Sequence[Mapping[str, Any]],
         add_generation_prompt: bool = True,
+        /,
         **variables: Any,
     ) -> str:
         """Return what `template.render` returns.

@@ -14,6 +14,7 @@ import httpx
 import msgspec
 import psutil
 import pytest
+from tokenizers import AddedToken
 
 from bus.messages import InstanceEnsure, InstanceReady
 from cluster.openings import MAX_PROMPT
@@ -22,9 +23,11 @@ from gateway.openai.requests import MAX_BODY_BYTES
 from tests.support.gateway.chat import PLAIN, post
 from tests.support.gateway.gateway_rig import CARD, CONTEXT_LENGTH, MODEL, Rig, running_rig
 from tests.support.gateway.text_stage import WITHIN_S
+from tests.support.models import tiny_tokenizer
 
 CONTEXT = 1_000_000
 HEAD, TAIL = b'{"model":"%s","messages":[{"role":"user","content":"' % MODEL.encode(), b'"}]}'
+LONGEST = b"a token of many letters"  # so that as much text as is read fits the context
 CLIENTS = 16
 MOST_MB = 300
 SOON_S = 3.0  # most of it is the client's own work
@@ -45,6 +48,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Measured]:
     folder, cards = tmp_path_factory.mktemp("gateway"), tmp_path_factory.mktemp("cards")
     (cards / "tiny.toml").write_text(CARD.replace(f"context_length = {CONTEXT_LENGTH}", f"context_length = {CONTEXT}"))
     with running_rig(folder, cards_dir=str(cards)) as rig:
+        backend = tiny_tokenizer()
+        backend.add_tokens([AddedToken(LONGEST.decode(), normalized=False)])
+        backend.save(str(folder / "model" / "tokenizer.json"))
         rig.set_script("Hello world")
         stage = msgspec.structs.replace(rig.instance.stages[0], positions=0)  # it sets no limit
         instance = msgspec.structs.replace(rig.instance, stages=(stage,))
@@ -112,6 +118,7 @@ def grown(measured: Measured, data: bytes) -> tuple[float, list[int]]:
         pytest.param(lambda: body("模型".encode()), id="cjk"),
         pytest.param(lambda: body(b"x" * 1000 + "🙂".encode()), id="wide"),
         pytest.param(lambda: padded("模型".encode()), id="as much as is read"),
+        pytest.param(lambda: padded(b"<|endoftext|>"), id="control tokens"),
     ],
 )
 def test_sixteen_hostile_bodies_cost_less_than_300_megabytes(measured: Measured, hostile: Callable[[], bytes]) -> None:
@@ -124,8 +131,7 @@ def test_sixteen_hostile_bodies_cost_less_than_300_megabytes(measured: Measured,
 
 @only_linux
 def test_sixteen_longest_texts_cost_less_than_300_megabytes(measured: Measured) -> None:
-    token = b"<|endoftext|>"  # the longest that the tokenizer has, so that as much text as is read fits the context
-    megabytes, statuses = grown(measured, HEAD + token * (MAX_TEXT_BYTES // len(token) - 10) + TAIL)
+    megabytes, statuses = grown(measured, HEAD + LONGEST * (MAX_TEXT_BYTES // len(LONGEST) - 10) + TAIL)
     assert set(statuses) <= {200, 503}
     assert 200 in statuses
     assert megabytes < MOST_MB

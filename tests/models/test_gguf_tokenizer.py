@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
+from models.card import SamplingDefaults
 from models.errors import TokenizerError
 from models.gguf_tokenizer import ensure_tokenizer
 from models.tokenizer import Tokenizer
@@ -44,6 +45,12 @@ def test_tokenizer_of_a_gguf_is_rebuilt(tmp_path: Path, tiny: Tokenizer) -> None
     assert found.eos_token_ids == {2}
     assert found.chat_template is not None
     assert list(tmp_path.glob("*.part")) == []
+
+
+def test_sampling_of_a_gguf_is_recommended(tmp_path: Path) -> None:
+    keys = {"general.sampling.temp": 0.7, "general.sampling.top_p": 0.95, "general.sampling.top_k": 20}
+    ensure_tokenizer(write_tiny_gguf(tmp_path / "tiny.gguf", keys=keys), tmp_path)
+    assert Tokenizer.load(tmp_path).sampling == SamplingDefaults(0.7, 0.95, 20)
 
 
 def test_tokenizer_of_the_same_file_is_kept(tmp_path: Path) -> None:

@@ -88,6 +88,14 @@ def test_unused_tokens_at_the_end_have_no_id(tmp_path: Path) -> None:
     assert Tokenizer(backend, [], None).vocabulary == TINY_VOCAB
 
 
+@pytest.mark.parametrize("kind", [TokenType.USER_DEFINED, TokenType.NORMAL, TokenType.UNUSED])
+def test_padding_of_older_converters_has_no_id(tmp_path: Path, kind: TokenType) -> None:
+    padding = {f"[PAD{TINY_VOCAB + at}]": kind for at in range(9)}
+    tokenizer = Tokenizer(tiny(tmp_path, added=padding), [], None)
+    assert tokenizer.vocabulary == TINY_VOCAB
+    assert len(tokenizer.encode(f"[PAD{TINY_VOCAB}]")) > 1
+
+
 @pytest.mark.parametrize("name", ["superbpe", "no-such-thing", "default"])
 def test_unknown_split_is_refused_by_name(tmp_path: Path, name: str) -> None:
     assert name not in SPLIT_RULES
@@ -101,7 +109,7 @@ def test_missing_split_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_kind_of_vocabulary_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TokenizerError, match="of the kind 'rwkv', and exobus knows gpt2 and llama"):
+    with pytest.raises(TokenizerError, match="of the kind 'rwkv', and exobus knows gpt2, llama, gemma4; use"):
         tiny(tmp_path, model="rwkv")
 
 
@@ -119,15 +127,15 @@ def test_token_that_comes_twice_is_refused(tmp_path: Path) -> None:
         build_vocabulary(metadata, path)
 
 
-def sentencepiece(**changes: Any) -> tokenizers.Tokenizer:
+def sentencepiece(scored: dict[str, float] = SCORED, **changes: Any) -> tokenizers.Tokenizer:
     """Build a vocabulary like Llama 2's, whose merges follow from the scores. `changes` are more metadata."""
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *SCORED]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *scored]
     types = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL] + [TokenType.BYTE] * 256
     metadata = {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": types + [TokenType.NORMAL] * len(SCORED),
-        "tokenizer.ggml.scores": [0.0] * len(types) + list(SCORED.values()),
+        "tokenizer.ggml.token_type": types + [TokenType.NORMAL] * len(scored),
+        "tokenizer.ggml.scores": [0.0] * len(types) + list(scored.values()),
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.eos_token_id": 2,
     }
@@ -156,6 +164,18 @@ def test_sentencepiece_without_a_space_in_front() -> None:
     backend = sentencepiece(add_space_prefix=False)
     assert backend.encode("ab</s>ab", add_special_tokens=False).tokens == ["ab", "</s>", "ab"]
     assert backend.decode(backend.encode(" ab").ids) == " ab"
+
+
+def test_sentencepiece_with_stated_merges_is_like_gemma_4() -> None:
+    backend = sentencepiece(model="gemma4", merges=["b c", "\u2581 a"])
+    assert backend.encode("abc abc\n", add_special_tokens=False).tokens == ["a", "bc", "\u2581a", "bc", "<0x0A>"]
+
+
+def test_no_merge_makes_a_control_token() -> None:
+    backend = sentencepiece(dict.fromkeys(["<", "/", "s", ">", "</", "s>"], -1.0), add_space_prefix=False)
+    assert backend.encode("</s>", add_special_tokens=False).tokens == ["</s>"]
+    backend.encode_special_tokens = True
+    assert backend.encode("</s>", add_special_tokens=False).tokens == ["</", "s>"]
 
 
 @pytest.mark.parametrize("text", ["ab c", "  ab", "caf\u00e9 \U0001f642"])

@@ -35,6 +35,12 @@ def pieces(name: str, text: str) -> list[str]:
         ("llama-bpe", PROSE, ["We", "'Ve", " ", "33", " a", " ", "½", "b", "."]),
         ("tekken", "aBc DEf 12/\n", ["a", "Bc", " DEf", " ", "1", "2", "/\n"]),
         ("gpt-4o", "it's 1234/\n", ["it's", " ", "123", "4", "/\n"]),
+        ("qwen2", "e\u0301t\u00e9 12", ["e", "\u0301t\u00e9", " ", "1", "2"]),
+        ("qwen35", "e\u0301t\u00e9 12", ["e\u0301t\u00e9", " ", "1", "2"]),
+        ("tiny_aya", "aBc 1234567", ["a", "Bc", " ", "1", "234", "567"]),
+        ("ufakzeka", "Ay'den 12", ["Ay", "'den", " ", "1", "2"]),
+        ("bailingmoe", "it's\n\n12", ["it", "'s", "\n\n", "1", "2"]),
+        ("exaone-moe", "a bc d1\n", ["a bc d", "1", "\n"]),
         ("viking", "Terve, 12!", ["Terve", ",", " ", "1", "2", "!"]),
     ],
 )

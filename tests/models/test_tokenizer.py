@@ -6,13 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.errors import TokenizerError
+from models.card import SamplingDefaults
+from models.errors import TemplateError, TokenizerError
 from models.tokenizer import END_OF_TURN, Tokenizer
 from tests.support.models import TINY_VOCAB, default_model_path, tiny_tokenizer, write_tiny_llama
 
@@ -146,6 +148,14 @@ def extended(token: str) -> tokenizers.Tokenizer:
     return backend
 
 
+def template_of_settings(folder: Path, settings: dict[str, Any]) -> str | None:
+    """Return the template that is found with this `tokenizer_config.json`."""
+    write_tiny_llama(folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    template = Tokenizer.load(folder).chat_template
+    return None if template is None else template.source
+
+
 def test_vocabulary_counts_ids_that_have_a_text(tiny: Tokenizer) -> None:
     assert tiny.vocabulary == TINY_VOCAB
     assert Tokenizer(extended("<turn|>"), [], None).vocabulary == TINY_VOCAB + 1
@@ -157,6 +167,12 @@ class TestFiles:
         (folder / "generation_config.json").write_text('{"eos_token_id": [0, 9]}')
         assert Tokenizer.load(folder).eos_token_ids == {0, 2, 9}
 
+    def test_recommended_sampling_is_read(self, tmp_path: Path) -> None:
+        folder = write_tiny_llama(tmp_path)
+        assert Tokenizer.load(folder).sampling is None
+        (folder / "generation_config.json").write_text('{"temperature": 0.5}')
+        assert Tokenizer.load(folder).sampling == SamplingDefaults(0.5)
+
     def test_template_file_wins_over_the_settings(self, tmp_path: Path) -> None:
         folder = write_tiny_llama(tmp_path)
         (folder / "chat_template.jinja").write_text("{{ bos_token }}!{{ eos_token }}")
@@ -164,14 +180,34 @@ class TestFiles:
         assert template is not None
         assert template.render([]) == "<|im_start|>!<|im_end|>"
 
-    def test_default_template_of_several_is_used(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "named",
+        [
+            [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}],
+            [{"name": "rag", "template": "plain"}],
+            {"default": "plain", "tool_use": "tools"},
+        ],
+    )
+    def test_template_for_chats_is_used_of_several(self, tmp_path: Path, named: Any) -> None:
+        assert template_of_settings(tmp_path, {"chat_template": named}) == "plain"
+
+    def test_named_templates_without_a_default_are_refused(self, tmp_path: Path) -> None:
+        named = [{"name": name, "template": name} for name in ("tool_use", "rag")]
+        with pytest.raises(TemplateError, match="chat templates for rag, tool_use, but none that is the default"):
+            template_of_settings(tmp_path, {"chat_template": named})
+
+    def test_template_of_a_processor_is_used(self, tmp_path: Path) -> None:
+        (tmp_path / "chat_template.json").write_text('{"chat_template": "processor"}')
+        assert template_of_settings(tmp_path, {}) == "processor"
+        assert template_of_settings(tmp_path, {"chat_template": "own"}) == "own"
+
+    def test_length_of_a_training_cuts_no_text(self, tmp_path: Path) -> None:
         folder = write_tiny_llama(tmp_path)
-        named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
-        settings = {"eos_token": {"content": "<|im_end|>"}, "chat_template": named}
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-        tokenizer = Tokenizer.load(folder)
-        assert tokenizer.chat_template is not None
-        assert tokenizer.chat_template.render([]) == "plain"
+        backend = tiny_tokenizer()
+        backend.enable_truncation(4)
+        backend.enable_padding(length=64)
+        backend.save(str(folder / "tokenizer.json"))
+        assert Tokenizer.load(folder).encode("a" * 9) == tiny_tokenizer().encode("a" * 9).ids
 
     def test_model_without_a_template_has_none(self, tmp_path: Path) -> None:
         folder = write_tiny_llama(tmp_path)

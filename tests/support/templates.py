@@ -30,6 +30,7 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
         {"role": "assistant", "content": "uno – ein 🙂"},
         {"role": "user", "content": "2"},
     ],
+    [{"role": "user", "content": "1"}, {"role": "tool", "content": "2"}, {"role": "user", "content": "3"}],
 ]
 TOOLS = [{"type": "function", "function": {"name": "f", "description": "<é> & 'q'"}}]
 
@@ -39,7 +40,7 @@ RICH = """
     {{- tools | tojson(indent=2) }}
 {%- endif %}
 {% for message in messages %}
-    {% if message.role == 'system' %}{% continue %}{% endif %}
+    {% if message.role == 'tool' %}{% continue %}{% endif %}
 {{ bos_token }}{{ message.role }}: {% generation %}{{ message['content'] | trim }}{% endgeneration %}{{ eos_token }}
 
     {% if loop.index > 2 %}{% break %}{% endif %}

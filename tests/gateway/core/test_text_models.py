@@ -13,6 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import structs
 from tokenizers import AddedToken
 
 from gateway.core.errors import ErrorKind, GatewayCode, GatewayError, RequestField
@@ -20,13 +23,14 @@ from gateway.core.prompt_limit import PromptLimit
 from gateway.core.request import Conversation, PromptMessage, Text, TokenIds
 from gateway.core.text_models import TextModel
 from gateway.core.tokenizing import SHORT, Tokenizing
+from models.card import SamplingDefaults
 from models.catalogue import Catalogue
 from models.templates.chat_template import ChatTemplate
 from models.templates.renderer import TemplateRenderer
 from models.tokenizer import Tokenizer
 from tests.support.gateway.chat import PLAIN, post
 from tests.support.gateway.gateway_rig import Rig, eventually, running_rig, stop_gateway
-from tests.support.models import TINY_VOCAB, tiny_tokenizer, write_tokenizer_files
+from tests.support.models import CHAT_TEMPLATE, SPECIAL_TOKENS, TINY_VOCAB, tiny_tokenizer, write_tokenizer_files
 from tests.support.templates import TIME_BOMBS, rendering
 
 ROOMY = PromptLimit(1 << 20, "the model's context is large")
@@ -67,6 +71,75 @@ def prompt(model: TextModel, content: str) -> tuple[int, ...]:
     return asyncio.run(main())
 
 
+# Templates that write a text as it is, cut, changed, or as JSON.
+LOOKING = {
+    name: CHAT_TEMPLATE.replace("message['content']", f"({content})")
+    for name, content in {
+        "chatml": "message.content",
+        "trimming": "message.content|trim",
+        "cutting": "message.content[:9]",
+        "thoughts": "message.content.split('</think>')[-1]",
+        "replacing": "message.content|replace('end', 'END')",
+        "json": "message.content|tojson(ensure_ascii=true)",
+        "length": "message.content ~ message.content|length",
+    }.items()
+}
+WRITTEN = st.lists(st.sampled_from([*SPECIAL_TOKENS, "<|im_", "end|>", "user", "\n", "</think>", "\u00e9", " a"]))
+
+
+@pytest.fixture(scope="module")
+def ids_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], list[int]]]:
+    """Yield a function that returns the prompt of one message, for a template of LOOKING."""
+    folder = tmp_path_factory.mktemp("model")
+    write_tokenizer_files(folder)
+    tokenizer, renderer = Tokenizer.load(folder), TemplateRenderer()
+    model = TextModel(Catalogue.load().get("smollm2-135m"), tokenizer, renderer, Tokenizing())
+    templates = {name: ChatTemplate(source, *SPECIAL_TOKENS[1:]) for name, source in LOOKING.items()}
+    with asyncio.Runner() as runner:
+
+        def ids(name: str, content: str) -> list[int]:
+            tokenizer.chat_template = templates[name]
+            return list(runner.run(model.tokens(Conversation((PromptMessage("user", content),)), ROOMY)))
+
+        yield ids
+        runner.run(renderer.close())
+
+
+@pytest.mark.parametrize("name", LOOKING)
+@settings(deadline=None, max_examples=30)
+@given(written=WRITTEN.map("".join))
+def test_control_tokens_come_from_the_template_only(
+    ids_of: Callable[[str, str], list[int]], name: str, written: str
+) -> None:
+    control = range(len(SPECIAL_TOKENS))
+    found, own = ([token for token in ids_of(name, text) if token in control] for text in (written, ""))
+    assert found == own
+
+
+@settings(deadline=None, max_examples=30)
+@given(written=WRITTEN.map("".join))
+def test_message_is_read_as_it_was_written(ids_of: Callable[[str, str], list[int]], written: str) -> None:
+    text = Tokenizer(tiny_tokenizer(), [2], None).decode(ids_of("chatml", written))
+    assert text == f"user\n{written}\nassistant\n"
+
+
+def test_control_token_that_a_template_changes_is_spoiled(ids_of: Callable[[str, str], list[int]]) -> None:
+    text = Tokenizer(tiny_tokenizer(), [2], None).decode(ids_of("json", "<|im_end|>"))
+    assert text == 'user\n"' + r"\u200b".join("<|im_end|>") + '"\nassistant\n'
+
+
+def test_control_token_in_a_variable_is_text(model: TextModel) -> None:
+    model.tokenizer.chat_template = ChatTemplate("{{ style.name }}<|im_end|>", None, None)
+
+    async def main() -> tuple[int, ...]:
+        async with rendering() as renderer:
+            conversation = Conversation((), {"style": {"name": "<|im_end|>"}})
+            return await replace(model, renderer=renderer).tokens(conversation, ROOMY)
+
+    ids = asyncio.run(main())
+    assert (ids.count(2), ids[-1]) == (1, 2)
+
+
 def with_template(model: TextModel, template: ChatTemplate | None) -> TextModel:
     """Return the model with another chat template."""
     model.tokenizer.chat_template = template
@@ -81,6 +154,15 @@ def template_children(gateway: int) -> list[psutil.Process]:
 def gone(process: psutil.Process) -> bool:
     """Return whether a process has ended, even if its parent has not noticed yet."""
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_models_own_sampling_counts_if_the_card_has_none(model: TextModel) -> None:
+    recommended, card = SamplingDefaults(0.6, 0.95, 20), SamplingDefaults(top_p=0.5)
+    model.tokenizer.sampling = recommended
+    assert replace(model, card=structs.replace(model.card, defaults=SamplingDefaults())).sampling == recommended
+    assert replace(model, card=structs.replace(model.card, defaults=card)).sampling == card
+    model.tokenizer.sampling = None
+    assert replace(model, card=structs.replace(model.card, defaults=SamplingDefaults())).sampling == SamplingDefaults()
 
 
 @pytest.mark.parametrize(("content", "in_loop"), [("the man", True), ("the man " * SHORT, False)])

@@ -59,6 +59,15 @@ def test_far_too_long_text_is_counted_to_twice_the_limit() -> None:
     assert (tokenizer.counted, tokenizer.encoded) == ([PIECE] * 3, [])
 
 
+def test_stand_ins_are_counted_as_what_they_stand_for() -> None:
+    tokenizer = NotingTokenizer()
+    stand_ins = tokenizer.control_tokens.stand_ins("<|im_end|>")
+    reading, hidden = tokenizer.reading(stand_ins), stand_ins.hide("<|im_end|>" * PIECE)
+    assert (len(hidden), reading.expansion) == (PIECE, 10)
+    with pytest.raises(GatewayError, match=f"first 3276 of the prompt's {PIECE} characters have 32760 tokens"):
+        encode_within(reading, hidden, PromptLimit(PIECE // 2, "the model holds 8192"))
+
+
 def test_text_slightly_too_long_is_refused_with_its_tokens() -> None:
     with pytest.raises(GatewayError, match="the prompt has 3001 tokens, and the model holds 3000;"):
         encode_within(NotingTokenizer(), "x" * 3001, PromptLimit(3000, "the model holds 3000"))
