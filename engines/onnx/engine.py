@@ -9,15 +9,15 @@ import onnxruntime
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.base import SlotEngine
-from engines.engine import EngineError
 from engines.onnx.llama import llama_graph
 from engines.onnx.row_check import same_bits_alone
 from engines.onnx.shard_model import OnnxShardModel
+from engines.plain import is_plain
 from engines.settings import Precision
+from models.architecture import Architecture
 from models.weights.checkpoint import EMBEDDING
 from models.weights.reader import Weights
 
-FAMILIES = {"llama": llama_graph}
 EXACT_ROWS = 64
 """Rows of a chunk with the bits that each has alone, if the processor's kernels allow any."""
 
@@ -39,21 +39,21 @@ class OnnxEngine(SlotEngine[int]):
         self._precision: Precision = precision
         self.exact_rows = EXACT_ROWS if precision == "exact" or all(map(same_bits_alone, (4, 8))) else 1
 
+    @classmethod
+    def supports(cls, architecture: Architecture) -> str | None:
+        """Refuse heads of other sizes than the attention kernel takes, and what the graph does not have yet."""
+        if architecture.heads.head_dim % HEAD_DIMS:
+            return f"needs heads of a multiple of {HEAD_DIMS}, not {architecture.heads.head_dim}"
+        return None if is_plain(architecture) else f"does not run the family {architecture.family!r} yet"
+
     def build(self, shard: Shard, weights: Weights) -> OnnxShardModel:
-        """Build the shard's graph and a session for it. Raises EngineError for an unsupported family or head size."""
-        config = weights.config
-        family = FAMILIES.get(config.model_type)
-        if family is None:
-            raise EngineError(f"the onnx engine has no {config.model_type!r} family; try mlx")
-        if config.head_dim % HEAD_DIMS:
-            raise EngineError(
-                f"the onnx engine needs heads of a multiple of {HEAD_DIMS}, not {config.head_dim}; try numpy"
-            )
-        graph = family(config, shard, weights, self._precision)
+        """Build the shard's graph and a session for it."""
+        architecture = weights.architecture
+        graph = llama_graph(architecture, shard, weights, self._precision)
         embedding = None
         if shard.is_first:  # in the smallest form that loses nothing
             embedding = weights.blocks(EMBEDDING) or weights.tensor(EMBEDDING)
-        return OnnxShardModel(config, shard, graph, embedding)
+        return OnnxShardModel(architecture, shard, graph, embedding)
 
     def capabilities(self) -> EngineCapability:
         """Return onnxruntime's version, on the CPU, with the precision in `detail`."""

@@ -10,13 +10,13 @@ from engines.activations import LARGEST_HALF
 from engines.onnx.graph import CONTRIBUTED, Graph
 from engines.onnx.linear import linear
 from engines.settings import Precision
-from models.config import ModelConfig
+from models.architecture import Architecture
 from models.weights.reader import Weights
 
 _ONNX_DTYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 
 
-def llama_graph(config: ModelConfig, shard: Shard, weights: Weights, precision: Precision) -> Graph:
+def llama_graph(architecture: Architecture, shard: Shard, weights: Weights, precision: Precision) -> Graph:
     """Build the graph from hidden states (embedded tokens on the first stage) to hidden states or, if last, logits.
 
     Inputs are float32 unless noted:
@@ -33,14 +33,14 @@ def llama_graph(config: ModelConfig, shard: Shard, weights: Weights, precision: 
 
     The result is `output`, (rows, hidden) or (wanted rows, vocab).
     """
-    return _Builder(config, shard, weights, precision).build()
+    return _Builder(architecture, shard, weights, precision).build()
 
 
 class _Builder:
     """Adds layer after layer to a graph. The hidden states are rounded to the model's dtype after each."""
 
-    def __init__(self, config: ModelConfig, shard: Shard, weights: Weights, precision: Precision) -> None:
-        self._config, self._shard, self._weights, self._precision = config, shard, weights, precision
+    def __init__(self, architecture: Architecture, shard: Shard, weights: Weights, precision: Precision) -> None:
+        self._architecture, self._shard, self._weights, self._precision = architecture, shard, weights, precision
         self._graph = Graph()
 
     def build(self) -> Graph:
@@ -62,7 +62,7 @@ class _Builder:
 
     def _rounded(self, rows: str) -> str:
         """Round as `engines.activations.rounded` does; the runtime's casts agree with it to the bit."""
-        graph, dtype = self._graph, self._config.dtype
+        graph, dtype = self._graph, self._architecture.dtype
         if dtype == "float32":
             return rows
         if dtype == "float16":
@@ -70,8 +70,8 @@ class _Builder:
         return graph.node("Cast", graph.node("Cast", rows, to=_ONNX_DTYPES[dtype]), to=TensorProto.FLOAT)
 
     def _declare_inputs(self) -> None:
-        graph, half = self._graph, self._config.head_dim // 2
-        graph.input("hidden", np.float32, ("rows", self._config.hidden_size))
+        graph, half = self._graph, self._architecture.heads.head_dim // 2
+        graph.input("hidden", np.float32, ("rows", self._architecture.hidden_size))
         graph.input("pad_index", np.int64, ("batch", "steps"))
         graph.input("unpad_index", np.int64, ("rows", 2))
         graph.input("seqlens_k", np.int32, ("batch",))
@@ -84,11 +84,11 @@ class _Builder:
 
     def _norm(self, hidden: str, name: str) -> str:
         weight = self._graph.weight(self._weights.tensor(f"{name}.weight"))
-        return self._graph.node("SimplifiedLayerNormalization", hidden, weight, epsilon=self._config.rms_norm_eps)
+        return self._graph.node("SimplifiedLayerNormalization", hidden, weight, epsilon=self._architecture.norm_eps)
 
     def _add_and_norm(self, hidden: str, added: str, name: str) -> tuple[str, str]:
         """Return the norm of the sum, and the sum itself."""
-        graph, eps = self._graph, self._config.rms_norm_eps
+        graph, eps = self._graph, self._architecture.norm_eps
         weight = graph.weight(self._weights.tensor(f"{name}.weight"))
         outputs = (f"{name}.normed", "", "", f"{name}.sum")
         operator = "SkipSimplifiedLayerNormalization"
@@ -97,10 +97,10 @@ class _Builder:
 
     def _attention(self, rows: str, prefix: str, index: int) -> str:
         """Pad the rows for attention only; the products run on the rows without padding."""
-        graph, config = self._graph, self._config
+        graph, heads = self._graph, self._architecture.heads
         qkv = self._linear(rows, *(f"{prefix}.{part}_proj" for part in "qkv"))
         padded = graph.node("Gather", qkv, "pad_index", axis=0)
-        cache = ("batch", config.n_kv_heads, "capacity", config.head_dim)
+        cache = ("batch", heads.kv_heads, "capacity", heads.head_dim)
         past = [graph.input(f"past_{part}_{index}", np.float32, cache) for part in ("key", "value")]
         present = [graph.output(f"present_{part}_{index}", cache) for part in ("key", "value")]
         inputs = (padded, "", "", *past, "seqlens_k", "total_sequence_length", "cos_cache", "sin_cache")
@@ -110,9 +110,9 @@ class _Builder:
             *inputs,
             outputs=(mixed, *present),
             domain=CONTRIBUTED,
-            num_heads=config.n_heads,
-            kv_num_heads=config.n_kv_heads,
-            scale=config.head_dim**-0.5,
+            num_heads=heads.heads,
+            kv_num_heads=heads.kv_heads,
+            scale=heads.head_dim**-0.5,
             do_rotary=1,
         )
         return self._linear(graph.node("GatherND", mixed, "unpad_index"), f"{prefix}.o_proj")
@@ -128,5 +128,5 @@ class _Builder:
         graph = self._graph
         wanted = graph.input("wanted", np.int64, ("wanted",))
         normed = self._norm(graph.node("Gather", hidden, wanted, axis=0), "model.norm")
-        name = "model.embed_tokens" if self._config.tie_word_embeddings else "lm_head"
+        name = "model.embed_tokens" if self._architecture.tied_embedding else "lm_head"
         graph.nodes("Identity", self._linear(normed, name), outputs=[graph.output("output", ("wanted", "vocabulary"))])

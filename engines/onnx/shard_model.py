@@ -14,8 +14,8 @@ from engines.logits import split_logits, wanted_rows
 from engines.onnx.batch_layout import BatchLayout, lay_out
 from engines.onnx.graph import Graph
 from engines.onnx.kv_pool import KVPool
-from engines.rope import frequencies
-from models.config import ModelConfig
+from engines.rope import rotations
+from models.architecture import Architecture, Rope
 from models.weights.quantized import QuantizedMatrix
 
 FIRST_ROPE_POSITIONS = 256
@@ -32,16 +32,18 @@ class OnnxShardModel:
     """
 
     def __init__(
-        self, config: ModelConfig, shard: Shard, graph: Graph, embedding: FloatArray | QuantizedMatrix | None
+        self, architecture: Architecture, shard: Shard, graph: Graph, embedding: FloatArray | QuantizedMatrix | None
     ) -> None:
-        self.config = config
+        self.architecture = architecture
         self.shard = shard
         self._session = new_session(graph)
         self._embedding = embedding
-        self._frequencies = frequencies(config)
-        self._rope_tables = _rope_tables(self._frequencies, FIRST_ROPE_POSITIONS)
-        capacity = config.context_length + SPARE_POSITIONS
-        self._pool = KVPool(len(shard.layers), config.n_kv_heads, capacity, config.head_dim)
+        heads = architecture.heads
+        assert heads.rope is not None, "a plain model has one"
+        self._rope = heads.rope
+        self._rope_tables = _rope_tables(self._rope, FIRST_ROPE_POSITIONS)
+        capacity = architecture.context_length + SPARE_POSITIONS
+        self._pool = KVPool(len(shard.layers), heads.kv_heads, capacity, heads.head_dim)
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
 
     def new_cache(self) -> int:
@@ -92,7 +94,7 @@ class OnnxShardModel:
             self._pool.array[:, :, idle, :, 0] = overwritten
         if self.shard.is_last:
             return split_logits(output, chunks)
-        return list(output.reshape(len(chunks), -1, self.config.hidden_size))
+        return list(output.reshape(len(chunks), -1, self.architecture.hidden_size))
 
     def _execute(self, chunks: Sequence[Chunk], layout: BatchLayout) -> FloatArray:
         """Run the session. Returns hidden states (rows, hidden) or logits (wanted rows, vocab) of all chunks."""
@@ -108,7 +110,7 @@ class OnnxShardModel:
         }
         if self.shard.is_last:
             inputs["wanted"] = wanted = wanted_rows(chunks)
-            output = np.empty((len(wanted), self.config.vocab_size), np.float32)
+            output = np.empty((len(wanted), self.architecture.vocab_size), np.float32)
         else:
             output = np.empty_like(hidden)
         binding = self._binding((layout.first, layout.end))
@@ -145,14 +147,14 @@ class OnnxShardModel:
         """Make the tables long enough for `positions` positions."""
         held = len(self._rope_tables["cos_cache"])
         if held < positions:
-            self._rope_tables = _rope_tables(self._frequencies, max(positions, 2 * held))
+            self._rope_tables = _rope_tables(self._rope, max(positions, 2 * held))
             self._bindings.clear()
 
 
-def _rope_tables(frequencies: FloatArray, positions: int) -> dict[str, FloatArray]:
-    """Compute what the attention kernel rotates queries and keys by: (positions, head_dim / 2) each."""
-    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
-    return {"cos_cache": np.cos(angles), "sin_cache": np.sin(angles)}
+def _rope_tables(rope: Rope, positions: int) -> dict[str, FloatArray]:
+    """Compute what the attention kernel rotates queries and keys by: (positions, dims / 2) each."""
+    cosines, sines = rotations(rope, np.arange(positions))
+    return {"cos_cache": cosines, "sin_cache": sines}
 
 
 def new_session(graph: Graph) -> onnxruntime.InferenceSession:

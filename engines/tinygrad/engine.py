@@ -11,12 +11,12 @@ from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.base import SlotEngine
 from engines.engine import EngineError
+from engines.plain import is_plain
 from engines.tinygrad.clang import ensure_clang
 from engines.tinygrad.llama import TinygradLlama
 from engines.tinygrad.shard_model import TinygradShardModel
+from models.architecture import Architecture
 from models.weights.reader import Weights
-
-FAMILIES = {"llama": TinygradLlama}
 
 
 class TinygradEngine(SlotEngine[list[Tensor]]):
@@ -32,12 +32,14 @@ class TinygradEngine(SlotEngine[list[Tensor]]):
             if Device.DEFAULT == "CPU":  # a GPU needs no clang
                 raise
 
+    @classmethod
+    def supports(cls, architecture: Architecture) -> str | None:
+        """Refuse what the layers do not have yet."""
+        return None if is_plain(architecture) else f"does not run the family {architecture.family!r} yet"
+
     def build(self, shard: Shard, weights: Weights) -> TinygradShardModel:
-        """Read the shard into float32 tensors on the device. Raises EngineError for an unsupported family."""
-        family = FAMILIES.get(weights.config.model_type)
-        if family is None:
-            raise EngineError(f"the tinygrad engine has no {weights.config.model_type!r} family; try mlx")
-        return TinygradShardModel(family(weights.config, shard, weights))
+        """Read the shard into float32 tensors on the device."""
+        return TinygradShardModel(TinygradLlama(weights.architecture, shard, weights))
 
     def capabilities(self) -> EngineCapability:
         """Return tinygrad's version and its default device."""

@@ -6,7 +6,7 @@ from tinygrad import Tensor, UOp, dtypes
 
 from cluster.shard import Shard
 from engines.activations import LARGEST_HALF
-from models.config import Dtype, ModelConfig
+from models.architecture import Architecture, Dtype
 from models.weights.checkpoint import tensor_names
 from models.weights.reader import Weights
 
@@ -20,10 +20,10 @@ LayerWeights = dict[str, Tensor]
 class TinygradLlama:
     """The layers of one shard, with the embedding, final norm and head if the shard has them."""
 
-    def __init__(self, config: ModelConfig, shard: Shard, weights: Weights) -> None:
-        self.config = config
+    def __init__(self, architecture: Architecture, shard: Shard, weights: Weights) -> None:
+        self.architecture = architecture
         self.shard = shard
-        tensors = {name: Tensor(weights.tensor(name)).realize() for name in tensor_names(config, shard)}
+        tensors = {name: Tensor(weights.tensor(name)).realize() for name in tensor_names(architecture, shard)}
         self.layers: list[LayerWeights] = []
         for layer in shard.layers:
             prefix = f"model.layers.{layer}."
@@ -33,7 +33,7 @@ class TinygradLlama:
             self.embed_tokens = tensors["model.embed_tokens.weight"]
         if shard.is_last:
             self.norm = tensors["model.norm.weight"]
-            self.lm_head = tensors["model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"]
+            self.lm_head = tensors["model.embed_tokens.weight" if architecture.tied_embedding else "lm_head.weight"]
 
     def embedded(self, tokens: Tensor) -> Tensor:
         """Embed token ids (rows,) as hidden states (rows, hidden)."""
@@ -58,7 +58,9 @@ class TinygradLlama:
         rows = (rows + self._attention(normed, rope, weights, caches, positions)).contiguous()
         normed = self._normed(rows, weights["post_attention_layernorm.weight"])
         gated = linear(weights, "mlp.gate_proj", normed).silu() * linear(weights, "mlp.up_proj", normed)
-        return rounded(rows + linear(weights, "mlp.down_proj", gated.contiguous()), self.config.dtype).contiguous()
+        return rounded(
+            rows + linear(weights, "mlp.down_proj", gated.contiguous()), self.architecture.dtype
+        ).contiguous()
 
     def logits(self, rows: Tensor, first: UOp, count: int) -> Tensor:
         """Compute the logits (count, vocab) of consecutive rows of the hidden states."""
@@ -67,13 +69,13 @@ class TinygradLlama:
     def _normed(self, rows: Tensor, weight: Tensor) -> Tensor:
         """Apply RMSNorm (Zhang and Sennrich, "Root mean square layer normalization", 2019)."""
         mean_square = rows.square().mean(-1, keepdim=True)
-        return (rows * (mean_square + self.config.rms_norm_eps).rsqrt() * weight).contiguous()
+        return (rows * (mean_square + self.architecture.norm_eps).rsqrt() * weight).contiguous()
 
     def _attention(
         self, rows: Tensor, rope: Tensor, weights: LayerWeights, caches: list[Tensor], positions: tuple[UOp, ...]
     ) -> Tensor:
         """Apply grouped-query attention, with each sequence's rows over its own cache."""
-        count, size = rows.shape[0], self.config.head_dim
+        count, size = rows.shape[0], self.architecture.heads.head_dim
         queries, keys, values = (
             linear(weights, f"self_attn.{part}_proj", rows).reshape(count, -1, size).transpose(0, 1) for part in "qkv"
         )
@@ -92,7 +94,7 @@ class TinygradLlama:
         store(cache, fresh, position)
         held = cache[:, :, :end].unsqueeze(2)
         # (kv_heads, heads that share one, rows, head_dim)
-        grouped = queries.reshape(self.config.n_kv_heads, -1, count, size)
+        grouped = queries.reshape(self.architecture.heads.kv_heads, -1, count, size)
         scores = (grouped * size**-0.5) @ held[0].transpose(-1, -2)
         if count > 1:
             scores = scores + Tensor.full((1, 1, count, end), float("-inf"), buffer=False).triu(position + 1)

@@ -9,7 +9,7 @@ import numpy as np
 from tinygrad import Tensor, TinyJit, UOp, Variable
 
 from engines.engine import NO_LOGITS, Chunk, FloatArray, SavedKV
-from engines.rope import frequencies
+from engines.rope import rotations
 from engines.tinygrad.llama import TinygradLlama, copied, store
 
 LONG, SHORT, ONE = 256, 32, 1
@@ -29,15 +29,14 @@ class TinygradShardModel:
     """
 
     def __init__(self, model: TinygradLlama) -> None:
-        self.config = model.config
+        self.architecture = model.architecture
         self.shard = model.shard
         self._model = model
-        self._frequencies = frequencies(model.config)
         self._captured: dict[tuple[str | int, ...], Any] = {}
 
     def new_cache(self) -> list[Tensor]:
         """Make an empty cache for one slot: a tensor (2, kv_heads, capacity, head_dim) for each layer of the shard."""
-        shape = (2, self.config.n_kv_heads, FIRST_CAPACITY, self.config.head_dim)
+        shape = (2, self.architecture.heads.kv_heads, FIRST_CAPACITY, self.architecture.heads.head_dim)
         return [Tensor.zeros(*shape).contiguous().realize() for _ in self._model.layers]
 
     def forward(self, batch: Sequence[Chunk], caches: Sequence[list[Tensor]]) -> list[FloatArray]:
@@ -144,15 +143,16 @@ class TinygradShardModel:
 
     def _bound(self, position: int, index: int = 0) -> UOp:
         """Bind a position to a variable, so that kernels are compiled once for all. Each slot of a pass has its own."""
-        return Variable(f"position{index}", 0, self.config.context_length + LONG).bind(position)
+        return Variable(f"position{index}", 0, self.architecture.context_length + LONG).bind(position)
 
     def _tensor(self, inputs: np.ndarray) -> Tensor:
         return Tensor(inputs.astype(np.int32 if self.shard.is_first else np.float32)).realize()
 
     def _rope(self, positions: Sequence[int]) -> Tensor:
         """Compute the rotation of rows at these positions: (2, rows, head_dim / 2), cosines, then sines."""
-        angles = np.array(positions, np.float32)[:, None] * self._frequencies
-        return Tensor(np.stack((np.cos(angles), np.sin(angles)))).realize()
+        rope = self.architecture.heads.rope
+        assert rope is not None, "a plain model has one"
+        return Tensor(np.stack(rotations(rope, np.array(positions)))).realize()
 
 
 def passes(rows: Sequence[int], capacities: Sequence[int]) -> Iterator[list[int]]:

@@ -20,9 +20,10 @@ from tokenizers.models import BPE
 from cluster.shard import whole
 from models.cache import ModelCache, default_cache_root
 from models.catalogue import DEFAULT_MODEL, Catalogue
-from models.config import config_from_hf
+from models.families import described
+from models.settings import Settings
 from models.sources.fetch import fetch
-from models.weights.checkpoint import tensor_names, tensor_shape
+from models.weights.checkpoint import tensor_shapes
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MERGES = (("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("a", "n"))
@@ -117,10 +118,10 @@ class TinyShape:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Make every checkpoint tensor in float32, by its Hugging Face name."""
-        config = config_from_hf(self.config("float32"), {}, "the tiny model")
+        architecture = described(Settings(self.config("float32"), "the tiny model"))
         random = np.random.default_rng(self.seed)
-        names = tensor_names(config, whole("tiny", self.n_layers))
-        tensors = {name: _random_tensor(random, name, tensor_shape(config, name) or ()) for name in names}
+        shapes = tensor_shapes(architecture, whole("tiny", self.n_layers))
+        tensors = {name: _random_tensor(random, name, shape) for name, shape in shapes.items()}
         if self.printable:
             tensors["model.embed_tokens.weight" if self.tie else "lm_head.weight"][_unprintable_ids()] = 0
         return tensors

@@ -1,0 +1,50 @@
+"""Gemma 2: windows in every other layer, norms around each part, GELU, and logits that are bounded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from gguf import MODEL_ARCH
+from ml_dtypes import bfloat16
+
+from models.architecture import Architecture, Layer
+from models.families.family import Family
+from models.families.parts import architecture, attention, layer_kind, mlp, wide_dtype_of
+from models.settings import Settings
+
+
+def gemma(settings: Settings, period: int, fields: Callable[[str], dict[str, Any]], **changes: Any) -> Architecture:
+    """Describe a Gemma with full attention in each `period`th layer.
+
+    `fields` are those of the attention of a kind of layer. The norms' weights are stored less 1, but not in GGUF files.
+    The embedding's scale has the dtype of the weights, as in the model's own code.
+    """
+    dtype = wide_dtype_of(settings)
+    scale = math.sqrt(settings.count("hidden_size"))
+
+    def layer(index: int) -> Layer:
+        kind = layer_kind(settings, index, "sliding_attention" if (index + 1) % period else "full_attention")
+        window = settings.count("sliding_window") if kind == "sliding_attention" else None
+        return Layer(attention(settings, index, window=window, **fields(kind)), mlp(settings), post_norms=True)
+
+    scale = scale if dtype == "float32" else float(bfloat16(scale))
+    changes |= {"embedding_scale": scale, "norm_offset": settings.get("norm_offset", 1.0)}
+    tied = settings.flag("tie_word_embeddings", True)
+    return architecture(settings, layer, dtype=dtype, tied_embedding=tied, **changes)
+
+
+def describe(settings: Settings) -> Architecture:
+    """Describe a Gemma 2."""
+    scale = settings.number("query_pre_attn_scalar", settings.count("head_dim", 256)) ** -0.5
+    softcap = settings.number("attn_logit_softcapping", 50.0)
+    return gemma(
+        settings,
+        2,
+        lambda kind: {"scale": scale, "softcap": softcap},
+        logit_softcap=settings.number("final_logit_softcapping", 30.0),
+    )
+
+
+FAMILY = Family(("gemma2",), MODEL_ARCH.GEMMA2, describe)
