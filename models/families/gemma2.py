@@ -27,7 +27,8 @@ def gemma(settings: Settings, period: int, fields: Callable[[str], dict[str, Any
     def layer(index: int) -> Layer:
         kind = layer_kind(settings, index, "sliding_attention" if (index + 1) % period else "full_attention")
         window = settings.count("sliding_window") if kind == "sliding_attention" else None
-        return Layer(attention(settings, index, window=window, **fields(kind)), mlp(settings), post_norms=True)
+        own = attention(settings, index, window=window, **fields(kind))
+        return Layer(own, mlp(settings, activation="gelu_pytorch_tanh"), post_norms=True)
 
     scale = scale if dtype == "float32" else float(bfloat16(scale))
     changes |= {"embedding_scale": scale, "norm_offset": settings.get("norm_offset", 1.0)}

@@ -39,9 +39,12 @@ def layer_kind(settings: Settings, index: int, default: str = "full_attention") 
     return str(kinds[index])
 
 
-def mlp(settings: Settings, size: str = "intermediate_size") -> Mlp:
-    """Describe a feed-forward network whose width is the setting `size`. Raises WeightsError."""
-    name = settings.get("hidden_activation", settings.get("hidden_act", "silu"))
+def mlp(settings: Settings, size: str = "intermediate_size", activation: str = "silu") -> Mlp:
+    """Describe a feed-forward network whose width is the setting `size`. Raises WeightsError.
+
+    `activation` is that of the family, for files that do not say.
+    """
+    name = settings.get("hidden_activation", settings.get("hidden_act", activation))
     if name not in ACTIVATIONS:
         raise settings.unsupported(f"asks for the activation {name!r}, and exobus has {', '.join(ACTIVATIONS)}")
     return Mlp(settings.count(size), ACTIVATIONS[name], settings.flag("mlp_bias"))
