@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 from gguf import MODEL_ARCH
 
-from models.architecture import Architecture, Experts, Layer, Mlp, Yarn
+from models.architecture import Architecture, Layer, Mlp, Yarn
 from models.families.family import Family
-from models.families.parts import architecture, attention, layer_kind, wide_dtype_of
+from models.families.parts import architecture, attention, experts, layer_kind, wide_dtype_of
 from models.families.rope import rope_of
 from models.settings import Settings
 
@@ -17,16 +17,15 @@ def describe(settings: Settings) -> Architecture:
     rope = rope_of(settings, settings.count("head_dim", 64), theta=150000.0)
     if isinstance(rope.scaling, Yarn):
         rope = msgspec.structs.replace(rope, scaling=msgspec.structs.replace(rope.scaling, truncate=False))
-    count = settings.count("num_experts", settings.get("num_local_experts"))
+    count = "num_local_experts" if settings.get("num_local_experts") else "num_experts"
     inner = settings.count("moe_intermediate_size", settings.get("intermediate_size"))
-    expert = Mlp(inner, "clipped_swiglu", bias=True)
-    experts = Experts(count, settings.count("num_experts_per_tok"), expert, router_bias=True)
+    chosen = experts(settings, count, Mlp(inner, "clipped_swiglu", bias=True), router_bias=True)
 
     def layer(index: int) -> Layer:
         kind = layer_kind(settings, index, "full_attention" if index % 2 else "sliding_attention")
         window = settings.count("sliding_window") if kind == "sliding_attention" else None
         changes = {"rope": rope, "window": window, "qkv_bias": True, "out_bias": True, "sinks": True}
-        return Layer(attention(settings, index, **changes), experts)
+        return Layer(attention(settings, index, **changes), chosen)
 
     return architecture(settings, layer, dtype=wide_dtype_of(settings))
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from models.architecture import DTYPES, Activation, Architecture, Attention, Dtype, Layer, Mlp
+from models.architecture import DTYPES, Activation, Architecture, Attention, Dtype, Experts, Layer, Mlp
 from models.families.rope import rope_of
 from models.settings import Settings
 
-MOST_LAYERS = 1024
+MOST_LAYERS = MOST_EXPERTS = 512
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
@@ -48,6 +48,12 @@ def mlp(settings: Settings, size: str = "intermediate_size", activation: str = "
     if name not in ACTIVATIONS:
         raise settings.unsupported(f"asks for the activation {name!r}, and exobus has {', '.join(ACTIVATIONS)}")
     return Mlp(settings.count(size), ACTIVATIONS[name], settings.flag("mlp_bias"))
+
+
+def experts(settings: Settings, count: str, expert: Mlp, **changes: Any) -> Experts:
+    """Describe experts, whose number is the setting `count`. `changes` are fields that the family decides."""
+    number = settings.count(count, most=MOST_EXPERTS)
+    return Experts(number, settings.count("num_experts_per_tok", most=number), expert, **changes)
 
 
 def architecture(settings: Settings, layer: Callable[[int], Layer], **changes: Any) -> Architecture:

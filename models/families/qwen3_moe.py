@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from gguf import MODEL_ARCH
 
-from models.architecture import Architecture, Experts, Layer
+from models.architecture import Architecture, Layer
 from models.families.family import Family
-from models.families.parts import architecture, attention, mlp
+from models.families.parts import architecture, attention, experts, mlp
 from models.settings import Settings
 
 
@@ -20,8 +20,8 @@ def describe(settings: Settings) -> Architecture:
         if index in dense or (index + 1) % step:
             return Layer(attention(settings, index, qk_norm=True), mlp(settings))
         expert = mlp(settings, "moe_intermediate_size")
-        experts = Experts(settings.count("num_experts"), settings.count("num_experts_per_tok"), expert, norm)
-        return Layer(attention(settings, index, qk_norm=True), experts)
+        chosen = experts(settings, "num_experts", expert, norm_top_k=norm)
+        return Layer(attention(settings, index, qk_norm=True), chosen)
 
     return architecture(settings, layer)
 

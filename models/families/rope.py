@@ -18,6 +18,8 @@ def rope_of(settings: Settings, head_dim: int, theta: float = 10000.0) -> Rope:
     given = settings.group("rope_parameters" if settings.get("rope_parameters") else "rope_scaling")
     theta = given.number("rope_theta", settings.number("rope_theta", theta))
     part = given.number("partial_rotary_factor", settings.number("partial_rotary_factor", 1.0), most=1.0)
+    if theta <= 1:
+        raise settings.unusable("rope_theta")
     dims = round(head_dim * part)
     if dims % 2:
         raise settings.unusable("partial_rotary_factor")
@@ -41,6 +43,8 @@ def _linear(settings: Settings, given: Settings, dims: int) -> Linear:
 
 def _llama3(settings: Settings, given: Settings, dims: int) -> Llama3:
     low, high = given.number("low_freq_factor"), given.number("high_freq_factor")
+    if low >= high:
+        raise given.unusable("high_freq_factor")
     return Llama3(given.number("factor"), low, high, given.count("original_max_position_embeddings"))
 
 
@@ -74,7 +78,7 @@ def _longrope(settings: Settings, given: Settings, dims: int) -> LongRope:
         "original_max_position_embeddings", settings.count("original_max_position_embeddings", context)
     )
     stretch = context / original
-    factor = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+    factor = math.sqrt(1 + math.log(stretch) / math.log(max(original, 2))) if stretch > 1 else 1.0
     divisors = given.numbers("long_factor" if stretch > 1 else "short_factor", dims // 2)
     return LongRope(divisors, given.number("attention_factor", factor))
 
