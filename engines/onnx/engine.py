@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine, with onnxruntime's CPU kernels. `llama` builds the graph and `shard_model` runs it."""
+"""The ONNX Runtime engine, with onnxruntime's CPU kernels. `model` builds the graph and `shard_model` runs it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import onnxruntime
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.base import SlotEngine
-from engines.onnx.llama import llama_graph
+from engines.onnx.model import model_graph
 from engines.onnx.row_check import same_bits_alone
 from engines.onnx.shard_model import OnnxShardModel
-from engines.plain import is_plain
 from engines.settings import Precision
-from models.architecture import Architecture
+from models.architecture import Architecture, Experts
 from models.weights.checkpoint import EMBEDDING
 from models.weights.reader import Weights
 
@@ -41,15 +40,19 @@ class OnnxEngine(SlotEngine[int]):
 
     @classmethod
     def supports(cls, architecture: Architecture) -> str | None:
-        """Refuse heads of other sizes than the attention kernel takes, and what the graph does not have yet."""
-        if architecture.heads.head_dim % HEAD_DIMS:
-            return f"needs heads of a multiple of {HEAD_DIMS}, not {architecture.heads.head_dim}"
-        return None if is_plain(architecture) else f"does not run the family {architecture.family!r} yet"
+        """Refuse experts, and sizes that the attention kernel does not take."""
+        if any(isinstance(layer.feed_forward, Experts) for layer in architecture.layers):
+            return "has no experts"
+        rotated = [layer.attention.rope.dims for layer in architecture.layers if layer.attention.rope]
+        for size in (architecture.heads.head_dim, *rotated):
+            if size % HEAD_DIMS:
+                return f"needs heads of a multiple of {HEAD_DIMS}, not {size}"
+        return None
 
     def build(self, shard: Shard, weights: Weights) -> OnnxShardModel:
         """Build the shard's graph and a session for it."""
         architecture = weights.architecture
-        graph = llama_graph(architecture, shard, weights, self._precision)
+        graph = model_graph(architecture, shard, weights, self._precision)
         embedding = None
         if shard.is_first:  # in the smallest form that loses nothing
             embedding = weights.blocks(EMBEDDING) or weights.tensor(EMBEDDING)

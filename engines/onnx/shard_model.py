@@ -14,6 +14,7 @@ from engines.logits import split_logits, wanted_rows
 from engines.onnx.batch_layout import BatchLayout, lay_out
 from engines.onnx.graph import Graph
 from engines.onnx.kv_pool import KVPool
+from engines.onnx.model import ropes_of
 from engines.rope import rotations
 from models.architecture import Architecture, Rope
 from models.weights.quantized import QuantizedMatrix
@@ -39,9 +40,9 @@ class OnnxShardModel:
         self._session = new_session(graph)
         self._embedding = embedding
         heads = architecture.heads
-        assert heads.rope is not None, "a plain model has one"
-        self._rope = heads.rope
-        self._rope_tables = _rope_tables(self._rope, FIRST_ROPE_POSITIONS)
+        self._ropes = ropes_of(architecture, shard)
+        self._rope_positions = FIRST_ROPE_POSITIONS
+        self._rope_tables = _rope_tables(self._ropes, FIRST_ROPE_POSITIONS)
         capacity = architecture.context_length + SPARE_POSITIONS
         self._pool = KVPool(len(shard.layers), heads.kv_heads, capacity, heads.head_dim)
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
@@ -124,9 +125,10 @@ class OnnxShardModel:
         """Embed token ids (rows,), or convert hidden states (rows, hidden) to float32."""
         if self._embedding is None:
             return inputs.astype(np.float32)
-        if isinstance(self._embedding, QuantizedMatrix):
-            return self._embedding.rows(inputs)
-        return np.asarray(self._embedding[inputs])
+        embedding = self._embedding
+        rows = embedding.rows(inputs) if isinstance(embedding, QuantizedMatrix) else np.asarray(embedding[inputs])
+        scale = np.float32(self.architecture.embedding_scale)
+        return rows if scale == 1 else rows * scale
 
     def _binding(self, span: tuple[int, int]) -> onnxruntime.IOBinding:
         """Return a binding of these pool entries and the rope tables, which is made once and reused."""
@@ -145,16 +147,18 @@ class OnnxShardModel:
 
     def _extend_rope_tables(self, positions: int) -> None:
         """Make the tables long enough for `positions` positions."""
-        held = len(self._rope_tables["cos_cache"])
-        if held < positions:
-            self._rope_tables = _rope_tables(self._rope, max(positions, 2 * held))
+        if self._rope_positions < positions:
+            self._rope_positions = max(positions, 2 * self._rope_positions)
+            self._rope_tables = _rope_tables(self._ropes, self._rope_positions)
             self._bindings.clear()
 
 
-def _rope_tables(rope: Rope, positions: int) -> dict[str, FloatArray]:
+def _rope_tables(ropes: Sequence[Rope], positions: int) -> dict[str, FloatArray]:
     """Compute what the attention kernel rotates queries and keys by: (positions, dims / 2) each."""
-    cosines, sines = rotations(rope, np.arange(positions))
-    return {"cos_cache": cosines, "sin_cache": sines}
+    tables = {}
+    for index, rope in enumerate(ropes):
+        tables[f"cos_cache_{index}"], tables[f"sin_cache_{index}"] = rotations(rope, np.arange(positions))
+    return tables
 
 
 def new_session(graph: Graph) -> onnxruntime.InferenceSession:

@@ -89,13 +89,14 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "phi3": SIZES
         | {
             "model_type": "phi3",
+            "hidden_size": 128,
             "partial_rotary_factor": 0.5,
             "tie_word_embeddings": False,
             "original_max_position_embeddings": 64,
             "rope_scaling": {
                 "type": "longrope",
-                "short_factor": [1.0, 1.0, 1.1, 1.2],
-                "long_factor": [1.0, 1.5, 3.0, 6.0],
+                "short_factor": [1.0] * 6 + [1.1, 1.2],
+                "long_factor": [1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 6.0],
             },
         },
         "smollm3": LLAMA | {"model_type": "smollm3", "num_hidden_layers": 5, "no_rope_layer_interval": 4},

@@ -40,7 +40,7 @@ def test_fused_tensor_of_a_wrong_shape_is_refused(tmp_path: Path) -> None:
     stored["model.layers.1.self_attn.qkv_proj.weight"] = np.zeros((64, 64), np.float32)
     write_safetensors(folder / "model.safetensors", stored, "float32")
     sentence = (
-        r"model\.safetensors holds model\.layers\.1\.self_attn\.qkv_proj\.weight as \[64, 64\].* says \[128, 64\]"
+        r"model\.safetensors holds model\.layers\.1\.self_attn\.qkv_proj\.weight as \[64, 64\].* says \[256, 128\]"
     )
     with pytest.raises(WeightsError, match=sentence):
         open_weights(folder)

@@ -1,0 +1,75 @@
+"""Every engine has the logits of the reference for each family that it supports, and at every cut its own bits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.shard import whole
+from engines.engine import Chunk, EngineError, FloatArray
+from engines.onnx.engine import OnnxEngine
+from models.weights.reader import open_weights
+from tests.support.engines import Forwards, cut, numpy_engine
+from tests.support.family_models import CONFIGS, VOCABULARY, tiny_architecture, write_family_folder, write_family_gguf
+
+TOLERANCE = 2e-5
+IDS = np.random.default_rng(2).integers(0, VOCABULARY, 40).tolist()
+PIECES = (IDS[:21], IDS[21:22], IDS[22:23], IDS[23:])
+WITH_EXPERTS = ("qwen3_moe", "gpt_oss")
+DENSE = [name for name in CONFIGS if name not in WITH_EXPERTS]
+
+
+def logits_of(stages: Sequence[Forwards], pieces: Sequence[Sequence[int]]) -> FloatArray:
+    """Run pieces of a text one after another through a ring. Returns the logits (ids, vocab) of all."""
+    outputs, position = [], 0
+    for piece in pieces:
+        inputs: np.ndarray = np.array(piece, np.int32)
+        for stage in stages:
+            inputs = stage.forward([Chunk(0, position, inputs, len(piece))])[0]
+        outputs.append(inputs)
+        position += len(piece)
+    for stage in stages:
+        stage.release(0)
+    return np.concatenate(outputs)
+
+
+def onnx_ring(path: Path, *cuts: int) -> list[OnnxEngine]:
+    stages = []
+    with open_weights(path) as weights:
+        for shard in cut("tiny", weights.architecture.n_layers, *cuts):
+            stages.append(OnnxEngine("exact"))
+            stages[-1].read(shard, weights)
+    return stages
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_onnx_has_the_logits_of_the_reference(name: str, tmp_path: Path) -> None:
+    path = write_family_folder(tmp_path / "model", name)
+    expected = logits_of([numpy_engine(path, whole(name, tiny_architecture(name).n_layers))], PIECES)
+    np.testing.assert_allclose(logits_of(onnx_ring(path), PIECES), expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_onnx_has_the_same_bits_at_every_cut(name: str, tmp_path: Path) -> None:
+    path = write_family_folder(tmp_path / "model", name)
+    unsplit = logits_of(onnx_ring(path), PIECES)
+    for layer in range(1, tiny_architecture(name).n_layers):
+        np.testing.assert_array_equal(logits_of(onnx_ring(path, layer), PIECES), unsplit)
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_rows_of_a_chunk_have_their_bits_alone_in_onnx(name: str, tmp_path: Path) -> None:
+    (engine,) = onnx_ring(write_family_folder(tmp_path / "model", name))
+    together = logits_of([engine], [IDS[:30], IDS[30:39]])
+    alone = logits_of([engine], [IDS[:30], *([token] for token in IDS[30:39])])
+    np.testing.assert_array_equal(together, alone)
+
+
+@pytest.mark.parametrize("name", WITH_EXPERTS)
+def test_model_that_an_engine_does_not_support_is_refused(name: str, tmp_path: Path) -> None:
+    path = write_family_gguf(tmp_path / "tiny.gguf", name)
+    with pytest.raises(EngineError, match="the onnx engine has no experts; try numpy"):
+        OnnxEngine().load(whole(name, tiny_architecture(name).n_layers), path)
