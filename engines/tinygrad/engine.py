@@ -11,11 +11,10 @@ from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.base import SlotEngine
 from engines.engine import EngineError
-from engines.plain import is_plain
 from engines.tinygrad.clang import ensure_clang
-from engines.tinygrad.llama import TinygradLlama
+from engines.tinygrad.model import TinygradModel
 from engines.tinygrad.shard_model import TinygradShardModel
-from models.architecture import Architecture
+from models.architecture import Architecture, Experts
 from models.weights.reader import Weights
 
 
@@ -34,12 +33,14 @@ class TinygradEngine(SlotEngine[list[Tensor]]):
 
     @classmethod
     def supports(cls, architecture: Architecture) -> str | None:
-        """Refuse what the layers do not have yet."""
-        return None if is_plain(architecture) else f"does not run the family {architecture.family!r} yet"
+        """Refuse experts and attention sinks."""
+        if any(isinstance(layer.feed_forward, Experts) for layer in architecture.layers):
+            return "has no experts"
+        return "has no attention sinks" if architecture.heads.sinks else None
 
     def build(self, shard: Shard, weights: Weights) -> TinygradShardModel:
         """Read the shard into float32 tensors on the device."""
-        return TinygradShardModel(TinygradLlama(weights.architecture, shard, weights))
+        return TinygradShardModel(TinygradModel(weights.architecture, shard, weights))
 
     def capabilities(self) -> EngineCapability:
         """Return tinygrad's version and its default device."""

@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from cluster.shard import whole
 from engines.engine import Chunk, EngineError, FloatArray
+from engines.numpy.engine import NumpyEngine
 from engines.onnx.engine import OnnxEngine
+from engines.registry import create
+from models.architecture import Architecture, Attention, Layer, Mlp, Rope, Yarn
 from models.weights.reader import open_weights
 from tests.support.engines import Forwards, cut, numpy_engine
-from tests.support.family_models import CONFIGS, VOCABULARY, tiny_architecture, write_family_folder, write_family_gguf
+from tests.support.family_models import (
+    CONFIGS,
+    VOCABULARY,
+    DescribedWeights,
+    tiny_architecture,
+    write_family_folder,
+    write_family_gguf,
+)
 
 TOLERANCE = 2e-5
 IDS = np.random.default_rng(2).integers(0, VOCABULARY, 40).tolist()
@@ -66,6 +77,52 @@ def test_rows_of_a_chunk_have_their_bits_alone_in_onnx(name: str, tmp_path: Path
     together = logits_of([engine], [IDS[:30], IDS[30:39]])
     alone = logits_of([engine], [IDS[:30], *([token] for token in IDS[30:39])])
     np.testing.assert_array_equal(together, alone)
+
+
+def everything(*, sinks: bool) -> Architecture:
+    """Describe a model whose two layers have all that a dense one may have."""
+    near = Attention(
+        heads=4,
+        kv_heads=2,
+        head_dim=32,
+        scale=0.2,
+        rope=Rope(10000.0, 16, Yarn(4.0, 64, 32.0, 1.0, 1.2, False)),
+        window=8,
+        qkv_bias=True,
+        out_bias=True,
+        qk_norm=True,
+        sinks=sinks,
+        softcap=4.0,
+    )
+    far = msgspec.structs.replace(near, rope=None, window=None)
+    return Architecture(
+        family="llama",
+        layers=(Layer(near, Mlp(48, "gelu_tanh", True), True), Layer(far, Mlp(48, "silu", True))),
+        hidden_size=64,
+        vocab_size=VOCABULARY,
+        context_length=128,
+        norm_eps=1e-5,
+        norm_offset=1.0,
+        embedding_scale=3.0,
+        residual_scale=0.5,
+        logit_scale=2.0,
+        logit_softcap=5.0,
+    )
+
+
+@pytest.mark.parametrize("name", ["onnx", "tinygrad"])
+def test_all_of_a_description_matches_the_reference(name: str) -> None:
+    architecture = everything(sinks=name == "onnx")
+    ours, reference = create(name, "exact"), NumpyEngine()
+    for engine in (ours, reference):
+        engine.read(whole("everything", 2), DescribedWeights(architecture))
+    pieces = (IDS[:20], IDS[20:21])  # each number of rows is compiled
+    np.testing.assert_allclose(logits_of([ours], pieces), logits_of([reference], pieces), atol=TOLERANCE)
+
+
+def test_tinygrad_refuses_attention_sinks() -> None:
+    with pytest.raises(EngineError, match="the tinygrad engine has no attention sinks; try numpy"):
+        create("tinygrad").read(whole("everything", 2), DescribedWeights(everything(sinks=True)))
 
 
 @pytest.mark.parametrize("name", WITH_EXPERTS)

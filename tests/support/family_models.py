@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
 
 import gguf
 import numpy as np
@@ -177,6 +177,33 @@ def _random_tensor(
     if name.endswith("sinks"):
         return noise
     return np.float32(0.1) * noise if name.endswith(".bias") else noise / np.float32(np.sqrt(shape[-1]))
+
+
+class DescribedWeights:
+    """Random weights of any description, in memory."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        self.architecture = architecture
+        self.settings: Mapping[str, Any] = {}
+        random = np.random.default_rng(0)
+        shapes = tensor_shapes(architecture, whole("described", architecture.n_layers))
+        self._tensors = {name: _random_tensor(random, architecture, name, shape) for name, shape in shapes.items()}
+
+    def names(self) -> frozenset[str]:
+        return frozenset(self._tensors)
+
+    def tensor(self, name: str) -> np.ndarray:
+        return self._tensors[name].copy()
+
+    def blocks(self, name: str) -> None:
+        """Return None: no matrix is quantized."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 def write_family_folder(folder: Path, name: str) -> Path:
