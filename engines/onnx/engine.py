@@ -40,9 +40,10 @@ class OnnxEngine(SlotEngine[int]):
 
     @classmethod
     def supports(cls, architecture: Architecture) -> str | None:
-        """Refuse experts, and sizes that the attention kernel does not take."""
-        if any(isinstance(layer.feed_forward, Experts) for layer in architecture.layers):
-            return "has no experts"
+        """Refuse sizes that the attention kernel does not take, and experts with GELU."""
+        parts = [layer.feed_forward for layer in architecture.layers]
+        if any(isinstance(part, Experts) and part.expert.activation == "gelu_tanh" for part in parts):
+            return "has no experts with GELU"
         rotated = [layer.attention.rope.dims for layer in architecture.layers if layer.attention.rope]
         for size in (architecture.heads.head_dim, *rotated):
             if size % HEAD_DIMS:
@@ -52,6 +53,8 @@ class OnnxEngine(SlotEngine[int]):
     def build(self, shard: Shard, weights: Weights) -> OnnxShardModel:
         """Build the shard's graph and a session for it."""
         architecture = weights.architecture
+        if any(isinstance(layer.feed_forward, Experts) for layer in architecture.layers):
+            self.exact_rows = 1  # the rows of an expert are one product
         graph = model_graph(architecture, shard, weights, self._precision)
         embedding = None
         if shard.is_first:  # in the smallest form that loses nothing

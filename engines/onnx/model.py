@@ -10,7 +10,7 @@ from engines.activations import LARGEST_HALF
 from engines.onnx.graph import CONTRIBUTED, Graph
 from engines.onnx.linear import linear
 from engines.settings import Precision
-from models.architecture import Architecture, Attention, Mlp, Rope
+from models.architecture import SWIGLU_ALPHA, SWIGLU_LIMIT, Architecture, Attention, Experts, Mlp, Rope
 from models.weights.reader import Weights
 
 _ONNX_DTYPES = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
@@ -57,14 +57,13 @@ class _Builder:
     def _layer(self, hidden: str, layer: int, index: int) -> str:
         """Add layer `layer` of the model, which is number `index` of the shard."""
         spec, prefix = self._architecture.layers[layer], f"model.layers.{layer}"
-        assert isinstance(spec.feed_forward, Mlp), "the engine does not support experts"
         normed = self._norm(hidden, f"{prefix}.input_layernorm")
         added = self._attention(normed, spec.attention, f"{prefix}.self_attn", index)
         before = "post_attention_layernorm"
         if spec.post_norms:
             added, before = self._norm(added, f"{prefix}.{before}"), "pre_feedforward_layernorm"
         normed, hidden = self._add_and_norm(hidden, self._residual(added), f"{prefix}.{before}")
-        added = self._mlp(normed, spec.feed_forward, f"{prefix}.mlp")
+        added = self._feed_forward(normed, spec.feed_forward, f"{prefix}.mlp")
         if spec.post_norms:
             added = self._norm(added, f"{prefix}.post_feedforward_layernorm")
         return self._rounded(self._graph.node("Add", hidden, self._residual(added)))
@@ -156,7 +155,9 @@ class _Builder:
             parts[index] = graph.node("Reshape", self._norm(heads, f"{prefix}.{name}"), graph.constant(-1, width))
         return graph.node("Concat", *parts, axis=1)
 
-    def _mlp(self, rows: str, spec: Mlp, prefix: str) -> str:
+    def _feed_forward(self, rows: str, spec: Mlp | Experts, prefix: str) -> str:
+        if isinstance(spec, Experts):
+            return self._experts(rows, spec, prefix)
         graph = self._graph
         both = self._linear(rows, f"{prefix}.gate_proj", f"{prefix}.up_proj")
         gate, up = graph.nodes("Split", both, outputs=(f"{prefix}.gate", f"{prefix}.up"), axis=1, num_outputs=2)
@@ -165,6 +166,32 @@ class _Builder:
         else:
             active = graph.node("FastGelu", gate, domain=CONTRIBUTED)
         return self._linear(graph.node("Mul", active, up), f"{prefix}.down_proj")
+
+    def _experts(self, rows: str, spec: Experts, prefix: str) -> str:
+        """Add a router, and experts in float32, in whose matrices the rows of gate and up alternate."""
+        graph, clipped = self._graph, spec.expert.activation == "clipped_swiglu"
+        inputs = []
+        for kind in ("weight", "bias") if spec.expert.bias else ("weight",):
+            names = (f"{prefix}.experts.{part}_proj.{kind}" for part in ("gate", "up", "down"))
+            gate, up, down = (self._weights.tensor(name) for name in names)
+            both = np.stack((gate, up), axis=2).reshape(spec.count, -1, *gate.shape[2:])
+            inputs.append((graph.weight(both), graph.weight(down)))
+        first, second = zip(*inputs, strict=True)
+        return graph.node(
+            "MoE",
+            rows,
+            self._linear(rows, f"{prefix}.gate"),
+            *(*first, "")[:2],
+            *second,
+            domain=CONTRIBUTED,
+            k=spec.top_k,
+            activation_type="swiglu",
+            swiglu_fusion=1,
+            normalize_routing_weights=int(spec.norm_top_k),
+            activation_alpha=SWIGLU_ALPHA if clipped else 1.0,
+            activation_beta=1.0 if clipped else 0.0,
+            **({"swiglu_limit": SWIGLU_LIMIT} if clipped else {}),
+        )
 
     def _head(self, hidden: str) -> None:
         graph, architecture = self._graph, self._architecture

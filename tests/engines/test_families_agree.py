@@ -15,6 +15,7 @@ from engines.numpy.engine import NumpyEngine
 from engines.onnx.engine import OnnxEngine
 from engines.registry import create
 from models.architecture import Architecture, Attention, Layer, Mlp, Rope, Yarn
+from models.families import FAMILIES
 from models.weights.reader import open_weights
 from tests.support.engines import Forwards, cut, numpy_engine
 from tests.support.family_models import (
@@ -56,16 +57,22 @@ def onnx_ring(path: Path, *cuts: int) -> list[OnnxEngine]:
     return stages
 
 
-@pytest.mark.parametrize("name", DENSE)
+def write_family(folder: Path, name: str) -> Path:
+    """Write a family in a form that exobus reads."""
+    gguf_only = FAMILIES[tiny_architecture(name).family].gguf_only
+    return write_family_gguf(folder / "tiny.gguf", name) if gguf_only else write_family_folder(folder / "model", name)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
 def test_onnx_has_the_logits_of_the_reference(name: str, tmp_path: Path) -> None:
-    path = write_family_folder(tmp_path / "model", name)
+    path = write_family(tmp_path, name)
     expected = logits_of([numpy_engine(path, whole(name, tiny_architecture(name).n_layers))], PIECES)
     np.testing.assert_allclose(logits_of(onnx_ring(path), PIECES), expected, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_onnx_has_the_same_bits_at_every_cut(name: str, tmp_path: Path) -> None:
-    path = write_family_folder(tmp_path / "model", name)
+    path = write_family(tmp_path, name)
     unsplit = logits_of(onnx_ring(path), PIECES)
     for layer in range(1, tiny_architecture(name).n_layers):
         np.testing.assert_array_equal(logits_of(onnx_ring(path, layer), PIECES), unsplit)
@@ -74,6 +81,7 @@ def test_onnx_has_the_same_bits_at_every_cut(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", DENSE)
 def test_rows_of_a_chunk_have_their_bits_alone_in_onnx(name: str, tmp_path: Path) -> None:
     (engine,) = onnx_ring(write_family_folder(tmp_path / "model", name))
+    assert engine.exact_rows > 9
     together = logits_of([engine], [IDS[:30], IDS[30:39]])
     alone = logits_of([engine], [IDS[:30], *([token] for token in IDS[30:39])])
     np.testing.assert_array_equal(together, alone)
@@ -126,7 +134,13 @@ def test_tinygrad_refuses_attention_sinks() -> None:
 
 
 @pytest.mark.parametrize("name", WITH_EXPERTS)
-def test_model_that_an_engine_does_not_support_is_refused(name: str, tmp_path: Path) -> None:
-    path = write_family_gguf(tmp_path / "tiny.gguf", name)
-    with pytest.raises(EngineError, match="the onnx engine has no experts; try numpy"):
-        OnnxEngine().load(whole(name, tiny_architecture(name).n_layers), path)
+def test_onnx_promises_no_exact_rows_of_experts(name: str, tmp_path: Path) -> None:
+    (engine,) = onnx_ring(write_family(tmp_path, name))
+    assert engine.exact_rows == 1
+
+
+@pytest.mark.parametrize("name", WITH_EXPERTS)
+def test_tinygrad_refuses_experts(name: str) -> None:
+    architecture = tiny_architecture(name)
+    with pytest.raises(EngineError, match="the tinygrad engine has no experts; try numpy"):
+        create("tinygrad").read(whole(name, architecture.n_layers), DescribedWeights(architecture))
