@@ -47,6 +47,13 @@ class Settings:
         indexed = Settings({str(index): item for index, item in enumerate(value)}, f"{self.where}, {name},")
         return tuple(indexed.number(str(index)) for index in range(length))
 
+    def text(self, name: str, default: str | None = None) -> str:
+        """Return a string."""
+        value = self.get(name, default)
+        if not isinstance(value, str):
+            raise self.unusable(name)
+        return value
+
     def flag(self, name: str, default: bool = False) -> bool:
         """Return true or false."""
         value = self.get(name, default)

@@ -31,7 +31,7 @@ def gemma(settings: Settings, period: int, fields: Callable[[str], dict[str, Any
         return Layer(own, mlp(settings, activation="gelu_pytorch_tanh"), post_norms=True)
 
     scale = scale if dtype == "float32" else float(bfloat16(scale))
-    changes |= {"embedding_scale": scale, "norm_offset": settings.get("norm_offset", 1.0)}
+    changes |= {"embedding_scale": scale, "norm_offset": 0.0 if settings.flag("whole_norms") else 1.0}
     tied = settings.flag("tie_word_embeddings", True)
     return architecture(settings, layer, dtype=dtype, tied_embedding=tied, **changes)
 

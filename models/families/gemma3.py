@@ -26,7 +26,8 @@ def _ropes(settings: Settings, head_dim: int) -> dict[str, Rope]:
     """Read the rope of each kind of layer. Scaling is for layers without a window."""
     newer = settings.group("rope_parameters")
     if newer.get("full_attention"):
-        return {kind: rope_of(newer.replaced(rope_scaling=newer.get(kind)), head_dim) for kind in newer.values}
+        kinds = ("full_attention", "sliding_attention")
+        return {kind: rope_of(newer.replaced(rope_parameters=newer.group(kind).values), head_dim) for kind in kinds}
     near = Rope(settings.number("rope_local_base_freq", 10000.0), head_dim)
     return {"full_attention": rope_of(settings, head_dim, theta=1e6), "sliding_attention": near}
 

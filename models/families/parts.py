@@ -44,7 +44,7 @@ def mlp(settings: Settings, size: str = "intermediate_size", activation: str = "
 
     `activation` is that of the family, for files that do not say.
     """
-    name = settings.get("hidden_activation", settings.get("hidden_act", activation))
+    name = settings.text("hidden_activation", settings.text("hidden_act", activation))
     if name not in ACTIVATIONS:
         raise settings.unsupported(f"asks for the activation {name!r}, and exobus has {', '.join(ACTIVATIONS)}")
     return Mlp(settings.count(size), ACTIVATIONS[name], settings.flag("mlp_bias"))

@@ -13,6 +13,8 @@ from models.settings import Settings
 def describe(settings: Settings) -> Architecture:
     """Describe a Qwen3 in which each layer, or each `decoder_sparse_step`th one, has experts."""
     step, dense = settings.count("decoder_sparse_step", 1), settings.get("mlp_only_layers", [])
+    if not isinstance(dense, list):
+        raise settings.unusable("mlp_only_layers")
     # config.json of transformers has false as default; GGUF files do not say, and llama.cpp takes true.
     norm = settings.flag("norm_topk_prob")
 

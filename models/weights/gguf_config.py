@@ -45,7 +45,7 @@ _NAMES = {
 }
 """The metadata of each setting."""
 
-_DEFAULTS = {"rms_norm_eps": 1e-5, "norm_topk_prob": True, "norm_offset": 0.0}
+_DEFAULTS = {"rms_norm_eps": 1e-5, "norm_topk_prob": True, "whole_norms": True}
 """What is so in GGUF files that do not say: llama.cpp weighs the chosen experts alone, and stores a norm's weights with
 what a checkpoint's family adds to them."""
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cluster.shard import Shard, whole
 from models.architecture import Architecture, Experts, LongRope, Yarn
 from models.errors import WeightsError
 from models.families import described
+from models.families.rope import RULES
 from models.settings import Settings
 from models.sizes import FLOAT32_BYTES, kv_bytes, position_bytes, weight_bytes
+from models.weights.checkpoint import tensor_shapes
 from tests.support.family_models import CONFIGS
 
 REAL: dict[str, tuple[dict[str, Any], int]] = {
@@ -84,6 +89,10 @@ REAL: dict[str, tuple[dict[str, Any], int]] = {
         20_914_757_184,
     ),
 }  # fmt: skip
+
+
+SCALING = {"factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+SCALING_KEYS = [*SCALING, "rope_type", "type", "rope_theta", "long_factor", "full_attention", "sliding_attention"]
 
 
 def real(name: str, **changes: Any) -> Architecture:
@@ -171,3 +180,20 @@ def test_family_beyond_the_range_of_float16_is_computed_in_bfloat16(name: str) -
 def test_unusable_setting_is_refused_by_name(name: str, change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(WeightsError, match=f"{name} .*{sentence}"):
         described(Settings({**CONFIGS[name], **change}, name))
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 1 << 40) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(SCALING_KEYS), inner, max_size=4),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(sorted(CONFIGS)), st.data())
+def test_any_value_is_described_or_refused(name: str, data: st.DataObject) -> None:
+    key = data.draw(st.sampled_from(sorted({*CONFIGS[name], "rope_parameters", "layer_types", "head_dim"})))
+    value = data.draw(VALUES | st.sampled_from(list(RULES)).map(lambda rule: {**SCALING, "rope_type": rule}))
+    with suppress(WeightsError):
+        architecture = described(Settings({**CONFIGS[name], key: value}, name))
+        assert tensor_shapes(architecture, whole(name, architecture.n_layers))
