@@ -36,9 +36,16 @@ def gemma(settings: Settings, period: int, fields: Callable[[str], dict[str, Any
     return architecture(settings, layer, dtype=dtype, tied_embedding=tied, **changes)
 
 
+def attention_scale(settings: Settings, head_dim: int, largest: int) -> float:
+    """Read the scale of attention logits. In GGUF files the largest Gemma is known only by its number of layers."""
+    is_largest = settings.get("num_hidden_layers") == largest
+    scalar = settings.count("hidden_size") / settings.count("num_attention_heads") if is_largest else head_dim
+    return settings.number("query_pre_attn_scalar", scalar) ** -0.5
+
+
 def describe(settings: Settings) -> Architecture:
     """Describe a Gemma 2."""
-    scale = settings.number("query_pre_attn_scalar", settings.count("head_dim", 256)) ** -0.5
+    scale = attention_scale(settings, settings.count("head_dim", 256), largest=46)
     softcap = settings.number("attn_logit_softcapping", 50.0)
     return gemma(
         settings,

@@ -6,17 +6,15 @@ from gguf import MODEL_ARCH
 
 from models.architecture import Architecture, Rope
 from models.families.family import Family
-from models.families.gemma2 import gemma
+from models.families.gemma2 import attention_scale, gemma
 from models.families.rope import rope_of
 from models.settings import Settings
 
 
 def describe(settings: Settings) -> Architecture:
-    """Describe a Gemma 3. The largest, of 62 layers, has a scale of its own, which GGUF files leave out."""
+    """Describe a Gemma 3."""
     head_dim = settings.count("head_dim", 256)
-    largest = settings.get("num_hidden_layers") == 62
-    scalar = settings.count("hidden_size") / settings.count("num_attention_heads") if largest else head_dim
-    scale = settings.number("query_pre_attn_scalar", scalar) ** -0.5
+    scale = attention_scale(settings, head_dim, largest=62)
     ropes = _ropes(settings, head_dim)
     period = settings.count("sliding_window_pattern", 6)
     return gemma(settings, period, lambda kind: {"rope": ropes[kind], "scale": scale, "qk_norm": True})

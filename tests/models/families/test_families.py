@@ -114,6 +114,14 @@ def test_gemma_has_windows_in_five_of_six_layers() -> None:
     assert gemma.embedding_scale == 34.0  # sqrt(1152) in bfloat16
 
 
+@pytest.mark.parametrize(("name", "layers"), [("gemma2", 46), ("gemma3_text", 62)])
+def test_largest_gemma_scales_by_its_width(name: str, layers: int) -> None:
+    unsaid = {**CONFIGS[name], "hidden_size": 640, "query_pre_attn_scalar": None}
+    smaller = described(Settings({**unsaid, "num_hidden_layers": layers - 1}, name))
+    assert smaller.heads.scale == smaller.heads.head_dim**-0.5
+    assert described(Settings({**unsaid, "num_hidden_layers": layers}, name)).heads.scale == 160**-0.5
+
+
 def test_window_bounds_the_bytes_of_keys_and_values() -> None:
     gemma, shard = real("gemma-3-1b"), Shard("gemma", 0, 6, 26)
     position = 2 * 1 * 256 * FLOAT32_BYTES
