@@ -40,7 +40,8 @@ def attention_scale(settings: Settings, head_dim: int, largest: int) -> float:
     """Read the scale of attention logits. In GGUF files the largest Gemma is known only by its number of layers."""
     is_largest = settings.get("num_hidden_layers") == largest
     scalar = settings.count("hidden_size") / settings.count("num_attention_heads") if is_largest else head_dim
-    return settings.number("query_pre_attn_scalar", scalar) ** -0.5
+    scale: float = settings.number("query_pre_attn_scalar", scalar) ** -0.5
+    return scale
 
 
 def describe(settings: Settings) -> Architecture:

@@ -12,8 +12,8 @@ from models.settings import Settings
 
 def describe(settings: Settings) -> Architecture:
     """Describe a Llama. Mistral's first version has a window in all layers."""
-    window = settings.count("sliding_window") if settings.get("sliding_window") else None
-    changes = {} if settings.get("layer_types") else {"window": window}
+    is_mistral = settings.get("model_type") == "mistral" and not settings.get("layer_types")
+    changes = {"window": settings.count("sliding_window")} if is_mistral and settings.get("sliding_window") else {}
     return architecture(settings, lambda index: Layer(attention(settings, index, **changes), mlp(settings)))
 
 

@@ -114,6 +114,12 @@ def test_gemma_has_windows_in_five_of_six_layers() -> None:
     assert gemma.embedding_scale == 34.0  # sqrt(1152) in bfloat16
 
 
+@pytest.mark.parametrize(("model_type", "window"), [("mistral", 4096), ("llama", None)])
+def test_window_in_all_layers_is_for_mistral_only(model_type: str, window: int | None) -> None:
+    architecture = real("Llama-3.2-1B", model_type=model_type, sliding_window=4096)
+    assert {layer.attention.window for layer in architecture.layers} == {window}
+
+
 @pytest.mark.parametrize(("name", "layers"), [("gemma2", 46), ("gemma3_text", 62)])
 def test_largest_gemma_scales_by_its_width(name: str, layers: int) -> None:
     unsaid = {**CONFIGS[name], "hidden_size": 640, "query_pre_attn_scalar": None}
