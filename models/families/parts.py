@@ -21,7 +21,8 @@ def attention(settings: Settings, index: int, **changes: Any) -> Attention:
     if heads % kv_heads or head_dim % 2:
         raise settings.unsupported("has heads that do not divide evenly")
     bias = settings.flag("attention_bias")
-    fields: dict[str, Any] = {"scale": head_dim**-0.5, "qkv_bias": bias, "out_bias": bias}
+    fields: dict[str, Any] = {"scale": head_dim**-0.5, "qkv_bias": bias}
+    fields["out_bias"] = settings.flag("attention_out_bias", bias)
     if "rope" not in changes:
         fields["rope"] = rope_of(settings, head_dim)
     if layer_kind(settings, index) == "sliding_attention":

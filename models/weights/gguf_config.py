@@ -85,6 +85,7 @@ def gguf_settings(header: GgufHeader, path: Path) -> Settings:
         head_dim=head_dim,
         tie_word_embeddings="output.weight" not in header.tensors,
         attention_bias="blk.0.attn_q.bias" in header.tensors,
+        attention_out_bias="blk.0.attn_output.bias" in header.tensors,
         mlp_bias="blk.0.ffn_gate.bias" in header.tensors,
         torch_dtype=_DTYPES.get(embedding.kind, "float16"),
         **_window_pattern(metadata),

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import gguf
 import numpy as np
-from gguf import GGUFWriter, RopeScalingType
+from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
 
 from cluster.shard import whole
 from models.architecture import Architecture
@@ -216,8 +216,8 @@ def write_family_folder(folder: Path, name: str) -> Path:
     return folder
 
 
-def write_family_gguf(path: Path, name: str) -> Path:
-    """Write the same model as llama.cpp's converter does, in float32, and return the path."""
+def write_family_gguf(path: Path, name: str, experts: GGMLQuantizationType = GGMLQuantizationType.F32) -> Path:
+    """Write the same model as llama.cpp's converter does, all but the experts in float32, and return the path."""
     config, architecture = CONFIGS[name], tiny_architecture(name)
     family = FAMILIES[architecture.family]
     writer = GGUFWriter(str(path), gguf.MODEL_ARCH_NAMES[family.gguf])
@@ -234,7 +234,9 @@ def write_family_gguf(path: Path, name: str) -> Path:
         if "norm" in stored:
             tensor = tensor + np.float32(architecture.norm_offset)
         found = known.get_name(stored, (".weight", ".bias"))
-        writer.add_tensor(f"{found}.weight" if stored.endswith("sinks") else found, tensor)
+        found = f"{found}.weight" if stored.endswith("sinks") else found
+        kind = experts if "exps.weight" in found else GGMLQuantizationType.F32
+        writer.add_tensor(found, gguf.quantize(tensor, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

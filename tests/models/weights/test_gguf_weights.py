@@ -11,6 +11,7 @@ from gguf import MODEL_ARCH, GGMLQuantizationType
 from models.weights.gguf_header import GgufTensor
 from models.weights.gguf_weights import by_checkpoint_name
 from models.weights.reader import open_weights
+from tests.support.family_models import write_family_gguf
 from tests.support.models import TinyShape, write_tiny_gguf, write_tiny_llama
 
 
@@ -31,6 +32,18 @@ def test_quantized_weights_are_close_to_the_checkpoint(tmp_path: Path, kind: str
     with open_weights(write_tiny_gguf(tmp_path / "tiny.gguf", quantization=kind)) as weights:
         for name, tensor in tensors.items():
             np.testing.assert_allclose(weights.tensor(name), tensor, atol=error)
+
+
+@pytest.mark.parametrize(("kind", "error"), [("Q8_0", 3e-3), ("MXFP4", 0.2)])
+def test_quantized_experts_are_close_to_the_checkpoint(tmp_path: Path, kind: str, error: float) -> None:
+    name = "model.layers.1.mlp.experts.down_proj.weight"
+    quantized = write_family_gguf(tmp_path / "quantized.gguf", "gpt_oss", GGMLQuantizationType[kind])
+    with (
+        open_weights(quantized) as weights,
+        open_weights(write_family_gguf(tmp_path / "tiny.gguf", "gpt_oss")) as exact,
+    ):
+        assert weights.blocks(name) is None
+        assert 0 < np.abs(weights.tensor(name) - exact.tensor(name)).max() < error
 
 
 def test_gguf_names_map_to_checkpoint_names() -> None:
