@@ -13,7 +13,7 @@ from engines.onnx.model import model_graph
 from engines.onnx.row_check import same_bits_alone
 from engines.onnx.shard_model import OnnxShardModel
 from engines.settings import Precision
-from models.architecture import Architecture, Experts
+from models.architecture import Architecture, Experts, Mlp
 from models.weights.checkpoint import EMBEDDING
 from models.weights.reader import Weights
 
@@ -40,10 +40,12 @@ class OnnxEngine(SlotEngine[int]):
 
     @classmethod
     def supports(cls, architecture: Architecture) -> str | None:
-        """Refuse sizes that the attention kernel does not take, and experts with GELU."""
-        parts = [layer.feed_forward for layer in architecture.layers]
-        if any(isinstance(part, Experts) and part.expert.activation == "gelu_tanh" for part in parts):
-            return "has no experts with GELU"
+        """Refuse sizes that the attention kernel does not take, and activations where their operators have none."""
+        for part in {layer.feed_forward for layer in architecture.layers}:
+            if isinstance(part, Experts) and part.expert.activation == "gelu_tanh":
+                return "has no experts with GELU"
+            if isinstance(part, Mlp) and part.activation == "clipped_swiglu":
+                return "has clipped_swiglu in experts only"
         rotated = [layer.attention.rope.dims for layer in architecture.layers if layer.attention.rope]
         for size in (architecture.heads.head_dim, *rotated):
             if size % HEAD_DIMS:

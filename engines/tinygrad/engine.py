@@ -33,9 +33,12 @@ class TinygradEngine(SlotEngine[list[Tensor]]):
 
     @classmethod
     def supports(cls, architecture: Architecture) -> str | None:
-        """Refuse experts and attention sinks."""
-        if any(isinstance(layer.feed_forward, Experts) for layer in architecture.layers):
-            return "has no experts"
+        """Refuse experts, their activation, and attention sinks."""
+        for part in {layer.feed_forward for layer in architecture.layers}:
+            if isinstance(part, Experts):
+                return "has no experts"
+            if part.activation == "clipped_swiglu":
+                return "has no clipped_swiglu"
         return "has no attention sinks" if architecture.heads.sinks else None
 
     def build(self, shard: Shard, weights: Weights) -> TinygradShardModel:

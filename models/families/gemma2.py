@@ -46,7 +46,9 @@ def attention_scale(settings: Settings, head_dim: int, largest: int) -> float:
 
 def describe(settings: Settings) -> Architecture:
     """Describe a Gemma 2."""
-    scale = attention_scale(settings, settings.count("head_dim", 256), largest=46)
+    head_dim = settings.count("head_dim", 256)
+    settings = settings.replaced(head_dim=head_dim)
+    scale = attention_scale(settings, head_dim, largest=46)
     softcap = settings.number("attn_logit_softcapping", 50.0)
     return gemma(
         settings,

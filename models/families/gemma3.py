@@ -14,6 +14,7 @@ from models.settings import Settings
 def describe(settings: Settings) -> Architecture:
     """Describe a Gemma 3."""
     head_dim = settings.count("head_dim", 256)
+    settings = settings.replaced(head_dim=head_dim)
     scale = attention_scale(settings, head_dim, largest=62)
     ropes = _ropes(settings, head_dim)
     period = settings.count("sliding_window_pattern", 6)

@@ -14,7 +14,8 @@ from models.settings import Settings
 
 def describe(settings: Settings) -> Architecture:
     """Describe a gpt-oss. Its YaRN does not round the ends of the ramp, which GGUF files do not say."""
-    rope = rope_of(settings, settings.count("head_dim", 64), theta=150000.0)
+    settings = settings.replaced(head_dim=settings.count("head_dim", 64))
+    rope = rope_of(settings, settings.count("head_dim"), theta=150000.0)
     if isinstance(rope.scaling, Yarn):
         rope = msgspec.structs.replace(rope, scaling=msgspec.structs.replace(rope.scaling, truncate=False))
     count = "num_local_experts" if settings.get("num_local_experts") else "num_experts"

@@ -14,7 +14,7 @@ from engines.engine import Chunk, EngineError, FloatArray
 from engines.numpy.engine import NumpyEngine
 from engines.onnx.engine import OnnxEngine
 from engines.registry import create
-from models.architecture import Architecture, Attention, Layer, Mlp, Rope, Yarn
+from models.architecture import Architecture, Attention, Experts, Layer, Mlp, Rope, Yarn
 from models.families import FAMILIES
 from models.weights.reader import open_weights
 from tests.support.engines import Forwards, cut, numpy_engine
@@ -30,7 +30,7 @@ from tests.support.family_models import (
 TOLERANCE = 2e-5
 IDS = np.random.default_rng(2).integers(0, VOCABULARY, 40).tolist()
 PIECES = (IDS[:21], IDS[21:22], IDS[22:23], IDS[23:])
-WITH_EXPERTS = ("qwen3_moe", "gpt_oss")
+WITH_EXPERTS = ("qwen3_moe", "qwen3_moe with a dense layer", "gpt_oss")
 DENSE = [name for name in CONFIGS if name not in WITH_EXPERTS]
 
 
@@ -124,13 +124,37 @@ def test_all_of_a_description_matches_the_reference(name: str) -> None:
     ours, reference = create(name, "exact"), NumpyEngine()
     for engine in (ours, reference):
         engine.read(whole("everything", 2), DescribedWeights(architecture))
-    pieces = (IDS[:20], IDS[20:21])  # each number of rows is compiled
-    np.testing.assert_allclose(logits_of([ours], pieces), logits_of([reference], pieces), atol=TOLERANCE)
+    prompt = [IDS[:20]]  # tinygrad compiles each number of rows, which takes seconds
+    np.testing.assert_allclose(logits_of([ours], prompt), logits_of([reference], prompt), atol=TOLERANCE)
+
+
+def refusal(name: str, architecture: Architecture) -> str:
+    """Return the sentence with which an engine refuses a model."""
+    with pytest.raises(EngineError) as caught:
+        create(name).read(whole("refused", architecture.n_layers), DescribedWeights(architecture))
+    return str(caught.value)
 
 
 def test_tinygrad_refuses_attention_sinks() -> None:
-    with pytest.raises(EngineError, match="the tinygrad engine has no attention sinks; try numpy"):
-        create("tinygrad").read(whole("everything", 2), DescribedWeights(everything(sinks=True)))
+    assert refusal("tinygrad", everything(sinks=True)) == "the tinygrad engine has no attention sinks; try numpy"
+
+
+@pytest.mark.parametrize(
+    ("name", "feed_forward", "reason"),
+    [
+        ("tinygrad", Mlp(32, "clipped_swiglu"), "has no clipped_swiglu"),
+        ("onnx", Mlp(32, "clipped_swiglu"), "has clipped_swiglu in experts only"),
+        ("onnx", Experts(4, 2, Mlp(32, "gelu_tanh")), "has no experts with GELU"),
+        ("mlx", Experts(4, 2, Mlp(32)), "does not run the family 'qwen3' yet"),
+    ],
+)
+def test_feed_forward_network_that_an_engine_lacks_is_refused(
+    name: str, feed_forward: Mlp | Experts, reason: str
+) -> None:
+    plain = tiny_architecture("qwen3")
+    layers = tuple(msgspec.structs.replace(layer, feed_forward=feed_forward) for layer in plain.layers)
+    architecture = msgspec.structs.replace(plain, layers=layers)
+    assert refusal(name, architecture) == f"the {name} engine {reason}; try numpy"
 
 
 @pytest.mark.parametrize("name", WITH_EXPERTS)
@@ -141,6 +165,4 @@ def test_onnx_promises_no_exact_rows_of_experts(name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("name", WITH_EXPERTS)
 def test_tinygrad_refuses_experts(name: str) -> None:
-    architecture = tiny_architecture(name)
-    with pytest.raises(EngineError, match="the tinygrad engine has no experts; try numpy"):
-        create("tinygrad").read(whole(name, architecture.n_layers), DescribedWeights(architecture))
+    assert refusal("tinygrad", tiny_architecture(name)) == "the tinygrad engine has no experts; try numpy"

@@ -38,6 +38,16 @@ SIZES = {
     "torch_dtype": "float32",
 }
 LLAMA = SIZES | {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+MOE = SIZES | {
+    "model_type": "qwen3_moe",
+    "head_dim": 32,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
+}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 GELU = {"hidden_activation": "gelu_pytorch_tanh"}
 CONFIGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -52,17 +62,8 @@ CONFIGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
         "qwen2": SIZES | {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 128},
         "qwen3": SIZES | {"model_type": "qwen3", "head_dim": 32, "attention_bias": False},
-        "qwen3_moe": SIZES
-        | {
-            "model_type": "qwen3_moe",
-            "head_dim": 32,
-            "num_experts": 6,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 32,
-            "decoder_sparse_step": 1,
-            "mlp_only_layers": [],
-            "norm_topk_prob": True,
-        },
+        "qwen3_moe": MOE,
+        "qwen3_moe with a dense layer": MOE | {"mlp_only_layers": [1], "norm_topk_prob": False},
         "gemma2": SIZES
         | GELU
         | {
