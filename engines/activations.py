@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from ml_dtypes import bfloat16
 
-from models.config import Dtype
+from models.architecture import Dtype
 
 LARGEST_HALF = 65504.0
 """The largest number that float16 holds."""

@@ -9,7 +9,8 @@ from typing import Generic, Protocol, TypeVar
 from cluster.shard import Shard
 from engines.engine import Chunk, EngineError, FloatArray, InferenceEngine, SavedKV
 from engines.slot_table import SlotTable
-from models.config import Dtype, ModelConfig, position_bytes
+from models.architecture import Architecture, Dtype
+from models.sizes import position_bytes
 from models.weights.reader import Weights
 
 CacheT = TypeVar("CacheT")
@@ -19,8 +20,8 @@ class ShardModel(Protocol[CacheT]):
     """The arithmetic of one shard. It keeps no slots: each call brings the caches of its chunks."""
 
     @property
-    def config(self) -> ModelConfig:
-        """The sizes of the whole model."""
+    def architecture(self) -> Architecture:
+        """What the whole model is."""
         ...
 
     @property
@@ -61,30 +62,35 @@ class SlotEngine(InferenceEngine, Generic[CacheT]):
 
     @abstractmethod
     def build(self, shard: Shard, weights: Weights) -> ShardModel[CacheT]:
-        """Read the shard's tensors. Raises EngineError for a family that the engine does not support."""
+        """Read the shard's tensors of a model that the engine supports."""
 
     def read(self, shard: Shard, weights: Weights) -> None:
-        """Build the model, once. Raises EngineError for a second call, or a shard of another number of layers."""
+        """Build the model, once.
+
+        Raises EngineError for a second call, a shard of another number of layers, or a model that it does not support.
+        """
         if self._loaded is not None:
             raise EngineError(f"this engine already holds {self._loaded[0].shard}; start another for {shard}")
-        if shard.n_layers != weights.config.n_layers:
+        if shard.n_layers != weights.architecture.n_layers:
             raise EngineError(
-                f"{shard} is cut for {shard.n_layers} layers but the weights have {weights.config.n_layers};"
+                f"{shard} is cut for {shard.n_layers} layers but the weights have {weights.architecture.n_layers};"
                 " fetch the model that the shard names"
             )
+        if (reason := self.supports(weights.architecture)) is not None:
+            raise EngineError(f"the {self.name} engine {reason}; try numpy")
         model = self.build(shard, weights)
-        self._loaded = model, SlotTable(shard, model.config, model.new_cache)
+        self._loaded = model, SlotTable(shard, model.architecture, model.new_cache)
 
     @property
     def activations(self) -> Dtype:
         """The model's own dtype."""
-        return self._model_and_slots()[0].config.dtype
+        return self._model_and_slots()[0].architecture.dtype
 
     @property
     def position_bytes(self) -> int:
         """The bytes of float32 keys and values that one position takes in all layers of the shard."""
         model, _ = self._model_and_slots()
-        return position_bytes(model.shard, model.config.n_kv_heads, model.config.head_dim)
+        return position_bytes(model.architecture, model.shard)
 
     def forward(self, batch: Sequence[Chunk]) -> list[FloatArray]:
         """Check the whole batch, compute it, then count its rows."""

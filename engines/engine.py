@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
-from models.config import Dtype
+from models.architecture import Architecture, Dtype
 from models.weights.reader import Weights, open_weights
 
 FloatArray = npt.NDArray[np.float32]
@@ -75,10 +75,15 @@ class InferenceEngine(ABC):
     exact_rows: int = 1
     """A chunk of up to this many rows, alone in its batch, gives each row the same bits as the row alone would get."""
 
+    @classmethod
+    def supports(cls, architecture: Architecture) -> str | None:
+        """Say why the engine cannot run a model, as what follows its name; None if it can."""
+        return None
+
     def load(self, shard: Shard, weights: Path) -> None:
         """Read the shard's tensors from a safetensors folder or a GGUF file. An engine loads only once.
 
-        Raises EngineError for a second load, a shard that does not fit the model or a family that this engine does
+        Raises EngineError for a second load, a shard that does not fit the model or a model that this engine does
         not support, and WeightsError for files that cannot be read.
         """
         with open_weights(weights) as opened:

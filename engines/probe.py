@@ -27,29 +27,26 @@ from engines.engine import Chunk, EngineError
 from engines.random_weights import RandomWeights
 from engines.registry import create
 from engines.settings import Precision
-from models.config import ModelConfig
 
-LAYERS = 4
+LAYERS, HIDDEN_SIZE = 4, 1024
 WARM_STEPS = 3
 TIMED_STEPS = 8
 
-CONFIG = ModelConfig(
-    model_type="llama",
-    n_layers=LAYERS + 2,
-    hidden_size=1024,
-    n_heads=16,
-    n_kv_heads=4,
-    head_dim=64,
-    intermediate_size=2816,
-    vocab_size=256,
-    rope_theta=10000.0,
-    rms_norm_eps=1e-5,
-    context_length=512,
-    dtype="float16",
-)
+SETTINGS = {
+    "model_type": "llama",
+    "num_hidden_layers": LAYERS + 2,
+    "hidden_size": HIDDEN_SIZE,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "intermediate_size": 2816,
+    "vocab_size": 256,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 512,
+    "torch_dtype": "float16",
+}
 """About 11 million weights a layer: too many for a processor's cache, and few enough to make in a second."""
 
-SHARD = Shard("probe", 1, 1 + LAYERS, CONFIG.n_layers)
+SHARD = Shard("probe", 1, 1 + LAYERS, LAYERS + 2)
 """Layers from the middle, so that neither the embedding nor the head is measured."""
 
 PACKAGES = ("numpy", "mlx", "mlx-lm", "onnxruntime", "tinygrad", "ziglang")
@@ -85,8 +82,8 @@ def fingerprint(packages: Sequence[str] = PACKAGES, precision: Precision = "fast
 def probe(name: str, precision: Precision = "fast") -> EngineCapability:
     """Measure one engine in this process: the median decode step through `LAYERS` layers, per layer."""
     engine = create(name, precision)
-    engine.read(SHARD, RandomWeights(CONFIG))
-    row = np.full((1, CONFIG.hidden_size), 0.01, np.float32)
+    engine.read(SHARD, RandomWeights(SETTINGS))
+    row = np.full((1, HIDDEN_SIZE), 0.01, np.float32)
     seconds = []
     for position in range(WARM_STEPS + TIMED_STEPS):  # the first steps compile, and touch the memory
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Random weights of a Llama, for measuring speed. Reads no file.
+"""Random weights of any model, for measuring speed. Reads no file.
 
 Matrices are quantized to four bits in blocks of 32, as in the files that people run, so that an engine is measured with
 the products that it will use.
@@ -6,16 +6,18 @@ the products that it will use.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from zlib import crc32
 
 import numpy as np
 
 from cluster.shard import whole
 from engines.engine import FloatArray
-from models.config import ModelConfig
-from models.weights.checkpoint import tensor_names, tensor_shape
+from models.families import described
+from models.settings import Settings
+from models.weights.checkpoint import tensor_shapes
 from models.weights.quantized import QuantizedMatrix
 
 BITS, BLOCK = 4, 32
@@ -23,37 +25,33 @@ LEVELS = 1 << BITS
 
 
 class RandomWeights:
-    """`Weights` of any configuration. Each tensor is made when it is read."""
+    """`Weights` of a model with these settings, as in a `config.json`. Each tensor is made when it is read."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        self.config = config
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = settings
+        self.architecture = described(Settings(settings, "the random model"))
+        self._shapes = tensor_shapes(self.architecture, whole("random", self.architecture.n_layers))
 
     def names(self) -> frozenset[str]:
-        """List all checkpoint names of the model."""
-        return frozenset(tensor_names(self.config, whole(self.config.model_type, self.config.n_layers)))
+        """List all tensors of the model."""
+        return frozenset(self._shapes)
 
     def tensor(self, name: str) -> FloatArray:
         """Make a float32 array, the same for a name each time. Raises KeyError for a name of another model."""
         if (blocks := self.blocks(name)) is not None:
             return blocks.rows(slice(None))
-        return _random(name).random(self._shape(name), np.float32) - np.float32(0.5)
+        return _random(name).random(self._shapes[name], np.float32) - np.float32(0.5)
 
     def blocks(self, name: str) -> QuantizedMatrix | None:
-        """Make the quantized form of what `tensor` returns; None for a vector."""
-        shape = self._shape(name)
-        if len(shape) == 1:
+        """Make the quantized form of what `tensor` returns; None for what is no matrix."""
+        shape = self._shapes[name]
+        if len(shape) != 2:
             return None
         codes = _random(name).integers(0, LEVELS, shape, np.uint8)
         # Small enough that activations stay finite.
         unit = np.float32(1 / np.sqrt(shape[1]))
         scales = np.full((shape[0], shape[1] // BLOCK), unit / LEVELS, np.float32)
         return QuantizedMatrix(codes, scales, np.full_like(scales, -unit / 2), BITS, None)
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        shape = tensor_shape(self.config, name)
-        if shape is None:
-            raise KeyError(name)
-        return shape
 
     def __enter__(self) -> Self:
         return self

@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 
 from cluster.shard import Shard
-from models.config import ModelConfig, position_bytes
+from models.architecture import Architecture
 from models.errors import CatalogueError, WrongCard
+from models.sizes import FLOAT32_BYTES, card_sizes
 
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._:/-]{0,127}")
 MODEL_ID = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?")
@@ -95,7 +96,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     def kv_bytes(self, shard: Shard, positions: int) -> int:
         """Count the bytes of `positions` positions' keys and values in a shard, as float32: no engine takes more."""
-        return positions * position_bytes(shard, self.n_kv_heads, self.head_dim)
+        return positions * len(shard.layers) * 2 * self.n_kv_heads * self.head_dim * FLOAT32_BYTES
 
     def least_kv_bytes(self, shard: Shard) -> int:
         """Count the bytes of keys and values that a shard needs at least: one session of MIN_POSITIONS."""
@@ -122,14 +123,15 @@ def check_card(card: ModelCard, where: str) -> ModelCard:
     return card
 
 
-def compare_sizes(card: ModelCard, config: ModelConfig, path: Path) -> None:
+def compare_sizes(card: ModelCard, architecture: Architecture, path: Path) -> None:
     """Raise WrongCard if the model at `path` has other sizes than its card says, a shorter context or another head.
 
     A card may make the context shorter, and count a head that the embedding serves for.
     """
-    pairs = {name: (getattr(card, name), getattr(config, name)) for name in _SIZES}
-    pairs["tied_embedding"] = card.tied_embedding, card.tied_embedding and config.tie_word_embeddings
-    pairs["context_length"] = max(card.context_length, config.context_length), config.context_length
+    sizes = card_sizes(architecture)
+    pairs = {name: (getattr(card, name), sizes[name]) for name in _SIZES}
+    pairs["tied_embedding"] = card.tied_embedding, card.tied_embedding and architecture.tied_embedding
+    pairs["context_length"] = max(card.context_length, architecture.context_length), architecture.context_length
     for name, (said, true) in pairs.items():
         if said != true:
             sentence = f"the card of {card.id} says that its {name} is {said}, but that of {path} is {true}"

@@ -11,7 +11,7 @@ from bus.dataplane.transport import PeerUnreachable, Transport
 from cluster.openings import MAX_FAILURE, Opening, SessionFailure
 from engines.activations import packed
 from engines.engine import FloatArray
-from models.config import Dtype
+from models.architecture import Dtype
 from ring.prefix_cache import CacheReport, CacheUpdate
 from ring.ring_view import RingView
 from ring.sessions import StageSession

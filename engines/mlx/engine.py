@@ -11,6 +11,7 @@ from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.base import SlotEngine
 from engines.mlx.shard_model import MlxShardModel
+from models.architecture import Architecture
 from models.weights.reader import Weights
 
 
@@ -22,9 +23,14 @@ class MlxEngine(SlotEngine[list[Any]]):
 
     name: ClassVar[str] = "mlx"
 
+    @classmethod
+    def supports(cls, architecture: Architecture) -> str | None:
+        """Refuse families whose tensors mlx-lm names in another way than `models.weights.checkpoint`."""
+        return None if architecture.family == "llama" else f"does not run the family {architecture.family!r} yet"
+
     def build(self, shard: Shard, weights: Weights) -> MlxShardModel:
         """Read the shard into float32 MLX arrays."""
-        return MlxShardModel(weights.config, shard, weights)
+        return MlxShardModel(weights.architecture, shard, weights)
 
     def capabilities(self) -> EngineCapability:
         """Return mlx's version and its default device."""

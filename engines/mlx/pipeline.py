@@ -13,7 +13,7 @@ import mlx.nn as nn
 
 from cluster.shard import Shard
 from engines.activations import LARGEST_HALF
-from models.config import Dtype
+from models.architecture import Dtype
 
 
 class LayerStub(nn.Module):  # type: ignore[misc]  # mlx has no types that mypy can follow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from engines.engine import NO_LOGITS, Chunk, EngineError, FloatArray, SavedKV
 from engines.logits import split_logits, wanted_rows
 from engines.mlx.batched_cache import batch_caches, patch_attention
 from engines.mlx.pipeline import hook_ends, stub_foreign_layers
-from models.config import ModelConfig
+from models.architecture import Architecture
 from models.weights.checkpoint import tensor_names
 from models.weights.reader import Weights
 
@@ -28,16 +28,17 @@ class MlxShardModel:
     its slot. If a family cannot use it, its chunks run one after another.
     """
 
-    def __init__(self, config: ModelConfig, shard: Shard, weights: Weights) -> None:
-        self.config = config
+    def __init__(self, architecture: Architecture, shard: Shard, weights: Weights) -> None:
+        self.architecture = architecture
         self.shard = shard
-        self._model = _model_without_weights(config)
-        stub_foreign_layers(self._model, shard, tied=config.tie_word_embeddings, hidden_size=config.hidden_size)
+        self._model = _model_without_weights(weights.settings)
+        tied, hidden = architecture.tied_embedding, architecture.hidden_size
+        stub_foreign_layers(self._model, shard, tied=tied, hidden_size=hidden)
         # Strict: a missing or an extra name is an error here, and not a wrong token later.
-        named = [(name, mx.array(weights.tensor(name))) for name in tensor_names(config, shard)]
+        named = [(name, mx.array(weights.tensor(name))) for name in tensor_names(architecture, shard)]
         self._model.load_weights(named, strict=True)
         mx.eval(self._model.parameters())
-        self._input, self._output = hook_ends(self._model, shard, config.dtype)
+        self._input, self._output = hook_ends(self._model, shard, architecture.dtype)
         plain = importlib.import_module("mlx_lm.models.cache").KVCache
         self._has_plain_cache = all(type(entry) is plain for entry in self.new_cache())
         self._can_batch = self._has_plain_cache and self._accepts_batched_cache()
@@ -114,7 +115,7 @@ class MlxShardModel:
     def _accepts_batched_cache(self) -> bool:
         """Build the graph of two chunks, without computing it, to see if the family's code takes a `BatchedCache`."""
         patch_attention()
-        dtype, width = (np.int32, ()) if self.shard.is_first else (np.float32, (self.config.hidden_size,))
+        dtype, width = (np.int32, ()) if self.shard.is_first else (np.float32, (self.architecture.hidden_size,))
         chunks = [Chunk(slot, 0, np.zeros((rows, *width), dtype)) for slot, rows in enumerate((1, 2))]
         try:
             self._graph(chunks, [self.new_cache(), self.new_cache()])
@@ -123,21 +124,22 @@ class MlxShardModel:
         return True
 
 
-def _model_without_weights(config: ModelConfig) -> Any:
+def _model_without_weights(settings: Mapping[str, Any]) -> Any:
     """Build the family's model with mlx-lm. Its random parameters are lazy, and are replaced before they are computed.
 
     Raises EngineError for an unknown family.
     """
+    model_type = str(settings["model_type"])
     with open_file_limit_kept():
         remapped = importlib.import_module("mlx_lm.utils").MODEL_REMAPPING
-    family = remapped.get(config.model_type, config.model_type)
+    family = remapped.get(model_type, model_type)
     if not family.isidentifier():
-        raise EngineError(f"{config.model_type!r} is not the name of a model family; check its config.json")
+        raise EngineError(f"{model_type!r} is not the name of a model family; check its config.json")
     try:
         classes = importlib.import_module(f"mlx_lm.models.{family}")
     except ModuleNotFoundError as error:
         raise EngineError(f"mlx-lm has no {family!r} family; update it or choose another model") from error
-    return classes.Model(classes.ModelArgs.from_dict(config.hf()))
+    return classes.Model(classes.ModelArgs.from_dict(dict(settings)))
 
 
 @contextmanager

@@ -9,12 +9,10 @@ import numpy as np
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.base import SlotEngine
-from engines.engine import EngineError
 from engines.numpy.kv_cache import KVCache
-from engines.numpy.llama import FEW_ROWS, NumpyLlama
+from engines.numpy.linear import FEW_ROWS
+from engines.numpy.model import NumpyModel
 from models.weights.reader import Weights
-
-FAMILIES = {"llama": NumpyLlama}
 
 
 class NumpyEngine(SlotEngine[KVCache]):
@@ -23,12 +21,9 @@ class NumpyEngine(SlotEngine[KVCache]):
     name: ClassVar[str] = "numpy"
     exact_rows: int = FEW_ROWS
 
-    def build(self, shard: Shard, weights: Weights) -> NumpyLlama:
-        """Read the shard into float32 arrays. Raises EngineError for an unsupported family."""
-        family = FAMILIES.get(weights.config.model_type)
-        if family is None:
-            raise EngineError(f"the numpy engine has no {weights.config.model_type!r} family; try mlx")
-        return family(weights.config, shard, weights)
+    def build(self, shard: Shard, weights: Weights) -> NumpyModel:
+        """Read the shard into float32 arrays."""
+        return NumpyModel(weights.architecture, shard, weights)
 
     def capabilities(self) -> EngineCapability:
         """Return numpy's version, on the CPU."""

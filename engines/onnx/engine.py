@@ -1,4 +1,4 @@
-"""The ONNX Runtime engine, with onnxruntime's CPU kernels. `llama` builds the graph and `shard_model` runs it."""
+"""The ONNX Runtime engine, with onnxruntime's CPU kernels. `model` builds the graph and `shard_model` runs it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import onnxruntime
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.base import SlotEngine
-from engines.engine import EngineError
-from engines.onnx.llama import llama_graph
+from engines.onnx.model import model_graph
 from engines.onnx.row_check import same_bits_alone
 from engines.onnx.shard_model import OnnxShardModel
 from engines.settings import Precision
+from models.architecture import Architecture, Experts, Mlp
 from models.weights.checkpoint import EMBEDDING
 from models.weights.reader import Weights
 
-FAMILIES = {"llama": llama_graph}
 EXACT_ROWS = 64
 """Rows of a chunk with the bits that each has alone, if the processor's kernels allow any."""
 
@@ -39,21 +38,30 @@ class OnnxEngine(SlotEngine[int]):
         self._precision: Precision = precision
         self.exact_rows = EXACT_ROWS if precision == "exact" or all(map(same_bits_alone, (4, 8))) else 1
 
+    @classmethod
+    def supports(cls, architecture: Architecture) -> str | None:
+        """Refuse sizes that the attention kernel does not take, and activations where their operators have none."""
+        for part in {layer.feed_forward for layer in architecture.layers}:
+            if isinstance(part, Experts) and part.expert.activation == "gelu_tanh":
+                return "has no experts with GELU"
+            if isinstance(part, Mlp) and part.activation == "clipped_swiglu":
+                return "has clipped_swiglu in experts only"
+        rotated = [layer.attention.rope.dims for layer in architecture.layers if layer.attention.rope]
+        for size in (architecture.heads.head_dim, *rotated):
+            if size % HEAD_DIMS:
+                return f"needs heads of a multiple of {HEAD_DIMS}, not {size}"
+        return None
+
     def build(self, shard: Shard, weights: Weights) -> OnnxShardModel:
-        """Build the shard's graph and a session for it. Raises EngineError for an unsupported family or head size."""
-        config = weights.config
-        family = FAMILIES.get(config.model_type)
-        if family is None:
-            raise EngineError(f"the onnx engine has no {config.model_type!r} family; try mlx")
-        if config.head_dim % HEAD_DIMS:
-            raise EngineError(
-                f"the onnx engine needs heads of a multiple of {HEAD_DIMS}, not {config.head_dim}; try numpy"
-            )
-        graph = family(config, shard, weights, self._precision)
+        """Build the shard's graph and a session for it."""
+        architecture = weights.architecture
+        if any(isinstance(layer.feed_forward, Experts) for layer in architecture.layers):
+            self.exact_rows = 1  # the rows of an expert are one product
+        graph = model_graph(architecture, shard, weights, self._precision)
         embedding = None
         if shard.is_first:  # in the smallest form that loses nothing
             embedding = weights.blocks(EMBEDDING) or weights.tensor(EMBEDDING)
-        return OnnxShardModel(config, shard, graph, embedding)
+        return OnnxShardModel(architecture, shard, graph, embedding)
 
     def capabilities(self) -> EngineCapability:
         """Return onnxruntime's version, on the CPU, with the precision in `detail`."""

@@ -63,7 +63,7 @@ class Graph:
         self._initializers.append(helper.make_tensor(name, onnx.TensorProto.FLOAT, (), (value,)))
         return name
 
-    def node(self, operator: str, *inputs: str, domain: str = STANDARD, **attributes: int | float) -> str:
+    def node(self, operator: str, *inputs: str, domain: str = STANDARD, **attributes: int | float | str) -> str:
         """Add a node with one output, and return the output's name."""
         return self.nodes(operator, *inputs, outputs=(f"value_{len(self._nodes)}",), domain=domain, **attributes)[0]
 
@@ -73,7 +73,7 @@ class Graph:
         *inputs: str,
         outputs: Sequence[str],
         domain: str = STANDARD,
-        **attributes: int | float,
+        **attributes: int | float | str,
     ) -> Sequence[str]:
         """Add a node with named outputs, and return their names."""
         self._nodes.append(helper.make_node(operator, inputs, outputs, domain=domain, **attributes))

@@ -14,8 +14,9 @@ from engines.logits import split_logits, wanted_rows
 from engines.onnx.batch_layout import BatchLayout, lay_out
 from engines.onnx.graph import Graph
 from engines.onnx.kv_pool import KVPool
-from engines.rope import frequencies
-from models.config import ModelConfig
+from engines.onnx.model import ropes_of
+from engines.rope import rotations
+from models.architecture import Architecture, Rope
 from models.weights.quantized import QuantizedMatrix
 
 FIRST_ROPE_POSITIONS = 256
@@ -32,16 +33,18 @@ class OnnxShardModel:
     """
 
     def __init__(
-        self, config: ModelConfig, shard: Shard, graph: Graph, embedding: FloatArray | QuantizedMatrix | None
+        self, architecture: Architecture, shard: Shard, graph: Graph, embedding: FloatArray | QuantizedMatrix | None
     ) -> None:
-        self.config = config
+        self.architecture = architecture
         self.shard = shard
         self._session = new_session(graph)
         self._embedding = embedding
-        self._frequencies = frequencies(config)
-        self._rope_tables = _rope_tables(self._frequencies, FIRST_ROPE_POSITIONS)
-        capacity = config.context_length + SPARE_POSITIONS
-        self._pool = KVPool(len(shard.layers), config.n_kv_heads, capacity, config.head_dim)
+        heads = architecture.heads
+        self._ropes = ropes_of(architecture, shard)
+        self._rope_positions = FIRST_ROPE_POSITIONS
+        self._rope_tables = _rope_tables(self._ropes, FIRST_ROPE_POSITIONS)
+        capacity = architecture.context_length + SPARE_POSITIONS
+        self._pool = KVPool(len(shard.layers), heads.kv_heads, capacity, heads.head_dim)
         self._bindings: dict[tuple[int, int], onnxruntime.IOBinding] = {}
 
     def new_cache(self) -> int:
@@ -92,7 +95,7 @@ class OnnxShardModel:
             self._pool.array[:, :, idle, :, 0] = overwritten
         if self.shard.is_last:
             return split_logits(output, chunks)
-        return list(output.reshape(len(chunks), -1, self.config.hidden_size))
+        return list(output.reshape(len(chunks), -1, self.architecture.hidden_size))
 
     def _execute(self, chunks: Sequence[Chunk], layout: BatchLayout) -> FloatArray:
         """Run the session. Returns hidden states (rows, hidden) or logits (wanted rows, vocab) of all chunks."""
@@ -108,7 +111,7 @@ class OnnxShardModel:
         }
         if self.shard.is_last:
             inputs["wanted"] = wanted = wanted_rows(chunks)
-            output = np.empty((len(wanted), self.config.vocab_size), np.float32)
+            output = np.empty((len(wanted), self.architecture.vocab_size), np.float32)
         else:
             output = np.empty_like(hidden)
         binding = self._binding((layout.first, layout.end))
@@ -122,9 +125,10 @@ class OnnxShardModel:
         """Embed token ids (rows,), or convert hidden states (rows, hidden) to float32."""
         if self._embedding is None:
             return inputs.astype(np.float32)
-        if isinstance(self._embedding, QuantizedMatrix):
-            return self._embedding.rows(inputs)
-        return np.asarray(self._embedding[inputs])
+        embedding = self._embedding
+        rows = embedding.rows(inputs) if isinstance(embedding, QuantizedMatrix) else np.asarray(embedding[inputs])
+        scale = np.float32(self.architecture.embedding_scale)
+        return rows if scale == 1 else rows * scale
 
     def _binding(self, span: tuple[int, int]) -> onnxruntime.IOBinding:
         """Return a binding of these pool entries and the rope tables, which is made once and reused."""
@@ -143,16 +147,18 @@ class OnnxShardModel:
 
     def _extend_rope_tables(self, positions: int) -> None:
         """Make the tables long enough for `positions` positions."""
-        held = len(self._rope_tables["cos_cache"])
-        if held < positions:
-            self._rope_tables = _rope_tables(self._frequencies, max(positions, 2 * held))
+        if self._rope_positions < positions:
+            self._rope_positions = max(positions, 2 * self._rope_positions)
+            self._rope_tables = _rope_tables(self._ropes, self._rope_positions)
             self._bindings.clear()
 
 
-def _rope_tables(frequencies: FloatArray, positions: int) -> dict[str, FloatArray]:
-    """Compute what the attention kernel rotates queries and keys by: (positions, head_dim / 2) each."""
-    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
-    return {"cos_cache": np.cos(angles), "sin_cache": np.sin(angles)}
+def _rope_tables(ropes: Sequence[Rope], positions: int) -> dict[str, FloatArray]:
+    """Compute what the attention kernel rotates queries and keys by: (positions, dims / 2) each."""
+    tables = {}
+    for index, rope in enumerate(ropes):
+        tables[f"cos_cache_{index}"], tables[f"sin_cache_{index}"] = rotations(rope, np.arange(positions))
+    return tables
 
 
 def new_session(graph: Graph) -> onnxruntime.InferenceSession:

@@ -9,8 +9,8 @@ import numpy as np
 from tinygrad import Tensor, TinyJit, UOp, Variable
 
 from engines.engine import NO_LOGITS, Chunk, FloatArray, SavedKV
-from engines.rope import frequencies
-from engines.tinygrad.llama import TinygradLlama, copied, store
+from engines.rope import rotations
+from engines.tinygrad.model import TinygradModel, copied, store
 
 LONG, SHORT, ONE = 256, 32, 1
 """The numbers of rows of captured shapes. A chunk is cut into pieces of these, and its last piece is padded."""
@@ -28,16 +28,15 @@ class TinygradShardModel:
     Padded rows write keys and values after the valid ones, where causality hides them until they are overwritten.
     """
 
-    def __init__(self, model: TinygradLlama) -> None:
-        self.config = model.config
+    def __init__(self, model: TinygradModel) -> None:
+        self.architecture = model.architecture
         self.shard = model.shard
         self._model = model
-        self._frequencies = frequencies(model.config)
         self._captured: dict[tuple[str | int, ...], Any] = {}
 
     def new_cache(self) -> list[Tensor]:
         """Make an empty cache for one slot: a tensor (2, kv_heads, capacity, head_dim) for each layer of the shard."""
-        shape = (2, self.config.n_kv_heads, FIRST_CAPACITY, self.config.head_dim)
+        shape = (2, self.architecture.heads.kv_heads, FIRST_CAPACITY, self.architecture.heads.head_dim)
         return [Tensor.zeros(*shape).contiguous().realize() for _ in self._model.layers]
 
     def forward(self, batch: Sequence[Chunk], caches: Sequence[list[Tensor]]) -> list[FloatArray]:
@@ -108,19 +107,19 @@ class TinygradShardModel:
         """Run rows of one slot, or the same number of rows of each of several.
 
         A single row is one captured graph, which is quick to replay. More rows run layer by layer, which is quick to
-        capture, since one captured layer serves all.
+        capture, since one captured layer serves all of its kind.
         """
         rows, room = int(inputs.shape[0]), capacity(caches[0])
         each = range(rows // len(positions))
-        rope = self._rope([position + row for position in positions for row in each])
+        ropes = self._ropes([position + row for position in positions for row in each])
         bound = [self._bound(position, index) for index, position in enumerate(positions)]
         if rows == ONE:
-            decoded: Tensor = self._capture(self._model.hidden, rows, room)(inputs, rope, caches[0], *bound)
+            decoded: Tensor = self._capture(self._model.hidden, rows, room)(inputs, ropes, caches[0], *bound)
             return decoded
         hidden = self._capture(self._model.embedded, rows)(inputs) if self.shard.is_first else inputs
-        layer = self._capture(self._model.layer, rows, len(positions), room)
-        for index, weights in enumerate(self._model.layers):
-            hidden = layer(hidden, rope, weights, [cache[index] for cache in caches], *bound)
+        for index, (kind, weights) in enumerate(zip(self._model.kind_of, self._model.layers, strict=True)):
+            layer = self._capture(self._model.layer, rows, len(positions), room, kind)
+            hidden = layer(hidden, ropes, weights, [cache[index] for cache in caches], kind, *bound)
         return hidden
 
     def _logits(self, hidden: Tensor, start: int, end: int) -> FloatArray:
@@ -144,15 +143,15 @@ class TinygradShardModel:
 
     def _bound(self, position: int, index: int = 0) -> UOp:
         """Bind a position to a variable, so that kernels are compiled once for all. Each slot of a pass has its own."""
-        return Variable(f"position{index}", 0, self.config.context_length + LONG).bind(position)
+        return Variable(f"position{index}", 0, self.architecture.context_length + LONG).bind(position)
 
     def _tensor(self, inputs: np.ndarray) -> Tensor:
         return Tensor(inputs.astype(np.int32 if self.shard.is_first else np.float32)).realize()
 
-    def _rope(self, positions: Sequence[int]) -> Tensor:
-        """Compute the rotation of rows at these positions: (2, rows, head_dim / 2), cosines, then sines."""
-        angles = np.array(positions, np.float32)[:, None] * self._frequencies
-        return Tensor(np.stack((np.cos(angles), np.sin(angles)))).realize()
+    def _ropes(self, positions: Sequence[int]) -> list[Tensor]:
+        """Compute the rotations of rows at these positions, for each rope: (2, rows, dims / 2), cosines, then sines."""
+        at = np.array(positions)
+        return [Tensor(np.stack(rotations(rope, at))).realize() for rope in self._model.ropes]
 
 
 def passes(rows: Sequence[int], capacities: Sequence[int]) -> Iterator[list[int]]:

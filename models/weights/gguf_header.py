@@ -17,6 +17,7 @@ import msgspec
 from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGMLQuantizationType, GGUFValueType, Keys
 
 from models.errors import WeightsError
+from models.weights.stored import StoredTensor
 
 _MAX_HEADER_BYTES = 256 << 20
 _MAX_STRING_BYTES = 4 << 20
@@ -42,13 +43,10 @@ _TensorInfo = tuple[str, tuple[int, ...], int, int]
 """Name, shape, number of the quantization type, and offset within the data."""
 
 
-class GgufTensor(msgspec.Struct, frozen=True):
-    """Where one tensor lies, in bytes from the start of the file. `shape` is in numpy's order, rows first."""
+class GgufTensor(StoredTensor, frozen=True, kw_only=True):
+    """Where one tensor lies, and its quantization."""
 
     kind: GGMLQuantizationType
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
 
 
 class GgufHeader(msgspec.Struct, frozen=True):
@@ -132,7 +130,7 @@ class _Cursor:
             nbytes = math.prod(shape) // block * block_bytes
             if shape[-1] % block or data_start + offset + nbytes > len(self._data):
                 raise _damaged(self._path, f"was cut short: {name!r} does not lie wholly inside it")
-            tensors[name] = GgufTensor(quantization, shape, data_start + offset, nbytes)
+            tensors[name] = GgufTensor(kind=quantization, shape=shape, offset=data_start + offset, nbytes=nbytes)
         return tensors
 
     def _quantization(self, name: str, kind: int) -> GGMLQuantizationType:

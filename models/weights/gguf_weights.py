@@ -1,31 +1,30 @@
-"""A GGUF file of the Llama architecture, read tensor by tensor under Hugging Face checkpoint names.
+"""A GGUF file, read tensor by tensor under canonical names.
 
-llama.cpp stores the rows of q and k in the order of its pairwise rope; they are put back into the half-split
-order of the checkpoint.
+Of some families llama.cpp stores the rows of q and k in the order of its pairwise rope; they are put back into the
+half-split order of the checkpoint.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import gguf
-import msgspec
 import numpy as np
+from gguf import MODEL_ARCH, get_tensor_name_map
 
 from cluster.shard import whole
-from models.config import ModelConfig
 from models.errors import WeightsError
-from models.weights.checkpoint import check_shapes, tensor_names
-from models.weights.gguf_config import config_from_gguf
+from models.families import FAMILIES, described
+from models.weights.gguf_config import gguf_settings
 from models.weights.gguf_header import GgufTensor, read_header
 from models.weights.gguf_tensors import read_bytes, read_tensor
+from models.weights.layout import check_shapes, located, places, stored_names
 from models.weights.quantized import UNPACK, QuantizedMatrix
 
-_LAYER = re.compile(r"blk\.(\d+)\.")
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 class GgufWeights:
@@ -34,22 +33,27 @@ class GgufWeights:
     def __init__(self, path: Path) -> None:
         header = read_header(path)
         self._path = path
-        self.config = config_from_gguf(header, path)
-        self._tensors = by_checkpoint_name(self.config, header.tensors)
-        check_shapes(self.config, {name: tensor.shape for name, tensor in self._tensors.items()}, path)
+        settings = gguf_settings(header, path)
+        self.settings = settings.values
+        self.architecture = described(settings)
+        found = places(self.architecture, whole(self.architecture.family, self.architecture.n_layers))
+        self._family = FAMILIES[self.architecture.family]
+        stored = by_checkpoint_name(self._family.gguf, stored_names(found), header.tensors)
+        check_shapes(found, stored, path)
+        self._tensors = located(found, stored)
 
     def names(self) -> frozenset[str]:
-        """List the checkpoint names of the model's tensors in the file."""
+        """List the canonical names of the model's tensors in the file."""
         return frozenset(self._tensors)
 
     def tensor(self, name: str) -> np.ndarray:
-        """Read a tensor into a new C-contiguous float32 array of the checkpoint's shape. Raises WeightsError."""
+        """Read a tensor into a new C-contiguous float32 array. Raises WeightsError."""
         return self._in_checkpoint_order(name, read_tensor(self._path, self._stored(name)))
 
     def blocks(self, name: str) -> QuantizedMatrix | None:
         """Read a matrix as it is quantized; None for kinds that `quantized` does not unpack. Raises WeightsError."""
         stored = self._stored(name)
-        if stored.kind not in UNPACK:
+        if stored.kind not in UNPACK or len(stored.shape) != 2:
             return None
         found = UNPACK[stored.kind](read_bytes(self._path, stored), stored.shape[0])
         parts = (found.codes, found.scales, found.minimums)
@@ -57,17 +61,18 @@ class GgufWeights:
         return QuantizedMatrix(codes, scales, minimums, found.bits, found.center)
 
     def _stored(self, name: str) -> GgufTensor:
-        stored = self._tensors.get(name)
-        if stored is None:
+        if name not in self._tensors:
             raise WeightsError(f"{self._path} holds no tensor {name}; fetch the model again")
+        (stored,) = self._tensors[name]
         return stored
 
     def _in_checkpoint_order(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Undo llama.cpp's permutation of the rows of q and k; other tensors pass unchanged."""
-        if ".q_proj." in name:
-            return _half_split(rows, self.config.n_heads)
-        if ".k_proj." in name:
-            return _half_split(rows, self.config.n_kv_heads)
+        if self._family.pairwise_rope:
+            if ".q_proj." in name:
+                return _half_split(rows, self.architecture.heads.heads)
+            if ".k_proj." in name:
+                return _half_split(rows, self.architecture.heads.kv_heads)
         return rows
 
     def __enter__(self) -> Self:
@@ -79,24 +84,25 @@ class GgufWeights:
         self._tensors.clear()
 
 
-def by_checkpoint_name(config: ModelConfig, tensors: Mapping[str, GgufTensor]) -> dict[str, GgufTensor]:
-    """Key the model's tensors by checkpoint name: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
+def by_checkpoint_name(
+    architecture: MODEL_ARCH, names: Iterable[str], tensors: Mapping[str, GgufTensor]
+) -> dict[str, GgufTensor]:
+    """Find the tensors with these checkpoint names: `model.layers.3.self_attn.q_proj.weight` is `blk.3.attn_q.weight`.
 
-    The `gguf` package knows the GGUF name of each module. Other tensors, such as rope factors, are left out.
+    The `gguf` package knows the GGUF name of each module. Tensors that are not there are left out.
     """
-    # One layer stands for all: the number of layers comes from the file and may be anything.
-    first_layer = msgspec.structs.replace(config, n_layers=1)
-    known = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 1)
-    names = tensor_names(first_layer, whole(config.model_type, 1))
-    modules = {known.get_name(module): module for module in (name.rpartition(".")[0] for name in names)}
-    found: dict[str, GgufTensor] = {}
-    for name, tensor in tensors.items():
-        stem, _, suffix = name.rpartition(".")
-        module = modules.get(_LAYER.sub("blk.0.", stem))
-        if module is not None:
-            layer = _LAYER.match(stem)
-            module = module.replace(".layers.0.", f".layers.{layer[1]}.") if layer else module
-            found[f"{module}.{suffix}"] = tensor
+    # One layer stands for all, since the package makes a table as long as the number of layers.
+    known = get_tensor_name_map(architecture, 1)
+    found = {}
+    for name in names:
+        layer = _LAYER.search(name)
+        stem, _, suffix = _LAYER.sub(".layers.0.", name).rpartition(".")
+        module = known.get_name(stem)
+        if module is None:  # a parameter without a module, such as attention sinks, is a module there
+            module, suffix = known.get_name(f"{stem}.{suffix}"), "weight"
+        stored = f"{module}.{suffix}".replace("blk.0.", f"blk.{layer[1]}.") if layer else f"{module}.{suffix}"
+        if stored in tensors:
+            found[name] = tensors[stored]
     return found
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
-from models.config import ModelConfig
+from models.architecture import Architecture
 from models.errors import WeightsError
 from models.weights.gguf_header import is_gguf
 from models.weights.gguf_weights import GgufWeights
@@ -19,21 +20,26 @@ from models.weights.safetensors_weights import SafetensorsWeights
 class Weights(Protocol):
     """The tensors of one model, as a context manager: no tensor may be read after its end.
 
-    Tensors have their Hugging Face checkpoint names. Reading one raises WeightsError if the files lack it or are
-    damaged.
+    Tensors have the names and shapes of `models.weights.checkpoint`. Reading one raises WeightsError if the files lack
+    it or are damaged.
     """
 
     @property
-    def config(self) -> ModelConfig:
-        """The sizes and constants of the model."""
+    def architecture(self) -> Architecture:
+        """What the model is."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The settings from which it was described, in the form of a Hugging Face `config.json`."""
         ...
 
     def names(self) -> frozenset[str]:
-        """List the checkpoint names that can be read; a partly fetched folder has fewer than the model."""
+        """List the tensors that can be read; a partly fetched folder has fewer than the model."""
         ...
 
     def tensor(self, name: str) -> np.ndarray:
-        """Read one tensor into a new C-contiguous float32 array of the checkpoint's shape."""
+        """Read one tensor into a new C-contiguous float32 array."""
         ...
 
     def blocks(self, name: str) -> QuantizedMatrix | None:

@@ -17,9 +17,15 @@ import msgspec
 import numpy as np
 from ml_dtypes import bfloat16
 
-from models.config import ModelConfig, config_from_folder, read_json
+from cluster.shard import whole
+from models.architecture import Architecture
+from models.config import folder_settings, read_json
 from models.errors import WeightsError
-from models.weights.checkpoint import HEAD, check_shapes
+from models.families import described
+from models.settings import Settings
+from models.weights.checkpoint import HEAD
+from models.weights.layout import check_shapes, located, safetensors_places
+from models.weights.stored import StoredTensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -28,14 +34,11 @@ _DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(bflo
 _FILE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,200}\.safetensors")
 
 
-class StoredTensor(msgspec.Struct, frozen=True):
-    """Where one tensor lies, in bytes from the start of `path`. `dtype` is F32, F16 or BF16."""
+class SafetensorsTensor(StoredTensor, frozen=True, kw_only=True):
+    """Where one tensor lies in the file `path`. `dtype` is F32, F16 or BF16."""
 
     path: Path
     dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,9 +51,12 @@ class SafetensorsWeights:
     """A config.json with one or more *.safetensors files. Only tensors whose file is present can be read."""
 
     def __init__(self, folder: Path) -> None:
-        self.config = folder_config(folder)
+        settings = tied_settings(folder)
+        self.settings = settings.values
+        self.architecture = described(settings)
         self._folder = folder
-        self._tensors: dict[str, StoredTensor] = {}
+        found = safetensors_places(self.architecture, whole(self.architecture.family, self.architecture.n_layers))
+        stored: dict[str, SafetensorsTensor] = {}
         # A folder without an index holds a single file.
         files = set(index_files(folder).values()) if (folder / INDEX).is_file() else {SINGLE}
         present = [folder / file for file in sorted(files) if (folder / file).is_file()]
@@ -58,22 +64,22 @@ class SafetensorsWeights:
             raise WeightsError(f"{folder} holds no safetensors file; fetch the model again")
         for path in present:
             tensors = read_header(path)
-            check_shapes(self.config, {name: stored.shape for name, stored in tensors.items()}, path)
-            for name, stored in tensors.items():
-                if name in self._tensors:
-                    raise _damaged(path, f"holds {name!r}, which another file of the model holds too")
-                self._tensors[name] = stored
+            check_shapes(found, tensors, path)
+            for name in tensors.keys() & stored.keys():
+                raise _damaged(path, f"holds {name!r}, which another file of the model holds too")
+            stored |= tensors
+        self._tensors = located(found, stored)
 
     def names(self) -> frozenset[str]:
-        """List the tensors in the files that are present."""
+        """List the tensors that lie wholly in the files that are present."""
         return frozenset(self._tensors)
 
     def tensor(self, name: str) -> np.ndarray:
         """Read a tensor into a new float32 array. Raises WeightsError if it is not in the files present."""
-        stored = self._tensors.get(name)
-        if stored is None:
+        parts = [_float32(stored).reshape(stored.shape) for stored in self._tensors.get(name, ())]
+        if not parts:
             raise WeightsError(f"{self._folder} holds no tensor {name!r}; fetch the model again")
-        return _float32(stored).reshape(stored.shape)
+        return parts[0] if len(parts) == 1 else np.stack(parts)
 
     def blocks(self, name: str) -> None:
         """Return None: these files hold no quantized matrix."""
@@ -87,23 +93,28 @@ class SafetensorsWeights:
         self._tensors.clear()
 
 
-def folder_config(folder: Path) -> ModelConfig:
-    """Read a folder's configuration. Its weights, if any are there, decide whether the model has a head of its own.
+def folder_architecture(folder: Path) -> Architecture:
+    """Describe the model in a folder. Raises WeightsError, also if a head that it promises is in no file."""
+    return described(tied_settings(folder))
+
+
+def tied_settings(folder: Path) -> Settings:
+    """Read a folder's settings. Its weights, if any are there, decide whether the model has a head of its own.
 
     In a fine-tune `tie_word_embeddings` may be the base model's, and a head that is there counts. Raises WeightsError,
     also if the head that the configuration promises is in no file.
     """
-    config = config_from_folder(folder)
+    settings = folder_settings(folder)
     listing = folder / INDEX if (folder / INDEX).is_file() else folder / SINGLE
     if not listing.is_file():
-        return config
+        return settings
     names = index_files(folder) if listing.name == INDEX else read_header(listing)
-    if HEAD not in names and not config.tie_word_embeddings:
+    if HEAD not in names and not described(settings).tied_embedding:
         raise WeightsError(
             f"{listing} has no {HEAD}, though config.json says that the model has a head of its own "
             "(tie_word_embeddings is false); fetch the whole model again"
         )
-    return msgspec.structs.replace(config, tie_word_embeddings=HEAD not in names)
+    return settings.replaced(tie_word_embeddings=HEAD not in names)
 
 
 def index_files(folder: Path) -> dict[str, str]:
@@ -118,7 +129,7 @@ def index_files(folder: Path) -> dict[str, str]:
     return mapping
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
+def read_header(path: Path) -> dict[str, SafetensorsTensor]:
     """Locate the tensors of one file. Raises WeightsError if its header contradicts the file or itself."""
     try:
         with path.open("rb") as file:
@@ -152,7 +163,7 @@ def _parse_header(path: Path, text: bytes) -> dict[str, _Entry]:
         raise _damaged(path, "has a header that is not of the safetensors format") from error
 
 
-def _stored(path: Path, name: str, entry: _Entry, data_start: int, file_size: int) -> StoredTensor:
+def _stored(path: Path, name: str, entry: _Entry, data_start: int, file_size: int) -> SafetensorsTensor:
     begin, end = entry.data_offsets
     if not 0 <= begin <= end <= file_size - data_start:
         raise _damaged(path, f"places {name!r} outside the file")
@@ -162,10 +173,12 @@ def _stored(path: Path, name: str, entry: _Entry, data_start: int, file_size: in
         )
     if min(entry.shape, default=1) < 0 or math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize != end - begin:
         raise _damaged(path, f"gives {name!r} a shape that does not fit its bytes")
-    return StoredTensor(path, entry.dtype, entry.shape, data_start + begin, end - begin)
+    return SafetensorsTensor(
+        path=path, dtype=entry.dtype, shape=entry.shape, offset=data_start + begin, nbytes=end - begin
+    )
 
 
-def _check_overlaps(path: Path, tensors: dict[str, StoredTensor]) -> None:
+def _check_overlaps(path: Path, tensors: dict[str, SafetensorsTensor]) -> None:
     end = 0
     for stored in sorted(tensors.values(), key=lambda stored: (stored.offset, stored.nbytes)):
         if stored.offset < end:
@@ -173,7 +186,7 @@ def _check_overlaps(path: Path, tensors: dict[str, StoredTensor]) -> None:
         end = stored.offset + stored.nbytes
 
 
-def _float32(stored: StoredTensor) -> np.ndarray:
+def _float32(stored: SafetensorsTensor) -> np.ndarray:
     """Read a tensor as flat float32. Raises WeightsError."""
     try:
         data = np.fromfile(stored.path, np.uint8, stored.nbytes, offset=stored.offset)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.activations import LARGEST_HALF, packed, rounded, unpacked
-from models.config import DTYPES, Dtype
+from models.architecture import DTYPES, Dtype
 
 SHORT: tuple[Dtype, ...] = ("float16", "bfloat16")
 UNITS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}

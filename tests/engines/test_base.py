@@ -12,7 +12,7 @@ from cluster.capabilities import EngineCapability
 from cluster.shard import Shard, whole
 from engines.base import SlotEngine
 from engines.engine import Chunk, EngineError, FloatArray, SavedKV
-from models.config import ModelConfig
+from models.architecture import Architecture
 from models.weights.reader import Weights
 from tests.support.engines import numpy_engine, tokens
 
@@ -25,15 +25,15 @@ class FailingEngine(SlotEngine[list[int]]):
     name = "failing"
 
     def build(self, shard: Shard, weights: Weights) -> FailingModel:
-        return FailingModel(weights.config, shard)
+        return FailingModel(weights.architecture, shard)
 
     def capabilities(self) -> EngineCapability:
         return EngineCapability(name=self.name)
 
 
 class FailingModel:
-    def __init__(self, config: ModelConfig, shard: Shard) -> None:
-        self.config = config
+    def __init__(self, architecture: Architecture, shard: Shard) -> None:
+        self.architecture = architecture
         self.shard = shard
 
     def new_cache(self) -> list[int]:

@@ -14,21 +14,18 @@ from engines.engine import Chunk, EngineError, InferenceEngine
 from engines.kv_memory import KVMemory
 from engines.random_weights import RandomWeights
 from engines.registry import create
-from models.config import ModelConfig
 
-CONFIG = ModelConfig(
-    model_type="llama",
-    n_layers=10,
-    hidden_size=64,
-    n_heads=4,
-    n_kv_heads=4,
-    head_dim=64,
-    intermediate_size=64,
-    vocab_size=64,
-    rope_theta=10000.0,
-    rms_norm_eps=1e-5,
-    context_length=8192,
-)
+HIDDEN_SIZE = 64
+SETTINGS = {
+    "model_type": "llama",
+    "num_hidden_layers": 10,
+    "hidden_size": HIDDEN_SIZE,
+    "num_attention_heads": 4,
+    "head_dim": 64,
+    "intermediate_size": 64,
+    "vocab_size": 64,
+    "max_position_embeddings": 8192,
+}
 """Little to compute and much to store: 20 KiB a position, 160 MiB a full slot."""
 
 
@@ -48,7 +45,7 @@ def resident() -> int:
 def engine(request: pytest.FixtureRequest) -> Iterator[InferenceEngine]:
     """Yield an engine that has computed before, so that it already has the memory that its products need."""
     engine = create(request.param, "exact")
-    engine.read(SHARD, RandomWeights(CONFIG))
+    engine.read(SHARD, RandomWeights(SETTINGS))
     fill(engine, 0, 512)
     engine.release(0)
     yield engine
@@ -57,7 +54,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[InferenceEngine]:
 
 def fill(engine: InferenceEngine, slot: int, positions: int) -> None:
     for position in range(0, positions, 128):
-        engine.forward([Chunk(slot, position, np.zeros((128, CONFIG.hidden_size), np.float32))])
+        engine.forward([Chunk(slot, position, np.zeros((128, HIDDEN_SIZE), np.float32))])
 
 
 def test_slot_takes_memory_by_position_and_frees_it(engine: InferenceEngine) -> None:
@@ -74,7 +71,7 @@ def test_slot_takes_memory_by_position_and_frees_it(engine: InferenceEngine) -> 
 def test_short_slots_take_little_memory(engine: InferenceEngine) -> None:
     before = resident()
     for slot in range(16):
-        engine.forward([Chunk(slot, 0, np.zeros((1, CONFIG.hidden_size), np.float32))])
+        engine.forward([Chunk(slot, 0, np.zeros((1, HIDDEN_SIZE), np.float32))])
     assert resident() - before < 16 * PAGES * mmap.PAGESIZE + MEGABYTE
 
 

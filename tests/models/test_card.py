@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from math import prod
 from pathlib import Path
 
 import msgspec
@@ -12,12 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.shard import Shard, whole
+from models.architecture import Architecture
 from models.card import FolderSource, ModelCard, compare_sizes
 from models.catalogue import DEFAULT_MODEL, Catalogue
-from models.config import ModelConfig, config_from_folder, config_from_hf
 from models.errors import WrongCard
-from models.weights.checkpoint import tensor_names, tensor_shape
+from models.families import described
+from models.settings import Settings
+from models.sizes import card_sizes
+from models.weights.checkpoint import tensor_names
 from models.weights.reader import open_weights
+from models.weights.safetensors_weights import folder_architecture
 from tests.support.model_servers import tiny_card
 from tests.support.models import default_model_path, write_tiny_llama
 
@@ -32,44 +35,45 @@ INTERMEDIATE_SIZES = {
 CARDS = Catalogue.load().cards()
 
 
-def config_of(card: ModelCard) -> ModelConfig:
-    """Make a configuration of the card's own sizes."""
-    return config_from_hf(
-        {
-            "model_type": card.family,
-            "num_hidden_layers": card.n_layers,
-            "hidden_size": card.hidden_size,
-            "num_attention_heads": card.n_heads,
-            "num_key_value_heads": card.n_kv_heads,
-            "head_dim": card.head_dim,
-            "intermediate_size": INTERMEDIATE_SIZES[card.id],
-            "vocab_size": card.vocab_size,
-        },
-        {},
-        card.id,
+def architecture_of(card: ModelCard) -> Architecture:
+    """Describe a model of the card's own sizes."""
+    return described(
+        Settings(
+            {
+                "model_type": card.family,
+                "num_hidden_layers": card.n_layers,
+                "hidden_size": card.hidden_size,
+                "num_attention_heads": card.n_heads,
+                "num_key_value_heads": card.n_kv_heads,
+                "head_dim": card.head_dim,
+                "intermediate_size": INTERMEDIATE_SIZES[card.id],
+                "vocab_size": card.vocab_size,
+                "max_position_embeddings": card.context_length,
+                "tie_word_embeddings": card.tied_embedding,
+            },
+            card.id,
+        )
     )
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.id)
-def test_bytes_of_a_card_follow_from_its_sizes(card: ModelCard) -> None:
-    config = config_of(card)
-    names = tensor_names(config, Shard(card.id, 1, 2, card.n_layers))
-    assert card.layer_bytes == 4 * sum(prod(tensor_shape(config, name) or ()) for name in names)
-    assert card.embedding_bytes == 4 * card.vocab_size * card.hidden_size
+def test_card_states_the_sizes_of_its_architecture(card: ModelCard) -> None:
+    sizes = card_sizes(architecture_of(card))
+    assert {name: getattr(card, name) for name in sizes} == sizes
 
 
 def test_default_card_matches_its_file() -> None:
     card = Catalogue.load().get(DEFAULT_MODEL)
     path = default_model_path()
     with open_weights(path) as weights:
-        config = weights.config
-        names = tensor_names(config, whole(card.id, card.n_layers))
+        architecture = weights.architecture
+        names = tensor_names(architecture, whole(card.id, card.n_layers))
         resident = sum(weights.tensor(name).nbytes for name in names)
     assert path.stat().st_size == card.size_bytes
-    assert (config.n_layers, config.hidden_size, config.vocab_size) == (30, 576, 49152)
-    assert (config.n_heads, config.n_kv_heads, config.head_dim) == (card.n_heads, card.n_kv_heads, card.head_dim)
-    assert config.context_length == card.context_length
-    assert resident == card.shard_bytes(whole(card.id, card.n_layers)) + 4 * config.hidden_size
+    sizes = card_sizes(architecture)
+    assert {name: getattr(card, name) for name in sizes} == sizes
+    assert (architecture.n_layers, architecture.hidden_size, architecture.vocab_size) == (30, 576, 49152)
+    assert resident == card.shard_bytes(whole(card.id, card.n_layers)) + 4 * architecture.hidden_size
 
 
 @pytest.mark.parametrize(
@@ -89,15 +93,15 @@ def test_card_that_differs_from_its_model_is_refused(tmp_path: Path, field: str,
     folder = write_tiny_llama(tmp_path / "tiny", tie=False)
     card = tiny_card(FolderSource(folder), tied=False)
     wrong = msgspec.structs.replace(card, **{field: value})
-    compare_sizes(card, config_from_folder(folder), folder)
+    compare_sizes(card, folder_architecture(folder), folder)
     with pytest.raises(WrongCard, match=rf"tiny says that its {field} is {value}, but that of \S+tiny is \w+; correct"):
-        compare_sizes(wrong, config_from_folder(folder), folder)
+        compare_sizes(wrong, folder_architecture(folder), folder)
 
 
 def test_card_may_shorten_the_context(tmp_path: Path) -> None:
     folder = write_tiny_llama(tmp_path / "tiny")
     card = msgspec.structs.replace(tiny_card(FolderSource(folder), tied=False), context_length=256)
-    compare_sizes(card, config_from_folder(folder), folder)
+    compare_sizes(card, folder_architecture(folder), folder)
 
 
 @given(st.sampled_from(CARDS), st.data())

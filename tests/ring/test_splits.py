@@ -15,7 +15,7 @@ from cluster.sampling import SamplingParams
 from cluster.shard import whole
 from engines.numpy.engine import NumpyEngine
 from engines.settings import ENGINES
-from models.config import Dtype, ModelConfig
+from models.architecture import Dtype
 from models.tokenizer import Tokenizer
 from models.weights.reader import Weights, open_weights
 from tests.support.engines import (
@@ -41,7 +41,7 @@ class WeightsInMemory:
     """The default model's tensors, each unpacked once and given to every stage of every split."""
 
     def __init__(self, weights: Weights) -> None:
-        self.config: ModelConfig = weights.config
+        self.architecture, self.settings = weights.architecture, weights.settings
         self._names = weights.names()
         self.tensor = cache(weights.tensor)
         self.blocks = weights.blocks
@@ -77,7 +77,7 @@ def numpy_ring(weights: Weights, *cuts: int) -> Ring:
         engine = NumpyEngine()
         engine.read(shard, weights)
         stages.append(engine)
-    return Ring(stages, carried=weights.config.dtype)
+    return Ring(stages, carried=weights.architecture.dtype)
 
 
 @pytest.fixture(scope="module")

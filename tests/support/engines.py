@@ -28,7 +28,7 @@ from engines.activations import packed, unpacked
 from engines.engine import Chunk, EngineError, FloatArray, InferenceEngine, SavedKV
 from engines.numpy.engine import NumpyEngine
 from engines.sampler import sample
-from models.config import Dtype
+from models.architecture import Dtype
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 GREEDY = SamplingParams(temperature=0.0)

@@ -20,9 +20,10 @@ from tokenizers.models import BPE
 from cluster.shard import whole
 from models.cache import ModelCache, default_cache_root
 from models.catalogue import DEFAULT_MODEL, Catalogue
-from models.config import config_from_hf
+from models.families import described
+from models.settings import Settings
 from models.sources.fetch import fetch
-from models.weights.checkpoint import tensor_names, tensor_shape
+from models.weights.checkpoint import tensor_shapes
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MERGES = (("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("a", "n"))
@@ -117,10 +118,10 @@ class TinyShape:
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Make every checkpoint tensor in float32, by its Hugging Face name."""
-        config = config_from_hf(self.config("float32"), {}, "the tiny model")
+        architecture = described(Settings(self.config("float32"), "the tiny model"))
         random = np.random.default_rng(self.seed)
-        names = tensor_names(config, whole("tiny", self.n_layers))
-        tensors = {name: _random_tensor(random, name, tensor_shape(config, name) or ()) for name in names}
+        shapes = tensor_shapes(architecture, whole("tiny", self.n_layers))
+        tensors = {name: _random_tensor(random, name, shape) for name, shape in shapes.items()}
         if self.printable:
             tensors["model.embed_tokens.weight" if self.tie else "lm_head.weight"][_unprintable_ids()] = 0
         return tensors
@@ -180,19 +181,19 @@ def write_tiny_llama(folder: Path, *, dtype: str = "float32", shards: int = 1, *
     write_tokenizer_files(folder)
     tensors = shape.tensors()
     if shards == 1:
-        _write_safetensors(folder / "model.safetensors", tensors, dtype)
+        write_safetensors(folder / "model.safetensors", tensors, dtype)
         return folder
     weight_map: dict[str, str] = {}
     for number, names in enumerate(np.array_split(list(tensors), shards), start=1):
         file = f"model-{number:05d}-of-{shards:05d}.safetensors"
-        _write_safetensors(folder / file, {str(name): tensors[str(name)] for name in names}, dtype)
+        write_safetensors(folder / file, {str(name): tensors[str(name)] for name in names}, dtype)
         weight_map |= {str(name): file for name in names}
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
 
 
-def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: str) -> None:
     """Write 8 bytes of header length, a JSON header, then the tensors end to end."""
     code = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -204,7 +205,7 @@ def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: str
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
-def _interleaved(tensor: np.ndarray, heads: int) -> np.ndarray:
+def interleaved(tensor: np.ndarray, heads: int) -> np.ndarray:
     """Reorder the rows of a half-split q or k projection to the pairwise rope order that llama.cpp stores."""
     halves = tensor.reshape(heads, 2, tensor.shape[0] // heads // 2, *tensor.shape[1:])
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(tensor.shape))
@@ -256,7 +257,7 @@ def write_tiny_gguf(
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.n_layers)
     for name, tensor in shape.tensors().items():
         if "q_proj" in name or "k_proj" in name:
-            tensor = _interleaved(tensor, shape.heads if "q_proj" in name else shape.kv_heads)
+            tensor = interleaved(tensor, shape.heads if "q_proj" in name else shape.kv_heads)
         stored = tensor if tensor.ndim == 1 else gguf.quantize(tensor, kind)
         writer.add_tensor(
             names.get_name(name, (".weight", ".bias")),

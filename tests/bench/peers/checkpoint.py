@@ -24,7 +24,7 @@ def write_checkpoint(folder: Path) -> None:
     ensure_tokenizer(gguf, folder)
     with open_weights(gguf) as weights:
         tensors = {name: weights.tensor(name) for name in weights.names()}
-        (folder / "config.json").write_text(json.dumps(weights.config.hf() | {"torch_dtype": "float32"}))
+        (folder / "config.json").write_text(json.dumps({**weights.settings, "torch_dtype": "float32"}))
     partial = folder / f"{MODEL_FILE}.partial"
     safetensors.numpy.save_file(tensors, partial, {"format": "mlx"})
     partial.rename(folder / MODEL_FILE)

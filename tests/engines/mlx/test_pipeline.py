@@ -14,7 +14,7 @@ import pytest
 from cluster.shard import Shard, whole
 from engines.activations import rounded
 from engines.engine import Chunk
-from models.config import Dtype
+from models.architecture import Dtype
 from tests.support.engines import PROMPT, ROOT, EngineProcess, Ring, cut
 from tests.support.models import write_tiny_llama
 

@@ -101,7 +101,7 @@ class ThreeFiles:
             part: open_weights(write_tiny_gguf(folder / f"{kind}.gguf", quantization=kind))
             for part, kind in kinds.items()
         }
-        self.config = self._parts["q_proj"].config
+        self.architecture, self.settings = self._parts["q_proj"].architecture, self._parts["q_proj"].settings
 
     def names(self) -> frozenset[str]:
         return self._parts["q_proj"].names()

@@ -5,22 +5,23 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.shard import Shard, whole
-from models.config import ModelConfig, config_from_hf
-from models.weights.checkpoint import tensor_names, tensor_shape
+from models.architecture import Architecture
+from models.families import described
+from models.settings import Settings
+from models.weights.checkpoint import tensor_names, tensor_shapes
 from tests.support.models import TinyShape
 
 
-def config_of(**changes: Any) -> ModelConfig:
-    return config_from_hf(TinyShape(**changes).config("float32"), {}, "tiny")
+def tiny_architecture(**changes: Any) -> Architecture:
+    return described(Settings(TinyShape(**changes).config("float32"), "tiny"))
 
 
 def test_llama_checkpoint_has_its_known_tensors() -> None:
-    config = config_of(n_layers=1, tie=False, attention_bias=True, mlp_bias=True)
+    architecture = tiny_architecture(n_layers=1, tie=False, attention_bias=True, mlp_bias=True)
     hidden, queries, keys, inner, vocabulary = 64, 64, 32, 128, 264
     layer = {
         "input_layernorm.weight": (hidden,),
@@ -46,21 +47,16 @@ def test_llama_checkpoint_has_its_known_tensors() -> None:
         "model.norm.weight": (hidden,),
         "lm_head.weight": (vocabulary, hidden),
     }
-    assert {name: tensor_shape(config, name) for name in tensor_names(config, whole("tiny", 1))} == expected
-
-
-@pytest.mark.parametrize("name", ["model.layers.4.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.bias", "x"])
-def test_unused_name_has_no_shape(name: str) -> None:
-    assert tensor_shape(config_of(), name) is None
+    assert tensor_shapes(architecture, whole("tiny", 1)) == expected
 
 
 @given(st.integers(1, 12), st.booleans(), st.booleans(), st.data())
 def test_tiling_shards_share_only_a_tied_embedding(n_layers: int, tie: bool, bias: bool, data: st.DataObject) -> None:
-    config = config_of(n_layers=n_layers, tie=tie, attention_bias=bias, mlp_bias=bias)
+    architecture = tiny_architecture(n_layers=n_layers, tie=tie, attention_bias=bias, mlp_bias=bias)
     inner = data.draw(st.sets(st.integers(1, n_layers), max_size=5)) - {n_layers}
     cuts = [0, *sorted(inner), n_layers]
-    parts = [tensor_names(config, Shard("tiny", start, end, n_layers)) for start, end in pairwise(cuts)]
+    parts = [tensor_names(architecture, Shard("tiny", start, end, n_layers)) for start, end in pairwise(cuts)]
     named = [name for part in parts for name in part]
-    assert set(named) == set(tensor_names(config, whole("tiny", n_layers)))
+    assert set(named) == set(tensor_names(architecture, whole("tiny", n_layers)))
     shared = 1 if tie and len(parts) > 1 else 0
     assert len(named) == len(set(named)) + shared

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from models.config import ModelConfig
+from models.architecture import Architecture, Linear, Llama3, RopeScaling
 from models.errors import WeightsError
 from models.weights.reader import open_weights
-from tests.support.models import LLAMA3_2_SCALING, write_tiny_gguf
+from tests.support.models import write_tiny_gguf
 
 
 def test_llama_3_rope_factors_are_recognized(tmp_path: Path) -> None:
-    assert gguf_with_rope_factors(tmp_path, llama3_factors(16, 10000.0)).rope_scaling == LLAMA3_2_SCALING
+    found = gguf_with_rope_factors(tmp_path, llama3_factors(16, 10000.0))
+    assert scaling_of(found) == Llama3(32.0, 1.0, 4.0, 8192)
 
 
 def test_unknown_rope_factors_are_rejected(tmp_path: Path) -> None:
@@ -43,7 +44,7 @@ def test_unsupported_architecture_is_rejected(tmp_path: Path) -> None:
         open_weights(path)
 
 
-LINEAR_4 = {"rope_type": "linear", "factor": 4.0}
+LINEAR_4 = Linear(4.0)
 
 
 @pytest.mark.parametrize(
@@ -61,13 +62,13 @@ LINEAR_4 = {"rope_type": "linear", "factor": 4.0}
     ids=str,
 )
 def test_scaling_without_a_type_is_linear(
-    tmp_path: Path, keys: dict[str, str | float], scaling: dict[str, object] | None
+    tmp_path: Path, keys: dict[str, str | float], scaling: RopeScaling | None
 ) -> None:
     with open_weights(write_tiny_gguf(tmp_path / "tiny.gguf", n_layers=1, keys=keys)) as weights:
-        assert weights.config.rope_scaling == scaling
+        assert scaling_of(weights.architecture) == scaling
 
 
-@pytest.mark.parametrize("kind", ["yarn", "longrope"])
+@pytest.mark.parametrize("kind", ["dynamic", "su2"])
 def test_unknown_scaling_is_refused_by_name(tmp_path: Path, kind: str) -> None:
     keys: dict[str, str | int | float] = {"llama.rope.scaling.type": kind, "llama.rope.scaling.factor": 4.0}
     with pytest.raises(WeightsError, match=rf"tiny\.gguf asks for rope scaling '{kind}'.*; pick another model"):
@@ -92,6 +93,12 @@ def test_file_that_is_no_model_is_refused_by_type(tmp_path: Path, kind: str) -> 
         open_weights(write_tiny_gguf(tmp_path / "tiny.gguf", n_layers=1, keys={"general.type": kind}))
 
 
+def scaling_of(architecture: Architecture) -> RopeScaling | None:
+    """Return the scaling of the first layer's rope."""
+    assert architecture.heads.rope is not None
+    return architecture.heads.rope.scaling
+
+
 def llama3_factors(head_dim: int, theta: float) -> np.ndarray:
     """Compute the divisors of Llama 3.2's frequencies one by one, as its reference code does."""
     factors = []
@@ -107,7 +114,7 @@ def llama3_factors(head_dim: int, theta: float) -> np.ndarray:
     return np.array(factors, np.float32)
 
 
-def gguf_with_rope_factors(folder: Path, factors: np.ndarray, keys: dict[str, float] | None = None) -> ModelConfig:
+def gguf_with_rope_factors(folder: Path, factors: np.ndarray, keys: dict[str, float] | None = None) -> Architecture:
     """Read the configuration of a tiny GGUF whose tensors include `factors`."""
     source = gguf.GGUFReader(write_tiny_gguf(folder / "plain.gguf", n_layers=1, keys=keys))
     writer = gguf.GGUFWriter(str(folder / "factors.gguf"), "llama")
@@ -122,4 +129,4 @@ def gguf_with_rope_factors(folder: Path, factors: np.ndarray, keys: dict[str, fl
     writer.write_tensors_to_file()
     writer.close()
     with open_weights(folder / "factors.gguf") as weights:
-        return weights.config
+        return weights.architecture

@@ -31,7 +31,7 @@ def resident_megabytes(path: Path, start: int, end: int) -> float:
         "from models.weights.reader import open_weights; process = psutil.Process(); "
         "before = process.memory_info().rss; weights = open_weights(Path(sys.argv[1])); "
         "shard = Shard('m', int(sys.argv[2]), int(sys.argv[3]), 30); "
-        "held = [weights.tensor(name) for name in tensor_names(weights.config, shard)]; "
+        "held = [weights.tensor(name) for name in tensor_names(weights.architecture, shard)]; "
         "print((process.memory_info().rss - before) / 1e6)"
     )
     command = [sys.executable, "-c", script, str(path), str(start), str(end)]
@@ -41,7 +41,7 @@ def resident_megabytes(path: Path, start: int, end: int) -> float:
 @pytest.mark.parametrize("name", ["MODEL.GGUF", "sha256-0123456789abcdef", "model"])
 def test_gguf_is_known_by_its_content(tmp_path: Path, name: str) -> None:
     with open_weights(write_tiny_gguf(tmp_path / name, n_layers=1)) as weights:
-        assert weights.config.n_layers == 1
+        assert weights.architecture.n_layers == 1
 
 
 def test_path_of_another_kind_is_rejected(tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ def test_tensors_match_those_of_the_safetensors_package(tmp_path: Path, dtype: s
                     expected = reader.get_tensor(name).astype(np.float32)
                     np.testing.assert_array_equal(weights.tensor(name), expected)
                     seen.add(name)
-        assert weights.names() == seen == set(tensor_names(weights.config, whole("tiny", 4)))
-        assert weights.config.dtype == dtype
+        assert weights.names() == seen == set(tensor_names(weights.architecture, whole("tiny", 4)))
+        assert weights.architecture.dtype == dtype
 
 
 def test_bfloat16_is_widened_exactly(tmp_path: Path) -> None:
@@ -167,8 +167,8 @@ def test_head_that_is_there_counts(tmp_path: Path, shards: int) -> None:
     folder = write_tiny_llama(tmp_path, tie=False, shards=shards)
     set_tie(folder, True)
     with open_weights(folder) as weights:
-        assert not weights.config.tie_word_embeddings
-        assert "lm_head.weight" in tensor_names(weights.config, whole("tiny", 4))
+        assert not weights.architecture.tied_embedding
+        assert "lm_head.weight" in tensor_names(weights.architecture, whole("tiny", 4))
         np.testing.assert_array_equal(
             weights.tensor("lm_head.weight"), TinyShape(tie=False).tensors()["lm_head.weight"]
         )
@@ -188,4 +188,4 @@ def test_stage_knows_of_a_head_in_a_file_of_another_stage(tmp_path: Path) -> Non
     set_tie(folder, True)
     (folder / "model-00003-of-00003.safetensors").unlink()
     with open_weights(folder) as weights:
-        assert not weights.config.tie_word_embeddings
+        assert not weights.architecture.tied_embedding

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
@@ -23,7 +23,9 @@ from cluster.shard import Shard
 from engines.base import SlotEngine
 from engines.engine import Chunk, FloatArray, SavedKV
 from engines.random_weights import RandomWeights
-from models.config import Dtype, ModelConfig
+from models.architecture import Architecture, Dtype
+from models.families import described
+from models.settings import Settings
 from models.weights.reader import Weights
 
 DECODE_ROWS = 9  # a token and eight drafts; a longer chunk is of a prompt
@@ -60,13 +62,24 @@ class Model(msgspec.Struct, frozen=True):
         return round((self.call_ms + self.row_ms * rows + self.prompt_row_ms * prompt_rows) * 1e6)
 
     @property
-    def config(self) -> ModelConfig:
-        """The sizes as engines ask for them."""
-        return ModelConfig(
-            model_type="synthetic", n_layers=self.n_layers, hidden_size=self.hidden_size, n_heads=1, n_kv_heads=1,
-            head_dim=1, intermediate_size=1, vocab_size=self.vocab_size, rope_theta=1.0, rms_norm_eps=0.1,
-            context_length=self.context_length, dtype=self.dtype,
-        )  # fmt: skip
+    def settings(self) -> dict[str, Any]:
+        """The sizes as in a config.json. Heads of two numbers are the smallest that there are."""
+        return {
+            "model_type": "llama",
+            "num_hidden_layers": self.n_layers,
+            "hidden_size": self.hidden_size,
+            "num_attention_heads": 1,
+            "head_dim": 2,
+            "intermediate_size": 1,
+            "vocab_size": self.vocab_size,
+            "max_position_embeddings": self.context_length,
+            "torch_dtype": self.dtype,
+        }
+
+    @property
+    def architecture(self) -> Architecture:
+        """The description that engines ask for."""
+        return described(Settings(self.settings, "the synthetic model"))
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -96,7 +109,7 @@ class SyntheticWeights(RandomWeights):
     """Weights that are a `Model` only."""
 
     def __init__(self, model: Model) -> None:
-        super().__init__(model.config)
+        super().__init__(model.settings)
         self.model = model
 
 
@@ -121,7 +134,7 @@ class SyntheticStage:
     """
 
     def __init__(self, model: Model, shard: Shard, journal: Journal) -> None:
-        self.config = model.config
+        self.architecture = model.architecture
         self.shard = shard
         self._model = model
         self._journal = journal

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from engines.activations import rounded
 from engines.engine import NO_LOGITS, Chunk, FloatArray
 from engines.numpy.engine import NumpyEngine
 from engines.sampler import sample
-from models.config import ModelConfig
+from models.architecture import Architecture, Linear, Llama3, Rope
 from models.weights.reader import Weights, open_weights
 from tests.support.engines import GREEDY, PROMPT, TINY_TOLERANCES, Ring, cut, numpy_engine, tokens
 from tests.support.models import VARIANTS, write_tiny_gguf, write_tiny_llama
@@ -43,67 +42,70 @@ def all_logits_of(engine: NumpyEngine, ids: Sequence[int], slot: int) -> FloatAr
 
 
 def textbook_logits(weights: Weights, ids: Sequence[int]) -> np.ndarray:
-    config = weights.config
+    architecture = weights.architecture
     embedding = weights.tensor("model.embed_tokens.weight").astype(np.float64)
     rows = embedding[list(ids)]
-    for layer in range(config.n_layers):
-        rows = textbook_layer(weights, config, f"model.layers.{layer}", rows)
-        rows = rounded(rows.astype(np.float32), config.dtype).astype(np.float64)
-    last = textbook_norm(rows[-1:], weights.tensor("model.norm.weight"), config)[0]
-    head = embedding if config.tie_word_embeddings else weights.tensor("lm_head.weight").astype(np.float64)
+    for layer in range(architecture.n_layers):
+        rows = textbook_layer(weights, architecture, f"model.layers.{layer}", rows)
+        rows = rounded(rows.astype(np.float32), architecture.dtype).astype(np.float64)
+    last = textbook_norm(rows[-1:], weights.tensor("model.norm.weight"), architecture)[0]
+    head = embedding if architecture.tied_embedding else weights.tensor("lm_head.weight").astype(np.float64)
     return np.asarray(head @ last)
 
 
-def textbook_layer(weights: Weights, config: ModelConfig, prefix: str, rows: np.ndarray) -> np.ndarray:
-    normed = textbook_norm(rows, weights.tensor(f"{prefix}.input_layernorm.weight"), config)
-    rows = rows + textbook_attention(weights, config, f"{prefix}.self_attn", normed)
-    normed = textbook_norm(rows, weights.tensor(f"{prefix}.post_attention_layernorm.weight"), config)
+def textbook_layer(weights: Weights, architecture: Architecture, prefix: str, rows: np.ndarray) -> np.ndarray:
+    normed = textbook_norm(rows, weights.tensor(f"{prefix}.input_layernorm.weight"), architecture)
+    rows = rows + textbook_attention(weights, architecture, f"{prefix}.self_attn", normed)
+    normed = textbook_norm(rows, weights.tensor(f"{prefix}.post_attention_layernorm.weight"), architecture)
     gate = textbook_linear(weights, f"{prefix}.mlp.gate_proj", normed)
     inner = gate / (1 + np.exp(-gate)) * textbook_linear(weights, f"{prefix}.mlp.up_proj", normed)
     return np.asarray(rows + textbook_linear(weights, f"{prefix}.mlp.down_proj", inner))
 
 
-def textbook_attention(weights: Weights, config: ModelConfig, prefix: str, rows: np.ndarray) -> np.ndarray:
-    size, group = config.head_dim, config.n_heads // config.n_kv_heads
+def textbook_attention(weights: Weights, architecture: Architecture, prefix: str, rows: np.ndarray) -> np.ndarray:
+    spec = architecture.heads
+    size, group = spec.head_dim, spec.heads // spec.kv_heads
     queries, keys, values = (textbook_linear(weights, f"{prefix}.{part}_proj", rows) for part in "qkv")
-    mixed = np.zeros((len(rows), config.n_heads * size))
-    for head in range(config.n_heads):
+    mixed = np.zeros((len(rows), spec.heads * size))
+    for head in range(spec.heads):
         own, shared = slice(head * size, (head + 1) * size), head // group
         theirs = slice(shared * size, (shared + 1) * size)
-        rotated = [textbook_rotation(keys[position, theirs], position, config) for position in range(len(rows))]
+        rotated = [textbook_rotation(keys[position, theirs], position, spec.rope) for position in range(len(rows))]
         for position in range(len(rows)):
-            query = textbook_rotation(queries[position, own], position, config)
+            query = textbook_rotation(queries[position, own], position, spec.rope)
             weight = np.exp([query @ key / math.sqrt(size) for key in rotated[: position + 1]])
             mixed[position, own] = weight / weight.sum() @ values[: position + 1, theirs]
     return textbook_linear(weights, f"{prefix}.o_proj", mixed)
 
 
-def textbook_rotation(head: np.ndarray, position: int, config: ModelConfig) -> np.ndarray:
-    half = config.head_dim // 2
+def textbook_rotation(head: np.ndarray, position: int, rope: Rope | None) -> np.ndarray:
+    assert rope is not None
+    half = len(head) // 2
     planes = head[:half] + 1j * head[half:]
-    angles = [position * textbook_frequency(config.rope_theta ** (-i / half), config.rope_scaling) for i in range(half)]
+    angles = [position * textbook_frequency(rope.theta ** (-i / half), rope) for i in range(half)]
     planes = planes * np.exp(1j * np.array(angles))
     return np.concatenate((planes.real, planes.imag))
 
 
-def textbook_frequency(plain: float, scaling: Mapping[str, Any] | None) -> float:
+def textbook_frequency(plain: float, rope: Rope) -> float:
+    scaling = rope.scaling
     if scaling is None:
         return plain
-    if scaling["rope_type"] == "linear":
-        return float(plain / scaling["factor"])
-    original, factor = scaling["original_max_position_embeddings"], scaling["factor"]
+    if isinstance(scaling, Linear):
+        return plain / scaling.factor
+    assert isinstance(scaling, Llama3)
     wavelength = 2 * math.pi / plain
-    if wavelength < original / scaling["high_freq_factor"]:
+    if wavelength < scaling.original_context / scaling.high_freq_factor:
         return plain
-    if wavelength > original / scaling["low_freq_factor"]:
-        return float(plain / factor)
-    span = scaling["high_freq_factor"] - scaling["low_freq_factor"]
-    smooth = (original / wavelength - scaling["low_freq_factor"]) / span
-    return float((1 - smooth) * plain / factor + smooth * plain)
+    if wavelength > scaling.original_context / scaling.low_freq_factor:
+        return plain / scaling.factor
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    smooth = (scaling.original_context / wavelength - scaling.low_freq_factor) / span
+    return (1 - smooth) * plain / scaling.factor + smooth * plain
 
 
-def textbook_norm(rows: np.ndarray, weight: np.ndarray, config: ModelConfig) -> np.ndarray:
-    return np.asarray(rows / np.sqrt((rows**2).mean(-1, keepdims=True) + config.rms_norm_eps) * weight)
+def textbook_norm(rows: np.ndarray, weight: np.ndarray, architecture: Architecture) -> np.ndarray:
+    return np.asarray(rows / np.sqrt((rows**2).mean(-1, keepdims=True) + architecture.norm_eps) * weight)
 
 
 def textbook_linear(weights: Weights, name: str, rows: np.ndarray) -> np.ndarray:
@@ -117,7 +119,7 @@ def test_logits_match_a_textbook_llama(variant: str, tmp_path: Path) -> None:
     ids = PROMPT * 8  # past the wavelengths that the llama3 rule keeps
     with open_weights(path) as weights:
         expected = textbook_logits(weights, ids)
-        dtype = weights.config.dtype
+        dtype = weights.architecture.dtype
     np.testing.assert_allclose(logits_of(numpy_engine(path), ids), expected, atol=TINY_TOLERANCES[dtype])
 
 

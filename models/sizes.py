@@ -1,0 +1,55 @@
+"""How many bytes a model takes in memory, from its description: weights, and keys and values, in float32."""
+
+from __future__ import annotations
+
+from math import prod
+
+from cluster.shard import Shard
+from models.architecture import Architecture, Attention
+from models.weights.checkpoint import layer_shapes, tensor_shapes
+
+FLOAT32_BYTES = 4
+
+
+def weight_bytes(architecture: Architecture, shard: Shard) -> int:
+    """Count the bytes of a shard's tensors."""
+    return FLOAT32_BYTES * sum(prod(shape) for shape in tensor_shapes(architecture, shard).values())
+
+
+def position_bytes(architecture: Architecture, shard: Shard) -> int:
+    """Count the bytes of keys and values that one position takes in all layers of a shard."""
+    return sum(_layer_position_bytes(architecture.layers[index].attention) for index in shard.layers)
+
+
+def kv_bytes(architecture: Architecture, shard: Shard, positions: int) -> int:
+    """Count the bytes of keys and values that are looked at after `positions` positions: a layer's window at most.
+
+    An engine that can go back, or copy a prefix, keeps more: `position_bytes` for each position.
+    """
+    layers = [architecture.layers[index].attention for index in shard.layers]
+    return sum(_layer_position_bytes(layer) * min(positions, layer.window or positions) for layer in layers)
+
+
+def card_sizes(architecture: Architecture) -> dict[str, int | bool]:
+    """Return the sizes that a model card states, by the names of its fields. Of layers that differ, the largest counts.
+
+    The norm at the end is left out: a card counts layers, embedding and head.
+    """
+    hidden, heads = architecture.hidden_size, architecture.heads
+    layers = [layer_shapes(layer, hidden) for layer in set(architecture.layers)]
+    return {
+        "n_layers": architecture.n_layers,
+        "hidden_size": hidden,
+        "n_heads": heads.heads,
+        "n_kv_heads": heads.kv_heads,
+        "head_dim": heads.head_dim,
+        "vocab_size": architecture.vocab_size,
+        "context_length": architecture.context_length,
+        "layer_bytes": FLOAT32_BYTES * max(sum(prod(shape) for shape in shapes.values()) for shapes in layers),
+        "embedding_bytes": FLOAT32_BYTES * architecture.vocab_size * hidden,
+        "tied_embedding": architecture.tied_embedding,
+    }
+
+
+def _layer_position_bytes(attention: Attention) -> int:
+    return 2 * attention.kv_heads * attention.head_dim * FLOAT32_BYTES
