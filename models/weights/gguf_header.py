@@ -52,10 +52,14 @@ class GgufTensor(msgspec.Struct, frozen=True):
 
 
 class GgufHeader(msgspec.Struct, frozen=True):
-    """Everything in a GGUF file before the data of its tensors: metadata by key, tensors by name."""
+    """Everything in a GGUF file before the data of its tensors: metadata by key, tensors by name.
+
+    `places` are where each metadata value lies in the file, its type included: first and end byte.
+    """
 
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
+    places: dict[str, tuple[int, int]] = {}
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -87,6 +91,7 @@ class _Cursor:
         self._path = path
         self._data = data
         self._position = 0
+        self._places: dict[str, tuple[int, int]] = {}
         self._end = min(len(data), _MAX_HEADER_BYTES)
 
     def header(self) -> GgufHeader:
@@ -101,7 +106,8 @@ class _Cursor:
         alignment = metadata.get(Keys.General.ALIGNMENT, GGUF_DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or not 0 < alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
             raise _damaged(self._path, "gives an alignment that is not a power of two")
-        return GgufHeader(metadata, self._located(infos, -(-self._position // alignment) * alignment))
+        tensors = self._located(infos, -(-self._position // alignment) * alignment)
+        return GgufHeader(metadata, tensors, self._places)
 
     def _metadata(self, n_entries: int) -> dict[str, Any]:
         metadata: dict[str, Any] = {}
@@ -109,7 +115,9 @@ class _Cursor:
             key = self._string()
             if key in metadata:
                 raise _damaged(self._path, f"gives {key!r} twice")
+            begin = self._position
             metadata[key] = self._value(self._kind())
+            self._places[key] = begin, self._position
         return metadata
 
     def _tensor_info(self) -> _TensorInfo:
