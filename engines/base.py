@@ -8,18 +8,31 @@ from typing import Generic, Protocol, TypeVar
 
 from cluster.shard import Shard
 from engines.engine import Chunk, EngineError, FloatArray, InferenceEngine, SavedKV
-from engines.slot_table import SlotTable
-from models.config import Dtype, ModelConfig, position_bytes
+from engines.slot_table import Sizes, SlotTable
+from models.config import Dtype
 from models.weights.reader import Weights
 
 CacheT = TypeVar("CacheT")
+
+
+class ModelSizes(Sizes, Protocol):
+    """What a `SlotEngine` knows of a model."""
+
+    @property
+    def dtype(self) -> Dtype:
+        """The dtype to which hidden states are rounded between two layers."""
+        ...
+
+    def position_bytes(self, shard: Shard) -> int:
+        """Return the bytes of keys and values that one position takes in a shard."""
+        ...
 
 
 class ShardModel(Protocol[CacheT]):
     """The arithmetic of one shard. It keeps no slots: each call brings the caches of its chunks."""
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> ModelSizes:
         """The sizes of the whole model."""
         ...
 
@@ -65,15 +78,22 @@ class SlotEngine(InferenceEngine, Generic[CacheT]):
 
     def read(self, shard: Shard, weights: Weights) -> None:
         """Build the model, once. Raises EngineError for a second call, or a shard of another number of layers."""
+        self.check_fits(shard, weights.config.n_layers)
+        self.hold(self.build(shard, weights))
+
+    def check_fits(self, shard: Shard, n_layers: int) -> None:
+        """Raise EngineError if the engine holds a shard already, or the weights have another number of layers."""
         if self._loaded is not None:
             raise EngineError(f"this engine already holds {self._loaded[0].shard}; start another for {shard}")
-        if shard.n_layers != weights.config.n_layers:
+        if shard.n_layers != n_layers:
             raise EngineError(
-                f"{shard} is cut for {shard.n_layers} layers but the weights have {weights.config.n_layers};"
+                f"{shard} is cut for {shard.n_layers} layers but the weights have {n_layers};"
                 " fetch the model that the shard names"
             )
-        model = self.build(shard, weights)
-        self._loaded = model, SlotTable(shard, model.config, model.new_cache)
+
+    def hold(self, model: ShardModel[CacheT]) -> None:
+        """Serve a model that was built."""
+        self._loaded = model, SlotTable(model.shard, model.config, model.new_cache)
 
     @property
     def activations(self) -> Dtype:
@@ -82,9 +102,9 @@ class SlotEngine(InferenceEngine, Generic[CacheT]):
 
     @property
     def position_bytes(self) -> int:
-        """The bytes of float32 keys and values that one position takes in all layers of the shard."""
+        """The bytes of keys and values that one position takes in all layers of the shard."""
         model, _ = self._model_and_slots()
-        return position_bytes(model.shard, model.config.n_kv_heads, model.config.head_dim)
+        return model.config.position_bytes(model.shard)
 
     def forward(self, batch: Sequence[Chunk]) -> list[FloatArray]:
         """Check the whole batch, compute it, then count its rows."""

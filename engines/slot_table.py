@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from cluster.shard import Shard
 from engines.engine import Chunk, EngineError
 from engines.settings import MAX_SLOTS
-from models.config import ModelConfig
 
 CacheT = TypeVar("CacheT")
+
+
+class Sizes(Protocol):
+    """What a model's inputs are checked against."""
+
+    @property
+    def hidden_size(self) -> int:
+        """The numbers of a hidden state."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """How many token ids there are."""
+        ...
+
+    @property
+    def context_length(self) -> int:
+        """The most positions of a slot."""
+        ...
 
 
 class SlotTable(Generic[CacheT]):
     """The caches of an engine by slot number. Its checks turn a lost or repeated frame into an EngineError."""
 
-    def __init__(self, shard: Shard, config: ModelConfig, new_cache: Callable[[], CacheT]) -> None:
+    def __init__(self, shard: Shard, config: Sizes, new_cache: Callable[[], CacheT]) -> None:
         self._shard = shard
         self._config = config
         self._new_cache = new_cache

@@ -55,6 +55,10 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...] = ()
     dtype: Dtype = "float32"
 
+    def position_bytes(self, shard: Shard) -> int:
+        """Count the bytes of float32 keys and values that one position takes in all layers of a shard."""
+        return position_bytes(shard, self.n_kv_heads, self.head_dim)
+
     def hf(self) -> dict[str, Any]:
         """Convert to the dictionary of a Hugging Face `config.json`."""
         return {

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.base import SlotEngine
-from engines.engine import Chunk, FloatArray, SavedKV
+from engines.engine import KV_BYTES, Chunk, FloatArray, SavedKV
 from engines.random_weights import RandomWeights
 from models.config import Dtype, ModelConfig
 from models.weights.reader import Weights
@@ -192,7 +192,7 @@ class SyntheticEngine(SlotEngine[Marks]):
         super().__init__()
         self.journal = Journal()
 
-    def load(self, shard: Shard, weights: Path) -> None:
+    def load(self, shard: Shard, weights: Path, kv_bytes: int = KV_BYTES) -> None:
         """Read a `Model` from a file of JSON."""
         self.read(shard, SyntheticWeights(msgspec.json.decode(weights.read_bytes(), type=Model)))
 
