@@ -13,13 +13,20 @@ _EXTRAS = ("mlx", "tinygrad")
 """The optional ones, installed as extras; the others come with exobus."""
 
 _CLASSES = MappingProxyType(
-    {"mlx": "MlxEngine", "tinygrad": "TinygradEngine", "onnx": "OnnxEngine", "numpy": "NumpyEngine"}
+    {
+        "mlx": "MlxEngine",
+        "llamacpp": "LlamaCppEngine",
+        "tinygrad": "TinygradEngine",
+        "onnx": "OnnxEngine",
+        "numpy": "NumpyEngine",
+    }
 )
 _PACKAGES = MappingProxyType(
     {
         "mlx": ("mlx", "mlx_lm"),
         "tinygrad": ("tinygrad",),
         "onnx": ("onnxruntime", "onnx"),
+        "llamacpp": (),  # the engine finds its library itself
         "numpy": ("numpy",),
     }
 )

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from cluster.capabilities import EngineCapability
 from engines.engine import EngineError
 from engines.probe import choose, fingerprint, measure
-from engines.settings import ENGINES, PRECISIONS
+from engines.settings import MEASURED, PRECISIONS
 
-MEASURED = st.builds(
+CAPABILITIES = st.builds(
     EngineCapability,
-    name=st.sampled_from(ENGINES),
+    name=st.sampled_from(MEASURED),
     device=st.sampled_from(["CPU", "CUDA"]),
     ms_per_layer=st.none() | st.floats(0.01, 1000),
     detail=st.just("took longer than 20 s"),
@@ -21,8 +21,8 @@ MEASURED = st.builds(
 
 
 def test_every_engine_is_measured() -> None:
-    found = measure(ENGINES, 60)
-    assert [capability.name for capability in found] == list(ENGINES)
+    found = measure(MEASURED, 60)
+    assert [capability.name for capability in found] == list(MEASURED)
     for capability in found:
         assert capability.usable, capability.detail
         assert capability.version
@@ -46,7 +46,7 @@ def test_slow_probe_is_stopped_and_reported() -> None:
 def test_engine_that_cannot_start_reports_its_cause() -> None:
     (found,) = measure(["abacus"], 60)
     assert found == EngineCapability(
-        name="abacus", detail="there is no engine 'abacus'; choose one of mlx, tinygrad, onnx, numpy"
+        name="abacus", detail="there is no engine 'abacus'; choose one of mlx, llamacpp, tinygrad, onnx, numpy"
     )
 
 
@@ -58,7 +58,7 @@ def test_failed_probe_reports_its_last_line(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(found.detail) > len("the probe ended with status 1: ")
 
 
-@given(st.lists(MEASURED, min_size=1, max_size=6))
+@given(st.lists(CAPABILITIES, min_size=1, max_size=6))
 def test_fastest_engine_is_chosen_and_named(found: list[EngineCapability]) -> None:
     usable = [capability for capability in found if capability.ms_per_layer is not None]
     if not usable:

@@ -13,7 +13,7 @@ from tests.support.engines import ROOT
 
 
 def test_unknown_engine_is_rejected_with_the_known_ones() -> None:
-    with pytest.raises(EngineError, match="no engine 'cuda'; choose one of mlx, tinygrad, onnx, numpy"):
+    with pytest.raises(EngineError, match="no engine 'cuda'; choose one of mlx, llamacpp, tinygrad, onnx, numpy"):
         create("cuda")
 
 
