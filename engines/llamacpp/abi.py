@@ -24,6 +24,9 @@ EvalCallback = ctypes.CFUNCTYPE(c_bool, c_void_p, c_bool, c_void_p)
 LogCallback = ctypes.CFUNCTYPE(None, c_int, c_char_p, c_void_p)
 """Called with a level, a text that may be a part of a line, and the user's pointer."""
 
+AbortCallback = ctypes.CFUNCTYPE(None, c_char_p)
+"""Called with the failed assertion before the library ends the process."""
+
 _Fields = tuple[tuple[str, Any], ...]
 
 

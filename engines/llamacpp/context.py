@@ -112,10 +112,10 @@ class Context:
         self._context = self._model = None
 
     def _load(self, path: Path) -> Any:
-        self._library.last_error = ""
+        self._library.first_error, self._library.model = "", path.name
         model = self._library.load_model(os.fsencode(path), self._library.model_params())
         if not model:
-            raise EngineError(f"llama.cpp cannot load {path}: {self._library.last_error or 'it says no reason'}")
+            raise EngineError(f"llama.cpp cannot load {path}: {self._library.first_error or 'it says no reason'}")
         return model
 
     def _new_context(self, cells: int, sequences: int) -> Any:
@@ -130,11 +130,11 @@ class Context:
         params.kv_unified = params.swa_full = params.no_perf = True
         if self._reader is not None:
             params.cb_eval = ctypes.cast(self._reader.callback, ctypes.c_void_p)
-        self._library.last_error = ""
+        self._library.first_error = ""
         context = self._library.new_context(self._model, params)
         if not context:
             self.close()
-            raise EngineError(f"llama.cpp cannot make a context of {cells} positions: {self._library.last_error}")
+            raise EngineError(f"llama.cpp cannot make a context of {cells} positions: {self._library.first_error}")
         return context
 
     def _decode(self, rows: Rows) -> None:
@@ -147,13 +147,14 @@ class Context:
         sequences, wanted = np.ascontiguousarray(rows.sequences), np.ascontiguousarray(rows.wanted)
         one_each = np.ones(count, np.int32)
         pointers = np.arange(count, dtype=np.uint64) * np.uint64(4) + np.uint64(_address(sequences))
+        self._library.first_error = ""
         tokens, hidden = (_address(inputs), None) if inputs.ndim == 1 else (None, _address(inputs))
         arrays = (_address(array) for array in (positions, one_each, pointers, wanted))
         status = self._library.decode(self._context, Batch(count, tokens, hidden, *arrays))
         if status == FULL:
             raise EngineError("no memory is left for keys and values; close a session first")
         if status:
-            raise EngineError(f"llama.cpp failed to compute (status {status}): {self._library.last_error}")
+            raise EngineError(f"llama.cpp failed to compute (status {status}): {self._library.first_error}")
 
     def _logits(self, count: int) -> FloatArray:
         if not count:

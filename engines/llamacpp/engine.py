@@ -54,7 +54,7 @@ class LlamaCppEngine(SlotEngine[int]):
         path = shard_file(weights, header, shard)
         self._context = Context(self._library, path, self._cells, SEQUENCES, has_head=shard.is_last)
         model = LlamaCppShardModel(sizes, shard, self._context)
-        self.exact_rows = exact_rows(model)
+        self.exact_rows = exact_rows(model, self._library.device)
         self.hold(model)
 
     def build(self, shard: Shard, weights: Weights) -> LlamaCppShardModel:

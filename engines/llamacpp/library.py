@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from engines.engine import EngineError
-from engines.llamacpp.abi import CONTEXT_SENTINELS, LAYOUTS, MODEL_SENTINELS, Batch, Layout, LogCallback
+from engines.llamacpp.abi import (
+    CONTEXT_SENTINELS,
+    LAYOUTS,
+    MODEL_SENTINELS,
+    AbortCallback,
+    Batch,
+    Layout,
+    LogCallback,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +34,16 @@ _PACKAGES = (("llama-cpp-python", "libllama"), ("xllamacpp", "xllamacpp"))
 """The packages that bring the library, in order, and how its file's name begins."""
 
 _LOG_ERROR = 4
+_USELESS_TO_RESTART = os.EX_CONFIG  # by this status the supervisor reports the last line of the log
 _CPU, _GPU = 0, 1  # of enum ggml_backend_dev_type
 
 
 class Library:
-    """The functions of one libllama, with their types. A process opens it once, with `library()`."""
+    """The functions of one libllama, with their types. A process opens it once, with `library()`.
+
+    `first_error` is the first error that the library has logged since it was cleared, and `model` the file that it
+    works on.
+    """
 
     def __init__(self, path: Path) -> None:
         """Open the library and test that it is laid out as one of LAYOUTS says. Raises EngineError."""
@@ -42,9 +55,10 @@ class Library:
         except (OSError, AttributeError) as error:
             raise EngineError(f"{path} cannot be used as libllama ({error}); {_REMEDY}") from error
         self.path = path
-        self.last_error = ""
-        self._log = LogCallback(self._logged)
+        self.first_error = self.model = ""
+        self._log, self._abort = LogCallback(self._logged), AbortCallback(self._aborted)
         self.log_set(self._log, None)
+        self.set_abort(self._abort)
         self.backend_init()
         if not self.device_count():  # a build whose backends are libraries of their own, beside it
             self.load_backends(str(path.parent).encode())
@@ -64,6 +78,7 @@ class Library:
         declare = _Declarations(opened)
         self.backend_init = declare(None, "llama_backend_init")
         self.log_set = declare(None, "llama_log_set", LogCallback, c_void_p)
+        self.set_abort = declare(None, "ggml_set_abort_callback", AbortCallback)
         self.load_backends = declare(None, "ggml_backend_load_all_from_path", c_char_p)
         self.device_count = declare(c_size_t, "ggml_backend_dev_count")
         self.device_get = declare(c_void_p, "ggml_backend_dev_get", c_size_t)
@@ -108,9 +123,14 @@ class Library:
     def _logged(self, level: int, text: bytes, _user: object) -> None:
         line = text.decode(errors="replace").strip()
         if level == _LOG_ERROR:
-            self.last_error = line
+            self.first_error = self.first_error or line
         if line.strip("."):
             logger.debug("%s", line)
+
+    def _aborted(self, message: bytes) -> None:
+        """End the process with one sentence, where the library would end it with a core dump."""
+        logger.critical("llama.cpp gave up on %s (%s); use another engine for it", self.model, message.decode().strip())
+        os._exit(_USELESS_TO_RESTART)
 
 
 class _Declarations:

@@ -1,7 +1,9 @@
 """How many rows of a chunk a loaded shard computes with the bits that each alone would get.
 
-That depends on the kernels that llama.cpp has for the processor and for the types of the weights: 8-bit products are
-exact, sums in float32 are not. So it is measured on the shard itself.
+That depends on the kernels that llama.cpp has for the processor and for the types of the weights: sums of 8-bit products
+are exact, those of float32 are not. So it is measured on the shard itself, if one thread of a CPU computes. Several
+threads divide the positions that a lone row attends to, from 512 cells on, so its sums have another order than those of a
+chunk; and which kernels a GPU takes for many positions is not known.
 """
 
 from __future__ import annotations
@@ -9,14 +11,17 @@ from __future__ import annotations
 import numpy as np
 
 from engines.engine import Chunk, FloatArray
+from engines.llamacpp.context import threads
 from engines.llamacpp.shard_model import LlamaCppShardModel
 
 SIZES = (9, 6, 4, 3, 2)
 """The sizes that are tried: a token with the most drafts of a ring, and fewer."""
 
 
-def exact_rows(model: LlamaCppShardModel) -> int:
+def exact_rows(model: LlamaCppShardModel, device: str) -> int:
     """Compute random rows alone, then as a chunk of each size. Returns the largest size that gives the same bits."""
+    if device != "CPU" or threads() > 1:
+        return 1
     inputs = _inputs(model)
     cache = model.new_cache()
     alone = np.concatenate([_run(model, cache, inputs, row, row + 1) for row in range(len(inputs))])

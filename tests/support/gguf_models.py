@@ -108,7 +108,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 )
 
 
-def write_model(path: Path, architecture: str, quantization: str = "F32", **keys: int | float | list[bool]) -> Path:
+def write_model(
+    path: Path, architecture: str, quantization: str = "F32", **keys: int | float | list[bool] | list[int]
+) -> Path:
     """Write a model and return its path. Matrices are in `quantization`, the rest in F32; `keys` are more metadata."""
     family = FAMILIES[architecture]
     writer = GGUFWriter(str(path), architecture)
@@ -159,7 +161,7 @@ def _random_tensor(random: np.random.Generator, name: str, shape: tuple[int, ...
     return noise * np.float32(0.1) if len(shape) == 1 or "bias" in name else noise / np.float32(np.sqrt(shape[-1]))
 
 
-def _add(writer: GGUFWriter, key: str, value: int | float | list[bool]) -> None:
+def _add(writer: GGUFWriter, key: str, value: int | float | list[bool] | list[int]) -> None:
     if isinstance(value, list):
         writer.add_array(key, value)
     elif isinstance(value, int):

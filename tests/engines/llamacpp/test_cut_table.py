@@ -10,7 +10,7 @@ from engines.llamacpp.cut_table import CutRule, cut_rule, windowed_layers
 
 
 def test_unknown_architecture_is_not_cut() -> None:
-    with pytest.raises(EngineError, match="'bloom' models are not known .* run this one whole on one node"):
+    with pytest.raises(EngineError, match=r"'bloom' models are not known .* run this one whole on one node"):
         cut_rule("bloom", Shard("m", 0, 2, 4))
 
 
