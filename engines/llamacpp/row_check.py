@@ -1,9 +1,9 @@
 """How many rows of a chunk a loaded shard computes with the bits that each alone would get.
 
-That depends on the kernels that llama.cpp has for the processor and for the types of the weights: sums of 8-bit products
-are exact, those of float32 are not. So it is measured on the shard itself, if one thread of a CPU computes. Several
-threads divide the positions that a lone row attends to, from 512 cells on, so its sums have another order than those of a
-chunk; and which kernels a GPU takes for many positions is not known.
+That depends on the kernels that llama.cpp has for the processor and for the types of the weights: sums of 8-bit
+products are exact, those of float32 are not. So it is measured on the shard itself, if one thread of a CPU computes.
+Several threads divide the positions that a lone row attends to, from 512 cells on, so its sums have another order than
+those of a chunk; and which kernels a GPU takes for many positions is not known.
 """
 
 from __future__ import annotations
