@@ -19,8 +19,10 @@ from models.weights.gguf_header import read_header
 from models.weights.reader import Weights
 
 MAX_KV_BYTES = 1 << 30
-"""The most memory for the keys and values of sessions, unless one whole context takes more: the library takes it all
+"""The most memory for the keys and values of sessions, unless LONG positions take more: the library takes all of it
 when it loads, whether or not it is used."""
+
+LONG = 16384
 
 _STEP = 256  # the library rounds its cells up to a multiple of this
 
@@ -79,5 +81,5 @@ class LlamaCppEngine(SlotEngine[int]):
 def _cells(sizes: ModelSizes, shard: Shard, kv_bytes: int) -> int:
     """Return how many positions to make room for: as many as `kv_bytes` can hold twice, within limits."""
     each = sizes.position_bytes(shard)
-    most = max(MAX_KV_BYTES // each, sizes.context_length)
+    most = max(MAX_KV_BYTES // each, min(sizes.context_length, LONG))
     return max(min(kv_bytes // (2 * each), most) // _STEP * _STEP, _STEP)
