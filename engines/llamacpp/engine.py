@@ -49,7 +49,7 @@ class LlamaCppEngine(SlotEngine[int]):
         """
         if weights.is_dir():
             raise EngineError(f"the llamacpp engine reads GGUF files and {weights} is a folder; try mlx or onnx")
-        header = read_header(weights)
+        header = read_header(weights, skipped="tokenizer.")
         sizes = model_sizes(header, weights)
         self.check_fits(shard, sizes.n_layers)
         self._cells = _cells(sizes, shard, kv_bytes)

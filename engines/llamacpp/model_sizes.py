@@ -19,7 +19,11 @@ HALF = 2
 
 
 class ModelSizes(msgspec.Struct, frozen=True):
-    """What a file says of its model. `kv_widths` are the numbers that a position's key and value take in each layer."""
+    """What a file says of its model.
+
+    `kv_widths` are the numbers that a position's key and value take in each layer, and `window` is how many positions
+    some layers attend to, or 0.
+    """
 
     architecture: str
     n_layers: int
@@ -27,6 +31,7 @@ class ModelSizes(msgspec.Struct, frozen=True):
     vocab_size: int
     context_length: int
     kv_widths: tuple[int, ...]
+    window: int
     dtype: Dtype = "float32"
 
     def position_bytes(self, shard: Shard) -> int:
@@ -45,10 +50,11 @@ def model_sizes(header: GgufHeader, path: Path) -> ModelSizes:
         n_layers = int(_value(metadata, Keys.LLM.BLOCK_COUNT, architecture))
         widths = _kv_widths(metadata, architecture, n_layers)
         context = int(_value(metadata, Keys.LLM.CONTEXT_LENGTH, architecture))
+        window = int(metadata.get(Keys.Attention.SLIDING_WINDOW.format(arch=architecture), 0))
     except (KeyError, TypeError, ValueError, ZeroDivisionError, IndexError) as error:
         raise WeightsError(f"{path} does not say its own sizes ({error!r}); fetch the model again") from error
     vocabulary, hidden = embedding.shape
-    return ModelSizes(architecture, n_layers, hidden, vocabulary, context, widths)
+    return ModelSizes(architecture, n_layers, hidden, vocabulary, context, widths, window)
 
 
 def _kv_widths(metadata: Mapping[str, Any], architecture: str, n_layers: int) -> tuple[int, ...]:

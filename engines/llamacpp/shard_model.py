@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from cluster.shard import Shard
 from engines.engine import Chunk, FloatArray, SavedKV
@@ -40,17 +41,27 @@ class LlamaCppShardModel:
         self._context.remove(cache, position)
 
     def save(self, cache: int, start: int, end: int) -> SavedKV:
-        """Copy positions in the library's own form, which only the same shard can read."""
-        self._context.share(cache, _SPARE, start, end)
-        state = self._context.state(_SPARE)
-        self._context.remove(_SPARE)
-        return SavedKV(start, end, state.nbytes, state)
+        """Copy positions in the library's own form, which only the same shard can read.
+
+        Of layers with a window, the library copies only what lies in the window of the position behind the copied ones.
+        So the copy is one of several pieces, each shorter than the window.
+        """
+        step = max(self.config.window // 2, 1) if self.config.window else end - start
+        pieces = tuple(self._piece(cache, first, min(first + step, end)) for first in range(start, end, step))
+        return SavedKV(start, end, sum(piece.nbytes for piece in pieces), pieces)
 
     def restore(self, cache: int, saved: SavedKV) -> None:
         """Append a copy."""
-        self._context.set_state(_SPARE, saved.content)
-        self._context.share(_SPARE, cache)
+        for piece in saved.content:
+            self._context.set_state(_SPARE, piece)
+            self._context.share(_SPARE, cache)
+            self._context.remove(_SPARE)
+
+    def _piece(self, cache: int, start: int, end: int) -> npt.NDArray[np.uint8]:
+        self._context.share(cache, _SPARE, start, end)
+        state = self._context.state(_SPARE)
         self._context.remove(_SPARE)
+        return state
 
     def forward(self, batch: Sequence[Chunk], caches: Sequence[int]) -> list[FloatArray]:
         """Compute all chunks' rows together, MAX_ROWS at a time. The output keeps the order of the rows."""

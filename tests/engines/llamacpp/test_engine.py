@@ -96,6 +96,24 @@ def test_stored_blocks_continue_with_the_same_bits(engine: HostedEngine) -> None
         engine.release(slot)
 
 
+@pytest.mark.parametrize("architecture", ["gemma3", "gpt-oss"])
+def test_stored_positions_outside_the_window_are_kept(
+    architecture: str, process: EngineProcess, tmp_path: Path
+) -> None:
+    path, n_layers = write_model(tmp_path / "model.gguf", architecture, "Q8_0"), FAMILIES[architecture].n_layers
+    engine = process.load("llamacpp", whole("model", n_layers), path)
+    engine.forward([tokens(0, 0, IDS[:60])])
+    copy = engine.save(0, 0, 60)
+    engine.truncate(0, 40)
+    original = engine.forward([tokens(0, 40, IDS[70:75])])[0]
+    engine.release(0)
+    engine.restore(1, copy)
+    engine.truncate(1, 40)
+    continued = engine.forward([tokens(1, 40, IDS[70:75])])[0]
+    engine.close()
+    np.testing.assert_array_equal(continued, original)
+
+
 def test_stored_block_fits_between_gaps(local: LlamaCppEngine) -> None:
     long, others = 400, range(1, 61)
     each = (local.positions(0) - long) // len(others)

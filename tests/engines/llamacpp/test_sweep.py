@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cluster.shard import Shard, whole
-from engines.engine import EngineError, FloatArray
+from engines.engine import Chunk, EngineError, FloatArray
 from engines.llamacpp.cut_table import RULES, cut_rule, windowed_layers
 from tests.support.engines import EngineProcess, Forwards, Ring, cut
 from tests.support.gguf_models import FAMILIES, VOCAB, write_model
@@ -55,6 +55,18 @@ def test_every_cut_gives_the_bits_of_the_whole_model(
                 stage.close()
     unsplit.close()
     assert tried >= 2
+
+
+@pytest.mark.parametrize("architecture", RULES)
+def test_positions_take_the_memory_that_is_counted(architecture: str, process: EngineProcess, tmp_path: Path) -> None:
+    path, n_layers = write_model(tmp_path / "model.gguf", architecture), FAMILIES[architecture].n_layers
+    engine = process.load("llamacpp", Shard("model", 0, n_layers - n_layers % 4, n_layers), path)
+    engine.forward([Chunk(0, 0, np.array(PROMPT, np.int32))])
+    one, all_of_them = engine.save(0, 0, 1).nbytes, engine.save(0, 0, len(PROMPT)).nbytes
+    counted = engine.position_bytes()
+    engine.close()
+    bookkeeping = (all_of_them - one) / (len(PROMPT) - 1) - counted
+    assert 0 <= bookkeeping <= 64
 
 
 @pytest.mark.parametrize("said", [3, [True, False, True, True, False, False, True, True, False]])
