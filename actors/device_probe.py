@@ -53,9 +53,9 @@ def describe(engine: str, precision: Precision, *folders: Path) -> DeviceCapabil
 
 def _measure(files: Sequence[Path], fingerprint: str, precision: Precision) -> DeviceCapabilities:
     from engines.probe import measure
-    from engines.settings import MEASURED
+    from engines.settings import ENGINES
 
-    engines = measure(MEASURED, PROBE_TIMEOUT_S, precision)  # `detail` of the others says why they cannot be used
+    engines = measure(ENGINES, PROBE_TIMEOUT_S, precision)  # `detail` of the others says why they cannot be used
     found = _machine(tuple(sorted(engines, key=lambda engine: (not engine.usable, engine.ms_per_layer or 0.0))))
     reasons = []
     for file in files:

@@ -1,5 +1,5 @@
-"""llama.cpp's C API as far as exobus calls it: the layouts of its structs, one table for each pinned version, and the
-signatures of its functions. Facts of `include/llama.h` and `ggml/include/ggml*.h`; opens no library.
+"""What is not in the names of llama.cpp's C API: the layouts of its structs, one table for each version that exobus
+knows, and the types of its callbacks. Facts of `include/llama.h` and `ggml/include/ggml*.h`; opens no library.
 
 The library takes its parameters by value, and their layout changes between versions without a new name. So a version
 that is not in LAYOUTS is not used at all.
@@ -8,7 +8,7 @@ that is not in LAYOUTS is not used at all.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from ctypes import c_bool, c_char_p, c_float, c_int, c_int32, c_size_t, c_uint32, c_void_p
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -82,9 +82,10 @@ class Layout:
     context_params: type[ctypes.Structure]
 
 
-def _layout(model: Sequence[tuple[str, Any]], context: Sequence[tuple[str, Any]]) -> Layout:
-    model_params = type("ModelParams", (ctypes.Structure,), {"_fields_": list(model)})
-    context_params = type("ContextParams", (ctypes.Structure,), {"_fields_": list(context)})
+def _layout(model: _Fields, context: _Fields) -> Layout:
+    room = ("room", ctypes.c_char * 256)  # a library whose struct is longer must not write over other memory
+    model_params = type("ModelParams", (ctypes.Structure,), {"_fields_": [*model, room]})
+    context_params = type("ContextParams", (ctypes.Structure,), {"_fields_": [*context, room]})
     return Layout(model_params, context_params)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 from cluster.capabilities import EngineCapability
@@ -15,6 +16,7 @@ from engines.llamacpp.model_sizes import ModelSizes, model_sizes
 from engines.llamacpp.row_check import exact_rows
 from engines.llamacpp.shard_file import shard_file
 from engines.llamacpp.shard_model import SEQUENCES, LlamaCppShardModel
+from engines.llamacpp.weights_file import ARCHITECTURE, write_weights
 from models.weights.gguf_header import read_header
 from models.weights.reader import Weights
 
@@ -52,16 +54,26 @@ class LlamaCppEngine(SlotEngine[int]):
         header = read_header(weights, skipped="tokenizer.")
         sizes = model_sizes(header, weights)
         self.check_fits(shard, sizes.n_layers)
+        self.hold(self._open(shard_file(weights, header, shard), sizes, shard, kv_bytes))
+
+    def build(self, shard: Shard, weights: Weights) -> LlamaCppShardModel:
+        """Load open weights from a file that is written for it. Raises EngineError for a shard with an end."""
+        config = weights.config
+        widths = (2 * config.n_kv_heads * config.head_dim,) * config.n_layers
+        context, vocabulary = config.context_length, config.vocab_size
+        sizes = ModelSizes(ARCHITECTURE, config.n_layers, config.hidden_size, vocabulary, context, widths, 0)
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "shard.gguf"
+            write_weights(path, weights, shard)
+            return self._open(path, sizes, shard, KV_BYTES)
+
+    def _open(self, path: Path, sizes: ModelSizes, shard: Shard, kv_bytes: int) -> LlamaCppShardModel:
+        """Load a file that holds the shard alone."""
         self._cells = _cells(sizes, shard, kv_bytes)
-        path = shard_file(weights, header, shard)
         self._context = Context(self._library, path, self._cells, SEQUENCES, has_head=shard.is_last)
         model = LlamaCppShardModel(sizes, shard, self._context)
         self.exact_rows = exact_rows(model, self._library.device)
-        self.hold(model)
-
-    def build(self, shard: Shard, weights: Weights) -> LlamaCppShardModel:
-        """Refuse weights that are open: the library reads files itself."""
-        raise EngineError("the llamacpp engine reads GGUF files by their paths; try mlx or onnx")
+        return model
 
     def positions(self, kv_bytes: int) -> int:
         """Return the cells, which were made when the shard was loaded."""

@@ -39,7 +39,8 @@ _CPU, _GPU = 0, 1  # of enum ggml_backend_dev_type
 
 
 class Library:
-    """The functions of one libllama, with their types. A process opens it once, with `library()`.
+    """The functions of one libllama, with their types. A process opens it once, with `library()`, and for good: the
+    library keeps pointers to its callbacks.
 
     `first_error` is the first error that the library has logged since it was cleared, and `model` the file that it
     works on.
@@ -54,7 +55,7 @@ class Library:
             self._declare(opened, self.layout)
         except (OSError, AttributeError) as error:
             raise EngineError(f"{path} cannot be used as libllama ({error}); {_REMEDY}") from error
-        self.path = path
+        self._check_layout(path)
         self.first_error = self.model = ""
         self._log, self._abort = LogCallback(self._logged), AbortCallback(self._aborted)
         self.log_set(self._log, None)
@@ -62,7 +63,6 @@ class Library:
         self.backend_init()
         if not self.device_count():  # a build whose backends are libraries of their own, beside it
             self.load_backends(str(path.parent).encode())
-        self._check_layout()
 
     @property
     def device(self) -> str:
@@ -109,14 +109,14 @@ class Library:
         self.tensor_nbytes = declare(c_size_t, "ggml_nbytes", c_void_p)
         self.read_tensor = declare(None, "ggml_backend_tensor_get", c_void_p, c_void_p, c_size_t, c_size_t)
 
-    def _check_layout(self) -> None:
+    def _check_layout(self, path: Path) -> None:
         """Raise EngineError if the library's own defaults do not read as they should."""
         expected = ((self.context_params(), CONTEXT_SENTINELS), (self.model_params(), MODEL_SENTINELS))
         for defaults, sentinels in expected:
             for name, value in sentinels.items():
                 if getattr(defaults, name) != value:
                     raise EngineError(
-                        f"{self.path} says it is llama.cpp {self.version}, but its {name} reads"
+                        f"{path} says it is llama.cpp {self.version}, but its {name} reads"
                         f" {getattr(defaults, name)}: it is laid out in another way; {_REMEDY}"
                     )
 

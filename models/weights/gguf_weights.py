@@ -100,6 +100,15 @@ def by_checkpoint_name(config: ModelConfig, tensors: Mapping[str, GgufTensor]) -
     return found
 
 
+def in_gguf_order(config: ModelConfig, name: str, rows: np.ndarray) -> np.ndarray:
+    """Permute the rows of a checkpoint's q or k as llama.cpp stores them; other tensors pass unchanged."""
+    if ".q_proj." not in name and ".k_proj." not in name:
+        return rows
+    heads = config.n_heads if ".q_proj." in name else config.n_kv_heads
+    halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
+
+
 def _half_split(values: np.ndarray, heads: int) -> np.ndarray:
     """Reorder each head's rows from interleaved pairs, (2i, 2i + 1), to split halves, (i, i + d/2)."""
     pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])

@@ -133,16 +133,18 @@ def test_stored_block_fits_between_gaps(local: LlamaCppEngine) -> None:
     local.close()
 
 
-def test_full_memory_is_an_error_and_loses_the_slot(local: LlamaCppEngine) -> None:
-    cells = local.positions(0)
-    for slot in range(8):
-        local.forward([tokens(slot, 0, (IDS * 3)[: cells // 8], wants_logits=False)])
+def test_full_memory_is_an_error_and_loses_the_slot(llama: Path) -> None:
+    engine = LlamaCppEngine()
+    engine.load(WHOLE, llama, 1 << 21)
+    each = engine.positions(0) // 2
+    for slot in (0, 1):
+        engine.forward([tokens(slot, 0, IDS[:each], wants_logits=False)])
     with pytest.raises(EngineError, match="no memory is left for keys and values"):
-        local.forward([tokens(0, cells // 8, IDS[:100])])
+        engine.forward([tokens(0, each, IDS[:100])])
     with pytest.raises(EngineError, match="slot 0 holds 0 positions"):
-        local.forward([tokens(0, cells // 8, [1])])
-    assert local.forward([tokens(1, cells // 8, [1])])[0].shape == (1, VOCAB)
-    local.close()
+        engine.forward([tokens(0, each, [1])])
+    assert engine.forward([tokens(1, each, [1])])[0].shape == (1, VOCAB)
+    engine.close()
 
 
 def test_memory_is_half_of_what_is_given(local: LlamaCppEngine, llama: Path) -> None:
