@@ -37,6 +37,11 @@ def test_unknown_precision_is_rejected_with_the_known_ones() -> None:
         create("numpy", "quick")
 
 
+def test_llamacpp_is_never_exact() -> None:
+    with pytest.raises(EngineError, match="llamacpp computes as llama.cpp does, so it is never exact; choose another"):
+        create("llamacpp", "exact")
+
+
 def test_registry_imports_no_engine() -> None:
     program = "import sys, engines.registry; sys.exit(bool({'tinygrad', 'mlx'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
