@@ -55,6 +55,12 @@ class Context:
         self._reader: OutputReader | None = None
         self._context = None
         self._model = self._load(path)
+        if library.is_recurrent(self._model) or library.is_hybrid(self._model):
+            self.close()
+            raise EngineError(
+                f"{path.name} keeps one state for all positions of a text, of which llama.cpp drops and copies no part;"
+                " pick a model with attention in all layers"
+            )
         self.vocab_size = int(library.n_tokens(library.vocabulary(self._model)))
         self._hidden = int(library.n_embd(self._model))
         self._four_positions = library.rope_type(self._model) in ROWS_OF_FOUR_POSITIONS

@@ -49,7 +49,7 @@ class Library:
     def __init__(self, path: Path) -> None:
         """Open the library and test that it is laid out as one of LAYOUTS says. Raises EngineError."""
         try:
-            opened = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+            opened = ctypes.CDLL(str(path))
             self.version = _version(opened)
             self.layout = _layout(self.version, path)
             self._declare(opened, self.layout)
@@ -91,6 +91,8 @@ class Library:
         self.new_context = declare(c_void_p, "llama_init_from_model", c_void_p, layout.context_params)
         self.free_model = declare(None, "llama_model_free", c_void_p)
         self.free_context = declare(None, "llama_free", c_void_p)
+        self.is_recurrent = declare(c_bool, "llama_model_is_recurrent", c_void_p)
+        self.is_hybrid = declare(c_bool, "llama_model_is_hybrid", c_void_p)
         self.rope_type = declare(c_int, "llama_model_rope_type", c_void_p)
         self.n_layers = declare(c_int32, "llama_model_n_layer", c_void_p)
         self.n_embd = declare(c_int32, "llama_model_n_embd", c_void_p)

@@ -38,7 +38,7 @@ def test_unknown_precision_is_rejected_with_the_known_ones() -> None:
 
 
 def test_llamacpp_is_never_exact() -> None:
-    with pytest.raises(EngineError, match="llamacpp computes as llama.cpp does, so it is never exact; choose another"):
+    with pytest.raises(EngineError, match=r"llamacpp computes as llama.cpp does, so it is never exact; choose another"):
         create("llamacpp", "exact")
 
 

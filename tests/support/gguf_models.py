@@ -1,4 +1,4 @@
-"""Writes tiny random GGUF models of the architectures that the llama.cpp engine may cut.
+"""Writes tiny random GGUF models of the architectures that the llama.cpp engine may cut, and of one that it refuses.
 
 They have no vocabulary: the engine knows token ids only. The weights are fixed by a seed.
 """
@@ -17,6 +17,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, VOCAB, CONTEXT = 128, 4, 2, 32, 192, 320, 2048
 EXPERTS, USED_EXPERTS, EXPERT_INNER = 4, 2, 96
 WINDOW = 24
+STATE = 16
 Q_WIDTH, KV_WIDTH = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
 
 Shapes = dict[str, tuple[int, ...]]
@@ -103,6 +104,26 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             | _EXPERT_BIASES,
             {**_EXPERT_KEYS, "attention.sliding_window": WINDOW},
             n_layers=6,
+        ),
+        "mamba": Family(
+            {
+                "attn_norm.weight": (HIDDEN,),
+                "ssm_in.weight": (4 * HIDDEN, HIDDEN),
+                "ssm_conv1d.weight": (2 * HIDDEN, 4),
+                "ssm_conv1d.bias": (2 * HIDDEN,),
+                "ssm_x.weight": (HIDDEN // 16 + 2 * STATE, 2 * HIDDEN),
+                "ssm_dt.weight": (2 * HIDDEN, HIDDEN // 16),
+                "ssm_dt.bias": (2 * HIDDEN,),
+                "ssm_a": (2 * HIDDEN, STATE),
+                "ssm_d": (2 * HIDDEN,),
+                "ssm_out.weight": (HIDDEN, 2 * HIDDEN),
+            },
+            {
+                "ssm.conv_kernel": 4,
+                "ssm.inner_size": 2 * HIDDEN,
+                "ssm.state_size": STATE,
+                "ssm.time_step_rank": HIDDEN // 16,
+            },
         ),
     }
 )

@@ -177,6 +177,12 @@ def test_model_that_the_library_refuses_is_named_with_its_reason(process: Engine
         process.load("llamacpp", whole("model", 6), path)
 
 
+def test_model_that_keeps_one_state_is_refused(process: EngineProcess, tmp_path: Path) -> None:
+    path = write_model(tmp_path / "mamba.gguf", "mamba")
+    with pytest.raises(EngineError, match=r"mamba.gguf keeps one state .* pick a model with attention in all layers"):
+        process.load("llamacpp", WHOLE, path)
+
+
 def test_failed_assertion_ends_the_process_with_one_sentence(tmp_path: Path) -> None:
     path = write_model(tmp_path / "odd.gguf", "llama", expert_count=3)
     program = "import sys, pathlib, cluster.shard as s, engines.registry as r\n"
