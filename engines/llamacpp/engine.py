@@ -22,9 +22,10 @@ from models.weights.reader import Weights
 
 MAX_KV_BYTES = 1 << 30
 """The most memory for the keys and values of sessions, unless LONG positions take more: the library takes all of it
-when it loads, whether or not it is used."""
+when it loads, whether or not it is used. `--kv-memory` bounds it as well."""
 
 LONG = 16384
+"""Positions of a long session, or of a shorter context, that a stage has room for if it was given the memory."""
 
 _STEP = 256  # the library rounds its cells up to a multiple of this
 
