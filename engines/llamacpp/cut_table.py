@@ -3,7 +3,9 @@
 llama.cpp numbers the layers of a file from 0 and derives from the number what a layer is. So a file that begins with
 layer 5 must state what its layers are, or may begin at certain layers only. An architecture that is not in RULES runs
 on one node only: a part of it might compute other numbers than the whole, and no error would show it. The sweep in
-`tests/engines/llamacpp/test_sweep.py` compares every cut of every architecture in RULES bit for bit.
+`tests/engines/llamacpp/test_sweep.py` compares every cut of every architecture in RULES bit for bit. It runs small
+models, so it cannot see what depends on the number of a model's layers: that was read in `src/models/` of llama.cpp
+0.5.0, and has to be read again for each version.
 """
 
 from __future__ import annotations
@@ -22,17 +24,19 @@ class CutRule:
 
     Of each `window_period` layers, all but the last attend within a window; 0 if the file says which, or none does.
     `multiple`: parts begin at multiples of it. `scaled`: the embedding's output is multiplied by a factor, also that of
-    hidden states that come from outside.
+    hidden states that come from outside. `special_size`: with so many layers, a model or a part is computed in another
+    way than with any other number.
     """
 
     window_period: int = 0
     multiple: int = 1
     scaled: bool = False
+    special_size: int = 0
 
 
 RULES: Mapping[str, CutRule] = MappingProxyType(
     {
-        "gemma3": CutRule(window_period=6),
+        "gemma3": CutRule(window_period=6, special_size=62),  # the 27B model scales its attention otherwise
         "gpt-oss": CutRule(window_period=2),
         "granite": CutRule(scaled=True),
         "llama": CutRule(),  # also Mistral
@@ -51,6 +55,11 @@ def cut_rule(architecture: str, shard: Shard) -> CutRule:
     if rule is None:
         raise EngineError(
             f"llama.cpp's {architecture!r} models are not known to give the same numbers in parts;"
+            " run this one whole on one node that has the memory for it"
+        )
+    if rule.special_size in (shard.n_layers, len(shard.layers)):
+        raise EngineError(
+            f"llama.cpp computes {architecture!r} models of {rule.special_size} layers in another way than their parts;"
             " run this one whole on one node that has the memory for it"
         )
     for layer in (shard.start_layer, shard.end_layer):

@@ -80,7 +80,9 @@ def _entries(source: IO[bytes], header: GgufHeader, shard: Shard, rule: CutRule)
     }
     if rule.scaled and not shard.is_first:
         changed[Keys.LLM.EMBEDDING_SCALE] = encoded(1.0)
-    if (window := windowed_layers(rule, header.metadata.get(_WINDOW.format(arch=architecture)), shard)) is not None:
+    said = header.metadata.get(_WINDOW.format(arch=architecture))
+    has_window = header.metadata.get(Keys.Attention.SLIDING_WINDOW.format(arch=architecture))
+    if has_window and (window := windowed_layers(rule, said, shard)) is not None:
         changed[_WINDOW] = encoded_flags(window)
     return entries | {key.format(arch=architecture): value for key, value in changed.items()}
 

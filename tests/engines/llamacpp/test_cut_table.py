@@ -25,6 +25,13 @@ def test_other_cuts_are_refused_with_the_layer(start: int, end: int) -> None:
         cut_rule("smollm3", Shard("m", start, end, 10))
 
 
+@pytest.mark.parametrize("shard", [Shard("m", 0, 30, 62), Shard("m", 30, 62, 62), Shard("m", 0, 62, 70)])
+def test_model_that_is_computed_by_its_size_is_not_cut(shard: Shard) -> None:
+    assert cut_rule("gemma3", Shard("m", 0, 30, 48)).window_period == 6
+    with pytest.raises(EngineError, match="'gemma3' models of 62 layers in another way than their parts; run this one"):
+        cut_rule("gemma3", shard)
+
+
 def test_windows_follow_the_period_of_the_whole_model() -> None:
     assert windowed_layers(CutRule(window_period=3), None, Shard("m", 1, 5, 9)) == [True, False, True, True]
     assert windowed_layers(CutRule(window_period=3), 2, Shard("m", 1, 5, 9)) == [False, True, False, True]
