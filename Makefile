@@ -13,7 +13,7 @@ TRIAL := build/cluster
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-node run-cluster check test fuzz faults protocol bench bench-peers plot clean
+.PHONY: help setup run-node run-cluster check test sweep fuzz faults protocol bench bench-peers plot clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ fuzz: $(VENV)/.dev ## fuzz every decoder of untrusted bytes (SECONDS=60 each, ON
 	$(BIN)/python -m tests.fuzz $$target -max_total_time=$(SECONDS) -timeout=5 -rss_limit_mb=1024 -max_len=4096 \
 	-artifact_prefix=build/fuzz/$$target- build/fuzz/$$target > build/fuzz/$$target.log 2>&1 \
 	|| { tail -50 build/fuzz/$$target.log; exit 1; }; grep ^Done build/fuzz/$$target.log; done
+
+sweep: $(VENV)/.dev ## compare every cut of every family that llama.cpp may run in parts with the whole model
+	$(BIN)/python -m pytest tests/engines/llamacpp/test_sweep.py $(ARGS)
 
 faults: $(VENV)/.dev ## kill and freeze real rings, into build/faults.json (ONLY='ring2-*-hub-*' SEED=1 COUNT=20)
 	$(BIN)/python -m tests.faults $(if $(ONLY),--only '$(ONLY)') $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))

@@ -9,8 +9,8 @@ from typing import Generic, Protocol, TypeVar
 from cluster.shard import Shard
 from engines.engine import Chunk, EngineError, FloatArray, InferenceEngine, SavedKV
 from engines.slot_table import SlotTable
-from models.architecture import Architecture, Dtype
-from models.sizes import position_bytes
+from models.architecture import Dtype
+from models.sizes import ShardSizes
 from models.weights.reader import Weights
 
 CacheT = TypeVar("CacheT")
@@ -20,8 +20,8 @@ class ShardModel(Protocol[CacheT]):
     """The arithmetic of one shard. It keeps no slots: each call brings the caches of its chunks."""
 
     @property
-    def architecture(self) -> Architecture:
-        """What the whole model is."""
+    def sizes(self) -> ShardSizes:
+        """What inputs are checked against, and what a position takes."""
         ...
 
     @property
@@ -69,28 +69,35 @@ class SlotEngine(InferenceEngine, Generic[CacheT]):
 
         Raises EngineError for a second call, a shard of another number of layers, or a model that it does not support.
         """
-        if self._loaded is not None:
-            raise EngineError(f"this engine already holds {self._loaded[0].shard}; start another for {shard}")
-        if shard.n_layers != weights.architecture.n_layers:
-            raise EngineError(
-                f"{shard} is cut for {shard.n_layers} layers but the weights have {weights.architecture.n_layers};"
-                " fetch the model that the shard names"
-            )
+        self.check_fits(shard, weights.architecture.n_layers)
         if (reason := self.supports(weights.architecture)) is not None:
             raise EngineError(f"the {self.name} engine {reason}; try numpy")
-        model = self.build(shard, weights)
-        self._loaded = model, SlotTable(shard, model.architecture, model.new_cache)
+        self.hold(self.build(shard, weights))
+
+    def check_fits(self, shard: Shard, n_layers: int) -> None:
+        """Raise EngineError if the engine holds a shard already, or the weights have another number of layers."""
+        if self._loaded is not None:
+            raise EngineError(f"this engine already holds {self._loaded[0].shard}; start another for {shard}")
+        if shard.n_layers != n_layers:
+            raise EngineError(
+                f"{shard} is cut for {shard.n_layers} layers but the weights have {n_layers};"
+                " fetch the model that the shard names"
+            )
+
+    def hold(self, model: ShardModel[CacheT]) -> None:
+        """Serve a model that was built."""
+        self._loaded = model, SlotTable(model.shard, model.sizes, model.new_cache)
 
     @property
     def activations(self) -> Dtype:
         """The model's own dtype."""
-        return self._model_and_slots()[0].architecture.dtype
+        return self._model_and_slots()[0].sizes.dtype
 
     @property
     def position_bytes(self) -> int:
-        """The bytes of float32 keys and values that one position takes in all layers of the shard."""
+        """The bytes of keys and values that one position takes in all layers of the shard."""
         model, _ = self._model_and_slots()
-        return position_bytes(model.architecture, model.shard)
+        return model.sizes.position_bytes
 
     def forward(self, batch: Sequence[Chunk]) -> list[FloatArray]:
         """Check the whole batch, compute it, then count its rows."""

@@ -21,6 +21,9 @@ FloatArray = npt.NDArray[np.float32]
 NO_LOGITS: FloatArray = np.empty((0, 0), np.float32)
 """The last stage's output for a chunk that wants no logits."""
 
+KV_BYTES = 1 << 24
+"""The memory for keys and values if nobody says how much there is."""
+
 
 class EngineError(Exception):
     """The engine cannot do what was requested. The text is one sentence for a person."""
@@ -80,9 +83,10 @@ class InferenceEngine(ABC):
         """Say why the engine cannot run a model, as what follows its name; None if it can."""
         return None
 
-    def load(self, shard: Shard, weights: Path) -> None:
+    def load(self, shard: Shard, weights: Path, kv_bytes: int = KV_BYTES) -> None:
         """Read the shard's tensors from a safetensors folder or a GGUF file. An engine loads only once.
 
+        Keys and values may take `kv_bytes` of memory. An engine that cannot let them grow takes it now.
         Raises EngineError for a second load, a shard that does not fit the model or a model that this engine does
         not support, and WeightsError for files that cannot be read.
         """
@@ -102,6 +106,10 @@ class InferenceEngine(ABC):
     @abstractmethod
     def position_bytes(self) -> int:
         """The bytes of keys and values that one position takes in this shard. Raises EngineError before `load`."""
+
+    def positions(self, kv_bytes: int) -> int:
+        """Return how many positions of sessions and stored copies `kv_bytes` have room for, after a load with them."""
+        return kv_bytes // self.position_bytes
 
     @abstractmethod
     def forward(self, batch: Sequence[Chunk]) -> list[FloatArray]:

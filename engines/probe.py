@@ -26,7 +26,7 @@ from common.python_child import child_environment, module_command
 from engines.engine import Chunk, EngineError
 from engines.random_weights import RandomWeights
 from engines.registry import create
-from engines.settings import Precision
+from engines.settings import CHOSEN, Precision
 
 LAYERS, HIDDEN_SIZE = 4, 1024
 WARM_STEPS = 3
@@ -49,7 +49,7 @@ SETTINGS = {
 SHARD = Shard("probe", 1, 1 + LAYERS, LAYERS + 2)
 """Layers from the middle, so that neither the embedding nor the head is measured."""
 
-PACKAGES = ("numpy", "mlx", "mlx-lm", "onnxruntime", "tinygrad", "ziglang")
+PACKAGES = ("numpy", "mlx", "mlx-lm", "onnxruntime", "tinygrad", "xllamacpp", "ziglang")
 
 
 def measure(names: Iterable[str], timeout_s: float, precision: Precision = "fast") -> tuple[EngineCapability, ...]:
@@ -61,7 +61,8 @@ def measure(names: Iterable[str], timeout_s: float, precision: Precision = "fast
 
 
 def choose(capabilities: Sequence[EngineCapability]) -> tuple[str, str]:
-    """Return the fastest engine and a sentence that says why. Raises EngineError if none is usable."""
+    """Return the fastest engine of CHOSEN and a sentence that says why. Raises EngineError if none is usable."""
+    capabilities = [capability for capability in capabilities if capability.name in CHOSEN]
     timed = sorted((c.ms_per_layer, c.name, c.device) for c in capabilities if c.ms_per_layer is not None)
     if not timed:
         reasons = "; ".join(f"{c.name}: {c.detail}" for c in capabilities) or "none was probed"

@@ -13,27 +13,38 @@ _EXTRAS = ("mlx", "tinygrad")
 """The optional ones, installed as extras; the others come with exobus."""
 
 _CLASSES = MappingProxyType(
-    {"mlx": "MlxEngine", "tinygrad": "TinygradEngine", "onnx": "OnnxEngine", "numpy": "NumpyEngine"}
+    {
+        "mlx": "MlxEngine",
+        "llamacpp": "LlamaCppEngine",
+        "tinygrad": "TinygradEngine",
+        "onnx": "OnnxEngine",
+        "numpy": "NumpyEngine",
+    }
 )
 _PACKAGES = MappingProxyType(
     {
         "mlx": ("mlx", "mlx_lm"),
         "tinygrad": ("tinygrad",),
         "onnx": ("onnxruntime", "onnx"),
+        "llamacpp": (),  # the engine finds its library itself
         "numpy": ("numpy",),
     }
 )
 
 
 def create(name: str, precision: str = "fast") -> InferenceEngine:
-    """Make an engine that holds no shard yet. All but onnx are exact, whatever `precision` says.
+    """Make an engine that holds no shard yet. Of the engines but onnx and llamacpp, all are exact in any case.
 
-    Raises EngineError for an unknown name or precision, and for a missing package.
+    Raises EngineError for an unknown name or precision, one that the engine does not have, and a missing package.
     """
     if name not in ENGINES:
         raise EngineError(f"there is no engine {name!r}; choose one of {', '.join(ENGINES)}")
     if precision not in PRECISIONS:
         raise EngineError(f"there is no precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    if (name, precision) == ("llamacpp", "exact"):
+        raise EngineError(
+            "llamacpp computes as llama.cpp does, so it is never exact; choose another engine or precision"
+        )
     missing = [package for package in _PACKAGES[name] if find_spec(package) is None]
     if missing:
         raise EngineError(f"engine {name} needs {' and '.join(missing)}: {_remedy(name)}")

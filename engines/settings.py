@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-ENGINES = ("mlx", "tinygrad", "onnx", "numpy")
+ENGINES = ("mlx", "llamacpp", "tinygrad", "onnx", "numpy")
 """The engines by name, the one that is probably fastest first."""
+
+CHOSEN = tuple(name for name in ENGINES if name != "llamacpp")
+"""The engines that a node chooses from by itself: they load every model that exobus does, and round its hidden states
+alike. llama.cpp loads GGUF files only, so it is measured as well, but used only if it is asked for."""
 
 MAX_SLOTS = 64
 """The most slots, one for each session, that an engine holds at a time."""

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from cluster.shard import Shard
 from engines.engine import Chunk, EngineError
 from engines.settings import MAX_SLOTS
-from models.architecture import Architecture
+from models.sizes import ShardSizes
 
 CacheT = TypeVar("CacheT")
 
@@ -16,9 +16,9 @@ CacheT = TypeVar("CacheT")
 class SlotTable(Generic[CacheT]):
     """The caches of an engine by slot number. Its checks turn a lost or repeated frame into an EngineError."""
 
-    def __init__(self, shard: Shard, architecture: Architecture, new_cache: Callable[[], CacheT]) -> None:
+    def __init__(self, shard: Shard, sizes: ShardSizes, new_cache: Callable[[], CacheT]) -> None:
         self._shard = shard
-        self._architecture = architecture
+        self._sizes = sizes
         self._new_cache = new_cache
         self._caches: dict[int, CacheT] = {}
         self._lengths: dict[int, int] = {}
@@ -67,7 +67,7 @@ class SlotTable(Generic[CacheT]):
 
         A slot that does not exist yet holds 0 positions and gets a new cache.
         """
-        if start != self.length(slot) or not start < end <= self._architecture.context_length:
+        if start != self.length(slot) or not start < end <= self._sizes.context_length:
             raise EngineError(f"slot {slot} holds {self.length(slot)} positions and takes no copy of {start} to {end}")
         if slot not in self._caches:
             self._check_free(1)
@@ -94,10 +94,10 @@ class SlotTable(Generic[CacheT]):
                 " a frame was lost or repeated, so replay the session"
             )
         end = chunk.position + chunk.rows
-        if end > self._architecture.context_length:
+        if end > self._sizes.context_length:
             raise EngineError(
                 f"slot {chunk.slot} would hold {end} positions but the model's context ends at"
-                f" {self._architecture.context_length}; shorten the prompt or the answer"
+                f" {self._sizes.context_length}; shorten the prompt or the answer"
             )
 
     def _check_inputs(self, chunk: Chunk) -> None:
@@ -106,14 +106,14 @@ class SlotTable(Generic[CacheT]):
             fits = chunk.inputs.ndim == 1 and chunk.inputs.dtype.kind in "iu"
             expected = "token ids of shape (rows,)"
         else:
-            fits = chunk.inputs.ndim == 2 and chunk.inputs.shape[1] == self._architecture.hidden_size
+            fits = chunk.inputs.ndim == 2 and chunk.inputs.shape[1] == self._sizes.hidden_size
             fits = fits and chunk.inputs.dtype.kind == "f"
-            expected = f"hidden states of shape (rows, {self._architecture.hidden_size})"
+            expected = f"hidden states of shape (rows, {self._sizes.hidden_size})"
         fits = fits and 0 <= chunk.logits <= chunk.rows
         if not fits or chunk.rows == 0:
             raise EngineError(
                 f"{self._shard} expects {expected}, got {chunk.inputs.dtype} of shape {chunk.inputs.shape}"
             )
-        vocabulary = self._architecture.vocab_size
+        vocabulary = self._sizes.vocab_size
         if self._shard.is_first and not 0 <= chunk.inputs.min() <= chunk.inputs.max() < vocabulary:
             raise EngineError(f"a token id is outside the vocabulary of {vocabulary}; tokenizer and model differ")

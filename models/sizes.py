@@ -4,11 +4,38 @@ from __future__ import annotations
 
 from math import prod
 
+import msgspec
+
 from cluster.shard import Shard
-from models.architecture import Architecture, Attention
+from models.architecture import Architecture, Attention, Dtype
 from models.weights.checkpoint import layer_shapes, tensor_shapes
 
 FLOAT32_BYTES = 4
+
+
+class ShardSizes(msgspec.Struct, frozen=True):
+    """What an engine checks a shard's inputs against, whatever describes its model.
+
+    Between two layers hidden states are rounded to `dtype`, and a position takes `position_bytes` of keys and values
+    in all layers of the shard.
+    """
+
+    hidden_size: int
+    vocab_size: int
+    context_length: int
+    dtype: Dtype
+    position_bytes: int
+
+
+def shard_sizes(architecture: Architecture, shard: Shard) -> ShardSizes:
+    """Return the sizes of a shard with keys and values in float32."""
+    return ShardSizes(
+        architecture.hidden_size,
+        architecture.vocab_size,
+        architecture.context_length,
+        architecture.dtype,
+        position_bytes(architecture, shard),
+    )
 
 
 def weight_bytes(architecture: Architecture, shard: Shard) -> int:

@@ -55,5 +55,5 @@ def load_shard(
     Raises EngineError, ModelError for weights that cannot be read, MemoryError, and OSError if it cannot listen.
     """
     engine = create(engine_name, precision)
-    engine.load(shard, weights)
-    return LoadedShard(engine, epoch, make_transport(), kv_bytes // engine.position_bytes)
+    engine.load(shard, weights, kv_bytes)
+    return LoadedShard(engine, epoch, make_transport(), engine.positions(kv_bytes))

@@ -103,7 +103,9 @@ class NodeOptions:
         default=None,
         metadata=_about("Key, join code and logs.", metavar="FOLDER", shown="the user's data folder", setting=""),
     )
-    engine: str = field(default="auto", metadata=_about("One of auto, numpy, onnx, mlx, tinygrad.", metavar="ENGINE"))
+    engine: str = field(
+        default="auto", metadata=_about("One of auto, numpy, onnx, mlx, tinygrad, llamacpp.", metavar="ENGINE")
+    )
     memory: str | None = field(default=None, metadata=_size("Memory for models, such as 12GB.", "what is free"))
     kv_memory: str | None = field(
         default=None,

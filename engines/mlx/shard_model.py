@@ -17,6 +17,7 @@ from engines.logits import split_logits, wanted_rows
 from engines.mlx.batched_cache import batch_caches, patch_attention
 from engines.mlx.pipeline import hook_ends, stub_foreign_layers
 from models.architecture import Architecture
+from models.sizes import shard_sizes
 from models.weights.checkpoint import tensor_names
 from models.weights.reader import Weights
 
@@ -31,6 +32,7 @@ class MlxShardModel:
     def __init__(self, architecture: Architecture, shard: Shard, weights: Weights) -> None:
         self.architecture = architecture
         self.shard = shard
+        self.sizes = shard_sizes(architecture, shard)
         self._model = _model_without_weights(weights.settings)
         tied, hidden = architecture.tied_embedding, architecture.hidden_size
         stub_foreign_layers(self._model, shard, tied=tied, hidden_size=hidden)

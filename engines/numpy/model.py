@@ -18,6 +18,7 @@ from engines.numpy.feed_forward import feed_forward
 from engines.numpy.kv_cache import KVCache
 from engines.numpy.linear import RMSNorm, project
 from models.architecture import Architecture
+from models.sizes import shard_sizes
 from models.weights.checkpoint import EMBEDDING, FINAL_NORM, HEAD
 from models.weights.reader import Weights
 
@@ -54,6 +55,7 @@ class NumpyModel:
     def __init__(self, architecture: Architecture, shard: Shard, weights: Weights) -> None:
         self.architecture = architecture
         self.shard = shard
+        self.sizes = shard_sizes(architecture, shard)
         layers = [architecture.layers[index] for index in shard.layers]
         self._ropes = list({layer.attention.rope for layer in layers if layer.attention.rope is not None})
         tied = architecture.tied_embedding

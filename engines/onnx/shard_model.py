@@ -17,6 +17,7 @@ from engines.onnx.kv_pool import KVPool
 from engines.onnx.model import ropes_of
 from engines.rope import rotations
 from models.architecture import Architecture, Rope
+from models.sizes import shard_sizes
 from models.weights.quantized import QuantizedMatrix
 
 FIRST_ROPE_POSITIONS = 256
@@ -37,6 +38,7 @@ class OnnxShardModel:
     ) -> None:
         self.architecture = architecture
         self.shard = shard
+        self.sizes = shard_sizes(architecture, shard)
         self._session = new_session(graph)
         self._embedding = embedding
         heads = architecture.heads

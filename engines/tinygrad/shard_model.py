@@ -11,6 +11,7 @@ from tinygrad import Tensor, TinyJit, UOp, Variable
 from engines.engine import NO_LOGITS, Chunk, FloatArray, SavedKV
 from engines.rope import rotations
 from engines.tinygrad.model import TinygradModel, copied, store
+from models.sizes import shard_sizes
 
 LONG, SHORT, ONE = 256, 32, 1
 """The numbers of rows of captured shapes. A chunk is cut into pieces of these, and its last piece is padded."""
@@ -31,6 +32,7 @@ class TinygradShardModel:
     def __init__(self, model: TinygradModel) -> None:
         self.architecture = model.architecture
         self.shard = model.shard
+        self.sizes = shard_sizes(model.architecture, model.shard)
         self._model = model
         self._captured: dict[tuple[str | int, ...], Any] = {}
 

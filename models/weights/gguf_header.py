@@ -39,6 +39,8 @@ _SCALARS = {
     GGUFValueType.FLOAT64: "d",
 }
 
+_LENGTH = struct.Struct("<Q")
+
 _TensorInfo = tuple[str, tuple[int, ...], int, int]
 """Name, shape, number of the quantization type, and offset within the data."""
 
@@ -50,21 +52,28 @@ class GgufTensor(StoredTensor, frozen=True, kw_only=True):
 
 
 class GgufHeader(msgspec.Struct, frozen=True):
-    """Everything in a GGUF file before the data of its tensors: metadata by key, tensors by name."""
+    """Everything in a GGUF file before the data of its tensors: metadata by key, tensors by name.
+
+    `places` are where each metadata value lies in the file, its type included: first and end byte.
+    """
 
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
+    places: dict[str, tuple[int, int]] = {}
 
 
-def read_header(path: Path) -> GgufHeader:
-    """Read and check the header of `path`. Raises WeightsError if it is not GGUF, damaged or cut short."""
+def read_header(path: Path, skipped: str = "") -> GgufHeader:
+    """Read and check the header of `path`. Raises WeightsError if it is not GGUF, damaged or cut short.
+
+    Lists whose key begins with `skipped`, if that is given, are passed over: they have a place, and None as value.
+    """
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             if size < 24:
                 raise _damaged(path, f"is only {size} bytes long")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Cursor(path, data).header()
+                return _Cursor(path, data, skipped).header()
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}); fetch the model again") from error
 
@@ -81,10 +90,12 @@ def is_gguf(path: Path) -> bool:
 class _Cursor:
     """Reads a header front to back. Raises WeightsError before it would pass the file's end or a limit above."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: mmap.mmap, skipped: str) -> None:
         self._path = path
+        self._skipped = skipped
         self._data = data
         self._position = 0
+        self._places: dict[str, tuple[int, int]] = {}
         self._end = min(len(data), _MAX_HEADER_BYTES)
 
     def header(self) -> GgufHeader:
@@ -99,7 +110,8 @@ class _Cursor:
         alignment = metadata.get(Keys.General.ALIGNMENT, GGUF_DEFAULT_ALIGNMENT)
         if not isinstance(alignment, int) or not 0 < alignment <= _MAX_ALIGNMENT or alignment & (alignment - 1):
             raise _damaged(self._path, "gives an alignment that is not a power of two")
-        return GgufHeader(metadata, self._located(infos, -(-self._position // alignment) * alignment))
+        tensors = self._located(infos, -(-self._position // alignment) * alignment)
+        return GgufHeader(metadata, tensors, self._places)
 
     def _metadata(self, n_entries: int) -> dict[str, Any]:
         metadata: dict[str, Any] = {}
@@ -107,7 +119,12 @@ class _Cursor:
             key = self._string()
             if key in metadata:
                 raise _damaged(self._path, f"gives {key!r} twice")
-            metadata[key] = self._value(self._kind())
+            begin, kind = self._position, self._kind()
+            skips = self._skipped and key.startswith(self._skipped) and kind == GGUFValueType.ARRAY
+            metadata[key] = None if skips else self._value(kind)
+            if skips:
+                self._skip_list()
+            self._places[key] = begin, self._position
         return metadata
 
     def _tensor_info(self) -> _TensorInfo:
@@ -146,12 +163,31 @@ class _Cursor:
             return self._string()
         if kind != GGUFValueType.ARRAY:
             return self._unpack(_SCALARS[kind])[0]
-        item_kind, count = self._kind(), self._count(_MAX_ARRAY)
-        if item_kind == GGUFValueType.ARRAY:
-            raise _damaged(self._path, "nests arrays in its metadata")
+        item_kind, count = self._list_start()
         if item_kind == GGUFValueType.STRING:
             return [self._string() for _ in range(count)]
         return list(self._unpack(f"{count}{_SCALARS[item_kind]}"))
+
+    def _list_start(self) -> tuple[GGUFValueType, int]:
+        """Read the kind of a list's items, and how many there are."""
+        item_kind, count = self._kind(), self._count(_MAX_ARRAY)
+        if item_kind == GGUFValueType.ARRAY:
+            raise _damaged(self._path, "nests arrays in its metadata")
+        return item_kind, count
+
+    def _skip_list(self) -> None:
+        """Pass over a list, also one of a hundred thousand strings, without an object for each."""
+        item_kind, count = self._list_start()
+        if item_kind in _SCALARS:
+            self._take(count * struct.calcsize("<" + _SCALARS[item_kind]))
+            return
+        data, last, position = self._data, self._end - _LENGTH.size, self._position
+        for _ in range(count):
+            if position > last:
+                raise _damaged(self._path, "was cut short: it ends inside its header")
+            position += _LENGTH.size + _LENGTH.unpack_from(data, position)[0]
+        self._position = position
+        self._take(0)
 
     def _kind(self) -> GGUFValueType:
         (kind,) = self._unpack("I")

@@ -16,6 +16,7 @@ import numpy as np
 from gguf import MODEL_ARCH, get_tensor_name_map
 
 from cluster.shard import whole
+from models.architecture import Architecture
 from models.errors import WeightsError
 from models.families import FAMILIES, described
 from models.weights.gguf_config import gguf_settings
@@ -104,6 +105,16 @@ def by_checkpoint_name(
         if stored in tensors:
             found[name] = tensors[stored]
     return found
+
+
+def in_gguf_order(architecture: Architecture, name: str, rows: np.ndarray) -> np.ndarray:
+    """Permute the rows of a checkpoint's q or k as llama.cpp stores them; other tensors pass unchanged."""
+    if ".q_proj." not in name and ".k_proj." not in name:
+        return rows
+    counts = architecture.heads
+    heads = counts.heads if ".q_proj." in name else counts.kv_heads
+    halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
 
 
 def _half_split(values: np.ndarray, heads: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from cluster.shard import Shard, whole
 from engines.base import SlotEngine
 from engines.engine import Chunk, EngineError, FloatArray, SavedKV
 from models.architecture import Architecture
+from models.sizes import shard_sizes
 from models.weights.reader import Weights
 from tests.support.engines import numpy_engine, tokens
 
@@ -33,7 +34,7 @@ class FailingEngine(SlotEngine[list[int]]):
 
 class FailingModel:
     def __init__(self, architecture: Architecture, shard: Shard) -> None:
-        self.architecture = architecture
+        self.sizes = shard_sizes(architecture, shard)
         self.shard = shard
 
     def new_cache(self) -> list[int]:

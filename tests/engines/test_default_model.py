@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from cluster.shard import Shard, whole
-from engines.settings import ENGINES
+from engines.settings import CHOSEN
 from models.tokenizer import Tokenizer
 from tests.support.engines import EngineProcess, Generation, Ring, largest_difference
 from tests.support.models import default_model_path
@@ -41,7 +41,7 @@ def prompts() -> list[list[int]]:
 def generations(prompts: list[list[int]]) -> dict[str, list[Generation]]:
     """Generate greedy tokens for each prompt with each engine, two engines at a time for a machine of two cores."""
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(ENGINES, pool.map(lambda name: generate(name, prompts), ENGINES), strict=True))
+        return dict(zip(CHOSEN, pool.map(lambda name: generate(name, prompts), CHOSEN), strict=True))
 
 
 def generate(name: str, prompts: list[list[int]]) -> list[Generation]:
@@ -65,7 +65,7 @@ def test_model_knows_the_capital_of_france(generations: dict[str, list[Generatio
     assert text.startswith("The capital of France is Paris.")
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_half_a_model_takes_half_the_memory(name: str) -> None:
     shards = (whole("smollm2-135m", 30), Shard("smollm2-135m", 0, 15, 30), Shard("smollm2-135m", 15, 30, 30))
     all_of_it, first, last = (resident_growth(name, shard) for shard in shards)

@@ -13,7 +13,7 @@ import pytest
 from cluster.shard import whole
 from engines.engine import Chunk, EngineError
 from engines.numpy.engine import NumpyEngine
-from engines.settings import ENGINES
+from engines.settings import CHOSEN
 from tests.support.engines import (
     PROMPT,
     TINY_TOLERANCES,
@@ -31,7 +31,7 @@ TINY = whole("tiny", 4)
 TINY_TOLERANCE = TINY_TOLERANCES["float32"]
 
 
-@pytest.fixture(scope="module", params=ENGINES)
+@pytest.fixture(scope="module", params=CHOSEN)
 def engine(request: pytest.FixtureRequest, process: EngineProcess, tiny: Path) -> HostedEngine:
     return process.load(request.param, TINY, tiny)
 
@@ -130,7 +130,7 @@ def test_second_load_is_rejected(engine: HostedEngine, tiny: Path) -> None:
 
 def test_capabilities_name_version_and_device(engine: HostedEngine) -> None:
     found = engine.capabilities()
-    assert found.name in ENGINES
+    assert found.name in CHOSEN
     assert found.version
     assert found.device
     assert found.ms_per_layer is None

@@ -13,7 +13,7 @@ from tests.support.engines import ROOT
 
 
 def test_unknown_engine_is_rejected_with_the_known_ones() -> None:
-    with pytest.raises(EngineError, match="no engine 'cuda'; choose one of mlx, tinygrad, onnx, numpy"):
+    with pytest.raises(EngineError, match="no engine 'cuda'; choose one of mlx, llamacpp, tinygrad, onnx, numpy"):
         create("cuda")
 
 
@@ -35,6 +35,11 @@ def test_missing_required_package_asks_to_reinstall(
 def test_unknown_precision_is_rejected_with_the_known_ones() -> None:
     with pytest.raises(EngineError, match="no precision 'quick'; choose one of fast, exact"):
         create("numpy", "quick")
+
+
+def test_llamacpp_is_never_exact() -> None:
+    with pytest.raises(EngineError, match=r"llamacpp computes as llama.cpp does, so it is never exact; choose another"):
+        create("llamacpp", "exact")
 
 
 def test_registry_imports_no_engine() -> None:

@@ -14,7 +14,7 @@ import pytest
 from cluster.sampling import SamplingParams
 from cluster.shard import whole
 from engines.numpy.engine import NumpyEngine
-from engines.settings import ENGINES
+from engines.settings import CHOSEN
 from models.architecture import Dtype
 from models.tokenizer import Tokenizer
 from models.weights.reader import Weights, open_weights
@@ -129,15 +129,15 @@ def tiny_halves(tiny: Path) -> Iterator[TinyHalves]:
     with EngineProcess() as process:
         yield {
             (name, layer): (process.load(name, first, tiny), process.load(name, last, tiny))
-            for name in ENGINES
+            for name in CHOSEN
             for layer in range(1, TINY_LAYERS)
             for first, last in [cut("tiny", TINY_LAYERS, layer)]
         }
 
 
 @pytest.mark.parametrize("layer", range(1, TINY_LAYERS))
-@pytest.mark.parametrize("last_engine", ENGINES)
-@pytest.mark.parametrize("first_engine", ENGINES)
+@pytest.mark.parametrize("last_engine", CHOSEN)
+@pytest.mark.parametrize("first_engine", CHOSEN)
 def test_any_two_engines_give_the_references_tokens(
     first_engine: str, last_engine: str, layer: int, tiny_halves: TinyHalves, tiny_reference: Generation
 ) -> None:
@@ -147,7 +147,7 @@ def test_any_two_engines_give_the_references_tokens(
     assert largest_difference(made, tiny_reference) < TINY_TOLERANCE
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_one_layer_per_stage_gives_the_references_tokens(name: str, tiny: Path, tiny_reference: Generation) -> None:
     with EngineProcess() as process:
         stages = [process.load(name, shard, tiny) for shard in cut("tiny", TINY_LAYERS, 1, 2, 3)]
@@ -156,7 +156,7 @@ def test_one_layer_per_stage_gives_the_references_tokens(name: str, tiny: Path, 
     assert largest_difference(made, tiny_reference) < TINY_TOLERANCE
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_untied_model_gives_the_references_tokens(name: str, tmp_path: Path) -> None:
     path = write_tiny_llama(tmp_path, tie=False)
     with EngineProcess() as process:
@@ -169,7 +169,7 @@ def test_untied_model_gives_the_references_tokens(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", CHOSEN)
 def test_16_bit_hidden_states_lose_nothing(name: str, dtype: Dtype, tmp_path: Path) -> None:
     path = write_tiny_llama(tmp_path, dtype=dtype)
     with EngineProcess() as process:

@@ -220,7 +220,8 @@ class Host:
         self._saved: list[SavedKV] = []
 
     def create(self, name: str) -> int:
-        self._engines.append(importlib.import_module("engines.registry").create(name, "exact"))
+        precision = "fast" if name == "llamacpp" else "exact"
+        self._engines.append(importlib.import_module("engines.registry").create(name, precision))
         return len(self._engines) - 1
 
     def load(self, index: int, edges: list[Any], weights: str) -> None:

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from engines.engine import Chunk, FloatArray
-from engines.numpy.engine import NumpyEngine
 from tests.support.engines import Forwards
 
 
 class Sessions:
     """Slots of all stages with the tokens that each holds; the reference computes all tokens of a slot each time."""
 
-    def __init__(self, stages: Sequence[Forwards], reference: NumpyEngine) -> None:
+    def __init__(self, stages: Sequence[Forwards], reference: Forwards) -> None:
         self.stages = stages
         self.reference = reference
         self.held: dict[int, list[int]] = {}

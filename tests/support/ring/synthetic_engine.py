@@ -21,11 +21,12 @@ import numpy.typing as npt
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.base import SlotEngine
-from engines.engine import Chunk, FloatArray, SavedKV
+from engines.engine import KV_BYTES, Chunk, FloatArray, SavedKV
 from engines.random_weights import RandomWeights
 from models.architecture import Architecture, Dtype
 from models.families import described
 from models.settings import Settings
+from models.sizes import shard_sizes
 from models.weights.reader import Weights
 
 DECODE_ROWS = 9  # a token and eight drafts; a longer chunk is of a prompt
@@ -134,7 +135,7 @@ class SyntheticStage:
     """
 
     def __init__(self, model: Model, shard: Shard, journal: Journal) -> None:
-        self.architecture = model.architecture
+        self.sizes = shard_sizes(model.architecture, shard)
         self.shard = shard
         self._model = model
         self._journal = journal
@@ -205,7 +206,7 @@ class SyntheticEngine(SlotEngine[Marks]):
         super().__init__()
         self.journal = Journal()
 
-    def load(self, shard: Shard, weights: Path) -> None:
+    def load(self, shard: Shard, weights: Path, kv_bytes: int = KV_BYTES) -> None:
         """Read a `Model` from a file of JSON."""
         self.read(shard, SyntheticWeights(msgspec.json.decode(weights.read_bytes(), type=Model)))
 

@@ -1,0 +1,1 @@
+"""The llama.cpp engine: an unpatched libllama, by its public C API."""

@@ -1,0 +1,98 @@
+"""The llama.cpp engine. `shard_file` cuts the model, `context` runs it and `shard_model` keeps its sequences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import ClassVar
+
+from cluster.capabilities import EngineCapability
+from cluster.shard import Shard
+from engines.base import SlotEngine
+from engines.engine import KV_BYTES, EngineError
+from engines.llamacpp.context import Context
+from engines.llamacpp.gguf_sizes import GgufSizes, gguf_sizes
+from engines.llamacpp.library import library
+from engines.llamacpp.row_check import exact_rows
+from engines.llamacpp.shard_file import shard_file
+from engines.llamacpp.shard_model import SEQUENCES, LlamaCppShardModel
+from engines.llamacpp.weights_file import ARCHITECTURE, write_weights
+from models.weights.gguf_header import read_header
+from models.weights.reader import Weights
+
+MAX_KV_BYTES = 1 << 30
+"""The most memory for the keys and values of sessions, unless LONG positions take more: the library takes all of it
+when it loads, whether or not it is used. `--kv-memory` bounds it as well."""
+
+LONG = 16384
+"""Positions of a long session, or of a shorter context, that a stage has room for if it was given the memory."""
+
+_STEP = 256  # the library rounds its cells up to a multiple of this
+
+
+class LlamaCppEngine(SlotEngine[int]):
+    """Runs GGUF files of many architectures as llama.cpp itself does: keys and values are float16, and activations are
+    rounded to 8 bits if the file is quantized. Hidden states stay float32, so a split model has the bits of the whole
+    one in llama.cpp.
+    """
+
+    name: ClassVar[str] = "llamacpp"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._library = library()
+        self._context: Context | None = None
+        self._cells = 0
+
+    def load(self, shard: Shard, weights: Path, kv_bytes: int = KV_BYTES) -> None:
+        """Load a shard of a GGUF file. Half of `kv_bytes` is for sessions, the other half for stored prefixes.
+
+        Raises EngineError for a folder of safetensors, a shard that does not fit the model or an architecture that
+        cannot be cut, and WeightsError for a file that cannot be read.
+        """
+        if weights.is_dir():
+            raise EngineError(f"the llamacpp engine reads GGUF files and {weights} is a folder; try mlx or onnx")
+        header = read_header(weights, skipped="tokenizer.")
+        sizes = gguf_sizes(header, weights)
+        self.check_fits(shard, sizes.n_layers)
+        self.hold(self._open(shard_file(weights, header, shard), sizes, shard, kv_bytes))
+
+    def build(self, shard: Shard, weights: Weights) -> LlamaCppShardModel:
+        """Load open weights from a file that is written for it. Raises EngineError for a shard with an end."""
+        model = weights.architecture
+        widths = (2 * model.heads.kv_heads * model.heads.head_dim,) * model.n_layers
+        context, vocabulary = model.context_length, model.vocab_size
+        sizes = GgufSizes(ARCHITECTURE, model.n_layers, model.hidden_size, vocabulary, context, widths, 0)
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "shard.gguf"
+            write_weights(path, weights, shard)
+            return self._open(path, sizes, shard, KV_BYTES)
+
+    def _open(self, path: Path, sizes: GgufSizes, shard: Shard, kv_bytes: int) -> LlamaCppShardModel:
+        """Load a file that holds the shard alone."""
+        self._cells = _cells(sizes, shard, kv_bytes)
+        self._context = Context(self._library, path, self._cells, SEQUENCES, has_head=shard.is_last)
+        model = LlamaCppShardModel(sizes, shard, self._context)
+        self.exact_rows = exact_rows(model, self._library.device)
+        return model
+
+    def positions(self, kv_bytes: int) -> int:
+        """Return the cells, which were made when the shard was loaded."""
+        return self._cells
+
+    def close(self) -> None:
+        """Free the model, whose memory the library holds."""
+        if self._context is not None:
+            self._context.close()
+        super().close()
+
+    def capabilities(self) -> EngineCapability:
+        """Return llama.cpp's version, and the kind of its first GPU or CPU."""
+        return EngineCapability(name=self.name, version=self._library.version, device=self._library.device)
+
+
+def _cells(sizes: GgufSizes, shard: Shard, kv_bytes: int) -> int:
+    """Return how many positions to make room for: as many as `kv_bytes` can hold twice, within limits."""
+    each = sizes.of(shard).position_bytes
+    most = max(MAX_KV_BYTES // each, min(sizes.context_length, LONG))
+    return max(min(kv_bytes // (2 * each), most) // _STEP * _STEP, _STEP)

@@ -1,0 +1,81 @@
+"""The sizes that the engine needs of a GGUF file of any architecture. Reads no tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from gguf import Keys
+
+from cluster.shard import Shard
+from models.errors import WeightsError
+from models.sizes import ShardSizes
+from models.weights.gguf_header import GgufHeader
+
+HALF = 2
+"""The bytes of a number in llama.cpp's keys and values."""
+
+
+class GgufSizes(msgspec.Struct, frozen=True):
+    """What a file says of its model.
+
+    `kv_widths` are the numbers that a position's key and value take in each layer, and `window` is how many positions
+    some layers attend to, or 0.
+    """
+
+    architecture: str
+    n_layers: int
+    hidden_size: int
+    vocab_size: int
+    context_length: int
+    kv_widths: tuple[int, ...]
+    window: int
+
+    def of(self, shard: Shard) -> ShardSizes:
+        """Return the sizes of a shard: hidden states are float32, and keys and values float16."""
+        position_bytes = HALF * sum(self.kv_widths[shard.start_layer : shard.end_layer])
+        return ShardSizes(self.hidden_size, self.vocab_size, self.context_length, "float32", position_bytes)
+
+
+def gguf_sizes(header: GgufHeader, path: Path) -> GgufSizes:
+    """Read the sizes. Raises WeightsError for a file that is no whole model."""
+    metadata = header.metadata
+    architecture = metadata.get(Keys.General.ARCHITECTURE)
+    embedding = header.tensors.get("token_embd.weight")
+    if embedding is None or not isinstance(architecture, str) or metadata.get(Keys.Split.LLM_KV_SPLIT_COUNT, 0) > 1:
+        raise WeightsError(f"{path} holds no whole model; fetch a single-file GGUF of it")
+    try:
+        n_layers = int(_value(metadata, Keys.LLM.BLOCK_COUNT, architecture))
+        widths = _kv_widths(metadata, architecture, n_layers)
+        context = int(_value(metadata, Keys.LLM.CONTEXT_LENGTH, architecture))
+        window = int(metadata.get(Keys.Attention.SLIDING_WINDOW.format(arch=architecture), 0))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, IndexError) as error:
+        raise WeightsError(f"{path} does not say its own sizes ({error!r}); fetch the model again") from error
+    vocabulary, hidden = embedding.shape
+    return GgufSizes(architecture, n_layers, hidden, vocabulary, context, widths, window)
+
+
+def _kv_widths(metadata: Mapping[str, Any], architecture: str, n_layers: int) -> tuple[int, ...]:
+    """Count each layer's numbers; a head's size is that of the hidden states divided by the heads, unless given."""
+    heads = _of_layers(_value(metadata, Keys.Attention.HEAD_COUNT, architecture), n_layers)
+    kv_heads = _of_layers(metadata.get(Keys.Attention.HEAD_COUNT_KV.format(arch=architecture), heads), n_layers)
+    even = int(_value(metadata, Keys.LLM.EMBEDDING_LENGTH, architecture)) // heads[0]
+    key, value = (
+        int(metadata.get(name.format(arch=architecture), even))
+        for name in (Keys.Attention.KEY_LENGTH, Keys.Attention.VALUE_LENGTH)
+    )
+    return tuple(count * (key + value) for count in kv_heads)
+
+
+def _of_layers(value: Any, n_layers: int) -> list[int]:
+    """Return one number for each layer, of one for all or a list. Raises ValueError for a list of another length."""
+    found = [int(one) for one in value] if isinstance(value, list) else [int(value)] * n_layers
+    if len(found) != n_layers:
+        raise ValueError(f"{len(found)} numbers for {n_layers} layers")
+    return found
+
+
+def _value(metadata: Mapping[str, Any], key: str, architecture: str) -> Any:
+    return metadata[key.format(arch=architecture)]

@@ -1,0 +1,47 @@
+"""How many rows of a chunk a loaded shard computes with the bits that each alone would get.
+
+That depends on the kernels that llama.cpp has for the processor and for the types of the weights: sums of 8-bit
+products are exact, those of float32 are not. So it is measured on the shard itself, if one thread of a CPU computes.
+Several threads divide the positions that a lone row attends to, from 512 cells on, so its sums have another order than
+those of a chunk; and which kernels a GPU takes for many positions is not known.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engines.engine import Chunk, FloatArray
+from engines.llamacpp.context import threads
+from engines.llamacpp.shard_model import LlamaCppShardModel
+
+SIZES = (9, 6, 4, 3, 2)
+"""The sizes that are tried: a token with the most drafts of a ring, and fewer."""
+
+
+def exact_rows(model: LlamaCppShardModel, device: str) -> int:
+    """Compute random rows alone, then as a chunk of each size. Returns the largest size that gives the same bits."""
+    if device != "CPU" or threads() > 1:
+        return 1
+    inputs = _inputs(model)
+    cache = model.new_cache()
+    alone = np.concatenate([_run(model, cache, inputs, row, row + 1) for row in range(len(inputs))])
+    found = next((size for size in SIZES if _is_exact(model, cache, inputs[:size], alone[:size])), 1)
+    model.release(cache)
+    return found
+
+
+def _is_exact(model: LlamaCppShardModel, cache: int, inputs: np.ndarray, alone: FloatArray) -> bool:
+    model.truncate(cache, 0)
+    return _run(model, cache, inputs, 0, len(inputs)).tobytes() == alone.tobytes()
+
+
+def _run(model: LlamaCppShardModel, cache: int, inputs: np.ndarray, start: int, end: int) -> FloatArray:
+    chunk = Chunk(cache, start, inputs[start:end], end - start if model.shard.is_last else 0)
+    return model.forward([chunk], [cache])[0]
+
+
+def _inputs(model: LlamaCppShardModel) -> np.ndarray:
+    random = np.random.default_rng(0)
+    if model.shard.is_first:
+        return random.integers(0, model.sizes.vocab_size, SIZES[0]).astype(np.int32)
+    return random.standard_normal((SIZES[0], model.sizes.hidden_size), np.float32)

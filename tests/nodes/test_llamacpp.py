@@ -1,0 +1,33 @@
+"""A ring of llama.cpp: real nodes with the default model, and the text of a single node."""
+
+from __future__ import annotations
+
+from openai import OpenAI
+
+from models.catalogue import DEFAULT_MODEL
+from tests.nodes.test_nodes import wait_for_ring
+from tests.support.nodes import NodeProcess, free_udp_port, nodes
+
+ARGUMENTS = ["--engine", "llamacpp", "--threads", "1"]
+
+
+def text(node: NodeProcess) -> str:
+    """Return the answers to two questions, of which the second begins like the first."""
+    with OpenAI(base_url=f"{node.api}/v1", api_key="none", max_retries=0, timeout=120.0) as chats:
+        answers = [
+            chats.chat.completions.create(
+                model=DEFAULT_MODEL, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=32
+            )
+            for question in ("Tell me how rivers are made." * 5, "Tell me how rivers are made." * 5 + " Be brief.")
+        ]
+    return "\n".join(answer.choices[0].message.content or "" for answer in answers)
+
+
+def test_ring_of_llamacpp_writes_what_one_node_writes() -> None:
+    arguments = [*ARGUMENTS, "--discovery-port", str(free_udp_port())]
+    with nodes("ada", arguments=arguments) as (ada,):
+        alone = text(ada)
+        assert len(alone) > 100
+        with nodes("bob", arguments=arguments):
+            wait_for_ring(ada, "ada", "bob")
+            assert text(ada) == alone
