@@ -36,14 +36,19 @@ class CutRule:
 
 RULES: Mapping[str, CutRule] = MappingProxyType(
     {
+        "cohere2": CutRule(window_period=4),
         "gemma3": CutRule(window_period=6, special_size=62),  # the 27B model scales its attention otherwise
         "gpt-oss": CutRule(window_period=2),
         "granite": CutRule(scaled=True),
         "llama": CutRule(),  # also Mistral
+        "mistral3": CutRule(),
+        "olmo2": CutRule(window_period=4),  # also Olmo 3
         "phi3": CutRule(),  # also Phi-4
         "qwen2": CutRule(),
+        "qwen2moe": CutRule(),
         "qwen3": CutRule(),
         "qwen3moe": CutRule(),
+        "seed_oss": CutRule(),
         "smollm3": CutRule(multiple=4),  # each fourth layer has no rope
     }
 )

@@ -37,11 +37,19 @@ _MLP: Shapes = {
     "ffn_up.weight": (INNER, HIDDEN),
     "ffn_down.weight": (HIDDEN, INNER),
 }
+_PLAIN_MLP: Shapes = {name: shape for name, shape in _MLP.items() if "norm" not in name}
+_NORMS_BEHIND: Shapes = {"post_attention_norm.weight": (HIDDEN,), "post_ffw_norm.weight": (HIDDEN,)}
 _EXPERTS: Shapes = {
     "ffn_gate_inp.weight": (EXPERTS, HIDDEN),
     "ffn_gate_exps.weight": (EXPERTS, EXPERT_INNER, HIDDEN),
     "ffn_up_exps.weight": (EXPERTS, EXPERT_INNER, HIDDEN),
     "ffn_down_exps.weight": (EXPERTS, HIDDEN, EXPERT_INNER),
+}
+_SHARED_EXPERT: Shapes = {
+    "ffn_gate_inp_shexp.weight": (HIDDEN,),
+    "ffn_gate_shexp.weight": (INNER, HIDDEN),
+    "ffn_up_shexp.weight": (INNER, HIDDEN),
+    "ffn_down_shexp.weight": (HIDDEN, INNER),
 }
 _EXPERT_BIASES: Shapes = {
     "ffn_gate_inp.bias": (EXPERTS,),
@@ -72,10 +80,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "qwen2": Family(_ATTENTION | _BIASES | _MLP, tied=True),
         "qwen3": Family(_ATTENTION | _HEAD_NORMS | _MLP, tied=True),
         "gemma3": Family(
-            _ATTENTION
-            | _HEAD_NORMS
-            | _MLP
-            | {"post_attention_norm.weight": (HIDDEN,), "post_ffw_norm.weight": (HIDDEN,)},
+            _ATTENTION | _HEAD_NORMS | _MLP | _NORMS_BEHIND,
             {"attention.sliding_window": WINDOW},
             n_layers=9,
             tied=True,
@@ -104,6 +109,26 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             | _EXPERT_BIASES,
             {**_EXPERT_KEYS, "attention.sliding_window": WINDOW},
             n_layers=6,
+        ),
+        "mistral3": Family(_ATTENTION | _MLP),
+        "seed_oss": Family(_ATTENTION | _BIASES | {"post_attention_norm.weight": (HIDDEN,)} | _PLAIN_MLP),
+        "cohere2": Family(
+            _ATTENTION | _PLAIN_MLP,
+            {"attention.sliding_window": WINDOW, "attention.layer_norm_epsilon": 1e-5, "logit_scale": 0.25},
+            n_layers=6,
+            tied=True,
+        ),
+        "olmo2": Family(
+            {name: shape for name, shape in _ATTENTION.items() if "norm" not in name}
+            | {"attn_q_norm.weight": (Q_WIDTH,), "attn_k_norm.weight": (KV_WIDTH,)}
+            | _PLAIN_MLP
+            | _NORMS_BEHIND,
+            {"attention.sliding_window": WINDOW},
+            n_layers=6,
+        ),
+        "qwen2moe": Family(
+            _ATTENTION | _BIASES | {"ffn_norm.weight": (HIDDEN,)} | _EXPERTS | _SHARED_EXPERT,
+            {**_EXPERT_KEYS, "expert_shared_feed_forward_length": INNER},
         ),
         "mamba": Family(
             {
