@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from cluster.shard import Shard
 from engines.engine import Chunk, EngineError, FloatArray, InferenceEngine, SavedKV
@@ -54,7 +54,12 @@ class ShardModel(Protocol[CacheT]):
 
 
 class SlotEngine(InferenceEngine, Generic[CacheT]):
-    """An engine made of a `ShardModel` and a `SlotTable`. A subclass defines how to build the model."""
+    """An engine made of a `ShardModel` and a `SlotTable`. A subclass defines how to build the model.
+
+    With `reads_folders` it runs models that exobus does not describe, by classes of its own.
+    """
+
+    reads_folders: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._loaded: tuple[ShardModel[CacheT], SlotTable[CacheT]] | None = None
@@ -72,6 +77,8 @@ class SlotEngine(InferenceEngine, Generic[CacheT]):
                 f"{shard} is cut for {shard.n_layers} layers but the weights have {weights.config.n_layers};"
                 " fetch the model that the shard names"
             )
+        if weights.config.undescribed and not self.reads_folders:
+            raise EngineError(f"{self.name} has no {weights.config.undescribed}; choose the engine mlx")
         model = self.build(shard, weights)
         self._loaded = model, SlotTable(shard, model.config, model.new_cache)
 

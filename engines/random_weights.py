@@ -25,6 +25,8 @@ LEVELS = 1 << BITS
 class RandomWeights:
     """`Weights` of any configuration. Each tensor is made when it is read."""
 
+    repository = None
+
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
 

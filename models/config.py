@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import msgspec
 
 from cluster.shard import Shard
+from models.any_family import sizes_of
 from models.errors import WeightsError
 
 FAMILIES = ("llama",)
@@ -54,6 +55,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     dtype: Dtype = "float32"
+    undescribed: str = ""
+    """What exobus has no arithmetic of its own for, as the object of a sentence; "" for a model that it describes."""
 
     def hf(self) -> dict[str, Any]:
         """Convert to the dictionary of a Hugging Face `config.json`."""
@@ -113,7 +116,9 @@ def config_from_folder(folder: Path) -> ModelConfig:
 
 def config_from_hf(config: Mapping[str, Any], generation: Mapping[str, Any], where: str) -> ModelConfig:
     """Convert the dictionaries of a Hugging Face repository. Raises WeightsError, which names the file `where`."""
-    _check_supported(config, where)
+    if undescribed := _undescribed(config):
+        eos_token_ids = _token_ids(generation.get("eos_token_id"), config.get("eos_token_id"))
+        return checked_config(sizes_of(config) | {"undescribed": undescribed, "eos_token_ids": eos_token_ids}, where)
     hidden, heads = config.get("hidden_size"), config.get("num_attention_heads")
     even_head_dim = hidden // heads if isinstance(hidden, int) and isinstance(heads, int) and heads > 0 else None
     rope_theta, rope_scaling = _rope(config)
@@ -152,23 +157,23 @@ def checked_config(values: Mapping[str, Any], where: str) -> ModelConfig:
     for name in SIZES:
         if not 0 < getattr(config, name) < 1 << 31:
             raise WeightsError(f"{where} gives {name} as {getattr(config, name)}; fetch the model again")
+    if config.undescribed:
+        return config
     if config.n_heads % config.n_kv_heads or config.head_dim % 2:
         raise WeightsError(f"{where} has heads that do not divide evenly; fetch the model again")
     _check_rope(config, where)
     return config
 
 
-def _check_supported(config: Mapping[str, Any], where: str) -> None:
-    """Raise WeightsError for another family, a quantized checkpoint or another activation than SiLU."""
+def _undescribed(config: Mapping[str, Any]) -> str:
+    """Say what exobus does not compute by itself: another family, quantized weights, an activation. Else return ""."""
     family = config.get("model_type")
     if family not in FAMILIES:
-        raise WeightsError(
-            f"{where} is of the family {family!r}, and exobus runs {', '.join(FAMILIES)}; pick another model"
-        )
+        return f"models of the family {family!r}"
     if config.get("quantization_config") or config.get("quantization"):
-        raise WeightsError(f"{where} is of a quantized model; pick the unquantized one or a GGUF file")
-    if config.get("hidden_act", "silu") != "silu":
-        raise WeightsError(f"{where} asks for the activation {config['hidden_act']!r}, and exobus has silu only")
+        return "repositories of quantized weights"
+    activation = config.get("hidden_act", "silu")
+    return "" if activation == "silu" else f"the activation {activation!r}"
 
 
 def _check_rope(config: ModelConfig, where: str) -> None:

@@ -15,16 +15,26 @@ from models.weights.reader import Weights
 
 
 class MlxEngine(SlotEngine[list[Any]]):
-    """Runs a ragged batch as one pass over the weights. A slot's cache is a prompt cache of mlx-lm.
+    """Runs every family of mlx-lm. A slot's cache is a prompt cache of mlx-lm.
 
     Loading imports mlx_lm, which may lower the process's limit of open files, so it needs a process of its own.
     """
 
     name: ClassVar[str] = "mlx"
 
+    reads_folders: ClassVar[bool] = True
+
     def build(self, shard: Shard, weights: Weights) -> MlxShardModel:
-        """Read the shard into float32 MLX arrays."""
-        return MlxShardModel(weights.config, shard, weights)
+        """Read the shard into MLX arrays. Raises EngineError for a family that mlx-lm does not have or cannot cut."""
+        model = MlxShardModel(weights.config, shard, weights)
+        self.saves, self._position_bytes = model.saves, model.position_bytes
+        return model
+
+    @property
+    def position_bytes(self) -> int:
+        """What one position takes in the caches of the shard's layers."""
+        self._model_and_slots()
+        return self._position_bytes
 
     def capabilities(self) -> EngineCapability:
         """Return mlx's version and its default device."""

@@ -9,7 +9,7 @@ from models.errors import DownloadError
 from models.gguf_tokenizer import ensure_tokenizer, is_built
 from models.sources.request import FetchRequest
 from models.tokenizer import TOKENIZER_FILE
-from models.weights.checkpoint import tensor_names
+from models.weights.layer_names import needed_names
 from models.weights.reader import open_weights
 
 
@@ -20,7 +20,8 @@ def fetch_from_folder(request: FetchRequest, source: FolderSource) -> Path:
         raise DownloadError(f"{path} of the model {card.id} is not there; correct the path in its card")
     with open_weights(path) as weights:
         compare_sizes(card, weights.config, path)
-        needed = () if request.shard is None else tensor_names(weights.config, request.shard)
+        names = weights.repository.names if weights.repository else weights.names()
+        needed = () if request.shard is None else needed_names(weights.config, request.shard, names)
         missing = [name for name in needed if name not in weights.names()]
     if missing:
         raise DownloadError(f"{path} lacks {missing[0]}; point the card of {card.id} to a whole model")

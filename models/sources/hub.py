@@ -29,7 +29,7 @@ from models.errors import DownloadError
 from models.sources.network import check_network_variables, hub_endpoint
 from models.sources.request import FetchRequest, Progress, check_space
 from models.sources.resume import download
-from models.weights.checkpoint import tensor_names
+from models.weights.layer_names import needed_names
 from models.weights.safetensors_weights import INDEX, SINGLE, folder_config, index_files
 
 _SETTINGS = (
@@ -96,7 +96,7 @@ def _weights_files(folder: Path, shard: Shard | None) -> list[str]:
     if not (folder / INDEX).is_file():
         return [SINGLE]
     files = index_files(folder)
-    names = tensor_names(folder_config(folder), shard)
+    names = needed_names(folder_config(folder), shard, files)
     missing = [name for name in names if name not in files]
     if missing:
         raise DownloadError(f"the index in {folder} does not say where {missing[0]} is; pick another model")

@@ -13,6 +13,7 @@ from models.errors import WeightsError
 from models.weights.gguf_header import is_gguf
 from models.weights.gguf_weights import GgufWeights
 from models.weights.quantized import QuantizedMatrix
+from models.weights.repository import Repository
 from models.weights.safetensors_weights import SafetensorsWeights
 
 
@@ -26,6 +27,11 @@ class Weights(Protocol):
     @property
     def config(self) -> ModelConfig:
         """The sizes and constants of the model."""
+        ...
+
+    @property
+    def repository(self) -> Repository | None:
+        """The files, for an engine that reads them by itself; None for a GGUF file or none at all."""
         ...
 
     def names(self) -> frozenset[str]:

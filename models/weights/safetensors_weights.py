@@ -20,16 +20,32 @@ from ml_dtypes import bfloat16
 from models.config import ModelConfig, config_from_folder, read_json
 from models.errors import WeightsError
 from models.weights.checkpoint import HEAD, check_shapes
+from models.weights.layer_names import has_head
+from models.weights.repository import Repository
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MAX_HEADER_BYTES = 16 << 20
 _DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(bfloat16)}
+_ITEM_BYTES = {kind: dtype.itemsize for kind, dtype in _DTYPES.items()} | {
+    "U32": 4,
+    "I32": 4,
+    "I64": 8,
+    "U16": 2,
+    "I16": 2,
+    "U8": 1,
+    "I8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+}
+"""The kinds that a file may hold. Those that are no floats are codes of quantized weights, and are not read here."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,200}\.safetensors")
 
 
 class StoredTensor(msgspec.Struct, frozen=True):
-    """Where one tensor lies, in bytes from the start of `path`. `dtype` is F32, F16 or BF16."""
+    """Where one tensor lies, in bytes from the start of `path`. `dtype` is a key of `_ITEM_BYTES`."""
 
     path: Path
     dtype: str
@@ -52,17 +68,19 @@ class SafetensorsWeights:
         self._folder = folder
         self._tensors: dict[str, StoredTensor] = {}
         # A folder without an index holds a single file.
-        files = set(index_files(folder).values()) if (folder / INDEX).is_file() else {SINGLE}
-        present = [folder / file for file in sorted(files) if (folder / file).is_file()]
+        index = index_files(folder) if (folder / INDEX).is_file() else {}
+        present = [folder / file for file in sorted(set(index.values()) or {SINGLE}) if (folder / file).is_file()]
         if not present:
             raise WeightsError(f"{folder} holds no safetensors file; fetch the model again")
         for path in present:
             tensors = read_header(path)
-            check_shapes(self.config, {name: stored.shape for name, stored in tensors.items()}, path)
+            if not self.config.undescribed:
+                check_shapes(self.config, {name: stored.shape for name, stored in tensors.items()}, path)
             for name, stored in tensors.items():
                 if name in self._tensors:
                     raise _damaged(path, f"holds {name!r}, which another file of the model holds too")
                 self._tensors[name] = stored
+        self.repository = Repository(folder, self.names() | index.keys())
 
     def names(self) -> frozenset[str]:
         """List the tensors in the files that are present."""
@@ -73,6 +91,11 @@ class SafetensorsWeights:
         stored = self._tensors.get(name)
         if stored is None:
             raise WeightsError(f"{self._folder} holds no tensor {name!r}; fetch the model again")
+        if stored.dtype not in _DTYPES:
+            raise WeightsError(
+                f"{stored.path} stores {name!r} as {stored.dtype}, and all engines but mlx read F32, F16 and BF16 only;"
+                " choose mlx"
+            )
         return _float32(stored).reshape(stored.shape)
 
     def blocks(self, name: str) -> None:
@@ -98,6 +121,8 @@ def folder_config(folder: Path) -> ModelConfig:
     if not listing.is_file():
         return config
     names = index_files(folder) if listing.name == INDEX else read_header(listing)
+    if config.undescribed:
+        return msgspec.structs.replace(config, tie_word_embeddings=not has_head(names))
     if HEAD not in names and not config.tie_word_embeddings:
         raise WeightsError(
             f"{listing} has no {HEAD}, though config.json says that the model has a head of its own "
@@ -156,11 +181,11 @@ def _stored(path: Path, name: str, entry: _Entry, data_start: int, file_size: in
     begin, end = entry.data_offsets
     if not 0 <= begin <= end <= file_size - data_start:
         raise _damaged(path, f"places {name!r} outside the file")
-    if entry.dtype not in _DTYPES:
+    if entry.dtype not in _ITEM_BYTES:
         raise WeightsError(
-            f"{path} stores {name!r} as {entry.dtype}, but exobus reads F32, F16 and BF16; pick another model"
+            f"{path} stores {name!r} as {entry.dtype}, but exobus reads {', '.join(_ITEM_BYTES)}; pick another model"
         )
-    if min(entry.shape, default=1) < 0 or math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize != end - begin:
+    if min(entry.shape, default=1) < 0 or math.prod(entry.shape) * _ITEM_BYTES[entry.dtype] != end - begin:
         raise _damaged(path, f"gives {name!r} a shape that does not fit its bytes")
     return StoredTensor(path, entry.dtype, entry.shape, data_start + begin, end - begin)
 

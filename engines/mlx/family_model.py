@@ -1,0 +1,159 @@
+"""mlx-lm's own model of a checkpoint, with parameters that are not read before they are used. Knows no cut.
+
+A family's `sanitize` renames, stacks and splits the tensors of a checkpoint, and some look at those of the first layer
+to see what the authors wrote. So it gets the whole checkpoint: tensors whose files are absent are zeros, which are
+never computed, in the shape of the same tensor in another layer.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from cluster.shard import Shard, whole
+from engines.engine import EngineError
+from models.weights.checkpoint import tensor_names, tensor_shape
+from models.weights.layer_names import layer_of
+from models.weights.reader import Weights
+from models.weights.repository import Repository
+
+FAMILY_ERRORS = (
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What a family's code raises for a configuration, a checkpoint or a call that it was not written for."""
+
+Arrays = dict[str, mx.array]
+
+
+def load_family_model(weights: Weights, shard: Shard) -> nn.Module:
+    """Build the family's model with the weights of a shard; the rest is NaN, or is in layers of other stages.
+
+    Nothing is computed. Raises EngineError for an unknown family, and for weights that do not fit the model.
+    """
+    with open_file_limit_kept():
+        importlib.import_module("mlx_lm.utils")
+    try:
+        if weights.repository:
+            return _from_repository(weights.repository, shard)
+        model_class, args_class = _classes(weights.config.hf())
+        model = model_class(args_class.from_dict(weights.config.hf()))
+        _set_parameters(model, model.sanitize(_described(weights, shard)), shard)
+    except FAMILY_ERRORS as error:
+        raise EngineError(f"mlx-lm cannot load this model ({error}); update it or choose another model") from error
+    return model
+
+
+def _classes(config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the family's classes of the model and its arguments. Raises EngineError for an unknown family."""
+    family = str(config.get("model_type"))
+    if not re.fullmatch(r"[\w-]+", family):
+        raise EngineError(f"{family!r} is not the name of a model family; check its config.json")
+    try:
+        classes: tuple[Any, Any] = importlib.import_module("mlx_lm.utils")._get_classes(config)
+    except ValueError as error:
+        raise EngineError(f"mlx-lm has no {family!r} family; update it or choose another model") from error
+    return classes
+
+
+def _from_repository(repository: Repository, shard: Shard) -> nn.Module:
+    """Have mlx-lm load a folder, with its own order of sanitizing and quantizing."""
+
+    def classes(config: dict[str, Any]) -> tuple[Any, Any]:
+        family_class, args_class = _classes(config)
+
+        class ShardOfFamily(family_class):  # type: ignore[misc, valid-type]
+            def sanitize(self, weights: Arrays) -> Arrays:
+                complete = with_absent(weights, repository.names)
+                return dict(super().sanitize(complete)) if hasattr(super(), "sanitize") else complete
+
+            def load_weights(self, named: list[tuple[str, mx.array]], strict: bool = True) -> nn.Module:
+                return _set_parameters(self, dict(named), shard)
+
+        return ShardOfFamily, args_class
+
+    load_model = importlib.import_module("mlx_lm.utils").load_model
+    model: nn.Module = load_model(repository.folder, lazy=True, strict=False, get_model_classes=classes)[0]
+    return model
+
+
+def with_absent(weights: Arrays, names: frozenset[str]) -> Arrays:
+    """Add a stand-in for each named tensor that is absent. It has the shape of its like in another layer."""
+    alike = {_without_numbers(name): array for name, array in weights.items()}
+    stand_ins = {}
+    for name in names - weights.keys():
+        like = alike.get(_without_numbers(name))
+        stand_ins[name] = mx.zeros((1,)) if like is None else mx.zeros(like.shape, like.dtype)
+    return weights | stand_ins
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
+
+
+def _described(weights: Weights, shard: Shard) -> Arrays:
+    """Read a shard's tensors of a model that exobus describes; those of other stages are zeros."""
+    config, needed = weights.config, set(tensor_names(weights.config, shard))
+    names = tensor_names(config, whole(shard.model_id, shard.n_layers))
+    return {
+        name: mx.array(weights.tensor(name)) if name in needed else mx.zeros(tensor_shape(config, name) or ())
+        for name in names
+    }
+
+
+def _set_parameters(model: nn.Module, weights: Arrays, shard: Shard) -> nn.Module:
+    """Give the model a checkpoint's tensors, in float32 on a CPU.
+
+    Raises EngineError if one is missing, or is not a parameter, or is of the shard's layers and has another shape.
+    """
+    parameters: Arrays = dict(tree_flatten(model.parameters()))
+    for name in sorted(parameters.keys() ^ weights.keys()):
+        where = "the checkpoint has no" if name in parameters else "the model has no place for"
+        raise EngineError(f"{where} {name}; fetch the whole model again, update mlx-lm or choose another model")
+    for name, parameter in parameters.items():
+        if weights[name].shape == parameter.shape:
+            continue
+        if layer_of(name) in shard.layers:
+            shapes = f"{list(weights[name].shape)} instead of {list(parameter.shape)}"
+            raise EngineError(f"the checkpoint has {name} as {shapes}; it is damaged, fetch the model again")
+        # An absent file's tensor outside of the layers. If it is needed, the first pass finds the NaN.
+        weights[name] = mx.full(parameter.shape, float("nan")) if _is_float(parameter) else mx.zeros_like(parameter)
+    if on_cpu():
+        weights = {name: array.astype(mx.float32) if _is_float(array) else array for name, array in weights.items()}
+    model.update(tree_unflatten(list(weights.items())))
+    return model
+
+
+def on_cpu() -> bool:
+    """Return whether MLX computes on the CPU, where 16-bit arithmetic is slow."""
+    return bool(mx.default_device().type == mx.DeviceType.cpu)
+
+
+def _is_float(array: mx.array) -> bool:
+    return bool(mx.issubdtype(array.dtype, mx.floating))
+
+
+@contextmanager
+def open_file_limit_kept() -> Iterator[None]:
+    """Undo what importing mlx_lm does to RLIMIT_NOFILE, as far as the system lets a process raise it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield
+    lowered = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    except (ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowered, lowered))

@@ -1,0 +1,45 @@
+"""Which tensors of a checkpoint a shard needs, judged by their names alone. Knows no family and reads no file."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+from cluster.shard import Shard
+from models.config import ModelConfig
+from models.weights.checkpoint import tensor_names
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_EMBEDDING = re.compile(r"embed|\.wte\.|\.wpe\.")
+_HEAD = re.compile(r"(?:^|\.)lm_head\.")
+
+
+def layer_of(name: str) -> int | None:
+    """Return the number of the layer that a tensor belongs to, None for one outside of the layers."""
+    found = _LAYER.search(name)
+    return int(found[1]) if found else None
+
+
+def has_head(names: Iterable[str]) -> bool:
+    """Return whether one of the tensors is a head of its own, so that the embedding does not serve as one."""
+    return any(_HEAD.search(name) for name in names)
+
+
+def needed_names(config: ModelConfig, shard: Shard, names: Collection[str]) -> tuple[str, ...]:
+    """List the tensors that a shard needs, of a checkpoint that has `names`.
+
+    For a family without a description these are the tensors of its layers, for the first stage the embeddings, and
+    for the last one everything else; the embeddings too unless there is a head of its own.
+    """
+    if not config.undescribed:
+        return tensor_names(config, shard)
+    tied = not has_head(names)
+
+    def needed(name: str) -> bool:
+        if (layer := layer_of(name)) is not None:
+            return layer in shard.layers
+        if _EMBEDDING.search(name):
+            return shard.is_first or (shard.is_last and tied)
+        return shard.is_last
+
+    return tuple(name for name in names if needed(name))
