@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from cluster.shard import whole
+from engines.engine import EngineError
+from engines.numpy.engine import NumpyEngine
 from models.config import config_from_hf
 from models.errors import WeightsError
 from models.weights.reader import open_weights
@@ -38,7 +41,6 @@ def test_end_tokens_of_both_configurations_are_joined() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, "family 'mamba'"),
         ({"num_hidden_layers": 0}, "n_layers"),
         ({"num_hidden_layers": "4"}, "n_layers"),
         ({"hidden_size": None}, "hidden_size"),
@@ -51,8 +53,6 @@ def test_end_tokens_of_both_configurations_are_joined() -> None:
         ({"rope_scaling": {"factor": 4.0}}, "rope scaling None"),
         ({"rope_theta": -1.0}, "rope_theta"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
-        ({"hidden_act": "gelu"}, "'gelu'"),
-        ({"quantization_config": {"bits": 4}}, "quantized"),
     ],
 )
 def test_unsupported_configuration_is_rejected(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -61,3 +61,19 @@ def test_unsupported_configuration_is_rejected(tmp_path: Path, change: dict[str,
     with pytest.raises(WeightsError, match=message) as caught:
         open_weights(folder)
     assert "config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"model_type": "mamba"}, "family 'mamba'"),
+        ({"hidden_act": "gelu"}, "'gelu'"),
+        ({"quantization_config": {"bits": 4}}, "quantized"),
+        ({"quantization": {"bits": 4, "group_size": 64}}, "quantized"),
+    ],
+)
+def test_undescribed_model_runs_on_mlx_alone(tmp_path: Path, change: dict[str, Any], what: str) -> None:
+    folder = write_tiny_llama(tmp_path)
+    (folder / "config.json").write_text(json.dumps(TinyShape().config("float32") | change))
+    with open_weights(folder) as weights, pytest.raises(EngineError, match=f"{what}.*; choose the engine mlx"):
+        NumpyEngine().read(whole("tiny", 4), weights)

@@ -1,0 +1,44 @@
+"""A shard's tensors are found by their names, whatever the family."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from cluster.shard import Shard
+from models.config import config_from_hf
+from models.weights.layer_names import layer_of, needed_names
+
+CONFIG = config_from_hf(
+    {"model_type": "mixtral", "num_hidden_layers": 3, "hidden_size": 8, "vocab_size": 9}, {}, "the model"
+)
+LAYERS = [f"model.layers.{at}.block_sparse_moe.experts.{expert}.w1.weight" for at in range(3) for expert in range(2)]
+ENDS = ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"]
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("model.layers.12.mlp.experts.3.w1.weight", 12),
+        ("language_model.model.layers.7.self_attn.q_proj.weight", 7),
+        ("transformer.h.4.attn.c_attn.weight", 4),
+        ("model.transformer.blocks.2.ff_out.weight", 2),
+        ("h.0.ln_1.bias", 0),
+        ("model.norm.weight", None),
+        ("lm_head.weight", None),
+    ],
+)
+def test_layer_of_a_tensor_is_in_its_name(name: str, layer: int | None) -> None:
+    assert layer_of(name) == layer
+
+
+def test_shards_share_the_checkpoint_without_a_rest() -> None:
+    shards = [Shard("m", start, end, 3) for start, end in pairwise((0, 1, 2, 3))]
+    parts = [needed_names(CONFIG, shard, LAYERS + ENDS) for shard in shards]
+    assert [part[:2] for part in parts] == [tuple(LAYERS[at : at + 2]) for at in (0, 2, 4)]
+    assert [part[2:] for part in parts] == [("model.embed_tokens.weight",), (), ("model.norm.weight", "lm_head.weight")]
+
+
+def test_last_stage_needs_the_embedding_without_a_head() -> None:
+    assert "model.embed_tokens.weight" in needed_names(CONFIG, Shard("m", 2, 3, 3), LAYERS + ENDS[:2])
