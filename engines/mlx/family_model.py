@@ -1,8 +1,8 @@
 """mlx-lm's own model of a checkpoint, with parameters that are not read before they are used. Knows no cut.
 
 A family's `sanitize` renames, stacks and splits the tensors of a checkpoint, and some look at those of the first layer
-to see what the authors wrote. So it gets the whole checkpoint: tensors whose files are absent are zeros, which are
-never computed, in the shape of the same tensor in another layer.
+to see what the authors wrote. So it gets all layers of the checkpoint: tensors whose files are absent are zeros, which
+are never computed, in the shape of the same tensor in another layer.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from cluster.shard import Shard, whole
+from cluster.shard import Shard
 from engines.engine import EngineError
-from models.weights.checkpoint import tensor_names, tensor_shape
-from models.weights.layer_names import layer_of
+from models.weights.checkpoint import tensor_names
+from models.weights.layer_names import kind_of, layer_of
 from models.weights.reader import Weights
 from models.weights.repository import Repository
 
@@ -78,8 +78,9 @@ def _from_repository(repository: Repository, shard: Shard) -> nn.Module:
 
         class ShardOfFamily(family_class):  # type: ignore[misc, valid-type]
             def sanitize(self, weights: Arrays) -> Arrays:
-                complete = with_absent(weights, repository.names)
-                return dict(super().sanitize(complete)) if hasattr(super(), "sanitize") else complete
+                weights = with_stand_ins(weights, repository.names)
+                weights = super().sanitize(weights) if hasattr(super(), "sanitize") else weights
+                return {name: array for name, array in weights.items() if _is_own(name, shard)}
 
             def load_weights(self, named: list[tuple[str, mx.array]], strict: bool = True) -> nn.Module:
                 return _set_parameters(self, dict(named), shard)
@@ -91,51 +92,52 @@ def _from_repository(repository: Repository, shard: Shard) -> nn.Module:
     return model
 
 
-def with_absent(weights: Arrays, names: frozenset[str]) -> Arrays:
-    """Add a stand-in for each named tensor that is absent. It has the shape of its like in another layer."""
-    alike = {_without_numbers(name): array for name, array in weights.items()}
+def with_stand_ins(weights: Arrays, names: frozenset[str]) -> Arrays:
+    """Add a stand-in for each named tensor of a layer that is absent. It has the shape of its like in another layer.
+
+    Without one it is empty, so that a family that looks at its shape fails, and does not take it for what it is not.
+    """
+    alike = {kind_of(name): array for name, array in weights.items()}
     stand_ins = {}
     for name in names - weights.keys():
-        like = alike.get(_without_numbers(name))
-        stand_ins[name] = mx.zeros((1,)) if like is None else mx.zeros(like.shape, like.dtype)
+        if layer_of(name) is not None:
+            like = alike.get(kind_of(name))
+            stand_ins[name] = mx.zeros((0,)) if like is None else mx.zeros(like.shape, like.dtype)
     return weights | stand_ins
 
 
-def _without_numbers(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
-
-
 def _described(weights: Weights, shard: Shard) -> Arrays:
-    """Read a shard's tensors of a model that exobus describes; those of other stages are zeros."""
-    config, needed = weights.config, set(tensor_names(weights.config, shard))
-    names = tensor_names(config, whole(shard.model_id, shard.n_layers))
-    return {
-        name: mx.array(weights.tensor(name)) if name in needed else mx.zeros(tensor_shape(config, name) or ())
-        for name in names
-    }
+    """Read a shard's tensors of a model that exobus describes."""
+    return {name: mx.array(weights.tensor(name)) for name in tensor_names(weights.config, shard)}
 
 
 def _set_parameters(model: nn.Module, weights: Arrays, shard: Shard) -> nn.Module:
-    """Give the model a checkpoint's tensors, in float32 on a CPU.
+    """Give the model its own tensors of a sanitized checkpoint, in float32 on a CPU.
 
-    Raises EngineError if one is missing, or is not a parameter, or is of the shard's layers and has another shape.
+    What is missing outside of the layers becomes NaN, which the first pass finds if it needs it. Raises EngineError if
+    a tensor of the shard's layers is missing, if one is no parameter, and for a wrong shape.
     """
-    parameters: Arrays = dict(tree_flatten(model.parameters()))
-    for name in sorted(parameters.keys() ^ weights.keys()):
-        where = "the checkpoint has no" if name in parameters else "the model has no place for"
-        raise EngineError(f"{where} {name}; fetch the whole model again, update mlx-lm or choose another model")
+    parameters: Arrays = {name: array for name, array in tree_flatten(model.parameters()) if _is_own(name, shard)}
+    for name in sorted(weights.keys() - parameters.keys()):
+        raise EngineError(f"the model has no place for {name}; update mlx-lm or choose another model")
     for name, parameter in parameters.items():
-        if weights[name].shape == parameter.shape:
-            continue
-        if layer_of(name) in shard.layers:
-            shapes = f"{list(weights[name].shape)} instead of {list(parameter.shape)}"
+        array = weights.get(name)
+        if array is None and layer_of(name) is not None:
+            raise EngineError(f"the checkpoint has no {name}; fetch the whole model again")
+        if array is None:
+            array = mx.full(parameter.shape, float("nan")) if _is_float(parameter) else mx.zeros_like(parameter)
+        if array.shape != parameter.shape:
+            shapes = f"{list(array.shape)} instead of {list(parameter.shape)}"
             raise EngineError(f"the checkpoint has {name} as {shapes}; it is damaged, fetch the model again")
-        # An absent file's tensor outside of the layers. If it is needed, the first pass finds the NaN.
-        weights[name] = mx.full(parameter.shape, float("nan")) if _is_float(parameter) else mx.zeros_like(parameter)
-    if on_cpu():
-        weights = {name: array.astype(mx.float32) if _is_float(array) else array for name, array in weights.items()}
-    model.update(tree_unflatten(list(weights.items())))
+        parameters[name] = array.astype(mx.float32) if on_cpu() and _is_float(array) else array
+    model.update(tree_unflatten(list(parameters.items())))
     return model
+
+
+def _is_own(name: str, shard: Shard) -> bool:
+    """Return whether a parameter is of one of the shard's layers, or of none."""
+    layer = layer_of(name)
+    return layer is None or layer in shard.layers
 
 
 def on_cpu() -> bool:

@@ -11,6 +11,7 @@ from models.weights.checkpoint import tensor_names
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 _EMBEDDING = re.compile(r"embed|\.wte\.|\.wpe\.")
+_EXPERT = ".experts."  # only their names are looked at, and they are most of a model
 _HEAD = re.compile(r"(?:^|\.)lm_head\.")
 
 
@@ -18,6 +19,11 @@ def layer_of(name: str) -> int | None:
     """Return the number of the layer that a tensor belongs to, None for one outside of the layers."""
     found = _LAYER.search(name)
     return int(found[1]) if found else None
+
+
+def kind_of(name: str) -> str:
+    """Return what the tensors of this name in other layers and experts have in common with it."""
+    return re.sub(r"\d+", "#", name)
 
 
 def has_head(names: Iterable[str]) -> bool:
@@ -29,7 +35,8 @@ def needed_names(config: ModelConfig, shard: Shard, names: Collection[str]) -> t
     """List the tensors that a shard needs, of a checkpoint that has `names`.
 
     For a family without a description these are the tensors of its layers, for the first stage the embeddings, and
-    for the last one everything else; the embeddings too unless there is a head of its own.
+    for the last one everything else; the embeddings too unless there is a head of its own. Of each kind of tensor that
+    its layers lack there is one as well, by whose shape mlx-lm sees what the authors wrote.
     """
     if not config.undescribed:
         return tensor_names(config, shard)
@@ -42,4 +49,7 @@ def needed_names(config: ModelConfig, shard: Shard, names: Collection[str]) -> t
             return shard.is_first or (shard.is_last and tied)
         return shard.is_last
 
-    return tuple(name for name in names if needed(name))
+    own = [name for name in names if needed(name)]
+    kinds = {kind_of(name) for name in own}
+    others = {kind_of(name): name for name in sorted(names) if layer_of(name) is not None and _EXPERT not in name}
+    return (*own, *(name for kind, name in others.items() if kind not in kinds))

@@ -42,3 +42,9 @@ def test_shards_share_the_checkpoint_without_a_rest() -> None:
 
 def test_last_stage_needs_the_embedding_without_a_head() -> None:
     assert "model.embed_tokens.weight" in needed_names(CONFIG, Shard("m", 2, 3, 3), LAYERS + ENDS[:2])
+
+
+def test_shard_needs_one_tensor_of_each_kind_that_it_lacks() -> None:
+    names = [*LAYERS, *ENDS, "model.layers.0.conv1d.weight", "model.layers.1.conv1d.weight"]
+    assert "model.layers.1.conv1d.weight" in needed_names(CONFIG, Shard("m", 2, 3, 3), names)
+    assert not any("conv1d" in name for name in needed_names(CONFIG, Shard("m", 2, 3, 3), LAYERS + ENDS))
