@@ -24,9 +24,17 @@ class MlxEngine(SlotEngine[list[Any]]):
 
     reads_folders: ClassVar[bool] = True
 
+    def __init__(self, upcast: bool | None = None) -> None:
+        """Compute in float32 with `upcast`, else in the dtype of the stored weights.
+
+        By default that is float32 on a CPU: there, MLX 0.32 has no 16-bit product for a mixture of experts.
+        """
+        super().__init__()
+        self._upcast = _device() == "CPU" if upcast is None else upcast
+
     def build(self, shard: Shard, weights: Weights) -> MlxShardModel:
         """Read the shard into MLX arrays. Raises EngineError for a family that mlx-lm does not have or cannot cut."""
-        model = MlxShardModel(weights.config, shard, weights)
+        model = MlxShardModel(shard, weights, upcast=self._upcast)
         self.saves, self._position_bytes = model.saves, model.position_bytes
         return model
 
@@ -38,13 +46,15 @@ class MlxEngine(SlotEngine[list[Any]]):
 
     def capabilities(self) -> EngineCapability:
         """Return mlx's version and its default device."""
-        if mx.default_device().type == mx.DeviceType.cpu:
-            device = "CPU"
-        else:
-            device = "METAL" if mx.metal.is_available() else "CUDA"
-        return EngineCapability(name=self.name, version=version("mlx"), device=device)
+        return EngineCapability(name=self.name, version=version("mlx"), device=_device())
 
     def close(self) -> None:
         """Drop weights and slots, and free the buffers that MLX keeps for reuse."""
         super().close()
         mx.clear_cache()
+
+
+def _device() -> str:
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return "CPU"
+    return "METAL" if mx.metal.is_available() else "CUDA"

@@ -40,19 +40,20 @@ FAMILY_ERRORS = (
 Arrays = dict[str, mx.array]
 
 
-def load_family_model(weights: Weights, shard: Shard) -> nn.Module:
+def load_family_model(weights: Weights, shard: Shard, *, upcast: bool) -> nn.Module:
     """Build the family's model with the weights of a shard; the rest is NaN, or is in layers of other stages.
 
-    Nothing is computed. Raises EngineError for an unknown family, and for weights that do not fit the model.
+    Nothing is computed. With `upcast` all but packed weights become float32. Raises EngineError for an unknown family,
+    and for weights that do not fit the model.
     """
     with open_file_limit_kept():
         importlib.import_module("mlx_lm.utils")
     try:
         if weights.repository:
-            return _from_repository(weights.repository, shard)
+            return _from_repository(weights.repository, shard, upcast)
         model_class, args_class = _classes(weights.config.hf())
         model = model_class(args_class.from_dict(weights.config.hf()))
-        _set_parameters(model, model.sanitize(_described(weights, shard)), shard)
+        _set_parameters(model, model.sanitize(_described(weights, shard)), shard, upcast)
     except FAMILY_ERRORS as error:
         raise EngineError(f"mlx-lm cannot load this model ({error}); update it or choose another model") from error
     return model
@@ -65,12 +66,12 @@ def _classes(config: Mapping[str, Any]) -> tuple[Any, Any]:
         raise EngineError(f"{family!r} is not the name of a model family; check its config.json")
     try:
         classes: tuple[Any, Any] = importlib.import_module("mlx_lm.utils")._get_classes(config)
-    except ValueError as error:
+    except (ValueError, SystemExit) as error:  # one family ends the process if it lacks a package
         raise EngineError(f"mlx-lm has no {family!r} family; update it or choose another model") from error
     return classes
 
 
-def _from_repository(repository: Repository, shard: Shard) -> nn.Module:
+def _from_repository(repository: Repository, shard: Shard, upcast: bool) -> nn.Module:
     """Have mlx-lm load a folder, with its own order of sanitizing and quantizing."""
 
     def classes(config: dict[str, Any]) -> tuple[Any, Any]:
@@ -83,7 +84,7 @@ def _from_repository(repository: Repository, shard: Shard) -> nn.Module:
                 return {name: array for name, array in weights.items() if _is_own(name, shard)}
 
             def load_weights(self, named: list[tuple[str, mx.array]], strict: bool = True) -> nn.Module:
-                return _set_parameters(self, dict(named), shard)
+                return _set_parameters(self, dict(named), shard, upcast)
 
         return ShardOfFamily, args_class
 
@@ -111,8 +112,8 @@ def _described(weights: Weights, shard: Shard) -> Arrays:
     return {name: mx.array(weights.tensor(name)) for name in tensor_names(weights.config, shard)}
 
 
-def _set_parameters(model: nn.Module, weights: Arrays, shard: Shard) -> nn.Module:
-    """Give the model its own tensors of a sanitized checkpoint, in float32 on a CPU.
+def _set_parameters(model: nn.Module, weights: Arrays, shard: Shard, upcast: bool) -> nn.Module:
+    """Give the model its own tensors of a sanitized checkpoint.
 
     What is missing outside of the layers becomes NaN, which the first pass finds if it needs it. Raises EngineError if
     a tensor of the shard's layers is missing, if one is no parameter, and for a wrong shape.
@@ -129,7 +130,7 @@ def _set_parameters(model: nn.Module, weights: Arrays, shard: Shard) -> nn.Modul
         if array.shape != parameter.shape:
             shapes = f"{list(array.shape)} instead of {list(parameter.shape)}"
             raise EngineError(f"the checkpoint has {name} as {shapes}; it is damaged, fetch the model again")
-        parameters[name] = array.astype(mx.float32) if on_cpu() and _is_float(array) else array
+        parameters[name] = array.astype(mx.float32) if upcast and _is_float(array) else array
     model.update(tree_unflatten(list(parameters.items())))
     return model
 
@@ -138,11 +139,6 @@ def _is_own(name: str, shard: Shard) -> bool:
     """Return whether a parameter is of one of the shard's layers, or of none."""
     layer = layer_of(name)
     return layer is None or layer in shard.layers
-
-
-def on_cpu() -> bool:
-    """Return whether MLX computes on the CPU, where 16-bit arithmetic is slow."""
-    return bool(mx.default_device().type == mx.DeviceType.cpu)
 
 
 def _is_float(array: mx.array) -> bool:

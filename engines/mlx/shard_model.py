@@ -14,9 +14,8 @@ from cluster.shard import Shard
 from engines.engine import NO_LOGITS, Chunk, EngineError, FloatArray, SavedKV
 from engines.logits import split_logits, wanted_rows
 from engines.mlx.batched_cache import batch_caches, patch_attention
-from engines.mlx.family_model import FAMILY_ERRORS, load_family_model, on_cpu
+from engines.mlx.family_model import FAMILY_ERRORS, load_family_model
 from engines.mlx.pipeline import cut
-from models.config import ModelConfig
 from models.weights.reader import Weights
 
 STATE_POSITIONS = 1024
@@ -26,17 +25,18 @@ STATE_POSITIONS = 1024
 class MlxShardModel:
     """mlx-lm's own classes for the model's family, with the shard's weights only.
 
-    On a CPU all is computed in float32, on a GPU in the dtype of the stored weights. Quantized weights stay packed.
+    With `upcast` all is computed in float32, else in the dtype of the stored weights. Quantized weights stay packed.
 
     A ragged batch is one pass: its rows are a batch of sequences of one row each, and a `BatchedCache` sends each to
     its slot. If a family cannot use it, its chunks run one after another.
     """
 
-    def __init__(self, config: ModelConfig, shard: Shard, weights: Weights) -> None:
+    def __init__(self, shard: Shard, weights: Weights, *, upcast: bool) -> None:
+        config = weights.config
         self.config = config
         self.shard = shard
-        self._computed = mx.float32 if on_cpu() else getattr(mx, config.dtype)
-        self._model = load_family_model(weights, shard)
+        self._computed = mx.float32 if upcast else getattr(mx, config.dtype)
+        self._model = load_family_model(weights, shard, upcast=upcast)
         layers = list(self._model.layers)
         self._input, self._output = cut(self._model, shard, config.dtype, self._computed)
         probe = self._probe()  # before the weights are read, since it may show that the family cannot be cut

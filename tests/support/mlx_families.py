@@ -21,7 +21,7 @@ from engines.mlx.engine import MlxEngine
 from engines.mlx.family_model import open_file_limit_kept
 from models.weights.layer_names import layer_of, needed_names
 from models.weights.safetensors_weights import INDEX, folder_config, index_files
-from tests.support.engines import Ring, cut
+from tests.support.engines import Ring, cut, tokens
 
 CHUNKS = ([5, 25, 17, 29, 3], [12], [14], [20])
 LAYERS = 4
@@ -76,6 +76,7 @@ FAMILIES: Mapping[str, dict[str, Any]] = {
         "first_k_dense_replace": 1,
     },
     "mistral": {"model_type": "mistral"},
+    "mistral-16bit": {"model_type": "mistral", "torch_dtype": "bfloat16"},
     "glm4": {"model_type": "glm4", "attention_bias": True, "partial_rotary_factor": 0.5},
     "gemma4": {
         "model_type": "gemma4_text",
@@ -101,6 +102,7 @@ def write_family(folder: Path, name: str) -> Path:
     flatten = import_module("mlx.utils").tree_flatten
     noisy = [(key, value + 0.1 * mx.random.normal(value.shape)) for key, value in flatten(model.parameters())]
     model.load_weights(noisy)
+    model.set_dtype(getattr(mx, config["torch_dtype"]))
     if "quantization" in config:
         nn.quantize(model, **config["quantization"])
     files: dict[str, dict[str, Any]] = {}
@@ -139,8 +141,8 @@ def folder_of(shard: Shard, folder: Path) -> Path:
 
 
 def loaded(shard: Shard, folder: Path) -> MlxEngine:
-    """Load a shard from the files that it needs."""
-    engine = MlxEngine()
+    """Load a shard from the files that it needs, in the stored dtype as on a GPU."""
+    engine = MlxEngine(upcast=False)
     engine.load(shard, folder_of(shard, folder))
     return engine
 
@@ -150,7 +152,8 @@ def unsplit(folder: Path) -> FloatArray:
     mx, cache_module = import_module("mlx.core"), import_module("mlx_lm.models.cache")
     model, _ = import_module("mlx_lm.utils").load_model(folder)
     cache = cache_module.make_prompt_cache(model)
-    return np.stack([np.array(model(mx.array([chunk]), cache=cache)[0, -1], np.float32) for chunk in CHUNKS])
+    rows = [model(mx.array([chunk]), cache=cache)[0, -1].astype(mx.float32) for chunk in CHUNKS]
+    return np.stack([np.array(row) for row in rows])
 
 
 def split(folder: Path, *cuts: int) -> FloatArray:
@@ -161,6 +164,14 @@ def split(folder: Path, *cuts: int) -> FloatArray:
         rows.append(ring.step(0, position, chunk))
         position += len(chunk)
     return np.stack(rows)
+
+
+def restored_difference(engine: MlxEngine) -> float:
+    """Compare what follows a copied beginning with what follows the original."""
+    engine.forward([tokens(0, 0, CHUNKS[0])])
+    engine.restore(1, engine.save(0, 0, len(CHUNKS[0])))
+    ours, theirs = (engine.forward([tokens(slot, len(CHUNKS[0]), [9])])[0] for slot in (1, 0))
+    return float(np.abs(ours - theirs).max())
 
 
 def results(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -174,7 +185,15 @@ def results(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 differences[str(list(cuts))] = float(np.abs(split(written, *cuts) - expected).max())
             except EngineError as error:
                 differences[str(list(cuts))] = str(error)
-        yield name, {"differences": differences, "saves": engine.saves, "position_bytes": engine.position_bytes}
+        yield (
+            name,
+            {
+                "differences": differences,
+                "saves": engine.saves,
+                "position_bytes": engine.position_bytes,
+                "restored": restored_difference(engine) if engine.saves else None,
+            },
+        )
 
 
 if __name__ == "__main__":

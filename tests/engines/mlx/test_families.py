@@ -42,12 +42,18 @@ def test_family_that_shares_more_than_rows_is_not_split(results: Any) -> None:
 
 def test_only_plain_caches_can_be_saved(results: Any) -> None:
     saves = {family for family in results if results[family]["saves"]}
-    assert saves == {"deepseek-v3", "glm4", "llama-4bit", "llama-8bit", "mistral", "qwen3-moe"}
+    assert saves == {"deepseek-v3", "glm4", "llama-4bit", "llama-8bit", "mistral", "mistral-16bit", "qwen3-moe"}
+
+
+def test_copies_keep_every_bit(results: Any) -> None:
+    restored = {family: found["restored"] for family, found in results.items() if found["saves"]}
+    assert restored == dict.fromkeys(restored, 0.0)
 
 
 def test_position_takes_what_the_family_caches(results: Any) -> None:
     layers, heads, width, number_bytes = 4, 2, 8, 4
     plain = layers * heads * 2 * width * number_bytes
     assert results["mistral"]["position_bytes"] == results["gemma3"]["position_bytes"] == plain
+    assert results["mistral-16bit"]["position_bytes"] == plain / 2, "the stored dtype is kept"
     assert results["deepseek-v3"]["position_bytes"] == layers * (16 + 8) * number_bytes  # latent and rope
     assert plain / 2 <= results["qwen3-next"]["position_bytes"] < plain  # half of its layers are recurrent
