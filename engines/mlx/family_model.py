@@ -50,7 +50,8 @@ def load_family_model(weights: Weights, shard: Shard, *, upcast: bool) -> nn.Mod
         importlib.import_module("mlx_lm.utils")
     try:
         if weights.repository:
-            return _from_repository(weights.repository, shard, upcast)
+            described = {} if weights.config.undescribed else weights.config.hf()
+            return _from_repository(weights.repository, described, shard, upcast)
         model_class, args_class = _classes(weights.config.hf())
         model = model_class(args_class.from_dict(weights.config.hf()))
         _set_parameters(model, model.sanitize(_described(weights, shard)), shard, upcast)
@@ -71,10 +72,14 @@ def _classes(config: Mapping[str, Any]) -> tuple[Any, Any]:
     return classes
 
 
-def _from_repository(repository: Repository, shard: Shard, upcast: bool) -> nn.Module:
-    """Have mlx-lm load a folder, with its own order of sanitizing and quantizing."""
+def _from_repository(repository: Repository, described: dict[str, Any], shard: Shard, upcast: bool) -> nn.Module:
+    """Have mlx-lm load a folder, with its own order of sanitizing and quantizing.
+
+    What exobus has `described` of the configuration takes precedence, as it does in other engines.
+    """
 
     def classes(config: dict[str, Any]) -> tuple[Any, Any]:
+        config.update(flat_rope(config) | described)
         family_class, args_class = _classes(config)
 
         class ShardOfFamily(family_class):  # type: ignore[misc, valid-type]
@@ -91,6 +96,16 @@ def _from_repository(repository: Repository, shard: Shard, upcast: bool) -> nn.M
     load_model = importlib.import_module("mlx_lm.utils").load_model
     model: nn.Module = load_model(repository.folder, lazy=True, strict=False, get_model_classes=classes)[0]
     return model
+
+
+def flat_rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return rope's constants by their older names, which most families read, if only the newer ones are given."""
+    given = config.get("rope_parameters")
+    if not isinstance(given, dict) or "rope_theta" not in given or "rope_theta" in config:
+        return {}
+    scaling = {name: value for name, value in given.items() if name != "rope_theta"}
+    plain = scaling.get("rope_type", "default") == "default"
+    return {"rope_theta": given["rope_theta"], "rope_scaling": None if plain else scaling}
 
 
 def with_stand_ins(weights: Arrays, names: frozenset[str]) -> Arrays:

@@ -42,7 +42,16 @@ def test_family_that_shares_more_than_rows_is_not_split(results: Any) -> None:
 
 def test_only_plain_caches_can_be_saved(results: Any) -> None:
     saves = {family for family in results if results[family]["saves"]}
-    assert saves == {"deepseek-v3", "glm4", "llama-4bit", "llama-8bit", "mistral", "mistral-16bit", "qwen3-moe"}
+    assert saves == {
+        "deepseek-v3",
+        "glm4",
+        "llama-4bit",
+        "llama-8bit",
+        "mistral",
+        "mistral-16bit",
+        "newer-rope",
+        "qwen3-moe",
+    }
 
 
 def test_copies_keep_every_bit(results: Any) -> None:
