@@ -56,7 +56,7 @@ class EmbeddingStub(LayerHook):
 
 
 class RoundingHook(LayerHook):
-    """Rounds the output of a layer to a 16-bit dtype as `engines.activations.rounded` does, and keeps it in another."""
+    """Rounds the output of a layer to a dtype as `engines.activations.rounded` does, and keeps it in another."""
 
     def __init__(self, layer: Any, dtype: Dtype, kept: mx.Dtype) -> None:
         super().__init__(layer)
@@ -114,9 +114,7 @@ def cut(model: nn.Module, shard: Shard, dtype: Dtype, kept: mx.Dtype) -> tuple[I
     places = _places(model, shard)
     if not shard.is_first:
         _stub_embeddings(model)
-    layers: list[Any] = [list_of[at] for list_of, at in places]
-    if dtype != "float32":
-        layers = [RoundingHook(layer, dtype, kept) for layer in layers]
+    layers: list[Any] = [RoundingHook(list_of[at], dtype, kept) for list_of, at in places]
     first = InputHook(layers[shard.start_layer])
     if not shard.is_first:
         layers[shard.start_layer] = first
