@@ -99,6 +99,8 @@ class OutputHook(LayerHook):
         streams = output.ndim != 3
         if (more or streams) and not self._alone:
             raise CannotCut("its layers pass on more than hidden states")
+        if self.output is not None and not self._alone:
+            raise CannotCut("a pass goes through its layers more than once")
         if streams:
             return _joined(output, more)
         self.output = output.reshape(-1, output.shape[-1])

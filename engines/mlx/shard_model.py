@@ -15,7 +15,7 @@ from engines.engine import NO_LOGITS, Chunk, EngineError, FloatArray, SavedKV
 from engines.logits import split_logits, wanted_rows
 from engines.mlx.batched_cache import batch_caches, patch_attention
 from engines.mlx.family_model import FAMILY_ERRORS, load_family_model
-from engines.mlx.pipeline import cut
+from engines.mlx.pipeline import CannotCut, cut
 from models.weights.reader import Weights
 
 STATE_POSITIONS = 1024
@@ -120,6 +120,8 @@ class MlxShardModel:
             self._output.wanted = mx.array(wanted_rows(chunks) if any(chunk.logits for chunk in chunks) else [0])
         logits = self._model(tokens, cache=batch_caches(chunks, caches) if len(chunks) > 1 else caches[0])
         states, self._output.output, self._input.received = self._output.output, None, None
+        if states is None and not (self.shard.is_first and self.shard.is_last):
+            raise CannotCut("its layers are not called as a whole")
         logits, wanted = logits[0], self._output.wanted
         if wanted is not None and len(wanted) != len(logits):  # the hook could not select them
             logits = logits[wanted]

@@ -88,6 +88,7 @@ FAMILIES: Mapping[str, dict[str, Any]] = {
         "vocab_size_per_layer_input": 64,
         "global_head_dim": 8,
     },
+    "looped": {"model_type": "iquestloopcoder", "loop_num": 2, "loop_window_size": 4},
     "llama-4bit": LLAMA | {"tie_word_embeddings": True, "quantization": {"group_size": 32, "bits": 4}},
     "llama-8bit": LLAMA | {"quantization": {"group_size": 64, "bits": 8}},
 }
