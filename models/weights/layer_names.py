@@ -10,6 +10,7 @@ from models.config import ModelConfig
 from models.weights.checkpoint import tensor_names
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_SENSES = re.compile(r"(?:^|[._])(?:vision|visual|audio)")  # parts of a model that also sees or hears, without text
 _EMBEDDING = re.compile(r"embed|\.wte\.|\.wpe\.")
 _EXPERT = ".experts."  # only their names are looked at, and they are most of a model
 _HEAD = re.compile(r"(?:^|\.)lm_head\.")
@@ -36,20 +37,26 @@ def needed_names(config: ModelConfig, shard: Shard, names: Collection[str]) -> t
 
     For a family without a description these are the tensors of its layers, for the first stage the embeddings, and
     for the last one everything else; the embeddings too unless there is a head of its own. Of each kind of tensor that
-    its layers lack there is one as well, by whose shape mlx-lm sees what the authors wrote.
+    its layers lack there is one as well, by whose shape mlx-lm sees what the authors wrote. What sees or hears, and
+    layers beyond the last, are needed by none.
     """
     if not config.undescribed:
         return tensor_names(config, shard)
-    tied = not has_head(names)
+    text = sorted(name for name in names if not _SENSES.search(name))
+    tied = not has_head(text)
+    found = [name for name in text if _needed(name, shard, tied)]
+    kinds = {kind_of(name) for name in found}
+    for name in text:
+        layer, kind = layer_of(name), kind_of(name)
+        if layer is not None and layer < shard.n_layers and kind not in kinds and _EXPERT not in name:
+            found.append(name)
+            kinds.add(kind)
+    return tuple(found)
 
-    def needed(name: str) -> bool:
-        if (layer := layer_of(name)) is not None:
-            return layer in shard.layers
-        if _EMBEDDING.search(name):
-            return shard.is_first or (shard.is_last and tied)
-        return shard.is_last
 
-    own = [name for name in names if needed(name)]
-    kinds = {kind_of(name) for name in own}
-    others = {kind_of(name): name for name in sorted(names) if layer_of(name) is not None and _EXPERT not in name}
-    return (*own, *(name for kind, name in others.items() if kind not in kinds))
+def _needed(name: str, shard: Shard, tied: bool) -> bool:
+    if (layer := layer_of(name)) is not None:
+        return layer in shard.layers
+    if _EMBEDDING.search(name):
+        return shard.is_first or (shard.is_last and tied)
+    return shard.is_last
