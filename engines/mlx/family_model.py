@@ -1,8 +1,8 @@
 """mlx-lm's own model of a checkpoint, with parameters that are not read before they are used. Knows no cut.
 
 A family's `sanitize` renames, stacks and splits the tensors of a checkpoint, and some look at those of the first layer
-to see what the authors wrote. So it gets all layers of the checkpoint: tensors whose files are absent are zeros, which
-are never computed, in the shape of the same tensor in another layer.
+to see what the authors wrote. So it gets all layers of the checkpoint: tensors of other stages whose files are absent
+are zeros, which are never computed, in the shape of the same tensor in another layer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,7 +84,7 @@ def _from_repository(repository: Repository, described: dict[str, Any], shard: S
 
         class ShardOfFamily(family_class):  # type: ignore[misc, valid-type]
             def sanitize(self, weights: Arrays) -> Arrays:
-                weights = with_stand_ins(weights, repository.names)
+                weights = with_stand_ins(weights, [name for name in repository.names if not _is_own(name, shard)])
                 weights = super().sanitize(weights) if hasattr(super(), "sanitize") else weights
                 return {name: array for name, array in weights.items() if _is_own(name, shard)}
 
@@ -108,17 +108,16 @@ def flat_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"rope_theta": given["rope_theta"], "rope_scaling": None if plain else scaling}
 
 
-def with_stand_ins(weights: Arrays, names: frozenset[str]) -> Arrays:
-    """Add a stand-in for each named tensor of a layer that is absent. It has the shape of its like in another layer.
+def with_stand_ins(weights: Arrays, names: Iterable[str]) -> Arrays:
+    """Add a stand-in for each named tensor that is absent. It has the shape of its like in another layer.
 
     Without one it is empty, so that a family that looks at its shape fails, and does not take it for what it is not.
     """
     alike = {kind_of(name): array for name, array in weights.items()}
     stand_ins = {}
-    for name in names - weights.keys():
-        if layer_of(name) is not None:
-            like = alike.get(kind_of(name))
-            stand_ins[name] = mx.zeros((0,)) if like is None else mx.zeros(like.shape, like.dtype)
+    for name in set(names) - weights.keys():
+        like = alike.get(kind_of(name))
+        stand_ins[name] = mx.zeros((0,)) if like is None else mx.zeros(like.shape, like.dtype)
     return weights | stand_ins
 
 

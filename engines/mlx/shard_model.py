@@ -40,10 +40,15 @@ class MlxShardModel:
         layers = list(self._model.layers)
         self._input, self._output = cut(self._model, shard, config.dtype, self._computed)
         probe = self._probe()  # before the weights are read, since it may show that the family cannot be cut
-        for index in shard.layers:
-            for _, parameter in tree_flatten(layers[index].parameters()):
-                mx.eval(parameter)  # one after another: a stack of experts takes its memory twice until it is made
-        self._check_numbers(probe)
+        try:
+            for index in shard.layers:
+                for _, parameter in tree_flatten(layers[index].parameters()):
+                    mx.eval(parameter)  # one after another: a stack of experts takes its memory twice until it is made
+            self._check_numbers(probe)
+        except RuntimeError as error:
+            raise EngineError(
+                f"MLX cannot compute this model here ({error}); choose another engine or model"
+            ) from error
         cache = self.new_cache()
         plain = importlib.import_module("mlx_lm.models.cache").KVCache
         self.saves = len(cache) == shard.n_layers and all(type(entry) is plain for entry in cache)
@@ -107,6 +112,7 @@ class MlxShardModel:
 
     def _graph(self, chunks: Sequence[Chunk], caches: Sequence[list[Any]]) -> tuple[mx.array, mx.array]:
         """Build hidden states (rows, hidden) and logits (wanted rows, vocab) of all chunks, without computing them."""
+        self._output.output = None  # of a pass that failed
         inputs = np.concatenate([chunk.inputs for chunk in chunks])
         shape = (len(inputs), 1) if len(chunks) > 1 else (1, len(inputs))
         if self.shard.is_first:

@@ -50,7 +50,10 @@ LINEAR = {
 MLA = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 64, "head_dim": 16}
 FAMILIES: Mapping[str, dict[str, Any]] = {
-    "gemma3": {"model_type": "gemma3_text", "sliding_window": 4, "sliding_window_pattern": 3},
+    "gemma3": {
+        "model_type": "gemma3",
+        "text_config": COMMON | {"model_type": "gemma3_text", "sliding_window": 4, "sliding_window_pattern": 3},
+    },
     "gpt-oss": {"model_type": "gpt_oss", "sliding_window": 4, "num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3-moe": MOE | {"model_type": "qwen3_moe", "decoder_sparse_step": 1, "mlp_only_layers": [1]},
     "qwen3-next": MOE
@@ -121,8 +124,10 @@ def write_family(folder: Path, name: str) -> Path:
 
 
 def as_published(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Give each expert of a Qwen3-MoE a tensor of its own, as in the authors' repository. Others stay."""
+    """Give each expert of a Qwen3-MoE a tensor of its own, and Gemma eyes, as in the authors' repositories."""
     published: dict[str, Any] = {}
+    if any(key.startswith("language_model.") for key in parameters):
+        published = dict.fromkeys(("vision_tower.encoder.layers.0.w", "vision_tower.norm"), parameters[min(parameters)])
     for key, value in parameters.items():
         head, stacked, tail = key.partition(".mlp.switch_mlp.")
         if stacked and value.ndim == 3 and "scales" not in key:
@@ -200,7 +205,20 @@ def results(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         )
 
 
+def refusal(folder: Path, file: str) -> str:
+    """Return why a shard does not load from a folder that lacks one of the files."""
+    (folder / file).unlink()
+    try:
+        MlxEngine().load(whole("m", LAYERS), folder)
+    except EngineError as error:
+        return str(error)
+    return "it was loaded"
+
+
 if __name__ == "__main__":
     with open_file_limit_kept():
         import_module("mlx_lm.utils")
-    print(json.dumps(dict(results(Path(sys.argv[1])))))
+    found: dict[str, Any] = dict(results(Path(sys.argv[1])))
+    written = Path(sys.argv[1]) / "mistral"
+    found["without"] = {file: refusal(written, f"model-{file}.safetensors") for file in ("None", "2")}
+    print(json.dumps(found))

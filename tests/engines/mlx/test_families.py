@@ -42,8 +42,13 @@ def test_family_that_shares_more_than_rows_is_not_split(results: Any, family: st
     assert all(f"cannot be split ({UNSPLIT[family]}); run it on one node" in refusal for refusal in split)
 
 
+def test_shard_without_one_of_its_tensors_is_refused(results: Any) -> None:
+    assert "gives no numbers" in results["without"]["None"], "embedding, norm and head"
+    assert "the checkpoint has no model.layers.2." in results["without"]["2"]
+
+
 def test_only_plain_caches_can_be_saved(results: Any) -> None:
-    saves = {family for family in results if results[family]["saves"]}
+    saves = {family for family in FAMILIES if results[family]["saves"]}
     assert saves == {
         "deepseek-v3",
         "glm4",
@@ -57,7 +62,7 @@ def test_only_plain_caches_can_be_saved(results: Any) -> None:
 
 
 def test_copies_keep_every_bit(results: Any) -> None:
-    restored = {family: found["restored"] for family, found in results.items() if found["saves"]}
+    restored = {family: results[family]["restored"] for family in FAMILIES if results[family]["saves"]}
     assert restored == dict.fromkeys(restored, 0.0)
 
 
