@@ -44,9 +44,12 @@ def test_view_has_the_least_of_all_stages() -> None:
     assert (view.size, view.positions, view.exact_rows) == (3, 98, 1)
 
 
-def test_ring_saves_only_if_every_stage_can() -> None:
-    assert ring_view(instance(), "n/0").saves
-    assert not ring_view(instance(saves=(True, False, True)), "n/0").saves
+def test_ring_saves_and_drafts_only_if_every_stage_can() -> None:
+    able, unable = instance((5, 9, 64)), instance((5, 9, 64), saves=(True, False, True))
+    assert [(view.saves, view.exact_rows) for view in (ring_view(able, "n/0"), ring_view(unable, "n/0"))] == [
+        (True, 5),
+        (False, 1),
+    ]
 
 
 def test_actor_outside_the_instance_has_no_view() -> None:
