@@ -28,7 +28,13 @@ class LayerHook:
     def __init__(self, layer: Any) -> None:
         self._layer = layer
 
-    def __call__(self, rows: mx.array, *others: Any, **named: Any) -> Any:
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if not arguments:  # GPT-J names its arguments; the rows come first
+            arguments = (named.pop(next(iter(named))),)
+        return self.run(*arguments, **named)
+
+    def run(self, rows: mx.array, *others: Any, **named: Any) -> Any:
+        """Call the layer with hidden states (batch, rows, hidden)."""
         return self._layer(rows, *others, **named)
 
     def __getattr__(self, name: str) -> Any:
@@ -38,7 +44,7 @@ class LayerHook:
 class LayerStub(LayerHook):
     """Replaces a layer of another stage. Returns its input, and advances its cache as the layer would."""
 
-    def __call__(self, rows: mx.array, *others: Any, **named: Any) -> mx.array:
+    def run(self, rows: mx.array, *others: Any, **named: Any) -> mx.array:
         for argument in (*others, *named.values()):
             advance(argument, rows.shape[0], rows.shape[1])
         return rows
@@ -50,8 +56,8 @@ class EmbeddingStub(LayerHook):
     `InputHook` ignores it; a family that uses it in later layers as well is found by its first pass.
     """
 
-    def __call__(self, tokens: mx.array) -> mx.array:
-        looked_up: mx.array = self._layer(tokens)
+    def run(self, rows: mx.array, *others: Any, **named: Any) -> mx.array:
+        looked_up: mx.array = self._layer(rows)
         return looked_up * float("nan")
 
 
@@ -63,8 +69,8 @@ class RoundingHook(LayerHook):
         self._dtype = dtype
         self._kept = kept
 
-    def __call__(self, rows: mx.array, *others: Any, **named: Any) -> Any:
-        output, more = _split(super().__call__(rows, *others, **named))
+    def run(self, rows: mx.array, *others: Any, **named: Any) -> Any:
+        output, more = _split(super().run(rows, *others, **named))
         if self._dtype == "float16":
             output = mx.clip(output, -LARGEST_HALF, LARGEST_HALF)
         return _joined(output.astype(getattr(mx, self._dtype)).astype(self._kept), more)
@@ -75,8 +81,8 @@ class InputHook(LayerHook):
 
     received: Any = None
 
-    def __call__(self, rows: mx.array, *others: Any, **named: Any) -> Any:
-        return super().__call__(self.received, *others, **named)
+    def run(self, rows: mx.array, *others: Any, **named: Any) -> Any:
+        return super().run(self.received, *others, **named)
 
 
 class OutputHook(LayerHook):
@@ -94,8 +100,8 @@ class OutputHook(LayerHook):
         super().__init__(layer)
         self._alone = alone
 
-    def __call__(self, rows: mx.array, *others: Any, **named: Any) -> Any:
-        output, more = _split(super().__call__(rows, *others, **named))
+    def run(self, rows: mx.array, *others: Any, **named: Any) -> Any:
+        output, more = _split(super().run(rows, *others, **named))
         streams = output.ndim != 3
         if (more or streams) and not self._alone:
             raise CannotCut("its layers pass on more than hidden states")
