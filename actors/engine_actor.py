@@ -95,6 +95,7 @@ class EngineActor(DataPlaneActor):
             psutil.Process().memory_info().rss,
             shard.positions,
             shard.exact_rows,
+            shard.saves,
         )
 
     @on(StageJoin)

@@ -201,6 +201,7 @@ class Placer:
             loaded.endpoints,
             loaded.positions,
             loaded.exact_rows,
+            loaded.saves,
         )
 
     async def _retire(self, instance: Instance) -> None:

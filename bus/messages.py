@@ -463,6 +463,7 @@ class ShardLoaded(Reply, frozen=True, tag="shard.loaded"):
     resident_bytes: Whole = 0
     positions: Annotated[Whole, Meta(description="capacity of its KV memory, for all sessions together")] = 0
     exact_rows: Annotated[Whole, Meta(description="rows of a chunk that are computed exactly as each alone")] = 1
+    saves: Annotated[bool, Meta(description="whether its keys and values can be copied, for the prefix cache")] = True
 
 
 class ShardUnload(Work, frozen=True, tag="shard.unload"):

@@ -21,8 +21,8 @@ class PlacedStage(msgspec.Struct, frozen=True):
     """One shard of an instance and the engine process that runs it.
 
     `actor` is the engine's bus address, `endpoints` its data-plane addresses, best first. `positions` is how many
-    positions its memory for keys and values holds, and `exact_rows` how many rows of a chunk its engine computes with
-    the same result as one by one.
+    positions its memory for keys and values holds, `exact_rows` how many rows of a chunk its engine computes with the
+    same result as one by one, and `saves` whether those keys and values can be copied.
     """
 
     node_id: Name
@@ -32,6 +32,7 @@ class PlacedStage(msgspec.Struct, frozen=True):
     endpoints: Endpoints = ()
     positions: Whole = 0
     exact_rows: Whole = 1
+    saves: bool = True
 
 
 class Instance(msgspec.Struct, frozen=True):

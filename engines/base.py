@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from cluster.shard import Shard
 from engines.engine import Chunk, EngineError, FloatArray, InferenceEngine, SavedKV
 from engines.slot_table import SlotTable
 from models.architecture import Dtype
 from models.sizes import ShardSizes
-from models.weights.reader import Weights
+from models.weights.reader import Weights, sizes_of
 
 CacheT = TypeVar("CacheT")
 
@@ -55,7 +55,12 @@ class ShardModel(Protocol[CacheT]):
 
 
 class SlotEngine(InferenceEngine, Generic[CacheT]):
-    """An engine made of a `ShardModel` and a `SlotTable`. A subclass defines how to build the model."""
+    """An engine made of a `ShardModel` and a `SlotTable`. A subclass defines how to build the model.
+
+    With `reads_folders` it runs the model in a folder by classes of its own, whether or not exobus describes it.
+    """
+
+    reads_folders: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self._loaded: tuple[ShardModel[CacheT], SlotTable[CacheT]] | None = None
@@ -67,10 +72,12 @@ class SlotEngine(InferenceEngine, Generic[CacheT]):
     def read(self, shard: Shard, weights: Weights) -> None:
         """Build the model, once.
 
-        Raises EngineError for a second call, a shard of another number of layers, or a model that it does not support.
+        Raises EngineError for a second call, a shard of another number of layers, or a model that it does not support,
+        and WeightsError for one that exobus does not describe, unless the engine reads folders.
         """
-        self.check_fits(shard, weights.architecture.n_layers)
-        if (reason := self.supports(weights.architecture)) is not None:
+        self.check_fits(shard, sizes_of(weights).n_layers)
+        reads_it = self.reads_folders and weights.repository is not None
+        if not reads_it and (reason := self.supports(weights.architecture)) is not None:
             raise EngineError(f"the {self.name} engine {reason}; try numpy")
         self.hold(self.build(shard, weights))
 

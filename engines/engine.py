@@ -75,6 +75,9 @@ class InferenceEngine(ABC):
 
     name: ClassVar[str]
 
+    saves: bool = True
+    """Whether `save`, `restore` and `truncate` work with the loaded model. Without them there are no drafts either."""
+
     exact_rows: int = 1
     """A chunk of up to this many rows, alone in its batch, gives each row the same bits as the row alone would get."""
 

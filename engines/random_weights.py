@@ -27,6 +27,8 @@ LEVELS = 1 << BITS
 class RandomWeights:
     """`Weights` of a model with these settings, as in a `config.json`. Each tensor is made when it is read."""
 
+    repository = None
+
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = settings
         self.architecture = described(Settings(settings, "the random model"))

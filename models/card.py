@@ -8,9 +8,8 @@ from pathlib import Path
 import msgspec
 
 from cluster.shard import Shard
-from models.architecture import Architecture
 from models.errors import CatalogueError, WrongCard
-from models.sizes import FLOAT32_BYTES, card_sizes
+from models.sizes import FLOAT32_BYTES, ModelSizes
 
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._:/-]{0,127}")
 MODEL_ID = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?")
@@ -123,15 +122,14 @@ def check_card(card: ModelCard, where: str) -> ModelCard:
     return card
 
 
-def compare_sizes(card: ModelCard, architecture: Architecture, path: Path) -> None:
+def compare_sizes(card: ModelCard, sizes: ModelSizes, path: Path) -> None:
     """Raise WrongCard if the model at `path` has other sizes than its card says, a shorter context or another head.
 
     A card may make the context shorter, and count a head that the embedding serves for.
     """
-    sizes = card_sizes(architecture)
-    pairs = {name: (getattr(card, name), sizes[name]) for name in _SIZES}
-    pairs["tied_embedding"] = card.tied_embedding, card.tied_embedding and architecture.tied_embedding
-    pairs["context_length"] = max(card.context_length, architecture.context_length), architecture.context_length
+    pairs = {name: (getattr(card, name), getattr(sizes, name)) for name in _SIZES}
+    pairs["tied_embedding"] = card.tied_embedding, card.tied_embedding and sizes.tied_embedding
+    pairs["context_length"] = max(card.context_length, sizes.context_length), sizes.context_length
     for name, (said, true) in pairs.items():
         if said != true:
             sentence = f"the card of {card.id} says that its {name} is {said}, but that of {path} is {true}"

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import WeightsError
-from models.families import FAMILIES
 from models.settings import Settings
 
 _MAX_JSON_BYTES = 64 << 20
@@ -29,15 +28,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def folder_settings(folder: Path) -> Settings:
-    """Read `config.json`. Raises WeightsError, also for weights that exobus does not read: quantized ones."""
+    """Read `config.json`. Raises WeightsError."""
     path = folder / "config.json"
     if not path.is_file():
         hint = "a folder that holds a whole model" if not any(folder.glob("*.gguf")) else "the .gguf file in it"
         raise WeightsError(f"{folder} has no config.json; point to {hint}")
-    settings = Settings(read_json(path), str(path))
-    if settings.get("quantization_config") or settings.get("quantization"):
-        raise WeightsError(f"{path} is of a quantized model; pick the unquantized one or a GGUF file")
-    family = FAMILIES.get(str(settings.get("model_type")))
-    if family is not None and family.gguf_only:
-        raise WeightsError(f"{path} is of the family {family.model_types[0]!r}; pick a GGUF file of this model")
-    return settings
+    return Settings(read_json(path), str(path))

@@ -13,6 +13,21 @@ from models.weights.checkpoint import layer_shapes, tensor_shapes
 FLOAT32_BYTES = 4
 
 
+class ModelSizes(msgspec.Struct, frozen=True, kw_only=True):
+    """The sizes of a whole model, whether or not exobus describes it."""
+
+    model_type: str
+    n_layers: int
+    hidden_size: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int
+    tied_embedding: bool
+    dtype: Dtype
+
+
 class ShardSizes(msgspec.Struct, frozen=True):
     """What an engine checks a shard's inputs against, whatever describes its model.
 
@@ -25,6 +40,23 @@ class ShardSizes(msgspec.Struct, frozen=True):
     context_length: int
     dtype: Dtype
     position_bytes: int
+
+
+def model_sizes(architecture: Architecture) -> ModelSizes:
+    """Return the sizes of a model that exobus describes."""
+    heads = architecture.heads
+    return ModelSizes(
+        model_type=architecture.family,
+        n_layers=architecture.n_layers,
+        hidden_size=architecture.hidden_size,
+        n_heads=heads.heads,
+        n_kv_heads=heads.kv_heads,
+        head_dim=heads.head_dim,
+        vocab_size=architecture.vocab_size,
+        context_length=architecture.context_length,
+        tied_embedding=architecture.tied_embedding,
+        dtype=architecture.dtype,
+    )
 
 
 def shard_sizes(architecture: Architecture, shard: Shard) -> ShardSizes:
@@ -57,25 +89,10 @@ def kv_bytes(architecture: Architecture, shard: Shard, positions: int) -> int:
     return sum(_layer_position_bytes(layer) * min(positions, layer.window or positions) for layer in layers)
 
 
-def card_sizes(architecture: Architecture) -> dict[str, int | bool]:
-    """Return the sizes that a model card states, by the names of its fields. Of layers that differ, the largest counts.
-
-    The norm at the end is left out: a card counts layers, embedding and head.
-    """
-    hidden, heads = architecture.hidden_size, architecture.heads
-    layers = [layer_shapes(layer, hidden) for layer in set(architecture.layers)]
-    return {
-        "n_layers": architecture.n_layers,
-        "hidden_size": hidden,
-        "n_heads": heads.heads,
-        "n_kv_heads": heads.kv_heads,
-        "head_dim": heads.head_dim,
-        "vocab_size": architecture.vocab_size,
-        "context_length": architecture.context_length,
-        "layer_bytes": FLOAT32_BYTES * max(sum(prod(shape) for shape in shapes.values()) for shapes in layers),
-        "embedding_bytes": FLOAT32_BYTES * architecture.vocab_size * hidden,
-        "tied_embedding": architecture.tied_embedding,
-    }
+def layer_bytes(architecture: Architecture) -> int:
+    """Count the bytes of the tensors of a layer, as a model card states them; of the largest one if they differ."""
+    shapes = [layer_shapes(layer, architecture.hidden_size) for layer in set(architecture.layers)]
+    return FLOAT32_BYTES * max(sum(map(prod, layer.values())) for layer in shapes)
 
 
 def _layer_position_bytes(attention: Attention) -> int:

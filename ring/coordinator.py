@@ -37,7 +37,7 @@ class RingCoordinator(InputRole):
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
-        self._memory = RingMemory(stage.ring.positions, MAX_SLOTS)
+        self._memory = RingMemory(stage.ring.positions, MAX_SLOTS, stores=stage.ring.saves)
         self._scheduler = Scheduler(stage.sessions, stage.queue, stage.ring.size)
         self._draining = False
 

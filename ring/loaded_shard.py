@@ -34,6 +34,11 @@ class LoadedShard:
         """How many rows of one session its engine computes together as it would each alone."""
         return self.engine.exact_rows
 
+    @property
+    def saves(self) -> bool:
+        """Whether its engine can copy keys and values of this model."""
+        return self.engine.saves
+
     def close(self) -> None:
         """Close the sockets and drop the weights."""
         self.transport.close()

@@ -26,12 +26,12 @@ class RingMemory:
     """The queue of a ring and the index of its prefix cache.
 
     `positions`: what the smallest stage's memory for keys and values holds, for running sessions and stored prefixes
-    together. `sessions`: the most that run at a time.
+    together. `sessions`: the most that run at a time. `stores`: whether prefixes are stored at all.
     """
 
-    def __init__(self, positions: int, sessions: int) -> None:
+    def __init__(self, positions: int, sessions: int, *, stores: bool = True) -> None:
         self._admission = Admission(positions, sessions, MAX_WAITING)
-        self._index = PrefixIndex(positions)
+        self._index = PrefixIndex(positions if stores else 0)
         self._waiting: dict[int, Opening] = {}
         self._admitted_at: dict[int, float] = {}
         self._mean_s = ASSUMED_DURATION_S

@@ -1,7 +1,8 @@
-"""Cutting an mlx-lm model into a pipeline stage: stubs replace the modules that other stages own.
+"""Cutting an mlx-lm model into a pipeline stage: stubs replace the layers that other stages own.
 
 The list of layers keeps its length, so masks, offsets and per-layer patterns stay as the family's author wrote them.
-No weights are read here.
+What is outside of the layers stays too: MLX computes only what an output depends on, so a stage that is not the last
+never reads the head. No weights are read here.
 """
 
 from __future__ import annotations
@@ -13,67 +14,66 @@ import mlx.nn as nn
 
 from cluster.shard import Shard
 from engines.activations import LARGEST_HALF
+from engines.engine import EngineError
 from models.architecture import Dtype
 
 
-class LayerStub(nn.Module):  # type: ignore[misc]  # mlx has no types that mypy can follow
-    """Replaces a layer of another stage. Returns its input, and advances its cache as the layer would."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        # The model's loop reads plain attributes such as `use_sliding`.
-        for name, value in vars(layer).items():
-            if not name.startswith("_"):
-                setattr(self, name, value)
-
-    def __call__(self, rows: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
-        nothing = mx.zeros((rows.shape[0], 1, rows.shape[1], 1), rows.dtype)
-        cache.update_and_fetch(nothing, nothing)
-        return rows
-
-
-class EmbeddingStub(nn.Module):  # type: ignore[misc]
-    """Replaces the embedding on stages without one. Returns zeros (batch, rows, hidden), which `InputHook` ignores."""
-
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.hidden_size = hidden_size
-
-    def __call__(self, tokens: mx.array) -> mx.array:
-        return mx.zeros((*tokens.shape, self.hidden_size), mx.float32)
-
-    def as_linear(self, rows: mx.array) -> mx.array:
-        """Stand in for the tied head on a stage that is not the last; the result is not used."""
-        return rows
+class CannotCut(ValueError):
+    """The layers of a family pass on more than hidden states."""
 
 
 class LayerHook:
-    """Calls an owned layer, and lets subclasses act before or after it. Its other attributes are the layer's."""
+    """Calls a layer, and lets subclasses act before or after it. Its other attributes are the layer's."""
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
 
-    def __call__(self, rows: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
-        output: mx.array = self._layer(rows, mask, cache=cache)
-        return output
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if not arguments:  # GPT-J names its arguments; the rows come first
+            arguments = (named.pop(next(iter(named))),)
+        return self.run(*arguments, **named)
+
+    def run(self, rows: mx.array, *others: Any, **named: Any) -> Any:
+        """Call the layer with hidden states (batch, rows, hidden)."""
+        return self._layer(rows, *others, **named)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._layer, name)
 
 
-class RoundingHook(LayerHook):
-    """Rounds the output of a layer to a 16-bit dtype as `engines.activations.rounded` does. It stays float32."""
+class LayerStub(LayerHook):
+    """Replaces a layer of another stage. Returns its input, and advances its cache as the layer would."""
 
-    def __init__(self, layer: Any, dtype: Dtype) -> None:
+    def run(self, rows: mx.array, *others: Any, **named: Any) -> mx.array:
+        for argument in (*others, *named.values()):
+            advance(argument, rows.shape[0], rows.shape[1])
+        return rows
+
+
+class EmbeddingStub(LayerHook):
+    """Replaces an embedding on stages without the first layer. Returns NaN.
+
+    `InputHook` ignores it; a family that uses it in later layers as well is found by its first pass.
+    """
+
+    def run(self, rows: mx.array, *others: Any, **named: Any) -> mx.array:
+        looked_up: mx.array = self._layer(rows)
+        return looked_up * float("nan")
+
+
+class RoundingHook(LayerHook):
+    """Rounds the output of a layer to a dtype as `engines.activations.rounded` does, and keeps it in another."""
+
+    def __init__(self, layer: Any, dtype: Dtype, kept: mx.Dtype) -> None:
         super().__init__(layer)
         self._dtype = dtype
+        self._kept = kept
 
-    def __call__(self, rows: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
-        output = super().__call__(rows, mask, cache)
+    def run(self, rows: mx.array, *others: Any, **named: Any) -> Any:
+        output, more = _split(super().run(rows, *others, **named))
         if self._dtype == "float16":
             output = mx.clip(output, -LARGEST_HALF, LARGEST_HALF)
-        rounded: mx.array = output.astype(getattr(mx, self._dtype)).astype(mx.float32)
-        return rounded
+        return _joined(output.astype(getattr(mx, self._dtype)).astype(self._kept), more)
 
 
 class InputHook(LayerHook):
@@ -81,50 +81,98 @@ class InputHook(LayerHook):
 
     received: Any = None
 
-    def __call__(self, rows: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
-        return super().__call__(self.received, mask, cache)
+    def run(self, rows: mx.array, *others: Any, **named: Any) -> Any:
+        return super().run(self.received, *others, **named)
 
 
 class OutputHook(LayerHook):
     """The last owned layer. Keeps its output (all rows, hidden), not yet evaluated, for the stage to read.
 
     On the last stage only the rows in `wanted` continue to norm and head, as (1, wanted, hidden): both work by the row.
+    In a whole model, which is `alone`, layers may pass on more than hidden states or have several streams of them, of
+    which all rows continue. Elsewhere that raises CannotCut.
     """
 
     output: Any = None
     wanted: Any = None
 
-    def __call__(self, rows: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
-        output = super().__call__(rows, mask, cache)
+    def __init__(self, layer: Any, alone: bool) -> None:
+        super().__init__(layer)
+        self._alone = alone
+
+    def run(self, rows: mx.array, *others: Any, **named: Any) -> Any:
+        output, more = _split(super().run(rows, *others, **named))
+        streams = output.ndim != 3
+        if (more or streams) and not self._alone:
+            raise CannotCut("its layers pass on more than hidden states")
+        if self.output is not None and not self._alone:
+            raise CannotCut("a pass goes through its layers more than once")
+        if streams:
+            return _joined(output, more)
         self.output = output.reshape(-1, output.shape[-1])
-        return output if self.wanted is None else self.output[None, self.wanted]
+        return _joined(output if self.wanted is None else self.output[None, self.wanted], more)
 
 
-def stub_foreign_layers(model: nn.Module, shard: Shard, *, tied: bool, hidden_size: int) -> None:
-    """Replace the modules that other stages own with stubs, so that the model has only this shard's parameters."""
-    for layer in range(shard.n_layers):
-        if layer not in shard.layers:
-            model.layers[layer] = LayerStub(model.layers[layer])
-    if not (shard.is_first or (shard.is_last and tied)):
-        model.model.embed_tokens = EmbeddingStub(hidden_size)
-    if not shard.is_last:
-        model.model.norm = nn.Identity()
-        if not tied:
-            model.lm_head = nn.Identity()
+def cut(model: nn.Module, shard: Shard, dtype: Dtype, kept: mx.Dtype) -> tuple[InputHook, OutputHook]:
+    """Leave a model the layers of a shard: stubs replace the others, and the outputs of its own are rounded to `dtype`.
 
-
-def hook_ends(model: nn.Module, shard: Shard, dtype: Dtype) -> tuple[InputHook, OutputHook]:
-    """Round the outputs of the owned layers, and hook the first and the last of them.
-
-    Call this after the weights are loaded, since the hooks hide their names.
+    Returns the hooks of the first and the last of them. Call this after the weights are set, since the hooks hide
+    their names. Raises EngineError if the layers cannot be found.
     """
-    layers = model.layers
-    if dtype != "float32":
-        for index in shard.layers:
-            layers[index] = RoundingHook(layers[index], dtype)
+    places = _places(model, shard)
+    if not shard.is_first:
+        _stub_embeddings(model)
+    layers: list[Any] = [RoundingHook(list_of[at], dtype, kept) for list_of, at in places]
     first = InputHook(layers[shard.start_layer])
     if not shard.is_first:
         layers[shard.start_layer] = first
-    last = OutputHook(layers[shard.end_layer - 1])
+    last = OutputHook(layers[shard.end_layer - 1], shard.is_first and shard.is_last)
     layers[shard.end_layer - 1] = last
+    for index, (list_of, at) in enumerate(places):
+        list_of[at] = layers[index] if index in shard.layers else LayerStub(layers[index])
     return first, last
+
+
+def _places(model: nn.Module, shard: Shard) -> list[tuple[list[Any], int]]:
+    """Find where the model keeps each of its layers: a list, and the index in it."""
+    order = {id(layer): index for index, layer in enumerate(model.layers)}
+    found = {
+        order[id(item)]: (value, at)
+        for module in model.modules()
+        for value in module.values()
+        if isinstance(value, list)
+        for at, item in enumerate(value)
+        if id(item) in order
+    }
+    if not len(found) == len(order) == shard.n_layers:
+        raise EngineError(f"{shard} does not fit this family's list of {len(order)} layers; choose another engine")
+    return [found[index] for index in range(shard.n_layers)]
+
+
+def _stub_embeddings(model: nn.Module) -> None:
+    """Replace the embeddings outside of the layers."""
+    inside = {id(module) for layer in model.layers for module in layer.modules()}
+    for module in model.modules():
+        if id(module) in inside:
+            continue
+        for name, value in list(module.items()):
+            if isinstance(value, nn.Embedding | nn.QuantizedEmbedding):
+                setattr(module, name, EmbeddingStub(value))
+
+
+def advance(argument: Any, batch: int, rows: int) -> None:
+    """Count rows in an argument of a layer if it is a cache with positions; in each cache if it has several."""
+    for part in getattr(argument, "caches", ()):
+        advance(part, batch, rows)
+    if hasattr(argument, "update_and_fetch"):
+        nothing = mx.zeros((batch, 1, rows, 1))
+        argument.update_and_fetch(nothing, nothing)
+
+
+def _split(output: Any) -> tuple[mx.array, tuple[Any, ...]]:
+    """Separate a layer's hidden states from what else it returns."""
+    return (output[0], tuple(output[1:])) if isinstance(output, tuple) else (output, ())
+
+
+def _joined(output: mx.array, more: tuple[Any, ...]) -> Any:
+    return (output, *more) if more else output

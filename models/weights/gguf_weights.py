@@ -31,6 +31,8 @@ _LAYER = re.compile(r"\.layers\.(\d+)\.")
 class GgufWeights:
     """The tensors of a .gguf file. Only the bytes of the requested tensors are read."""
 
+    repository = None
+
     def __init__(self, path: Path) -> None:
         header = read_header(path)
         self._path = path

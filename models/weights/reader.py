@@ -11,9 +11,11 @@ import numpy as np
 
 from models.architecture import Architecture
 from models.errors import WeightsError
+from models.sizes import ModelSizes, model_sizes
 from models.weights.gguf_header import is_gguf
 from models.weights.gguf_weights import GgufWeights
 from models.weights.quantized import QuantizedMatrix
+from models.weights.repository import Repository
 from models.weights.safetensors_weights import SafetensorsWeights
 
 
@@ -26,12 +28,17 @@ class Weights(Protocol):
 
     @property
     def architecture(self) -> Architecture:
-        """What the model is."""
+        """What the model is. Raises WeightsError for one that exobus does not describe; it has a `repository`."""
         ...
 
     @property
     def settings(self) -> Mapping[str, Any]:
         """The settings from which it was described, in the form of a Hugging Face `config.json`."""
+        ...
+
+    @property
+    def repository(self) -> Repository | None:
+        """The files, for an engine that reads them by itself; None for a GGUF file or none at all."""
         ...
 
     def names(self) -> frozenset[str]:
@@ -51,6 +58,11 @@ class Weights(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+def sizes_of(weights: Weights) -> ModelSizes:
+    """Return the sizes of a model, whether or not exobus describes it."""
+    return weights.repository.model.sizes if weights.repository else model_sizes(weights.architecture)
 
 
 def open_weights(path: Path) -> Weights:

@@ -21,21 +21,36 @@ from cluster.shard import whole
 from models.architecture import Architecture
 from models.config import folder_settings, read_json
 from models.errors import WeightsError
-from models.families import described
-from models.settings import Settings
+from models.folder_model import FolderModel, model_of
 from models.weights.checkpoint import HEAD
-from models.weights.layout import check_shapes, located, safetensors_places
+from models.weights.layer_names import has_head
+from models.weights.layout import Place, check_shapes, located, safetensors_places
+from models.weights.repository import Repository
 from models.weights.stored import StoredTensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MAX_HEADER_BYTES = 16 << 20
 _DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(bfloat16)}
+_ITEM_BYTES = {kind: dtype.itemsize for kind, dtype in _DTYPES.items()} | {
+    "U32": 4,
+    "I32": 4,
+    "I64": 8,
+    "U16": 2,
+    "I16": 2,
+    "U8": 1,
+    "I8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+}
+"""The kinds that a file may hold. Those that are no floats are codes of quantized weights, and are not read here."""
 _FILE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,200}\.safetensors")
 
 
 class SafetensorsTensor(StoredTensor, frozen=True, kw_only=True):
-    """Where one tensor lies in the file `path`. `dtype` is F32, F16 or BF16."""
+    """Where one tensor lies in the file `path`. `dtype` is a key of `_ITEM_BYTES`."""
 
     path: Path
     dtype: str
@@ -51,15 +66,14 @@ class SafetensorsWeights:
     """A config.json with one or more *.safetensors files. Only tensors whose file is present can be read."""
 
     def __init__(self, folder: Path) -> None:
-        settings = tied_settings(folder)
-        self.settings = settings.values
-        self.architecture = described(settings)
+        self._model = folder_model(folder)
+        self.settings = self._model.settings.values
         self._folder = folder
-        found = safetensors_places(self.architecture, whole(self.architecture.family, self.architecture.n_layers))
+        found = _places(self._model)
         stored: dict[str, SafetensorsTensor] = {}
         # A folder without an index holds a single file.
-        files = set(index_files(folder).values()) if (folder / INDEX).is_file() else {SINGLE}
-        present = [folder / file for file in sorted(files) if (folder / file).is_file()]
+        index = index_files(folder) if (folder / INDEX).is_file() else {}
+        present = [folder / file for file in sorted(set(index.values()) or {SINGLE}) if (folder / file).is_file()]
         if not present:
             raise WeightsError(f"{folder} holds no safetensors file; fetch the model again")
         for path in present:
@@ -68,7 +82,15 @@ class SafetensorsWeights:
             for name in tensors.keys() & stored.keys():
                 raise _damaged(path, f"holds {name!r}, which another file of the model holds too")
             stored |= tensors
-        self._tensors = located(found, stored)
+        self.repository = Repository(folder, frozenset(stored) | index.keys(), self._model)
+        self._tensors: dict[str, tuple[SafetensorsTensor, ...]] = {name: (place,) for name, place in stored.items()}
+        if not self._model.undescribed:
+            self._tensors = located(found, stored)
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the model is. Raises WeightsError if exobus does not describe it."""
+        return self._model.architecture
 
     def names(self) -> frozenset[str]:
         """List the tensors that lie wholly in the files that are present."""
@@ -93,28 +115,25 @@ class SafetensorsWeights:
         self._tensors.clear()
 
 
-def folder_architecture(folder: Path) -> Architecture:
-    """Describe the model in a folder. Raises WeightsError, also if a head that it promises is in no file."""
-    return described(tied_settings(folder))
-
-
-def tied_settings(folder: Path) -> Settings:
-    """Read a folder's settings. Its weights, if any are there, decide whether the model has a head of its own.
+def folder_model(folder: Path) -> FolderModel:
+    """Describe the model in a folder. Its weights, if any are there, decide whether it has a head of its own.
 
     In a fine-tune `tie_word_embeddings` may be the base model's, and a head that is there counts. Raises WeightsError,
     also if the head that the configuration promises is in no file.
     """
     settings = folder_settings(folder)
+    model = model_of(settings)
     listing = folder / INDEX if (folder / INDEX).is_file() else folder / SINGLE
     if not listing.is_file():
-        return settings
+        return model
     names = index_files(folder) if listing.name == INDEX else read_header(listing)
-    if HEAD not in names and not described(settings).tied_embedding:
+    tied = not has_head(names)
+    if tied and not model.undescribed and not model.sizes.tied_embedding:
         raise WeightsError(
             f"{listing} has no {HEAD}, though config.json says that the model has a head of its own "
             "(tie_word_embeddings is false); fetch the whole model again"
         )
-    return settings.replaced(tie_word_embeddings=HEAD not in names)
+    return model_of(settings.replaced(tie_word_embeddings=tied))
 
 
 def index_files(folder: Path) -> dict[str, str]:
@@ -167,11 +186,11 @@ def _stored(path: Path, name: str, entry: _Entry, data_start: int, file_size: in
     begin, end = entry.data_offsets
     if not 0 <= begin <= end <= file_size - data_start:
         raise _damaged(path, f"places {name!r} outside the file")
-    if entry.dtype not in _DTYPES:
+    if entry.dtype not in _ITEM_BYTES:
         raise WeightsError(
-            f"{path} stores {name!r} as {entry.dtype}, but exobus reads F32, F16 and BF16; pick another model"
+            f"{path} stores {name!r} as {entry.dtype}, but exobus reads {', '.join(_ITEM_BYTES)}; pick another model"
         )
-    if min(entry.shape, default=1) < 0 or math.prod(entry.shape) * _DTYPES[entry.dtype].itemsize != end - begin:
+    if min(entry.shape, default=1) < 0 or math.prod(entry.shape) * _ITEM_BYTES[entry.dtype] != end - begin:
         raise _damaged(path, f"gives {name!r} a shape that does not fit its bytes")
     return SafetensorsTensor(
         path=path, dtype=entry.dtype, shape=entry.shape, offset=data_start + begin, nbytes=end - begin
@@ -186,8 +205,20 @@ def _check_overlaps(path: Path, tensors: dict[str, SafetensorsTensor]) -> None:
         end = stored.offset + stored.nbytes
 
 
+def _places(model: FolderModel) -> dict[str, Place]:
+    """Map canonical names to where the files have them; none of a model that exobus does not describe."""
+    if model.undescribed:
+        return {}
+    architecture = model.architecture
+    return safetensors_places(architecture, whole(architecture.family, architecture.n_layers))
+
+
 def _float32(stored: SafetensorsTensor) -> np.ndarray:
     """Read a tensor as flat float32. Raises WeightsError."""
+    if stored.dtype not in _DTYPES:
+        raise WeightsError(
+            f"{stored.path} stores {stored.dtype}, and all engines but mlx read F32, F16 and BF16 only; choose mlx"
+        )
     try:
         data = np.fromfile(stored.path, np.uint8, stored.nbytes, offset=stored.offset)
     except OSError as error:

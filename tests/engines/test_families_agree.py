@@ -145,7 +145,6 @@ def test_tinygrad_refuses_attention_sinks() -> None:
         ("tinygrad", Mlp(32, "clipped_swiglu"), "has no clipped_swiglu"),
         ("onnx", Mlp(32, "clipped_swiglu"), "has clipped_swiglu in experts only"),
         ("onnx", Experts(4, 2, Mlp(32, "gelu_tanh")), "has no experts with GELU"),
-        ("mlx", Experts(4, 2, Mlp(32)), "does not run the family 'qwen3' yet"),
     ],
 )
 def test_feed_forward_network_that_an_engine_lacks_is_refused(

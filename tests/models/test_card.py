@@ -17,10 +17,10 @@ from models.catalogue import DEFAULT_MODEL, Catalogue
 from models.errors import WrongCard
 from models.families import described
 from models.settings import Settings
-from models.sizes import card_sizes
+from models.sizes import FLOAT32_BYTES, layer_bytes, model_sizes
 from models.weights.checkpoint import tensor_names
 from models.weights.reader import open_weights
-from models.weights.safetensors_weights import folder_architecture
+from models.weights.safetensors_weights import folder_model
 from tests.support.model_servers import tiny_card
 from tests.support.models import default_model_path, write_tiny_llama
 
@@ -56,10 +56,17 @@ def architecture_of(card: ModelCard) -> Architecture:
     )
 
 
+def check_sizes(card: ModelCard, architecture: Architecture) -> None:
+    """Fail if a card has not the sizes of a model."""
+    compare_sizes(card, model_sizes(architecture), Path("the model"))
+    assert (card.context_length, card.tied_embedding) == (architecture.context_length, architecture.tied_embedding)
+    assert card.layer_bytes == layer_bytes(architecture)
+    assert card.embedding_bytes == FLOAT32_BYTES * architecture.vocab_size * architecture.hidden_size
+
+
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.id)
 def test_card_states_the_sizes_of_its_architecture(card: ModelCard) -> None:
-    sizes = card_sizes(architecture_of(card))
-    assert {name: getattr(card, name) for name in sizes} == sizes
+    check_sizes(card, architecture_of(card))
 
 
 def test_default_card_matches_its_file() -> None:
@@ -70,8 +77,7 @@ def test_default_card_matches_its_file() -> None:
         names = tensor_names(architecture, whole(card.id, card.n_layers))
         resident = sum(weights.tensor(name).nbytes for name in names)
     assert path.stat().st_size == card.size_bytes
-    sizes = card_sizes(architecture)
-    assert {name: getattr(card, name) for name in sizes} == sizes
+    check_sizes(card, architecture)
     assert (architecture.n_layers, architecture.hidden_size, architecture.vocab_size) == (30, 576, 49152)
     assert resident == card.shard_bytes(whole(card.id, card.n_layers)) + 4 * architecture.hidden_size
 
@@ -93,15 +99,15 @@ def test_card_that_differs_from_its_model_is_refused(tmp_path: Path, field: str,
     folder = write_tiny_llama(tmp_path / "tiny", tie=False)
     card = tiny_card(FolderSource(folder), tied=False)
     wrong = msgspec.structs.replace(card, **{field: value})
-    compare_sizes(card, folder_architecture(folder), folder)
+    compare_sizes(card, folder_model(folder).sizes, folder)
     with pytest.raises(WrongCard, match=rf"tiny says that its {field} is {value}, but that of \S+tiny is \w+; correct"):
-        compare_sizes(wrong, folder_architecture(folder), folder)
+        compare_sizes(wrong, folder_model(folder).sizes, folder)
 
 
 def test_card_may_shorten_the_context(tmp_path: Path) -> None:
     folder = write_tiny_llama(tmp_path / "tiny")
     card = msgspec.structs.replace(tiny_card(FolderSource(folder), tied=False), context_length=256)
-    compare_sizes(card, folder_architecture(folder), folder)
+    compare_sizes(card, folder_model(folder).sizes, folder)
 
 
 @given(st.sampled_from(CARDS), st.data())

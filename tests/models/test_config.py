@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from cluster.shard import whole
+from engines.numpy.engine import NumpyEngine
 from models.errors import WeightsError
 from models.weights.reader import open_weights
 from tests.support.models import TinyShape, write_tiny_llama
@@ -16,7 +18,6 @@ from tests.support.models import TinyShape, write_tiny_llama
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "mamba"}, "family 'mamba'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"num_hidden_layers": 1 << 20}, "num_hidden_layers as 1048576"),
         ({"num_hidden_layers": "4"}, "num_hidden_layers"),
@@ -31,7 +32,6 @@ from tests.support.models import TinyShape, write_tiny_llama
         ({"rope_theta": -1.0}, "rope_theta"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps"),
         ({"hidden_act": "gelu"}, "'gelu'"),
-        ({"quantization_config": {"bits": 4}}, "quantized"),
     ],
 )
 def test_unsupported_configuration_is_rejected(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -40,3 +40,20 @@ def test_unsupported_configuration_is_rejected(tmp_path: Path, change: dict[str,
     with pytest.raises(WeightsError, match=message) as caught:
         open_weights(folder)
     assert "config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"model_type": "mamba"}, "is of the family 'mamba'"),
+        ({"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2}, "is of the family 'gpt_oss'"),
+        ({"quantization_config": {"bits": 4}}, "is of a quantized model"),
+        ({"quantization": {"bits": 4, "group_size": 64}}, "is of a quantized model"),
+    ],
+)
+def test_undescribed_model_runs_on_mlx_alone(tmp_path: Path, change: dict[str, Any], what: str) -> None:
+    folder = write_tiny_llama(tmp_path)
+    changed = TinyShape().config("float32") | {"sliding_window": 8} | change
+    (folder / "config.json").write_text(json.dumps(changed))
+    with open_weights(folder) as weights, pytest.raises(WeightsError, match=f"{what}.* only the engine mlx runs"):
+        NumpyEngine().read(whole("tiny", 4), weights)

@@ -39,6 +39,14 @@ def test_stored_text_is_reused_and_makes_room() -> None:
     assert sorted(large.drop) == sorted(update.numbers)
 
 
+def test_nothing_is_stored_if_a_stage_cannot_copy() -> None:
+    memory = RingMemory(8 * BLOCK, 4, stores=False)
+    admitted(memory, 1, TEXT[: 3 * BLOCK])
+    assert memory.store(TEXT[: 3 * BLOCK]) is None
+    memory.remove(1, 1.0)
+    assert admitted(memory, 2, TEXT[: 3 * BLOCK]).reuse == ()
+
+
 def test_next_opening_repeats_drops_of_failed_start() -> None:
     memory = RingMemory(4 * BLOCK, 4)
     admitted(memory, 1, TEXT[: 2 * BLOCK])

@@ -14,10 +14,17 @@ PAIRS = [new_key_pair() for _ in range(3)]
 ENDPOINTS = [with_key(f"tcp://10.0.0.{index}:1", pair.public) for index, pair in enumerate(PAIRS)]
 
 
-def instance(exact_rows: tuple[int, ...] = (5, 1, 64)) -> Instance:
+def instance(exact_rows: tuple[int, ...] = (5, 1, 64), saves: tuple[bool, ...] = (True, True, True)) -> Instance:
     stages = [
         PlacedStage(
-            pair.node_id, Shard("m", at, at + 1, 3), f"n/{at}", "numpy", (ENDPOINTS[at],), 100 - at, exact_rows[at]
+            pair.node_id,
+            Shard("m", at, at + 1, 3),
+            f"n/{at}",
+            "numpy",
+            (ENDPOINTS[at],),
+            100 - at,
+            exact_rows[at],
+            saves[at],
         )
         for at, pair in enumerate(PAIRS)
     ]
@@ -35,6 +42,14 @@ def test_view_has_the_next_and_the_first_stage() -> None:
 def test_view_has_the_least_of_all_stages() -> None:
     view = ring_view(instance(), "n/0")
     assert (view.size, view.positions, view.exact_rows) == (3, 98, 1)
+
+
+def test_ring_saves_and_drafts_only_if_every_stage_can() -> None:
+    able, unable = instance((5, 9, 64)), instance((5, 9, 64), saves=(True, False, True))
+    assert [(view.saves, view.exact_rows) for view in (ring_view(able, "n/0"), ring_view(unable, "n/0"))] == [
+        (True, 5),
+        (False, 1),
+    ]
 
 
 def test_actor_outside_the_instance_has_no_view() -> None:

@@ -40,6 +40,8 @@ TINY_TOLERANCE = TINY_TOLERANCES["float32"]
 class WeightsInMemory:
     """The default model's tensors, each unpacked once and given to every stage of every split."""
 
+    repository = None
+
     def __init__(self, weights: Weights) -> None:
         self.architecture, self.settings = weights.architecture, weights.settings
         self._names = weights.names()

@@ -183,6 +183,8 @@ def _random_tensor(
 class DescribedWeights:
     """Random weights of any description, in memory."""
 
+    repository = None
+
     def __init__(self, architecture: Architecture) -> None:
         self.architecture = architecture
         self.settings: Mapping[str, Any] = {}

@@ -95,6 +95,8 @@ def random_blocks(kind: GGMLQuantizationType) -> QuantizedMatrix:
 class ThreeFiles:
     """Weights as some files mix them: q has four bits, k eight, and v is float32."""
 
+    repository = None
+
     def __init__(self, folder: Path) -> None:
         kinds = {"q_proj": "Q4_1", "k_proj": "Q8_0", "v_proj": "F32"}
         self._parts = {

@@ -16,7 +16,9 @@ from models.sources.fetch import fetch
 from models.sources.request import Progress
 from models.tokenizer import Tokenizer
 from models.weights.checkpoint import tensor_names
+from models.weights.layer_names import needed_names
 from models.weights.reader import open_weights
+from models.weights.safetensors_weights import index_files
 from tests.support.model_servers import FakeServer, fake_hub, files_of, ignore, leftovers, tiny_card
 from tests.support.models import write_tiny_llama
 
@@ -36,6 +38,19 @@ def test_shard_fetches_only_the_files_it_needs(
         names = tensor_names(part.architecture, shard)
         assert set(names) <= part.names() < full.names()
         assert all((part.tensor(name) == full.tensor(name)).all() for name in names)
+
+
+def test_undescribed_family_fetches_only_the_files_it_needs(
+    hub_card: ModelCard, cache: ModelCache, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = repository / "config.json"
+    settings.write_text(settings.read_text().replace('"model_type": "llama"', '"model_type": "mixtral"'))
+    with fake_hub(repository) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        with open_weights(fetch(hub_card, Shard("tiny", 1, 2, 4), cache, ignore)) as part:
+            names = needed_names(Shard("tiny", 1, 2, 4), sorted(index_files(repository)))
+            assert len(names) == 9, "of one layer"
+            assert set(names) <= part.names() < index_files(repository).keys()
 
 
 def test_progress_ends_at_the_total(hub: FakeServer, hub_card: ModelCard, cache: ModelCache) -> None:
@@ -103,13 +118,13 @@ def test_index_pointing_outside_the_folder_is_rejected(
     assert "evil.safetensors" not in hub.fetched()
 
 
-def test_unsupported_family_is_rejected_before_its_weights(
+def test_unusable_configuration_is_rejected_before_its_weights(
     hub_card: ModelCard, cache: ModelCache, repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (repository / "config.json").write_text('{"model_type": "mamba"}')
     with fake_hub(repository) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        with pytest.raises(WeightsError, match="family 'mamba'"):
+        with pytest.raises(WeightsError, match="gives hidden_size as None"):
             fetch(hub_card, whole("tiny", 4), cache, ignore)
     assert not any(name.startswith("model-") for name in hub.fetched())
 

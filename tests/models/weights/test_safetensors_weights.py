@@ -69,7 +69,7 @@ def test_tensor_is_a_new_contiguous_float32_array(tmp_path: Path) -> None:
         ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, b"1234", "outside the file"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, b"1234", "outside the file"),
         ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}, b"1234", "outside the file"),
-        ({"a": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}}, b"1234", "stores 'a' as I8"),
+        ({"a": {"dtype": "F4", "shape": [4], "data_offsets": [0, 4]}}, b"1234", "stores 'a' as F4"),
         ({"a": {"dtype": "F32", "shape": [1]}}, b"1234", "not of the safetensors format"),
         ([1, 2], b"", "not of the safetensors format"),
         (b"{" * 100_000, b"", "not of the safetensors format"),

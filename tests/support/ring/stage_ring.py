@@ -152,13 +152,13 @@ def random_prompt(length: int, seed: int = 1) -> list[int]:
 
 @contextmanager
 def stage_ring(
-    weights: Path, count: int, positions: int = 4096, nodes: Sequence[ClusterAccess] = ()
+    weights: Path, count: int, positions: int = 4096, nodes: Sequence[ClusterAccess] = (), engine: str = "numpy"
 ) -> Iterator[StageRing]:
     """Run stages on one machine; or, with `nodes`, each on a node of its own, and the gateway on the last of these."""
     with run_folder() as run_dir:
         shards = [Shard("tiny", a, b, N_LAYERS) for a, b in zip(CUTS[count], CUTS[count][1:], strict=False)]
         stages = [
-            started(shard, weights, run_dir, index, nodes[index] if nodes else LOCAL)
+            started(shard, weights, run_dir, index, nodes[index] if nodes else LOCAL, engine)
             for index, shard in enumerate(shards)
         ]
         instance = Instance("i", "tiny", EPOCH, tuple(placed(stages, shards, positions, nodes)))
@@ -185,13 +185,16 @@ def placed(
         node_id, endpoints = "n", loaded.endpoints
         if nodes:
             node_id, endpoints = nodes[index].own_id, only_tcp(endpoints)
-        yield PlacedStage(node_id, shard, f"n/stage-{index}", "numpy", endpoints, positions, loaded.exact_rows)
+        sizes = positions, loaded.exact_rows, loaded.saves
+        yield PlacedStage(node_id, shard, f"n/stage-{index}", "numpy", endpoints, *sizes)
 
 
-def started(shard: Shard, weights: Path, run_dir: Path, index: int, access: Access = LOCAL) -> StageThread:
+def started(
+    shard: Shard, weights: Path, run_dir: Path, index: int, access: Access = LOCAL, engine: str = "numpy"
+) -> StageThread:
     def load() -> LoadedShard:
         transport = lambda: Transport(run_dir, f"stage-{index}", access)  # noqa: E731
-        return load_shard("numpy", shard, EPOCH, weights, transport, kv_bytes=1 << 24)
+        return load_shard(engine, shard, EPOCH, weights, transport, kv_bytes=1 << 24)
 
     stage = StageThread(load)
     stage.start()

@@ -1,0 +1,50 @@
+"""What the settings of a model folder say of its model: whether exobus describes it, and its sizes. Reads no file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from models.any_family import any_sizes
+from models.architecture import Architecture
+from models.errors import WeightsError
+from models.families import FAMILIES, described
+from models.settings import Settings
+from models.sizes import ModelSizes, model_sizes
+
+
+@dataclass(frozen=True, slots=True)
+class FolderModel:
+    """A model whose files are in a folder.
+
+    `undescribed` says why the engines that build from a description cannot run it, as what follows the name of its
+    `config.json`; "" if they can. Its weights may still be of a family that is `known`.
+    """
+
+    settings: Settings
+    sizes: ModelSizes
+    undescribed: str
+    known: Architecture | None
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the model is. Raises WeightsError if exobus does not describe it."""
+        if self.undescribed or self.known is None:
+            raise WeightsError(
+                f"{self.settings.where} {self.undescribed}, which only the engine mlx runs;"
+                " choose it, or a GGUF file of this model"
+            )
+        return self.known
+
+
+def model_of(settings: Settings) -> FolderModel:
+    """Describe a model as far as exobus can. Raises WeightsError for what no engine runs."""
+    family = FAMILIES.get(str(settings.get("model_type")))
+    if family is None:
+        unknown = f"is of the family {settings.get('model_type')!r}"
+        return FolderModel(settings, any_sizes(settings), unknown, None)
+    known, undescribed = described(settings), ""
+    if family.gguf_only:
+        undescribed = f"is of the family {family.model_types[0]!r} in safetensors files"
+    if settings.get("quantization_config") or settings.get("quantization"):
+        undescribed = "is of a quantized model"
+    return FolderModel(settings, model_sizes(known), undescribed, known)
