@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,18 @@ def test_folder_matches_the_reference(name: str, process: EngineProcess, tmp_pat
     folder, layers = write_family_folder(tmp_path / "model", name), tiny_architecture(name).n_layers
     expected = logits_of([numpy_engine(folder, whole(name, layers))])
     ours = logits_of([process.load("mlx", shard, folder) for shard in cut(name, layers, 1)])
+    np.testing.assert_allclose(ours, expected, atol=TOLERANCE)
+
+
+def test_newer_ropes_of_gemma3_are_read(process: EngineProcess, tmp_path: Path) -> None:
+    folder = write_family_folder(tmp_path / "model", "gemma3_text")
+    settings = json.loads((folder / "config.json").read_text())
+    far = settings.pop("rope_scaling") | {"rope_theta": settings.pop("rope_theta")}
+    near = {"rope_type": "default", "rope_theta": settings.pop("rope_local_base_freq") / 2}
+    settings["rope_parameters"] = {"full_attention": far, "sliding_attention": near}
+    (folder / "config.json").write_text(json.dumps(settings))
+    expected = logits_of([numpy_engine(folder, whole("gemma3", 7))])
+    ours = logits_of([process.load("mlx", whole("gemma3", 7), folder)])
     np.testing.assert_allclose(ours, expected, atol=TOLERANCE)
 
 
