@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,7 +33,8 @@ from cluster.failures import FailureCode
 from cluster.placement import Instance
 from common.config import NodeConfig
 from engines.engine import EngineError
-from models.errors import ModelError
+from models.errors import ModelError, WeightsError
+from models.weights.safetensors_weights import folder_model
 from ring.loaded_shard import load_shard
 from ring.ring_view import ring_view
 from ring.stage_thread import StageThread
@@ -68,13 +70,15 @@ class EngineActor(DataPlaneActor):
             )
         begun = time.monotonic()
         self._load = message
+        path = Path(message.path)
+        engine = engine_for(path, message.engine, self._config.engine)
         run_dir, name, access = self._config.run_path, self.bus.name, self._access
         self._thread = StageThread(
             lambda: load_shard(
-                message.engine,
+                engine,
                 message.shard,
                 message.epoch,
-                Path(message.path),
+                path,
                 lambda: Transport(run_dir, name, access),
                 kv_bytes=message.kv_bytes,
                 precision=message.precision,
@@ -84,12 +88,10 @@ class EngineActor(DataPlaneActor):
         try:
             shard = await asyncio.wait_for(asyncio.wrap_future(self._thread.loaded), LOAD_TIMEOUT_S)
         except (EngineError, ModelError, OSError, MemoryError) as error:
-            raise RequestError(
-                FailureCode.LOAD_FAILED, f"{message.engine} cannot load {message.shard}: {error}"
-            ) from error
+            raise RequestError(FailureCode.LOAD_FAILED, f"{engine} cannot load {message.shard}: {error}") from error
         return ShardLoaded(
             self.bus.address,
-            message.engine,
+            engine,
             shard.endpoints,
             time.monotonic() - begun,
             psutil.Process().memory_info().rss,
@@ -155,6 +157,18 @@ class EngineActor(DataPlaneActor):
         if self._thread is None or not self._thread.loaded.done():
             raise RequestError(FailureCode.CONFLICT, f"{self.bus.address} has no stage yet; load a shard first")
         return self._thread
+
+
+def engine_for(weights: Path, chosen: str, configured: str) -> str:
+    """Return the engine that runs a model: the one chosen for this machine, but MLX for what only MLX has classes for.
+
+    An engine that the node's settings name is always taken, and refuses such a model.
+    """
+    if configured != "auto" or not weights.is_dir():
+        return chosen
+    with suppress(WeightsError):  # which the engine raises again when it loads them
+        return "mlx" if folder_model(weights).undescribed else chosen
+    return chosen
 
 
 def _id_of(name: str) -> int:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import msgspec
 
@@ -37,7 +36,6 @@ from cluster.placement import Instance
 from common.config import NodeConfig
 from engines.settings import MAX_SLOTS
 from models.card import ModelCard
-from models.weights.safetensors_weights import folder_model
 
 logger = logging.getLogger(__name__)
 
@@ -153,12 +151,12 @@ class StageHost:
         return lost
 
     async def _load(self, stage: _Stage, work: ShardLoad, card: ModelCard, nodes_here: int) -> ShardLoaded:
-        chosen = (await self._device.measured()).engine
+        engine_name = (await self._device.measured()).engine
         path = await self._fetch_and_start(stage, work, self._device.threads(nodes_here))
         self._check_wanted(stage, work)
         await self._bus.publish(Status(work.shard.model_id, f"loading {work.shard} on {self._config.name}"))
         load = EngineLoad(
-            engine_for(Path(path), chosen, self._config.engine),
+            engine_name,
             work.instance_id,
             work.epoch,
             work.shard,
@@ -226,13 +224,3 @@ class StageHost:
         except RequestError as error:
             logger.warning("%s does not say what it holds: %s", engine, error.message)
             return EngineState()
-
-
-def engine_for(weights: Path, chosen: str, configured: str) -> str:
-    """Return the engine that runs a model: the one chosen for this machine, but MLX for what only MLX has classes for.
-
-    An engine that the node's settings name is always taken, and refuses such a model.
-    """
-    if configured == "auto" and weights.is_dir() and folder_model(weights).undescribed:
-        return "mlx"
-    return chosen

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import msgspec
 
 from actors.node_actor import NodeActor
-from actors.stage_host import engine_for
 from bus.client import BusClient
 from bus.messages import (
     ActorStart,
@@ -44,7 +42,6 @@ from tests.support.bus import WITHIN_S, client, described, link, new_node, next_
 from tests.support.gateway.gateway_rig import CARD as TINY_CARD
 from tests.support.gateway.gateway_rig import CONTEXT_LENGTH
 from tests.support.gateway.gateway_rig import MODEL as TINY
-from tests.support.models import TinyShape, write_tiny_gguf, write_tiny_llama
 
 A, B = new_node(), new_node()
 CARD = Catalogue.load().get(DEFAULT_MODEL)
@@ -261,12 +258,3 @@ def holding(state: EngineState) -> Answers:
 async def registered(bus: BusClient) -> None:
     """Wait until the hub knows an actor."""
     await described(bus, lambda state: bus.name in [known.name for known in state.actors])
-
-
-def test_mlx_runs_what_no_other_engine_has(tmp_path: Path) -> None:
-    llama, gguf = write_tiny_llama(tmp_path / "llama"), write_tiny_gguf(tmp_path / "llama.gguf")
-    gemma = tmp_path / "gemma"
-    gemma.mkdir()
-    (gemma / "config.json").write_text(json.dumps(TinyShape().config("float32") | {"model_type": "gemma3_text"}))
-    assert [engine_for(path, "onnx", "auto") for path in (llama, gguf, gemma)] == ["onnx", "onnx", "mlx"]
-    assert engine_for(gemma, "numpy", "numpy") == "numpy", "it was asked for, and refuses the model"
