@@ -37,6 +37,9 @@ FAMILY_ERRORS = (
 )
 """What a family's code raises for a configuration, a checkpoint or a call that it was not written for."""
 
+_BESIDE_SCALING = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+"""What older configurations have beside `rope_scaling`."""
+
 Arrays = dict[str, mx.array]
 
 
@@ -102,15 +105,16 @@ def _from_repository(repository: Repository, shard: Shard, upcast: bool) -> nn.M
 
 def flat_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return rope's constants by their older names, which most families read, if only the newer ones are given."""
-    given, near = config.get("rope_parameters"), {}
+    given, lifted = config.get("rope_parameters"), {}
     if isinstance(given, dict) and isinstance(given.get("full_attention"), dict):  # Gemma 3, of transformers 5
-        near = {"rope_local_base_freq": given.get("sliding_attention", {}).get("rope_theta", 10000.0)}
+        lifted = {"rope_local_base_freq": given.get("sliding_attention", {}).get("rope_theta", 10000.0)}
         given = given["full_attention"]
     if not isinstance(given, dict) or "rope_theta" not in given or "rope_theta" in config:
         return {}
+    lifted |= {name: given[name] for name in _BESIDE_SCALING if name in given and name not in config}
     scaling = {name: value for name, value in given.items() if name != "rope_theta"}
-    plain = scaling.get("rope_type", "default") == "default"
-    return {"rope_theta": given["rope_theta"], "rope_scaling": None if plain else scaling, **near}
+    kind = scaling.get("rope_type", "default")
+    return lifted | {"rope_scaling": None if kind == "default" else scaling | {"type": kind}}
 
 
 def with_stand_ins(weights: Arrays, names: Iterable[str]) -> Arrays:

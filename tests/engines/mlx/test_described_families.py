@@ -54,6 +54,20 @@ def test_newer_ropes_of_gemma3_are_read(process: EngineProcess, tmp_path: Path) 
     np.testing.assert_allclose(ours, expected, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("name", ["phi3", "llama3 rope", "yarn rope"])
+def test_newer_rope_with_a_scaling_rule_is_read(name: str, process: EngineProcess, tmp_path: Path) -> None:
+    folder = write_family_folder(tmp_path / "model", name)
+    settings = json.loads((folder / "config.json").read_text())
+    rope = settings.pop("rope_scaling")
+    rope |= {"rope_type": rope.get("rope_type") or rope.pop("type"), "rope_theta": settings.pop("rope_theta")}
+    beside = {"partial_rotary_factor", "original_max_position_embeddings"} & settings.keys()
+    rope |= {setting: settings.pop(setting) for setting in beside}
+    (folder / "config.json").write_text(json.dumps(settings | {"rope_parameters": rope}))
+    expected = logits_of([numpy_engine(folder, whole(name, 3))])
+    ours = logits_of([process.load("mlx", whole(name, 3), folder)])
+    np.testing.assert_allclose(ours, expected, atol=TOLERANCE)
+
+
 @pytest.mark.parametrize(
     "name", [name for name, family in FAMILY_OF.items() if family in FROM_GGUF and name not in SHORT_OF_MODULES]
 )
