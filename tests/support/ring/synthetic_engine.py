@@ -135,7 +135,8 @@ class SyntheticStage:
     """
 
     def __init__(self, model: Model, shard: Shard, journal: Journal) -> None:
-        self.sizes = shard_sizes(model.architecture, shard)
+        sizes = shard_sizes(model.architecture, shard)
+        self.sizes = msgspec.structs.replace(sizes, position_bytes=HASH_BYTES * len(shard.layers))
         self.shard = shard
         self._model = model
         self._journal = journal
