@@ -16,6 +16,7 @@ from platformdirs import user_cache_path
 
 from common.files import write_atomic
 from models.card import FolderSource, ModelCard
+from models.sizes import ModelSizes
 
 _MODEL_FILES = (".safetensors", ".json", ".jinja")
 RECORD = ".exobus.json"
@@ -33,13 +34,15 @@ class Record(msgspec.Struct):
     """What a model's folder holds.
 
     `revision` is the commit, or the hash of the wheel, that the files are from. Of a repository, `source` is its name
-    and revision in the card, and `settings` are the names of all its files but the weights.
+    and revision in the card, and `settings` are the names of all its files but the weights. `sizes` are those of a
+    .gguf file, which take long to read from it.
     """
 
     revision: str = ""
     files: dict[str, CachedFile] = {}
     source: str = ""
     settings: list[str] = []
+    sizes: ModelSizes | None = None
 
 
 def default_cache_root() -> Path:

