@@ -24,11 +24,10 @@ from cluster.sampling import SamplingParams
 from cluster.shard import Shard, whole
 from engines.engine import Chunk
 from engines.sampler import sample
-from models.sizes import position_bytes
 from tests.bench.streams import Streams
 from tests.support.bus import ROOT, in_time, run_folder
 from tests.support.network.dataplane import new_nodes, only_tcp, without_keys
-from tests.support.ring.synthetic_engine import Model, SyntheticEngine, SyntheticWeights
+from tests.support.ring.synthetic_engine import HASH_BYTES, Model, SyntheticEngine, SyntheticWeights
 from tests.support.ring.synthetic_stage import WITHIN_S, Join, Look, Ready, Seen, Settings
 
 Over = Literal["ipc", "curve", "plain"]
@@ -182,8 +181,7 @@ def _settings(folder: Path, index: int, models: Sequence[Model], positions: int)
     path = folder / f"model-{index}.json"
     path.write_bytes(msgspec.json.encode(models[index]))
     shard = Shard("synthetic", begin, end, layers)
-    kv_bytes = positions * position_bytes(models[index].architecture, shard)
-    return Settings(str(folder), f"stage-{index}", shard, EPOCH, str(path), kv_bytes)
+    return Settings(str(folder), f"stage-{index}", shard, EPOCH, str(path), positions * HASH_BYTES * len(shard.layers))
 
 
 def expected_tokens(model: Model, prompt: Sequence[int], count: int) -> list[int]:
