@@ -11,6 +11,7 @@ from common.files import write_atomic
 
 CONFIG_FILE = "node.json"
 API_FILE = "api"  # in the run folder: the gateway's URL, once it listens
+CARDS_DIR = "cards"  # in the data folder: models that the user added
 KEY_FILE = "key"  # in the data folder: the node's CURVE secret
 DEFAULT_BUS_PORT = 52416
 DEFAULT_API_PORT = 52415
@@ -79,6 +80,11 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     def cards_path(self) -> Path | None:
         """A folder of the user's own model cards, if one was named."""
         return Path(self.cards_dir) if self.cards_dir else None
+
+    @property
+    def own_cards_path(self) -> Path:
+        """The folder of the cards that `exobus models add` writes; it need not exist."""
+        return Path(self.data_dir) / CARDS_DIR
 
     def api(self) -> str:
         """Read the gateway's URL; empty while the gateway does not listen yet."""

@@ -19,6 +19,7 @@ from models.card import FolderSource, ModelCard
 
 _MODEL_FILES = (".safetensors", ".json", ".jinja")
 RECORD = ".exobus.json"
+_CARDS = ".cards"
 
 
 class CachedFile(msgspec.Struct, frozen=True):
@@ -58,6 +59,11 @@ class ModelCache:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._seen: dict[Path, frozenset[_Seen]] = {}
+
+    @property
+    def cards_folder(self) -> Path:
+        """The folder of the cards that were made from models of the hub."""
+        return self.root / _CARDS
 
     def folder(self, card: ModelCard) -> Path:
         """Return the folder of the card's config and tokenizer; the user's own model folder stays where it is."""

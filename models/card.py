@@ -1,15 +1,22 @@
-"""A model card: a model's names, its sizes and where its files come from. Reads no file."""
+"""A model card: a model's names, its sizes and where its files come from. Reads no file.
+
+Cards are written by hand, or made by `card_of` from the model's own configuration; both travel and are kept as JSON.
+"""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from cluster.shard import Shard
 from models.config import ModelConfig, position_bytes
 from models.errors import CatalogueError, WrongCard
+from models.weights.checkpoint import tensor_names, tensor_shape
 
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._:/-]{0,127}")
 MODEL_ID = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?")
@@ -20,16 +27,22 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 MEMBER = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)*\.gguf")
 
 _SIZES = ("n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size")
+_BYTES = ("context_length", "layer_bytes", "embedding_bytes", "size_bytes")
+_FLOAT32_BYTES = 4
 
 MIN_POSITIONS = 4096
 """A shard needs room for the keys and values of at least this many positions, or of the context if that is shorter."""
 
 
 class HubSource(msgspec.Struct, frozen=True, tag="hub", tag_field="kind", forbid_unknown_fields=True):
-    """A Hugging Face repository of safetensors files at a branch, tag or commit."""
+    """A Hugging Face repository at a branch, tag or commit: of safetensors files, unless `files` names GGUF files.
+
+    `files` are paths in the repository: one file, or all parts of a split model in order.
+    """
 
     repo: str
     revision: str = "main"
+    files: tuple[str, ...] = ()
 
 
 class PackageSource(msgspec.Struct, frozen=True, tag="package", tag_field="kind", forbid_unknown_fields=True):
@@ -59,26 +72,44 @@ class SamplingDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One model of the catalogue. `size_bytes` is the size of its files; the other sizes are of float32 in memory."""
+    """One model. `size_bytes` is the size of its files; the other sizes are of float32 in memory.
+
+    A card of the hub may leave all sizes out (0): they are read from the model when it is first asked for. `params` is
+    the number of weights as its makers give it, such as `8B`, for display. `made_from` is the name on the hub from
+    which the card was made, and empty for a card of the catalogue. `fingerprint` tells two own models of one id apart.
+    """
 
     id: str
-    name: str
-    family: str
-    n_layers: int
-    hidden_size: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    context_length: int
-    layer_bytes: int
-    embedding_bytes: int
-    size_bytes: int
     source: Source
+    name: str = ""
+    family: str = ""
+    n_layers: int = 0
+    hidden_size: int = 0
+    n_heads: int = 0
+    n_kv_heads: int = 0
+    head_dim: int = 0
+    vocab_size: int = 0
+    context_length: int = 0
+    layer_bytes: int = 0
+    embedding_bytes: int = 0
+    size_bytes: int = 0
     tied_embedding: bool = True
     aliases: tuple[str, ...] = ()
     license: str = ""
+    params: str = ""
+    made_from: str = ""
+    fingerprint: str = ""
     defaults: SamplingDefaults = SamplingDefaults()
+
+    @property
+    def sized(self) -> bool:
+        """Whether the card has the model's sizes; without them it cannot be placed."""
+        return self.n_layers > 0
+
+    @property
+    def hub_name(self) -> str:
+        """The name by which any node finds the same model: of the hub if the card was made from it, else its id."""
+        return self.made_from or self.id
 
     @property
     def head_layers(self) -> int:
@@ -113,13 +144,81 @@ def check_card(card: ModelCard, where: str) -> ModelCard:
     for alias in card.aliases:
         if not ALIAS.fullmatch(alias):
             raise CatalogueError(f"{where}: field aliases holds {alias!r}, which is not a lower-case name")
-    for name in (*_SIZES, "context_length", "layer_bytes", "embedding_bytes", "size_bytes"):
+    for name in () if _left_out(card) else (*_SIZES, *_BYTES):
         if getattr(card, name) <= 0:
             raise CatalogueError(f"{where}: field {name} must be positive, and is {getattr(card, name)}")
     for name, text, pattern in _source_fields(card.source):
         if not pattern.fullmatch(text):
             raise CatalogueError(f"{where}: field source.{name} is not well formed: {text!r}")
     return card
+
+
+def card_of(config: ModelConfig, *, model_id: str, source: Source, size_bytes: int, **fields: Any) -> ModelCard:
+    """Make a card with the sizes of a model's own configuration. `fields` are further fields of the card.
+
+    Raises CatalogueError, as `check_card` does.
+    """
+    layer = tensor_names(config, Shard(model_id, 0, config.n_layers, config.n_layers))
+    weights = [name for name in layer if name.startswith("model.layers.0.")]
+    card = ModelCard(
+        id=model_id,
+        source=source,
+        family=config.model_type,
+        layer_bytes=_FLOAT32_BYTES * sum(math.prod(tensor_shape(config, name) or ()) for name in weights),
+        embedding_bytes=_FLOAT32_BYTES * config.vocab_size * config.hidden_size,
+        size_bytes=size_bytes,
+        tied_embedding=config.tie_word_embeddings,
+        **{name: getattr(config, name) for name in (*_SIZES, "context_length")},
+        **fields,
+    )
+    return check_card(card, f"the model {model_id}")
+
+
+def with_sizes_of(card: ModelCard, described: ModelCard) -> ModelCard:
+    """Return a card of the catalogue with the sizes, and the commit, of one that was made from the model itself."""
+    sizes = {name: getattr(described, name) for name in (*_SIZES, *_BYTES, "family", "tied_embedding")}
+    defaults = card.defaults if card.defaults != SamplingDefaults() else described.defaults
+    license_name = card.license or described.license
+    return msgspec.structs.replace(card, source=described.source, defaults=defaults, license=license_name, **sizes)
+
+
+def sampling_defaults(generation: Mapping[str, Any]) -> SamplingDefaults:
+    """Read what a `generation_config.json` recommends. Values of another type or out of range are left out."""
+    if generation.get("do_sample") is False:
+        return SamplingDefaults(temperature=0.0)
+    ranges = {"temperature": (0, 2), "top_p": (0, 1), "top_k": (0, 1 << 20), "min_p": (0, 1)}
+    given = {name: generation.get(name) for name in ranges}
+    sane = {
+        name: value
+        for name, value in given.items()
+        if isinstance(value, int | float) and ranges[name][0] <= value <= ranges[name][1]
+    }
+    return msgspec.convert(sane, SamplingDefaults, strict=False)
+
+
+def encode_card(card: ModelCard) -> str:
+    """Return a card as JSON."""
+    return msgspec.json.encode(card, enc_hook=str).decode()
+
+
+def decode_card(text: str | bytes, where: str) -> ModelCard:
+    """Read a card from JSON and check it. Raises CatalogueError, which names `where`."""
+    try:
+        return check_card(msgspec.json.decode(text, type=ModelCard, dec_hook=path_of), where)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CatalogueError(f"{where}: {error}; remove it and add the model again") from error
+
+
+def path_of(kind: type, value: object) -> Path:
+    """Convert a string to a path for msgspec, which knows only plain types."""
+    if kind is not Path or not isinstance(value, str) or not value:
+        raise NotImplementedError(f"a card holds no {kind.__name__}")
+    return Path(value).expanduser()
+
+
+def _left_out(card: ModelCard) -> bool:
+    """Return whether a card of the hub leaves out its sizes, all of them but `size_bytes`, which is shown."""
+    return isinstance(card.source, HubSource) and not any(getattr(card, name) for name in (*_SIZES, *_BYTES[:-1]))
 
 
 def compare_sizes(card: ModelCard, config: ModelConfig, path: Path) -> None:
@@ -140,7 +239,8 @@ def _source_fields(source: Source) -> list[tuple[str, str, re.Pattern[str]]]:
     """List the fields of a source that are checked: name, value, and the pattern that the whole value must match."""
     match source:
         case HubSource():
-            return [("repo", source.repo, REPO_NAME), ("revision", source.revision, REVISION)]
+            files = [("files", file, MEMBER) for file in source.files]
+            return [("repo", source.repo, REPO_NAME), ("revision", source.revision, REVISION), *files]
         case PackageSource():
             requirement = ("requirement", source.requirement, REQUIREMENT)
             return [requirement, ("sha256", source.sha256, SHA256), ("member", source.member, MEMBER)]

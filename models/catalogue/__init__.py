@@ -1,13 +1,15 @@
-"""The catalogue of model cards: the TOML files of this package, and optionally a folder of the user's own.
+"""The catalogue of model cards: the TOML files of this package, and folders of other cards, which may change.
 
-Knows nothing of downloads.
+Knows nothing of downloads. Cards are looked up on every request, so a folder is read again only once it has changed.
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
+import time
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -15,44 +17,129 @@ from typing import Self
 
 import msgspec
 
-from models.card import FolderSource, HubSource, ModelCard, check_card
+from common.config import NodeConfig
+from models.cache import ModelCache
+from models.card import FolderSource, HubSource, ModelCard, check_card, decode_card, path_of, with_sizes_of
 from models.errors import CatalogueError, UnknownModel
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_MODEL = "smollm2-135m"
+MAX_CARDS = 4096  # in one folder; more are left unread
+SETTLED_NS = 2 * 10**9  # a folder that changed less than this ago may change again without a newer time
 
 
 class Catalogue:
-    """Cards by id, alias and hub repository, in upper or lower case."""
+    """Cards by id, alias and hub repository, in upper or lower case.
 
-    def __init__(self, cards: Iterable[ModelCard]) -> None:
-        self._cards = {card.id: card for card in cards}
-        self._by_name = {alias: card for card in self._cards.values() for alias in card.aliases}
-        self._by_name |= {card.source.repo.lower(): card for card in self.cards() if isinstance(card.source, HubSource)}
-        self._by_name |= self._cards
+    `folders` hold cards as JSON that are written while nodes run: those made from the hub, and those added by the user.
+    Cards of a later folder win, and `cards` over those that only complete them with sizes.
+    """
+
+    def __init__(self, cards: Iterable[ModelCard], folders: Sequence[Path] = ()) -> None:
+        self._given = tuple(cards)
+        self._folders = tuple(_WatchedFolder(folder) for folder in folders)
+        self._cards: dict[str, ModelCard] = {}
+        self._by_name: dict[str, ModelCard] = {}
+        self._index()
 
     @classmethod
-    def load(cls, extra: Path | None = None) -> Self:
+    def load(cls, extra: Path | None = None, folders: Sequence[Path] = ()) -> Self:
         """Read the shipped cards and those in the folder or file `extra`, which win. Raises CatalogueError."""
-        cards = [_read_card(file) for file in _toml_files(resources.files(__name__))]
+        cards = [_read_card(file) for file in _card_files(resources.files(__name__))]
         if extra is not None:
-            files = [extra] if extra.is_file() else _toml_files(extra)
+            files = [extra] if extra.is_file() else _card_files(extra)
             cards += [_read_card(file, extra if extra.is_dir() else extra.parent) for file in files]
-        return cls(cards)
+        return cls(cards, folders)
+
+    @classmethod
+    def of_node(cls, config: NodeConfig) -> Self:
+        """Read all cards that a node has. Raises CatalogueError."""
+        return cls.load(config.cards_path, (ModelCache(Path(config.cache_dir)).cards_folder, config.own_cards_path))
 
     def cards(self) -> tuple[ModelCard, ...]:
         """List all cards in the order of their ids."""
+        self._refresh()
         return tuple(self._cards[model_id] for model_id in sorted(self._cards))
+
+    def own(self) -> tuple[ModelCard, ...]:
+        """List the cards of models in folders of this machine."""
+        return tuple(card for card in self.cards() if isinstance(card.source, FolderSource))
 
     def get(self, model_id: str) -> ModelCard:
         """Return the card of an id, alias or hub repository. Raises UnknownModel with the closest ids."""
+        self._refresh()
         card = self._by_name.get(model_id.lower())
         if card is None:
             names = difflib.get_close_matches(model_id.lower(), self._by_name, n=6, cutoff=0.5)
             raise UnknownModel(model_id, tuple(dict.fromkeys(self._by_name[name].id for name in names))[:3])
         return card
 
+    def _refresh(self) -> None:
+        changed = [folder.refresh() for folder in self._folders]
+        if any(changed):
+            self._index()
 
-def _toml_files(folder: Traversable) -> list[Traversable]:
+    def _index(self) -> None:
+        self._cards = {card.id: card for card in self._given}
+        for card in (card for folder in self._folders for card in folder.cards):
+            self._cards[card.id] = _merged(self._cards.get(card.id), card)
+        cards = tuple(self._cards.values())
+        self._by_name = {card.source.repo.lower(): card for card in cards if _is_whole_repository(card)}
+        self._by_name |= {alias: card for card in cards for alias in card.aliases}
+        self._by_name |= {card.made_from.lower(): card for card in cards if card.made_from}
+        self._by_name |= self._cards
+
+
+class _WatchedFolder:
+    """The cards of a folder that need not exist. One that cannot be read is left out, and said once in the log."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cards: tuple[ModelCard, ...] = ()
+        self._folder = folder
+        self._seen: int | None = -1
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """Read the folder again if it has changed. Returns whether its cards did."""
+        try:
+            changed_ns = self._folder.stat().st_mtime_ns
+        except OSError:
+            changed_ns = 0
+        if changed_ns == self._seen:
+            return False
+        before, self.cards = self.cards, tuple(self._read()) if changed_ns else ()
+        self._seen = changed_ns if time.time_ns() - changed_ns > SETTLED_NS else None
+        return self.cards != before
+
+    def _read(self) -> Iterable[ModelCard]:
+        try:
+            files = sorted(self._folder.glob("*.json"))[:MAX_CARDS]
+        except OSError:
+            return
+        for file in files:
+            try:
+                yield decode_card(file.read_bytes(), f"the model card {file}")
+            except FileNotFoundError:
+                continue  # it was removed meanwhile
+            except (OSError, CatalogueError) as error:
+                logger.warning("%s", error)
+
+
+def _merged(held: ModelCard | None, card: ModelCard) -> ModelCard:
+    """Return a card of a watched folder, or the held one with its sizes if that lacks only those."""
+    if held is None or isinstance(card.source, FolderSource) or not isinstance(held.source, HubSource):
+        return card
+    if isinstance(card.source, HubSource) and card.source.repo == held.source.repo:
+        return held if held.sized else with_sizes_of(held, card)
+    return held
+
+
+def _is_whole_repository(card: ModelCard) -> bool:
+    return isinstance(card.source, HubSource) and not card.source.files
+
+
+def _card_files(folder: Traversable) -> list[Traversable]:
     try:
         files = [file for file in folder.iterdir() if file.name.endswith(".toml")]
     except OSError as error:
@@ -64,7 +151,7 @@ def _read_card(file: Traversable, folder: Path | None = None) -> ModelCard:
     """Read and check one card. The path of a folder source may be relative to `folder`, the folder of the card."""
     try:
         values = tomllib.loads(file.read_text(encoding="utf-8"))
-        card = msgspec.convert(values, ModelCard, dec_hook=_path)
+        card = msgspec.convert(values, ModelCard, dec_hook=path_of)
     except msgspec.ValidationError as error:
         raise CatalogueError(f"the model card {file}: {error}; correct that field") from error
     except (OSError, ValueError) as error:
@@ -72,10 +159,3 @@ def _read_card(file: Traversable, folder: Path | None = None) -> ModelCard:
     if folder is not None and isinstance(card.source, FolderSource):
         card = msgspec.structs.replace(card, source=FolderSource((folder / card.source.path).absolute()))
     return check_card(card, f"the model card {file}")
-
-
-def _path(kind: type, value: object) -> Path:
-    """Convert a string to a path for msgspec, which knows only plain types."""
-    if kind is not Path or not isinstance(value, str) or not value:
-        raise NotImplementedError(f"a card holds no {kind.__name__}")
-    return Path(value).expanduser()
