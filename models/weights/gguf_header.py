@@ -43,12 +43,16 @@ _TensorInfo = tuple[str, tuple[int, ...], int, int]
 
 
 class GgufTensor(msgspec.Struct, frozen=True):
-    """Where one tensor lies, in bytes from the start of the file. `shape` is in numpy's order, rows first."""
+    """Where one tensor lies, in bytes from the start of the file. `shape` is in numpy's order, rows first.
+
+    `part` is the number of its file in a split model, from 0.
+    """
 
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    part: int = 0
 
 
 class GgufHeader(msgspec.Struct, frozen=True):
@@ -58,15 +62,22 @@ class GgufHeader(msgspec.Struct, frozen=True):
     tensors: dict[str, GgufTensor]
 
 
-def read_header(path: Path) -> GgufHeader:
-    """Read and check the header of `path`. Raises WeightsError if it is not GGUF, damaged or cut short."""
+class HeaderCutShort(WeightsError):
+    """A file that ends inside its header."""
+
+
+def read_header(path: Path, filled: int | None = None) -> GgufHeader:
+    """Read and check the header of `path`. Raises WeightsError if it is not GGUF, damaged or cut short.
+
+    Of a file that is being fetched only the first `filled` bytes are there; HeaderCutShort says that they are too few.
+    """
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             if size < 24:
                 raise _damaged(path, f"is only {size} bytes long")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Cursor(path, data).header()
+                return _Cursor(path, data, size if filled is None else filled).header()
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}); fetch the model again") from error
 
@@ -83,11 +94,11 @@ def is_gguf(path: Path) -> bool:
 class _Cursor:
     """Reads a header front to back. Raises WeightsError before it would pass the file's end or a limit above."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, data: mmap.mmap, filled: int) -> None:
         self._path = path
         self._data = data
         self._position = 0
-        self._end = min(len(data), _MAX_HEADER_BYTES)
+        self._end = min(filled, len(data), _MAX_HEADER_BYTES)
 
     def header(self) -> GgufHeader:
         magic, version = self._unpack("II")
@@ -182,7 +193,7 @@ class _Cursor:
     def _take(self, count: int) -> bytes:
         begin, self._position = self._position, self._position + count
         if self._position > self._end:
-            raise _damaged(self._path, "was cut short: it ends inside its header")
+            raise HeaderCutShort(str(_damaged(self._path, "was cut short: it ends inside its header")))
         return self._data[begin : self._position]
 
 

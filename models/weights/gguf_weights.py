@@ -21,7 +21,8 @@ from models.config import ModelConfig
 from models.errors import WeightsError
 from models.weights.checkpoint import check_shapes, tensor_names
 from models.weights.gguf_config import config_from_gguf
-from models.weights.gguf_header import GgufTensor, read_header
+from models.weights.gguf_header import GgufTensor
+from models.weights.gguf_parts import read_model_header
 from models.weights.gguf_tensors import read_bytes, read_tensor
 from models.weights.quantized import UNPACK, QuantizedMatrix
 
@@ -29,10 +30,10 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 class GgufWeights:
-    """The tensors of a .gguf file. Only the bytes of the requested tensors are read."""
+    """The tensors of a .gguf file, or of all parts of a split model. Only the bytes of the requested tensors are read."""
 
     def __init__(self, path: Path) -> None:
-        header = read_header(path)
+        header = read_model_header(path)
         self._path = path
         self.config = config_from_gguf(header, path)
         self._tensors = by_checkpoint_name(self.config, header.tensors)

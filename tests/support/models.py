@@ -237,16 +237,17 @@ def write_tiny_gguf(
     quantization: str = "F32",
     vocabulary: TinyVocabulary = TinyVocabulary(),
     keys: Mapping[str, str | int | float] | None = None,
+    split_tensors: int = 0,
     **sizes: Any,
 ) -> Path:
-    """Write the weights of `write_tiny_llama` as llama.cpp would, and return the path.
+    """Write the weights of `write_tiny_llama` as llama.cpp would, and return the path, which stays unused if split.
 
-    Matrices are in `quantization` ("F32", "F16", "BF16", "Q8_0" or "Q4_1"), norms in F32. `keys` are more metadata.
+    With `split_tensors` the model is split into files of so many tensors. Matrices are in `quantization` ("F32", "F16", "BF16", "Q8_0" or "Q4_1"), norms in F32. `keys` are more metadata.
     `sizes` are fields of `TinyShape`, without biases and rope scaling.
     """
     shape = TinyShape(**sizes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = GGUFWriter(str(path), "llama")
+    writer = GGUFWriter(str(path), "llama", split_max_tensors=split_tensors)
     _add_gguf_sizes(writer, shape)
     _add_gguf_tokenizer(writer, shape.vocab, vocabulary)
     for key, value in (keys or {}).items():
