@@ -1,4 +1,4 @@
-"""What a user types for a model: a name of the catalogue, a repository of the hub, or a path. Pure: looks nothing up."""
+"""What a user types for a model: a name of the catalogue, a repository of the hub, or a path. Looks nothing up."""
 
 from __future__ import annotations
 

@@ -18,8 +18,9 @@ from typing import Self
 import msgspec
 
 from common.config import NodeConfig
+from common.files import write_atomic
 from models.cache import ModelCache
-from models.card import FolderSource, HubSource, ModelCard, check_card, decode_card, path_of, with_sizes_of
+from models.card import FolderSource, HubSource, ModelCard, check_card, decode_card, encode_card, path_of, with_sizes_of
 from models.errors import CatalogueError, UnknownModel
 
 logger = logging.getLogger(__name__)
@@ -85,10 +86,16 @@ class Catalogue:
         for card in (card for folder in self._folders for card in folder.cards):
             self._cards[card.id] = _merged(self._cards.get(card.id), card)
         cards = tuple(self._cards.values())
-        self._by_name = {card.source.repo.lower(): card for card in cards if _is_whole_repository(card)}
+        self._by_name = {_repository(card): card for card in cards}
         self._by_name |= {alias: card for card in cards for alias in card.aliases}
         self._by_name |= {card.made_from.lower(): card for card in cards if card.made_from}
         self._by_name |= self._cards
+
+
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Write a card into a folder that catalogues watch. The folder is made if it does not exist. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / f"{card.id}.json", encode_card(card))
 
 
 class _WatchedFolder:
@@ -128,15 +135,20 @@ class _WatchedFolder:
 
 def _merged(held: ModelCard | None, card: ModelCard) -> ModelCard:
     """Return a card of a watched folder, or the held one with its sizes if that lacks only those."""
-    if held is None or isinstance(card.source, FolderSource) or not isinstance(held.source, HubSource):
+    if held is None or isinstance(card.source, FolderSource):
         return card
-    if isinstance(card.source, HubSource) and card.source.repo == held.source.repo:
-        return held if held.sized else with_sizes_of(held, card)
-    return held
+    completes = (
+        not held.sized
+        and isinstance(held.source, HubSource)
+        and isinstance(card.source, HubSource)
+        and card.source.repo.lower() == held.source.repo.lower()
+    )
+    return with_sizes_of(held, card) if completes else held
 
 
-def _is_whole_repository(card: ModelCard) -> bool:
-    return isinstance(card.source, HubSource) and not card.source.files
+def _repository(card: ModelCard) -> str:
+    """Return the hub's name of a card of safetensors; any other has several models, or none there."""
+    return card.source.repo.lower() if isinstance(card.source, HubSource) and not card.source.files else card.id
 
 
 def _card_files(folder: Traversable) -> list[Traversable]:

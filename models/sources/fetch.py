@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
 from cluster.shard import Shard
 from models.cache import ModelCache
 from models.card import FolderSource, HubSource, ModelCard, PackageSource
 from models.errors import DownloadError
+from models.names import HubName
 from models.sources.request import FetchRequest, Report
+
+if TYPE_CHECKING:
+    from models.sources.describe import Described
 
 
 def fetch(
@@ -22,8 +29,28 @@ def fetch(
     Blocks; calls `report` from this thread. Setting `cancelled` ends the fetch with DownloadCancelled. Any other
     failure raises a ModelError, mostly DownloadError, and leaves no partial file under a final name.
     """
-    try:
+    with _plain_disk_errors(cache):
         return _fetch_from_source(FetchRequest(card, shard, cache, report, cancelled or Event()))
+
+
+def describe(
+    name: HubName, cache: ModelCache, free_bytes: int = 0, context: int = 0, cancelled: Event | None = None
+) -> Described:
+    """Make the card of a model on the hub; a few MB are fetched of a GGUF model, else a few kB. Blocks.
+
+    Without a named quantization it is the largest that fits `free_bytes` with a context of so many positions.
+    Raises a ModelError.
+    """
+    from models.sources.describe import Description
+
+    with _plain_disk_errors(cache):
+        return Description(name, cache, free_bytes, context, cancelled or Event()).make()
+
+
+@contextmanager
+def _plain_disk_errors(cache: ModelCache) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             sentence = "the disk is full; make room or set EXOBUS_CACHE to a folder on another disk"

@@ -61,7 +61,7 @@ class FakeServer:
     tokens: list[str] = field(default_factory=list)
 
     def fetched(self) -> list[str]:
-        """Return the names of the files whose bodies were requested, in order."""
+        """Return the names of the files whose bodies were requested, in order; a range counts as the file."""
         return [line.rpartition("/")[2] for line in self.requests if line.startswith("GET") and "/resolve/" in line]
 
 
@@ -113,19 +113,21 @@ class _FileHandler(BaseHTTPRequestHandler):
 
     def _send_range(self, name: str, whole: bytes, headers: dict[str, str]) -> None:
         faults = self.fake.faults
-        asked = int((self.headers.get("Range") or "bytes=0-")[6:].partition("-")[0])
+        first, _, last = (self.headers.get("Range") or "bytes=0-")[6:].partition("-")
+        asked, end = int(first), int(last or len(whole)) + 1
         start = 0 if name in faults.whole else asked
         self.fake.first_bytes.append((name, asked))
         if asked and (name in faults.no_range or asked >= len(whole)):
             self.send(416, b"", {"Content-Range": f"bytes */{len(whole)}"})
             return
-        body = whole[start:]
-        if start:
-            headers = {**headers, "Content-Range": f"bytes {start}-{len(whole) - 1}/{len(whole)}"}
+        body = whole[start:] if name in faults.whole else whole[start:end]
+        partial = len(body) < len(whole)
+        if partial:
+            headers = {**headers, "Content-Range": f"bytes {start}-{start + len(body) - 1}/{len(whole)}"}
         cuts = faults.cut.get(name)
         cut = cuts.pop(0) if cuts and self.command == "GET" else len(body)
         self.close_connection = cut < len(body)
-        self.send(206 if start else 200, body[:cut], headers, len(body))
+        self.send(206 if partial else 200, body[:cut], headers, len(body))
         if self.close_connection and name in faults.stalled:
             self.wfile.flush()
             faults.stalled[name].wait(STALL_S)
@@ -214,14 +216,15 @@ def _serving(handler: type[_FileHandler], files: dict[str, bytes], path: str = "
 
 @contextmanager
 def fake_hub(folder: Path, path: str = "") -> Iterator[FakeServer]:
-    """Run a hub at this path of a server, with one repository, under any name, that holds the files of `folder`."""
+    """Run a hub at this path of a server, with one repository, under any name, that holds the files under `folder`."""
     with _serving(_HubHandler, files_of(folder), path) as fake:
         yield fake
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Return the contents of the files of a folder by name."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """Return the contents of the files under a folder by their paths in it."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 @contextmanager

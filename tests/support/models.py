@@ -242,8 +242,9 @@ def write_tiny_gguf(
 ) -> Path:
     """Write the weights of `write_tiny_llama` as llama.cpp would, and return the path, which stays unused if split.
 
-    With `split_tensors` the model is split into files of so many tensors. Matrices are in `quantization` ("F32", "F16", "BF16", "Q8_0" or "Q4_1"), norms in F32. `keys` are more metadata.
-    `sizes` are fields of `TinyShape`, without biases and rope scaling.
+    Matrices are in `quantization` ("F32", "F16", "BF16", "Q8_0" or "Q4_1"), norms in F32. `keys` are more metadata.
+    With `split_tensors` the model is split into files of so many tensors. `sizes` are fields of `TinyShape`, without
+    biases and rope scaling.
     """
     shape = TinyShape(**sizes)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ def test_missing_part_is_named(first: Path) -> None:
 
 
 def test_later_part_points_to_the_first(first: Path) -> None:
-    with pytest.raises(WeightsError, match="is not the first of 3 parts; point to tiny-00001-of-00003.gguf"):
+    with pytest.raises(WeightsError, match=r"is not the first of 3 parts; point to tiny-00001-of-00003\.gguf"):
         open_weights(first.with_name("tiny-00002-of-00003.gguf"))
 
 
