@@ -1,28 +1,47 @@
-"""The download actor: serves `download.want` and publishes progress. `models.sources` fetches the files."""
+"""The download actor: serves `download.want` and `model.describe`, and publishes progress.
+
+`models.sources` fetches the files and makes the cards. No other process of a node reads from the hub.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bus.actor import Actor, on
 from bus.client import BusClient, RequestError
-from bus.messages import DownloadDone, DownloadFailed, DownloadProgress, DownloadWant
+from bus.messages import (
+    DownloadDone,
+    DownloadFailed,
+    DownloadProgress,
+    DownloadWant,
+    ModelDescribe,
+    ModelDescribed,
+    TopologyGet,
+    TopologyState,
+)
 from bus.process import run_actor
 from bus.wire import Envelope
 from cluster.failures import FailureCode
 from cluster.shard import Shard
 from common.config import NodeConfig
 from models.cache import ModelCache
-from models.card import ModelCard
-from models.catalogue import Catalogue
-from models.errors import CatalogueError, ModelError, UnknownModel, WrongCard
-from models.sources.fetch import fetch
+from models.card import HubSource, ModelCard, travelling, with_sizes_of
+from models.catalogue import Catalogue, write_card
+from models.errors import BadName, CatalogueError, ModelError, UnknownModel, WrongCard
+from models.names import AUTO, HubName, parse_name
+from models.sources.fetch import describe, fetch
 from models.sources.request import Progress
 
+if TYPE_CHECKING:
+    from models.sources.describe import Described
+
 PROGRESS_EVERY_S = 0.25
+TOPOLOGY_TIMEOUT_S = 3.0
 
 
 class DownloadActor(Actor):
@@ -32,7 +51,7 @@ class DownloadActor(Actor):
 
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
         super().__init__(bus)
-        self._catalogue = Catalogue.load(config.cards_path)
+        self._catalogue = Catalogue.of_node(config)
         self._cache = ModelCache(Path(config.cache_dir))
         self._locks: dict[str, asyncio.Lock] = {}
 
@@ -43,12 +62,55 @@ class DownloadActor(Actor):
         Fails with MODEL_NOT_FOUND, WRONG_CARD or DOWNLOAD_FAILED.
         """
         try:
-            card = self._catalogue.get(message.model_id)
-        except UnknownModel as error:
+            card = self._catalogue.received(message.model_id, message.card)
+        except (UnknownModel, CatalogueError) as error:
             raise RequestError(FailureCode.MODEL_NOT_FOUND, str(error)) from None
         async with self._locks.setdefault(card.id, asyncio.Lock()):
             path = await self._fetch(card, message.shard)
         return DownloadDone(str(path), str(self._cache.folder(card)))
+
+    @on(ModelDescribe)
+    async def describe(self, message: ModelDescribe, envelope: Envelope) -> ModelDescribed:
+        """Make the card of a model on the hub, and put it into the catalogue. Fails as `want` does."""
+        try:
+            held, name = self._known(message.name)
+            if held is not None and held.sized:
+                return ModelDescribed(travelling(held))
+            described = await self._describe(name, message.context)
+            card = with_sizes_of(held, described.card) if held else described.card
+            await asyncio.to_thread(write_card, self._cache.cards_folder, card)
+        except (UnknownModel, BadName) as error:
+            raise RequestError(FailureCode.MODEL_NOT_FOUND, str(error)) from None
+        except ModelError as error:
+            raise RequestError(FailureCode.DOWNLOAD_FAILED, str(error)) from None
+        except OSError as error:
+            sentence = f"the model cache {self._cache.root} cannot be written ({error.strerror}); set EXOBUS_CACHE"
+            raise RequestError(FailureCode.DOWNLOAD_FAILED, sentence) from None
+        return ModelDescribed(travelling(card), described.why)
+
+    def _known(self, text: str) -> tuple[ModelCard | None, HubName]:
+        """Return the card of a name, if there is one, and where on the hub the model is. Raises a ModelError."""
+        try:
+            card = self._catalogue.get(text)
+        except UnknownModel:
+            name = parse_name(text)
+            if not isinstance(name, HubName):
+                raise
+            return None, name
+        source = card.source if isinstance(card.source, HubSource) else HubSource(card.id)
+        return card, HubName(source.repo, "" if source.revision == "main" else source.revision)
+
+    async def _describe(self, name: HubName, context: int) -> Described:
+        """Make a card, for the memory that is free in the cluster if a quantization has to be chosen."""
+        cancelled, free_bytes = threading.Event(), 0
+        if name.quant in ("", AUTO):
+            with suppress(RequestError):
+                state = await self.bus.request("topology", TopologyGet(), TopologyState, TOPOLOGY_TIMEOUT_S)
+                free_bytes = sum(node.capabilities.memory_available for node in state.topology.nodes)
+        try:
+            return await asyncio.to_thread(describe, name, self._cache, free_bytes, context, cancelled)
+        finally:
+            cancelled.set()
 
     async def _fetch(self, card: ModelCard, shard: Shard | None) -> Path:
         cancelled = threading.Event()

@@ -64,7 +64,7 @@ class GatewayActor(DataPlaneActor):
         listener = listen(config)
         port = listener.getsockname()[1]
         origins = origin_policy(config.api_host, port, config.api_names, config.cors)
-        models = TextModels(self.bus, Catalogue.load(config.cards_path), self._renderer)
+        models = TextModels(self.bus, Catalogue.of_node(config), self._renderer)
         self._plane = DataPlane(config.run_path, self._access)
         self._checker = SessionChecker(self.bus, self._plane)
         self._generator = Generator(self.bus, models, self._plane, self._instances)

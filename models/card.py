@@ -76,7 +76,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     A card of the hub may leave all sizes out (0): they are read from the model when it is first asked for. `params` is
     the number of weights as its makers give it, such as `8B`, for display. `made_from` is the name on the hub from
-    which the card was made, and empty for a card of the catalogue. `fingerprint` tells two own models of one id apart.
+    which the card was made, and empty for a card of the catalogue.
     """
 
     id: str
@@ -98,7 +98,6 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     license: str = ""
     params: str = ""
     made_from: str = ""
-    fingerprint: str = ""
     defaults: SamplingDefaults = SamplingDefaults()
 
     @property
@@ -199,6 +198,11 @@ def sampling_defaults(generation: Mapping[str, Any]) -> SamplingDefaults:
 def encode_card(card: ModelCard) -> str:
     """Return a card as JSON."""
     return msgspec.json.encode(card, enc_hook=str).decode()
+
+
+def travelling(card: ModelCard) -> str:
+    """Return a card as JSON for another process or node; "" for an own model, whose path stays here."""
+    return "" if isinstance(card.source, FolderSource) else encode_card(card)
 
 
 def decode_card(text: str | bytes, where: str) -> ModelCard:

@@ -43,7 +43,7 @@ class OpenAiFamily:
 
     async def retrieve_model(self, request: Request) -> Response:
         """Return one card, by id or alias."""
-        return JsonResponse(self._model_body(self._models.card(request.path_params["model_id"])))
+        return JsonResponse(self._model_body(await self._models.card(request.path_params["model_id"])))
 
     def _model_body(self, card: ModelCard) -> dict[str, Any]:
         return {

@@ -76,6 +76,20 @@ class Catalogue:
             raise UnknownModel(model_id, tuple(dict.fromkeys(self._by_name[name].id for name in names))[:3])
         return card
 
+    def received(self, model_id: str, text: str) -> ModelCard:
+        """Return the card of a model that a message names: the one that it carries, else this node's own.
+
+        A message's card says where to fetch a model, never what to read here. Raises CatalogueError or UnknownModel.
+        """
+        if not text:
+            return self.get(model_id)
+        card = decode_card(text, f"the card that came with {model_id}")
+        if isinstance(card.source, FolderSource):
+            raise CatalogueError(f"the card that came with {model_id} names a folder, which only this node's own may")
+        if card.id != model_id or not card.sized:
+            raise CatalogueError(f"the card that came with {model_id} is of {card.id}, or lacks its sizes")
+        return card
+
     def _refresh(self) -> None:
         changed = [folder.refresh() for folder in self._folders]
         if any(changed):

@@ -30,7 +30,7 @@ _LAYER = re.compile(r"blk\.(\d+)\.")
 
 
 class GgufWeights:
-    """The tensors of a .gguf file, or of all parts of a split model. Only the bytes of the requested tensors are read."""
+    """The tensors of a .gguf file, or of all parts of a split model. Only the bytes of requested tensors are read."""
 
     def __init__(self, path: Path) -> None:
         header = read_model_header(path)
