@@ -9,7 +9,7 @@ import difflib
 import logging
 import time
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -33,30 +33,30 @@ SETTLED_NS = 2 * 10**9  # a folder that changed less than this ago may change ag
 class Catalogue:
     """Cards by id, alias and hub repository, in upper or lower case.
 
-    `folders` hold cards as JSON that are written while nodes run: those made from the hub, and those added by the user.
-    Cards of a later folder win, and `cards` over those that only complete them with sizes.
+    Two folders hold cards as JSON that are written while nodes run: `made` those of models on the hub, which also
+    complete cards without sizes, and `own` those that the user added, which win over all others.
     """
 
-    def __init__(self, cards: Iterable[ModelCard], folders: Sequence[Path] = ()) -> None:
+    def __init__(self, cards: Iterable[ModelCard], made: Path | None = None, own: Path | None = None) -> None:
         self._given = tuple(cards)
-        self._folders = tuple(_WatchedFolder(folder) for folder in folders)
+        self._made, self._own = _WatchedFolder(made), _WatchedFolder(own)
         self._cards: dict[str, ModelCard] = {}
         self._by_name: dict[str, ModelCard] = {}
         self._index()
 
     @classmethod
-    def load(cls, extra: Path | None = None, folders: Sequence[Path] = ()) -> Self:
+    def load(cls, extra: Path | None = None, made: Path | None = None, own: Path | None = None) -> Self:
         """Read the shipped cards and those in the folder or file `extra`, which win. Raises CatalogueError."""
         cards = [_read_card(file) for file in _card_files(resources.files(__name__))]
         if extra is not None:
             files = [extra] if extra.is_file() else _card_files(extra)
             cards += [_read_card(file, extra if extra.is_dir() else extra.parent) for file in files]
-        return cls(cards, folders)
+        return cls(cards, made, own)
 
     @classmethod
     def of_node(cls, config: NodeConfig) -> Self:
         """Read all cards that a node has. Raises CatalogueError."""
-        return cls.load(config.cards_path, (ModelCache(Path(config.cache_dir)).cards_folder, config.own_cards_path))
+        return cls.load(config.cards_path, ModelCache(Path(config.cache_dir)).cards_folder, config.own_cards_path)
 
     def cards(self) -> tuple[ModelCard, ...]:
         """List all cards in the order of their ids."""
@@ -91,14 +91,14 @@ class Catalogue:
         return card
 
     def _refresh(self) -> None:
-        changed = [folder.refresh() for folder in self._folders]
-        if any(changed):
+        if any([self._made.refresh(), self._own.refresh()]):
             self._index()
 
     def _index(self) -> None:
         self._cards = {card.id: card for card in self._given}
-        for card in (card for folder in self._folders for card in folder.cards):
-            self._cards[card.id] = _merged(self._cards.get(card.id), card)
+        for card in self._made.cards:
+            self._cards[card.id] = _completed(self._cards.get(card.id), card)
+        self._cards |= {card.id: card for card in self._own.cards}
         cards = tuple(self._cards.values())
         self._by_name = {_repository(card): card for card in cards}
         self._by_name |= {alias: card for card in cards for alias in card.aliases}
@@ -115,7 +115,7 @@ def write_card(folder: Path, card: ModelCard) -> None:
 class _WatchedFolder:
     """The cards of a folder that need not exist. One that cannot be read is left out, and said once in the log."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self.cards: tuple[ModelCard, ...] = ()
         self._folder = folder
         self._seen: int | None = -1
@@ -124,21 +124,17 @@ class _WatchedFolder:
     def refresh(self) -> bool:
         """Read the folder again if it has changed. Returns whether its cards did."""
         try:
-            changed_ns = self._folder.stat().st_mtime_ns
+            changed_ns = self._folder.stat().st_mtime_ns if self._folder else 0
         except OSError:
             changed_ns = 0
         if changed_ns == self._seen:
             return False
-        before, self.cards = self.cards, tuple(self._read()) if changed_ns else ()
+        before, self.cards = self.cards, tuple(self._read(self._folder)) if self._folder and changed_ns else ()
         self._seen = changed_ns if time.time_ns() - changed_ns > SETTLED_NS else None
         return self.cards != before
 
-    def _read(self) -> Iterable[ModelCard]:
-        try:
-            files = sorted(self._folder.glob("*.json"))[:MAX_CARDS]
-        except OSError:
-            return
-        for file in files:
+    def _read(self, folder: Path) -> Iterator[ModelCard]:
+        for file in sorted(folder.glob("*.json"))[:MAX_CARDS]:
             try:
                 yield decode_card(file.read_bytes(), f"the model card {file}")
             except FileNotFoundError:
@@ -147,17 +143,14 @@ class _WatchedFolder:
                 logger.warning("%s", error)
 
 
-def _merged(held: ModelCard | None, card: ModelCard) -> ModelCard:
-    """Return a card of a watched folder, or the held one with its sizes if that lacks only those."""
-    if held is None or isinstance(card.source, FolderSource):
-        return card
-    completes = (
-        not held.sized
-        and isinstance(held.source, HubSource)
-        and isinstance(card.source, HubSource)
-        and card.source.repo.lower() == held.source.repo.lower()
-    )
-    return with_sizes_of(held, card) if completes else held
+def _completed(held: ModelCard | None, made: ModelCard) -> ModelCard:
+    """Return the held card, with the sizes of one that was made from the same repository if it lacks them."""
+    if held is None:
+        return made
+    sources = held.source, made.source
+    if held.sized or not all(isinstance(source, HubSource) for source in sources):
+        return held
+    return with_sizes_of(held, made) if _repository(held) == _repository(made) else held
 
 
 def _repository(card: ModelCard) -> str:
