@@ -34,6 +34,7 @@ from gateway.http.node_routes import NodeRoutes
 from gateway.http.origin_check import origin_policy
 from gateway.http.server import Server, make_server
 from gateway.openai.family import OpenAiFamily
+from models.cache import ModelCache
 from models.catalogue import Catalogue
 from models.templates.renderer import TemplateRenderer
 
@@ -68,7 +69,7 @@ class GatewayActor(DataPlaneActor):
         self._plane = DataPlane(config.run_path, self._access)
         self._checker = SessionChecker(self.bus, self._plane)
         self._generator = Generator(self.bus, models, self._plane, self._instances)
-        families = (OpenAiFamily(self._generator, models),)
+        families = (OpenAiFamily(self._generator, models, ModelCache(Path(config.cache_dir))),)
         errors = ErrorResponses(families)
         policy = AccessPolicy(origins, keys, AuthThrottle())
         app = build_app(families, NodeRoutes(config, self.bus).routes, policy, errors)

@@ -71,6 +71,12 @@ class ModelCache:
             return card.source.path
         return self.root / card.id
 
+    def bytes_here(self, card: ModelCard) -> int:
+        """Count the bytes of the model's own files in the cache that are recorded as complete."""
+        folder = self.root / card.id
+        files = read_record(folder).files.items()
+        return sum(file.size for name, file in files if (folder / Path(name).name).is_file())
+
     def unchanged(self, path: Path) -> bool:
         """Return whether the user's own model at `path` is still what it was at the first call for it."""
         seen = frozenset(_seen_at(path))

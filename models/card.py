@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from cluster.shard import Shard
-from models.config import ModelConfig, position_bytes
+from models.config import FAMILIES, ModelConfig, position_bytes
 from models.errors import CatalogueError, WrongCard
 from models.weights.checkpoint import tensor_names, tensor_shape
 
@@ -171,6 +171,11 @@ def card_of(config: ModelConfig, *, model_id: str, source: Source, size_bytes: i
         **fields,
     )
     return check_card(card, f"the model {model_id}")
+
+
+def supported(card: ModelCard) -> bool | None:
+    """Return whether an engine runs the architecture of a model; None if that is not known yet."""
+    return card.family in FAMILIES if card.family else None
 
 
 def with_sizes_of(card: ModelCard, described: ModelCard) -> ModelCard:

@@ -47,6 +47,16 @@ def describe(
         return Description(name, cache, free_bytes, context, cancelled or Event()).make()
 
 
+def search(words: str, limit: int = 20) -> list[str]:
+    """Ask the hub for repositories with these words in their names, most downloaded first. Raises DownloadError."""
+    from models.sources.hub_listing import plain_errors, search_repositories
+    from models.sources.network import check_network_variables
+
+    check_network_variables()
+    with plain_errors(words, "main"):
+        return search_repositories(words, limit)
+
+
 @contextmanager
 def _plain_disk_errors(cache: ModelCache) -> Iterator[None]:
     try:

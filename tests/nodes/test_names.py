@@ -9,7 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.nodes.test_nodes import layers, wait_for_nodes
+from tests.nodes.test_nodes import wait_for_nodes
+from tests.support.commands import exobus
+from tests.support.gateway.gateway_rig import eventually
 from tests.support.model_servers import FakeServer, fake_hub
 from tests.support.models import write_tiny_gguf
 from tests.support.nodes import NodeProcess, nodes
@@ -27,9 +29,15 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
         yield server
 
 
-def settings(hub: FakeServer, folder: Path) -> dict[str, str]:
-    """Return the variables of nodes with a hub and a cache of their own."""
-    return {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "EXOBUS_CACHE": str(folder / "cache")}
+@pytest.fixture(scope="module")
+def pair(hub: FakeServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[NodeProcess]]:
+    """Run two linked nodes with a hub and a cache of their own."""
+    folder = tmp_path_factory.mktemp("pair")
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "EXOBUS_CACHE": str(folder / "cache")}
+    with nodes("ada", "bob", arguments=ARGUMENTS, environment=settings) as (ada, bob):
+        wait_for_nodes(ada, 2)
+        wait_for_nodes(bob, 2)
+        yield [ada, bob]
 
 
 def chat(node: NodeProcess, model: str) -> dict[str, Any]:
@@ -38,16 +46,71 @@ def chat(node: NodeProcess, model: str) -> dict[str, Any]:
     return answer
 
 
-def test_repository_without_a_card_runs_over_two_nodes(hub: FakeServer, tmp_path: Path) -> None:
-    with nodes("ada", "bob", arguments=ARGUMENTS, environment=settings(hub, tmp_path)) as (ada, bob):
-        wait_for_nodes(ada, 2)
-        wait_for_nodes(bob, 2)
-        answers = [chat(node, f"{REPO}:q8_0") for node in (ada, bob)]
-        assert all(answer["usage"]["completion_tokens"] == 8 for answer in answers), answers
-        assert set(layers(ada)) == {"ada", "bob"}
-        described = ada.get(f"/v1/models/{REPO}")
-        assert (described["id"], described["n_layers"]) == ("tiny--llama-gguf--q8_0", 4)
-        refused = chat(ada, "./folder")
-        assert "the API takes no paths; give ./folder a name with `exobus models add" in refused["error"]["message"]
-        unknown = chat(ada, f"{REPO}:Q2_K")
-        assert "has no quantization Q2_K; it has Q4_1, Q8_0" in unknown["error"]["message"]
+def ring(node: NodeProcess, model_id: str) -> set[str]:
+    """Return the nodes that hold layers of a model."""
+    found = [instance for instance in node.get("/v1/topology")["instances"] if instance["model"] == model_id]
+    return {stage["node"] for instance in found for stage in instance["stages"]}
+
+
+def command(node: NodeProcess, *arguments: str) -> str:
+    """Return what a command for this node prints."""
+    done = exobus(*arguments, EXOBUS_DATA_DIR=str(node.data_dir), EXOBUS_API="", COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_repository_without_a_card_runs_over_two_nodes(pair: list[NodeProcess]) -> None:
+    answers = [chat(node, f"{REPO}:q8_0") for node in pair]
+    assert all(answer["usage"]["completion_tokens"] == 8 for answer in answers), answers
+    assert ring(pair[0], "tiny--llama-gguf--q8_0") == {"ada", "bob"}
+    described = pair[0].get(f"/v1/models/{REPO}:auto")
+    assert (described["id"], described["n_layers"]) == ("tiny--llama-gguf--q8_0", 4)
+    assert "Q8_0 is the largest of 2 that fits" in described["why"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("./folder", "the API takes no paths; give ./folder a name with `exobus models add ./folder`"),
+        ("/etc/passwd", "the API takes no paths"),
+        (f"{REPO}:Q2_K", "has no quantization Q2_K; it has Q4_1, Q8_0"),
+        ("no/such/name", "has not the form ORG/REPO"),
+        ("smolm2-135m", "did you mean smollm2-135m"),
+    ],
+)
+def test_name_of_no_model_is_refused(pair: list[NodeProcess], name: str, sentence: str) -> None:
+    assert sentence in chat(pair[0], name)["error"]["message"]
+
+
+def test_own_model_runs_where_its_files_are(pair: list[NodeProcess], tmp_path: Path) -> None:
+    ada, bob = pair
+    files = write_tiny_gguf(tmp_path / "My Tiny.gguf", printable=True, seed=3)
+    assert "my-tiny was added" in command(ada, "models", "add", str(files))
+    assert chat(ada, "my-tiny")["usage"]["completion_tokens"] == 8
+    assert ring(ada, "my-tiny") == {"ada"}
+    command(bob, "models", "add", str(write_tiny_gguf(tmp_path / "copy" / "My Tiny.gguf", printable=True, seed=3)))
+    assert eventually(lambda: ring(ada, "my-tiny") == {"ada", "bob"}, 60.0)
+    assert chat(bob, "my-tiny")["usage"]["completion_tokens"] == 8
+
+
+def test_equal_name_of_other_files_is_another_model(pair: list[NodeProcess], tmp_path: Path) -> None:
+    for node, seed in zip(pair, (4, 5), strict=True):
+        path = write_tiny_gguf(tmp_path / str(seed) / "twin.gguf", printable=True, seed=seed)
+        command(node, "models", "add", str(path))
+    assert chat(pair[0], "twin")["usage"]["completion_tokens"] == 8
+    assert ring(pair[0], "twin") == {"ada"}
+
+
+def test_commands_show_what_is_here(pair: list[NodeProcess], tmp_path: Path) -> None:
+    ada = pair[0]
+    path = str(write_tiny_gguf(tmp_path / "Shown.gguf", n_layers=3))
+    assert command(ada, "run", path, "the", "--max-tokens", "1").strip()
+    listed = command(ada, "models", "ls")
+    assert next(line.split() for line in listed.splitlines() if line.startswith("shown "))[-1] == "loaded"
+    assert all(len(line) <= 80 for line in listed.splitlines())
+    assert "3 layers of 64" in command(ada, "models", "show", "shown")
+    planned = command(ada, "models", "plan", f"{REPO}:Q4_1", "--context", "100").splitlines()
+    assert [line.split()[1] for line in planned] == ["LAYERS", "0-1", "2-3"]
+    assert "its files stay" in command(ada, "models", "rm", "shown")
+    assert Path(path).is_file()
+    assert "shown" not in command(ada, "models", "ls")

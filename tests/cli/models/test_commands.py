@@ -1,4 +1,4 @@
-"""`exobus models ls` as a process that talks to a real gateway."""
+"""`exobus models` as a process that talks to a real gateway."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 def test_models_are_printed_as_a_table(rig: Rig) -> None:
     lines = exobus("models", "ls", "--api", rig.url).stdout.splitlines()
-    assert lines[0].split() == ["MODEL", "DOWNLOAD", "LAYERS", "CONTEXT", "NAME"]
+    assert lines[0].split() == ["MODEL", "PARAMS", "SIZE", "CONTEXT", "FITS", "HERE"]
     assert any(line.split()[0] == MODEL for line in lines)
 
 
