@@ -147,10 +147,10 @@ def _completed(held: ModelCard | None, made: ModelCard) -> ModelCard:
     """Return the held card, with the sizes of one that was made from the same repository if it lacks them."""
     if held is None:
         return made
-    sources = held.source, made.source
-    if held.sized or not all(isinstance(source, HubSource) for source in sources):
+    one, other = held.source, made.source
+    if held.sized or not isinstance(one, HubSource) or not isinstance(other, HubSource):
         return held
-    return with_sizes_of(held, made) if _repository(held) == _repository(made) else held
+    return with_sizes_of(held, made) if one.repo.lower() == other.repo.lower() else held
 
 
 def _repository(card: ModelCard) -> str:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from models.card import FolderSource, HubSource, encode_card, travelling
 from models.catalogue import DEFAULT_MODEL, Catalogue, write_card
 from models.errors import CatalogueError, UnknownModel
+from models.names import CatalogueName, parse_name
 from tests.support.model_servers import tiny_card
 
 CARDS = Catalogue.load().cards()
@@ -43,6 +44,14 @@ def test_names_aliases_and_repositories_ignore_case() -> None:
     assert catalogue.get("SmolLM2-135M").id == "smollm2-135m"
     assert catalogue.get("llama3.2:1b").id == "llama-3.2-1b"
     assert catalogue.get("HuggingFaceTB/SmolLM2-360M-Instruct").id == "smollm2-360m"
+
+
+def test_shipped_names_are_unique_and_come_from_somewhere() -> None:
+    names = [name for card in CARDS for name in (card.id, *card.aliases)]
+    assert len(CARDS) >= 40
+    assert len(names) == len(set(names))
+    assert all(card.license and card.params and card.family for card in CARDS)
+    assert all(parse_name(name) == CatalogueName(name) for name in names)
 
 
 def test_unknown_name_suggests_the_nearest() -> None:

@@ -93,24 +93,10 @@ def test_own_model_runs_where_its_files_are(pair: list[NodeProcess], tmp_path: P
     assert chat(bob, "my-tiny")["usage"]["completion_tokens"] == 8
 
 
-def test_equal_name_of_other_files_is_another_model(pair: list[NodeProcess], tmp_path: Path) -> None:
-    for node, seed in zip(pair, (4, 5), strict=True):
-        path = write_tiny_gguf(tmp_path / str(seed) / "twin.gguf", printable=True, seed=seed)
-        command(node, "models", "add", str(path))
-    assert chat(pair[0], "twin")["usage"]["completion_tokens"] == 8
-    assert ring(pair[0], "twin") == {"ada"}
-
-
-def test_commands_show_what_is_here(pair: list[NodeProcess], tmp_path: Path) -> None:
-    ada = pair[0]
-    path = str(write_tiny_gguf(tmp_path / "Shown.gguf", n_layers=3))
-    assert command(ada, "run", path, "the", "--max-tokens", "1").strip()
-    listed = command(ada, "models", "ls")
-    assert next(line.split() for line in listed.splitlines() if line.startswith("shown "))[-1] == "loaded"
-    assert all(len(line) <= 80 for line in listed.splitlines())
-    assert "3 layers of 64" in command(ada, "models", "show", "shown")
-    planned = command(ada, "models", "plan", f"{REPO}:Q4_1", "--context", "100").splitlines()
-    assert [line.split()[1] for line in planned] == ["LAYERS", "0-1", "2-3"]
+def test_path_is_added_and_run_at_once(pair: list[NodeProcess], tmp_path: Path) -> None:
+    ada, path = pair[0], write_tiny_gguf(tmp_path / "Shown.gguf", n_layers=3)
+    assert command(ada, "run", str(path), "the", "--max-tokens", "1").strip()
+    assert ada.get("/v1/models/shown")["n_layers"] == 3
     assert "its files stay" in command(ada, "models", "rm", "shown")
-    assert Path(path).is_file()
-    assert "shown" not in command(ada, "models", "ls")
+    assert path.is_file()
+    assert "shown" not in {model["id"] for model in ada.get("/v1/models")["data"]}
