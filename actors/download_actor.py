@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bus.actor import Actor, on
+from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
 from bus.messages import (
     DownloadDone,
@@ -30,9 +31,10 @@ from cluster.failures import FailureCode
 from cluster.shard import Shard
 from common.config import NodeConfig
 from models.cache import ModelCache
-from models.card import HubSource, ModelCard, travelling, with_sizes_of
+from models.card import FolderSource, HubSource, ModelCard, travelling, with_sizes_of
 from models.catalogue import Catalogue, write_card
-from models.errors import BadName, CatalogueError, ModelError, UnknownModel, WrongCard
+from models.errors import BadName, CatalogueError, ModelError, NotOnHub, UnknownModel, WeightsError, WrongCard
+from models.models_folder import ModelsFolder
 from models.names import AUTO, HubName, parse_name
 from models.sources.fetch import describe, fetch
 from models.sources.request import Progress
@@ -40,7 +42,10 @@ from models.sources.request import Progress
 if TYPE_CHECKING:
     from models.sources.describe import Described
 
+logger = logging.getLogger(__name__)
+
 PROGRESS_EVERY_S = 0.25
+LOOK_EVERY_S = 2.0
 TOPOLOGY_TIMEOUT_S = 3.0
 
 
@@ -51,9 +56,26 @@ class DownloadActor(Actor):
 
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
         super().__init__(bus)
+        self._config = config
         self._catalogue = Catalogue.of_node(config)
         self._cache = ModelCache(Path(config.cache_dir))
         self._locks: dict[str, asyncio.Lock] = {}
+        folder = Path(config.models_dir) if config.models_dir else None
+        self._folder = ModelsFolder(folder, config.listed_cards_path, self._taken) if folder else None
+
+    @every(LOOK_EVERY_S)
+    async def look(self) -> None:
+        """Follow what comes into the user's folder of models, and what leaves it."""
+        if self._folder is not None:
+            for sentence in await asyncio.to_thread(self._folder.update):
+                logger.warning("%s", sentence)
+
+    def _taken(self, model_id: str) -> bool:
+        """Return whether another model than one in the user's folder has an id."""
+        with suppress(UnknownModel):
+            source = self._catalogue.get(model_id).source
+            return not (isinstance(source, FolderSource) and source.path.is_relative_to(self._config.models_dir))
+        return False
 
     @on(DownloadWant)
     async def want(self, message: DownloadWant, envelope: Envelope) -> DownloadDone:
@@ -79,7 +101,7 @@ class DownloadActor(Actor):
             described = await self._describe(name, message.context)
             card = with_sizes_of(held, described.card) if held else described.card
             await asyncio.to_thread(write_card, self._cache.cards_folder, card)
-        except (UnknownModel, BadName) as error:
+        except (UnknownModel, BadName, NotOnHub, WeightsError) as error:  # the same name will not do later either
             raise RequestError(FailureCode.MODEL_NOT_FOUND, str(error)) from None
         except ModelError as error:
             raise RequestError(FailureCode.DOWNLOAD_FAILED, str(error)) from None

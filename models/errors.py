@@ -49,5 +49,9 @@ class DownloadError(ModelError):
     """A model that could not be fetched. No partial file is left under a final name."""
 
 
+class NotOnHub(DownloadError):
+    """A repository, revision or quantization that the hub does not have."""
+
+
 class DownloadCancelled(DownloadError):
     """A fetch that was stopped on request."""

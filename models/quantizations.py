@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 import msgspec
 
-from models.errors import DownloadError
+from models.errors import NotOnHub
 
 SPLIT = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 """The name of one part of a split model, as `llama-gguf-split` writes it."""
@@ -55,12 +55,12 @@ def gguf_models(sizes: Mapping[str, int]) -> tuple[GgufModel, ...]:
 
 
 def named_quant(models: Sequence[GgufModel], quant: str, repo: str) -> GgufModel:
-    """Return the model of that quantization, in any case. Raises DownloadError, which lists what there is."""
+    """Return the model of that quantization, in any case. Raises NotOnHub, which lists what there is."""
     for model in models:
         if model.quant.lower() == quant.lower():
             return model
     there = ", ".join(dict.fromkeys(model.quant for model in models if model.quant)) or "none with a name"
-    raise DownloadError(f"{repo} has no quantization {quant}; it has {there}")
+    raise NotOnHub(f"{repo} has no quantization {quant}; it has {there}")
 
 
 def largest_that_fits(

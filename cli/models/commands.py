@@ -95,7 +95,7 @@ def plan(
     api_key: ApiKeyOption = None,
     node: NodeOption = None,
 ) -> None:
-    """Show which node would hold which layers of a model, or why it does not fit."""
+    """Show which node would hold which layers, or why none."""
     from cli.api_client import get
     from cli.local_nodes import gateway
     from cli.models.tables import plan_of, plan_rows
@@ -116,7 +116,10 @@ def add(
     model_id: Annotated[str, typer.Option("--name", help="Id of the model.", show_default="from its name")] = "",
     node: NodeOption = None,
 ) -> None:
-    """Add your own model, or one of the hub, to the catalogue of a node here; it needs no restart."""
+    """Add your own model, or one of the hub.
+
+    A node here has it in its catalogue at once.
+    """
     from cli.models.adding import add_model
 
     typer.echo(add_model(name, model_id, node))
@@ -124,7 +127,10 @@ def add(
 
 @app.command("rm")
 def remove(name: Annotated[str, typer.Argument(metavar="ID", help="Id of a model.")], node: NodeOption = None) -> None:
-    """Remove a model that was added, or the files of one that was fetched; your own files stay."""
+    """Remove an added model, or what was fetched of one.
+
+    Your own files stay.
+    """
     from cli.models.adding import remove_model
 
     typer.echo(remove_model(name, node))

@@ -9,7 +9,7 @@ import difflib
 import logging
 import time
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -33,19 +33,19 @@ SETTLED_NS = 2 * 10**9  # a folder that changed less than this ago may change ag
 class Catalogue:
     """Cards by id, alias and hub repository, in upper or lower case.
 
-    Two folders hold cards as JSON that are written while nodes run: `made` those of models on the hub, which also
-    complete cards without sizes, and `own` those that the user added, which win over all others.
+    Folders hold cards as JSON that are written while nodes run: `made` those of models on the hub, which also complete
+    cards without sizes, and those of `own` the user's models, which win over all others.
     """
 
-    def __init__(self, cards: Iterable[ModelCard], made: Path | None = None, own: Path | None = None) -> None:
+    def __init__(self, cards: Iterable[ModelCard], made: Path | None = None, own: Sequence[Path] = ()) -> None:
         self._given = tuple(cards)
-        self._made, self._own = _WatchedFolder(made), _WatchedFolder(own)
+        self._made, self._own = _WatchedFolder(made), tuple(_WatchedFolder(folder) for folder in own)
         self._cards: dict[str, ModelCard] = {}
         self._by_name: dict[str, ModelCard] = {}
         self._index()
 
     @classmethod
-    def load(cls, extra: Path | None = None, made: Path | None = None, own: Path | None = None) -> Self:
+    def load(cls, extra: Path | None = None, made: Path | None = None, own: Sequence[Path] = ()) -> Self:
         """Read the shipped cards and those in the folder or file `extra`, which win. Raises CatalogueError."""
         cards = [_read_card(file) for file in _card_files(resources.files(__name__))]
         if extra is not None:
@@ -56,7 +56,8 @@ class Catalogue:
     @classmethod
     def of_node(cls, config: NodeConfig) -> Self:
         """Read all cards that a node has. Raises CatalogueError."""
-        return cls.load(config.cards_path, ModelCache(Path(config.cache_dir)).cards_folder, config.own_cards_path)
+        own = (config.listed_cards_path, config.own_cards_path)
+        return cls.load(config.cards_path, ModelCache(Path(config.cache_dir)).cards_folder, own)
 
     def cards(self) -> tuple[ModelCard, ...]:
         """List all cards in the order of their ids."""
@@ -91,14 +92,14 @@ class Catalogue:
         return card
 
     def _refresh(self) -> None:
-        if any([self._made.refresh(), self._own.refresh()]):
+        if any([folder.refresh() for folder in (self._made, *self._own)]):
             self._index()
 
     def _index(self) -> None:
         self._cards = {card.id: card for card in self._given}
         for card in self._made.cards:
             self._cards[card.id] = _completed(self._cards.get(card.id), card)
-        self._cards |= {card.id: card for card in self._own.cards}
+        self._cards |= {card.id: card for folder in self._own for card in folder.cards}
         cards = tuple(self._cards.values())
         self._by_name = {_repository(card): card for card in cards}
         self._by_name |= {alias: card for card in cards for alias in card.aliases}

@@ -13,7 +13,7 @@ from cluster.shard import whole
 from models.cache import ModelCache
 from models.card import HubSource, ModelCard, card_of, sampling_defaults
 from models.config import ModelConfig, config_from_hf
-from models.errors import DownloadCancelled, DownloadError
+from models.errors import DownloadCancelled, NotOnHub
 from models.names import AUTO, HubName
 from models.quantizations import GgufModel, gguf_models, largest_that_fits, named_quant
 from models.sources.gguf_headers import HEADERS, fetch_headers
@@ -56,7 +56,7 @@ class Description:
     def _safetensors(self, listing: Listing) -> ModelCard:
         size, repo = _safetensors_bytes(listing), listing.repo
         if not size or "config.json" not in listing.files:
-            raise DownloadError(f"{repo} has neither safetensors files with a config.json nor GGUF files; pick another")
+            raise NotOnHub(f"{repo} has neither safetensors files with a config.json nor GGUF files; pick another")
         generation = read_object(listing, "generation_config.json")
         config = config_from_hf(read_object(listing, "config.json"), generation, f"config.json of {repo}")
         made = self._card(self._name, config, HubSource(repo, listing.commit), size, listing)
@@ -66,7 +66,7 @@ class Description:
         """Take the named quantization, or the largest one that fits."""
         asked = self._name.quant
         if not models:
-            raise DownloadError(f"{listing.repo} has no GGUF files; leave :{asked} out, or pick another model")
+            raise NotOnHub(f"{listing.repo} has no GGUF files; leave :{asked} out, or pick another model")
         if asked and asked.lower() != AUTO:
             return Described(self._gguf_card(listing, named_quant(models, asked, listing.repo)))
         if len(models) == 1:

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from models.card import SHA256
-from models.errors import DownloadError
+from models.errors import DownloadError, NotOnHub
 from models.sources.network import hub_endpoint
 
 MAX_JSON_BYTES = 8 << 20
@@ -112,16 +112,19 @@ def plain_errors(repo: str, revision: str) -> Iterator[None]:
     try:
         yield
     except (HTTPError, ConnectionError) as error:
-        raise DownloadError(_reason(repo, revision, error)) from error
+        raise _plain(repo, revision, error) from error
 
 
-def _reason(repo: str, revision: str, error: BaseException) -> str:
+def _plain(repo: str, revision: str, error: BaseException) -> DownloadError:
     match error:
         case GatedRepoError():
-            return f"{repo} is open only to those who accepted its license; accept it on its page and set HF_TOKEN"
+            sentence = f"{repo} is open only to those who accepted its license; accept it on its page and set HF_TOKEN"
         case RepositoryNotFoundError() | RevisionNotFoundError():
-            return f"the hub has no repository {repo} at {revision}, or not for you; check the name and HF_TOKEN"
+            return NotOnHub(
+                f"the hub has no repository {repo} at {revision}, or not for you; check the name and HF_TOKEN"
+            )
         case HfHubHTTPError():
-            return f"the hub returned status {error.response.status_code} for {repo}; try again later"
+            sentence = f"the hub returned status {error.response.status_code} for {repo}; try again later"
         case _:
-            return f"the hub could not be reached for {repo}; check the network and HF_ENDPOINT, then try again"
+            sentence = f"the hub could not be reached for {repo}; check the network and HF_ENDPOINT, then try again"
+    return DownloadError(sentence)

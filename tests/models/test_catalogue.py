@@ -128,7 +128,7 @@ def test_hub_card_needs_no_sizes(tmp_path: Path) -> None:
 
 def test_card_made_later_completes_one_without_sizes(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(UNSIZED)
-    catalogue = Catalogue.load(tmp_path / "mine.toml", tmp_path / "made", tmp_path / "own")
+    catalogue = Catalogue.load(tmp_path / "mine.toml", tmp_path / "made", [tmp_path / "own"])
     made = tiny_card(HubSource("tiny/llama", "0" * 40))
     write_card(tmp_path / "made", msgspec.structs.replace(made, id="mine"))
     card = catalogue.get("m")

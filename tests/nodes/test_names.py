@@ -21,6 +21,11 @@ ARGUMENTS = ["--engine", "numpy", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
     folder = tmp_path_factory.mktemp("repository")
     write_tiny_gguf(folder / "Tiny-Q8_0.gguf", quantization="Q8_0", printable=True)
@@ -30,10 +35,11 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
 
 
 @pytest.fixture(scope="module")
-def pair(hub: FakeServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[NodeProcess]]:
+def pair(hub: FakeServer, models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[NodeProcess]]:
     """Run two linked nodes with a hub and a cache of their own."""
     folder = tmp_path_factory.mktemp("pair")
     settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "EXOBUS_CACHE": str(folder / "cache")}
+    settings["EXOBUS_MODELS"] = str(models_dir)
     with nodes("ada", "bob", arguments=ARGUMENTS, environment=settings) as (ada, bob):
         wait_for_nodes(ada, 2)
         wait_for_nodes(bob, 2)
@@ -79,7 +85,9 @@ def test_repository_without_a_card_runs_over_two_nodes(pair: list[NodeProcess]) 
     ],
 )
 def test_name_of_no_model_is_refused(pair: list[NodeProcess], name: str, sentence: str) -> None:
-    assert sentence in chat(pair[0], name)["error"]["message"]
+    error = chat(pair[0], name)["error"]
+    assert sentence in error["message"]
+    assert error["type"] == "invalid_request_error"
 
 
 def test_own_model_runs_where_its_files_are(pair: list[NodeProcess], tmp_path: Path) -> None:
@@ -95,8 +103,21 @@ def test_own_model_runs_where_its_files_are(pair: list[NodeProcess], tmp_path: P
 
 def test_path_is_added_and_run_at_once(pair: list[NodeProcess], tmp_path: Path) -> None:
     ada, path = pair[0], write_tiny_gguf(tmp_path / "Shown.gguf", n_layers=3)
-    assert command(ada, "run", str(path), "the", "--max-tokens", "1").strip()
+    command(ada, "run", str(path), "the", "--max-tokens", "1")
     assert ada.get("/v1/models/shown")["n_layers"] == 3
     assert "its files stay" in command(ada, "models", "rm", "shown")
     assert path.is_file()
     assert "shown" not in {model["id"] for model in ada.get("/v1/models")["data"]}
+
+
+def test_model_in_the_models_folder_is_found_and_lost(pair: list[NodeProcess], models_dir: Path) -> None:
+    path = write_tiny_gguf(models_dir / "Dropped In.gguf", printable=True)
+    assert eventually(lambda: "dropped-in" in listed(pair[1]), 10.0)
+    assert chat(pair[1], "dropped-in")["usage"]["completion_tokens"] == 8
+    path.unlink()
+    assert eventually(lambda: "dropped-in" not in listed(pair[1]), 10.0)
+
+
+def listed(node: NodeProcess) -> set[str]:
+    """Return the ids of the models in a node's catalogue."""
+    return {model["id"] for model in node.get("/v1/models")["data"]}
