@@ -11,7 +11,6 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
@@ -22,6 +21,7 @@ from bus.messages import (
     DownloadWant,
     ModelDescribe,
     ModelDescribed,
+    Status,
     TopologyGet,
     TopologyState,
 )
@@ -33,14 +33,21 @@ from common.config import NodeConfig
 from models.cache import ModelCache
 from models.card import FolderSource, HubSource, ModelCard, travelling, with_sizes_of
 from models.catalogue import Catalogue, write_card
-from models.errors import BadName, CatalogueError, ModelError, NotOnHub, UnknownModel, WeightsError, WrongCard
+from models.errors import (
+    BadName,
+    CatalogueError,
+    DownloadError,
+    ModelError,
+    NotOnHub,
+    UnknownModel,
+    WeightsError,
+    WrongCard,
+)
 from models.models_folder import ModelsFolder
 from models.names import AUTO, HubName, parse_name
+from models.sources.described import Described
 from models.sources.fetch import describe, fetch
 from models.sources.request import Progress
-
-if TYPE_CHECKING:
-    from models.sources.describe import Described
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +108,8 @@ class DownloadActor(Actor):
             described = await self._describe(name, message.context)
             card = with_sizes_of(held, described.card) if held else described.card
             await asyncio.to_thread(write_card, self._cache.cards_folder, card)
+            if described.why:
+                await self.bus.publish(Status(card.id, f"{card.id}: {described.why}"))
         except (UnknownModel, BadName, NotOnHub, WeightsError) as error:  # the same name will not do later either
             raise RequestError(FailureCode.MODEL_NOT_FOUND, str(error)) from None
         except ModelError as error:
@@ -131,6 +140,12 @@ class DownloadActor(Actor):
                 free_bytes = sum(node.capabilities.memory_available for node in state.topology.nodes)
         try:
             return await asyncio.to_thread(describe, name, self._cache, free_bytes, context, cancelled)
+        except NotOnHub:
+            raise
+        except DownloadError as error:
+            if name.quant in ("", AUTO) and (made := self._catalogue.made_from(name.repo)):
+                return Described(made[-1], f"{made[-1].made_from} is known here, and {error}")
+            raise
         finally:
             cancelled.set()
 

@@ -68,6 +68,13 @@ class Catalogue:
         """List the cards of models in folders of this machine."""
         return tuple(card for card in self.cards() if isinstance(card.source, FolderSource))
 
+    def made_from(self, repo: str) -> tuple[ModelCard, ...]:
+        """List the cards that were made from a repository of the hub, the smallest model first."""
+        made = (
+            card for card in self.cards() if card.made_from.lower().partition("@")[0].partition(":")[0] == repo.lower()
+        )
+        return tuple(sorted(made, key=lambda card: card.size_bytes))
+
     def get(self, model_id: str) -> ModelCard:
         """Return the card of an id, alias or hub repository. Raises UnknownModel with the closest ids."""
         self._refresh()

@@ -16,6 +16,7 @@ from models.config import ModelConfig, config_from_hf
 from models.errors import DownloadCancelled, NotOnHub
 from models.names import AUTO, HubName
 from models.quantizations import GgufModel, gguf_models, largest_that_fits, named_quant
+from models.sources.described import Described
 from models.sources.gguf_headers import HEADERS, fetch_headers
 from models.sources.hub_listing import Listing, list_repository, plain_errors, read_object
 from models.sources.network import check_network_variables
@@ -23,13 +24,6 @@ from models.weights.reader import open_weights
 from models.weights.safetensors_weights import INDEX, SINGLE
 
 DEFAULT_CONTEXT = 8192  # positions that a quantization is chosen for if none are asked
-
-
-class Described(msgspec.Struct, frozen=True):
-    """A card made from a model, and why this quantization was chosen (empty: there was no choice)."""
-
-    card: ModelCard
-    why: str = ""
 
 
 class Description:

@@ -7,17 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING
 
 from cluster.shard import Shard
 from models.cache import ModelCache
 from models.card import FolderSource, HubSource, ModelCard, PackageSource
 from models.errors import DownloadError
 from models.names import HubName
+from models.sources.described import Described
 from models.sources.request import FetchRequest, Report
-
-if TYPE_CHECKING:
-    from models.sources.describe import Described
 
 
 def fetch(

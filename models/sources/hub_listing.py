@@ -27,6 +27,7 @@ from models.errors import DownloadError, NotOnHub
 from models.sources.network import hub_endpoint
 
 MAX_JSON_BYTES = 8 << 20
+SEARCH_TIMEOUT_S = 10.0
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -69,9 +70,18 @@ def list_repository(repo: str, revision: str) -> Listing:
 
 
 def search_repositories(words: str, limit: int) -> list[str]:
-    """Return the repositories of text models that the hub finds, most downloaded first."""
-    found = HfApi(endpoint=hub_endpoint()).list_models(search=words, sort="downloads", limit=limit)
-    return [model.id for model in found]
+    """Return the repositories that the hub finds, most downloaded first. Raises as `list_repository` does.
+
+    `HfApi.list_models` is not used: without a network it tries for 20 s.
+    """
+    url = f"{hub_endpoint() or constants.ENDPOINT}/api/models"
+    asked: dict[str, str | int] = {"search": words, "sort": "downloads", "limit": limit}
+    response = get_session().get(url, params=asked, headers=build_hf_headers(), timeout=SEARCH_TIMEOUT_S)
+    hf_raise_for_status(response)
+    try:
+        return [str(model["id"]) for model in response.json()][:limit]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DownloadError("the hub's answer to a search is no list of models; check HF_ENDPOINT") from error
 
 
 def read_range(url: str, first: int, count: int) -> bytes:

@@ -74,6 +74,15 @@ def test_repository_without_a_card_runs_over_two_nodes(pair: list[NodeProcess]) 
     assert "Q8_0 is the largest of 2 that fits" in described["why"]
 
 
+def test_known_quantization_serves_while_the_hub_fails(pair: list[NodeProcess], hub: FakeServer) -> None:
+    assert chat(pair[0], f"{REPO}:q8_0")["usage"]["completion_tokens"] == 8
+    hub.faults.status["model info"] = 500
+    described = pair[0].get(f"/v1/models/{REPO}?context=77")
+    hub.faults.status.clear()
+    assert described["id"] == "tiny--llama-gguf--q8_0"
+    assert "is known here, and the hub returned status 500" in described["why"]
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [

@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from models.cache import ModelCache
 from models.card import ModelCard, Source
 from models.sources.request import Progress
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPOSITORY = "tiny/llama"
 STALL_S = 60.0  # at most, so that no server outlives its test
 LARGE_BYTES = 4096  # files above this are "LFS" files: listed with their sha256
 
@@ -134,13 +135,15 @@ class _FileHandler(BaseHTTPRequestHandler):
 
 
 class _HubHandler(_FileHandler):
-    """The routes of a download: model info, and a file. Two slashes in succession lead nowhere."""
+    """The routes of a download and of a search: model info, and a file. Two slashes in succession lead nowhere."""
 
     def route(self) -> None:
         path = unquote(self.target.partition("?")[0])
         base = urlsplit(self.fake.url).path
         if "//" in path or not path.startswith(base):
             self.send(404, b"no such route")
+        elif path == f"{base}/api/models":
+            self._search()
         elif path.startswith(f"{base}/api/models/"):
             self._info(path)
         elif "/resolve/" in path:
@@ -153,10 +156,17 @@ class _HubHandler(_FileHandler):
         else:
             self.send(404, b"no such route")
 
+    def _search(self) -> None:
+        """List the one repository, if its name contains the words."""
+        words = parse_qs(urlsplit(self.target).query).get("search", [""])[0]
+        found = [{"id": REPOSITORY}] if words.lower() in REPOSITORY else []
+        self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
+
     def _info(self, path: str) -> None:
         revision = path.partition("/revision/")[2]
         if "model info" in self.fake.faults.status:
-            self.send(self.fake.faults.status["model info"], b"{}", {"X-Error-Code": "RepoNotFound"})
+            status = self.fake.faults.status["model info"]
+            self.send(status, b"{}", {"X-Error-Code": "RepoNotFound"} if status == 404 else {})
         elif len(revision) == len(COMMIT) and revision != self.fake.commit:
             self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         else:
@@ -164,7 +174,7 @@ class _HubHandler(_FileHandler):
             siblings = [
                 _sibling(name, content, hashes.get(name, _etag(content))) for name, content in self.fake.files.items()
             ]
-            info = {"id": "tiny/llama", "sha": self.fake.commit, "siblings": siblings}
+            info = {"id": REPOSITORY, "sha": self.fake.commit, "siblings": siblings}
             self.send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 
 

@@ -14,7 +14,7 @@ from models.card import HubSource, ModelCard, compare_sizes
 from models.errors import DownloadError, WeightsError
 from models.names import HubName
 from models.sources import gguf_headers
-from models.sources.fetch import describe, fetch
+from models.sources.fetch import describe, fetch, search
 from models.tokenizer import Tokenizer
 from models.weights.reader import open_weights
 from tests.support.model_servers import COMMIT, FakeServer, fake_hub, ignore
@@ -119,3 +119,14 @@ def test_damaged_header_is_refused(quantized: FakeServer, cache: ModelCache) -> 
     with pytest.raises(WeightsError, match="GGUF of version 0"):
         describe(HubName(REPO, quant="Q8_0"), cache)
     assert not list(cache.root.rglob("*.part"))
+
+
+def test_search_lists_what_the_hub_finds(hub: FakeServer) -> None:
+    assert search("llama") == ["tiny/llama"]
+    assert search("qwen") == []
+
+
+def test_search_says_that_the_hub_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DownloadError, match="the hub could not be reached for llama"):
+        search("llama")
