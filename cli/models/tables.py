@@ -85,7 +85,7 @@ def loaded_models(topology: Json) -> frozenset[str]:
 
 def details_of(model: Json) -> str:
     """Format all that is known of one model."""
-    rows = [("id", model["id"]), ("name", model.get("name") or "-"), ("aliases", ", ".join(model["aliases"]) or "-")]
+    rows = [("name", model.get("name") or "-"), ("aliases", ", ".join(model["aliases"]) or "-")]
     rows += [("source", model["from"]), ("license", model.get("license") or "-")]
     rows += [("architecture", f"{model['family'] or '?'}{' (no engine)' * (model.get('supported') is False)}")]
     if model.get("n_layers"):
@@ -98,7 +98,7 @@ def details_of(model: Json) -> str:
         rows += [("files", show_bytes(card.size_bytes)), ("memory", memory)]
     rows += [("on disk", show_bytes(model["downloaded_bytes"]))] if model.get("downloaded_bytes") else []
     rows += [("chosen", model["why"])] if model.get("why") else []
-    return table(("MODEL", ""), rows)
+    return table(("MODEL", model["id"]), rows)
 
 
 def plan_rows(model: Json, topology: Json, context: int = 0) -> list[dict[str, Any]]:
