@@ -254,7 +254,15 @@ def write_tiny_gguf(
     for key, value in (keys or {}).items():
         add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
         add(key, value)
-    kind = GGMLQuantizationType[quantization]
+    _add_gguf_tensors(writer, shape, GGMLQuantizationType[quantization])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_gguf_tensors(writer: GGUFWriter, shape: TinyShape, kind: GGMLQuantizationType) -> None:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.n_layers)
     for name, tensor in shape.tensors().items():
         if "q_proj" in name or "k_proj" in name:
@@ -265,11 +273,6 @@ def write_tiny_gguf(
             stored,
             raw_dtype=GGMLQuantizationType.F32 if tensor.ndim == 1 else kind,
         )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def _add_gguf_sizes(writer: GGUFWriter, shape: TinyShape) -> None:
