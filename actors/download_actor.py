@@ -1,28 +1,59 @@
-"""The download actor: serves `download.want` and publishes progress. `models.sources` fetches the files."""
+"""The download actor: serves `download.want` and `model.describe`, and publishes progress.
+
+`models.sources` fetches the files and makes the cards. No other process of a node reads from the hub.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from bus.actor import Actor, on
+from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
-from bus.messages import DownloadDone, DownloadFailed, DownloadProgress, DownloadWant
+from bus.messages import (
+    DownloadDone,
+    DownloadFailed,
+    DownloadProgress,
+    DownloadWant,
+    ModelDescribe,
+    ModelDescribed,
+    Status,
+    TopologyGet,
+    TopologyState,
+)
 from bus.process import run_actor
 from bus.wire import Envelope
 from cluster.failures import FailureCode
 from cluster.shard import Shard
 from common.config import NodeConfig
 from models.cache import ModelCache
-from models.card import ModelCard
-from models.catalogue import Catalogue
-from models.errors import CatalogueError, ModelError, UnknownModel, WrongCard
-from models.sources.fetch import fetch
+from models.card import FolderSource, HubSource, ModelCard, travelling, with_sizes_of
+from models.catalogue import Catalogue, write_card
+from models.errors import (
+    BadName,
+    CatalogueError,
+    DownloadError,
+    ModelError,
+    NotOnHub,
+    UnknownModel,
+    WeightsError,
+    WrongCard,
+)
+from models.models_folder import ModelsFolder
+from models.names import AUTO, HubName, parse_name
+from models.sources.described import Described
+from models.sources.fetch import describe, fetch
 from models.sources.request import Progress
 
+logger = logging.getLogger(__name__)
+
 PROGRESS_EVERY_S = 0.25
+LOOK_EVERY_S = 2.0
+TOPOLOGY_TIMEOUT_S = 3.0
 
 
 class DownloadActor(Actor):
@@ -32,9 +63,26 @@ class DownloadActor(Actor):
 
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
         super().__init__(bus)
-        self._catalogue = Catalogue.load(config.cards_path)
+        self._config = config
+        self._catalogue = Catalogue.of_node(config)
         self._cache = ModelCache(Path(config.cache_dir))
         self._locks: dict[str, asyncio.Lock] = {}
+        folder = Path(config.models_dir) if config.models_dir else None
+        self._folder = ModelsFolder(folder, config.listed_cards_path, self._taken) if folder else None
+
+    @every(LOOK_EVERY_S)
+    async def look(self) -> None:
+        """Follow what comes into the user's folder of models, and what leaves it."""
+        if self._folder is not None:
+            for sentence in await asyncio.to_thread(self._folder.update):
+                logger.warning("%s", sentence)
+
+    def _taken(self, model_id: str) -> bool:
+        """Return whether another model than one in the user's folder has an id."""
+        with suppress(UnknownModel):
+            source = self._catalogue.get(model_id).source
+            return not (isinstance(source, FolderSource) and source.path.is_relative_to(self._config.models_dir))
+        return False
 
     @on(DownloadWant)
     async def want(self, message: DownloadWant, envelope: Envelope) -> DownloadDone:
@@ -43,12 +91,63 @@ class DownloadActor(Actor):
         Fails with MODEL_NOT_FOUND, WRONG_CARD or DOWNLOAD_FAILED.
         """
         try:
-            card = self._catalogue.get(message.model_id)
-        except UnknownModel as error:
+            card = self._catalogue.received(message.model_id, message.card)
+        except (UnknownModel, CatalogueError) as error:
             raise RequestError(FailureCode.MODEL_NOT_FOUND, str(error)) from None
         async with self._locks.setdefault(card.id, asyncio.Lock()):
             path = await self._fetch(card, message.shard)
         return DownloadDone(str(path), str(self._cache.folder(card)))
+
+    @on(ModelDescribe)
+    async def describe(self, message: ModelDescribe, envelope: Envelope) -> ModelDescribed:
+        """Make the card of a model on the hub, and put it into the catalogue. Fails as `want` does."""
+        try:
+            held, name = self._known(message.name)
+            if held is not None and held.sized:
+                return ModelDescribed(travelling(held))
+            described = await self._describe(name, message.context)
+            card = with_sizes_of(held, described.card) if held else described.card
+            await asyncio.to_thread(write_card, self._cache.cards_folder, card)
+            if described.why:
+                await self.bus.publish(Status(card.id, f"{card.id}: {described.why}"))
+        except (UnknownModel, BadName, NotOnHub, WeightsError) as error:  # the same name will not do later either
+            raise RequestError(FailureCode.MODEL_NOT_FOUND, str(error)) from None
+        except ModelError as error:
+            raise RequestError(FailureCode.DOWNLOAD_FAILED, str(error)) from None
+        except OSError as error:
+            sentence = f"the model cache {self._cache.root} cannot be written ({error.strerror}); set EXOBUS_CACHE"
+            raise RequestError(FailureCode.DOWNLOAD_FAILED, sentence) from None
+        return ModelDescribed(travelling(card), described.why)
+
+    def _known(self, text: str) -> tuple[ModelCard | None, HubName]:
+        """Return the card of a name, if there is one, and where on the hub the model is. Raises a ModelError."""
+        try:
+            card = self._catalogue.get(text)
+        except UnknownModel:
+            name = parse_name(text)
+            if not isinstance(name, HubName):
+                raise
+            return None, name
+        source = card.source if isinstance(card.source, HubSource) else HubSource(card.id)
+        return card, HubName(source.repo, "" if source.revision == "main" else source.revision)
+
+    async def _describe(self, name: HubName, context: int) -> Described:
+        """Make a card, for the memory that is free in the cluster if a quantization has to be chosen."""
+        cancelled, free_bytes = threading.Event(), 0
+        if name.quant in ("", AUTO):
+            with suppress(RequestError):
+                state = await self.bus.request("topology", TopologyGet(), TopologyState, TOPOLOGY_TIMEOUT_S)
+                free_bytes = sum(node.capabilities.memory_available for node in state.topology.nodes)
+        try:
+            return await asyncio.to_thread(describe, name, self._cache, free_bytes, context, cancelled)
+        except NotOnHub:
+            raise
+        except DownloadError as error:
+            if name.quant in ("", AUTO) and (made := self._catalogue.made_from(name.repo)):
+                return Described(made[-1], f"{made[-1].made_from} is known here, and {error}")
+            raise
+        finally:
+            cancelled.set()
 
     async def _fetch(self, card: ModelCard, shard: Shard | None) -> Path:
         cancelled = threading.Event()

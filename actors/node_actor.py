@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 
 from actors.device import Device
+from actors.model_cards import ModelCards
 from actors.own_record import OwnRecord
 from actors.placer import Placer
 from actors.stage_host import StageHost
@@ -50,9 +51,9 @@ from cluster.placement import placer_of
 from cluster.roles import Role
 from cluster.topology import Topology
 from common.config import NodeConfig
-from models.card import ModelCard
+from models.card import FolderSource, ModelCard
 from models.catalogue import Catalogue
-from models.errors import CatalogueError, UnknownModel
+from models.errors import CatalogueError
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class NodeActor(Actor):
     def __init__(self, config: NodeConfig, bus: BusClient) -> None:
         super().__init__(bus)
         self._config = config
-        self._catalogue = Catalogue.load(config.cards_path)
+        self._cards = ModelCards(Catalogue.of_node(config), bus)
         self._device = Device(config)
         self._record = OwnRecord(config, bus)
         self._role = own_role(config)
@@ -83,6 +84,7 @@ class NodeActor(Actor):
             RingMemoryWeightedPartitioningStrategy(),
             self._current_topology,
             lambda: self._record.next_number,
+            self._cards.fingerprint,
         )
         self._stages = StageHost(config, bus, self._device)
         self._review = StageReview()
@@ -116,7 +118,7 @@ class NodeActor(Actor):
     def _own_record(self) -> NodeRecorded:
         record = self._record.make(self._device.now(self._nodes_here()))
         self._note_own_stages()
-        return NodeRecorded(record, self._stages.joined, tuple(self._placer.placing))
+        return NodeRecorded(record, self._stages.joined, tuple(self._placer.placing), self._cards.own())
 
     def _note_own_stages(self) -> None:
         self._instances.record(self.bus.node_id, self._record.number, self._stages.joined, self._placer.placing)
@@ -143,6 +145,7 @@ class NodeActor(Actor):
         """Update what another node holds and places, and grow the rings that this node is the placer of now."""
         if envelope.node not in (self.bus.node_id, ""):
             self._instances.record(envelope.node, message.record.number, message.instances, message.placing)
+            self._cards.record(envelope.node, message.models)
             self._record_came.set()
             self._grow_rings()
 
@@ -162,6 +165,7 @@ class NodeActor(Actor):
         """End the stages here in rings over the lost node: the connections between stages broke as well."""
         self._instances.unlink(message.node_id)
         self._linked_members.discard(message.node_id)
+        self._cards.forget(message.node_id)
         for held in self._stages.held:
             if held.joined and message.node_id in held.joined.node_ids:
                 await self._end_stage(held, f"node {message.name or message.node_id} is gone ({message.reason})")
@@ -210,10 +214,13 @@ class NodeActor(Actor):
 
         Another node's request is not passed on again: two nodes may see different members for a moment.
         """
-        card = self._card(message.model_id)
-        placer = placer_of(card.id, self._members())
+        card, members = await self._cards.find(message.model_id), self._members()
+        if isinstance(card.source, FolderSource):
+            await self._hear_members()  # their records say which of them have it
+        placer = placer_of(card.id, self._cards.holders(card, members) or {self.bus.node_id})
         if placer != self.bus.node_id and envelope.node == self.bus.node_id:
-            return await self.bus.request(f"{placer}/node", InstanceEnsure(card.id), InstanceReady, ENSURE_TIMEOUT_S)
+            work = InstanceEnsure(card.hub_name)
+            return await self.bus.request(f"{placer}/node", work, InstanceReady, ENSURE_TIMEOUT_S)
         await self._hear_members()
         return InstanceReady(await self._placer.ensure(card))
 
@@ -229,9 +236,10 @@ class NodeActor(Actor):
         """Grow the rings of the models that this node places."""
         if self._role is not Role.MEMBER:
             return
-        for card in self._catalogue.cards():
-            if self._instances.newest(card.id) and placer_of(card.id, self._members()) == self.bus.node_id:
-                self._placer.grow(card, self._topology)
+        for card in self._cards.all():
+            holders = self._cards.holders(card, self._members()) if self._instances.newest(card.id) else ()
+            if holders and placer_of(card.id, holders) == self.bus.node_id:
+                self._placer.grow(card, self._cards.within(self._topology, card))
 
     def _members(self) -> set[str]:
         """Return the nodes that may place models.
@@ -250,16 +258,10 @@ class NodeActor(Actor):
             )
         return members
 
-    async def _current_topology(self) -> Topology:
-        """Return the topology with this node's record as of now, so that what was just unloaded counts."""
+    async def _current_topology(self, card: ModelCard) -> Topology:
+        """Return the nodes that can hold a model, with this node's record as of now: what was just unloaded counts."""
         await self._device.measured()
-        return self._topology.with_node(self._own_record().record)
-
-    def _card(self, model_id: str) -> ModelCard:
-        try:
-            return self._catalogue.get(model_id)
-        except UnknownModel as error:
-            raise RequestError(FailureCode.MODEL_NOT_FOUND, str(error)) from None
+        return self._cards.within(self._topology.with_node(self._own_record().record), card)
 
     # -- as a member
 
@@ -270,7 +272,7 @@ class NodeActor(Actor):
             raise RequestError(
                 FailureCode.FORBIDDEN, f"{self._config.name} has the role {self._role} and holds no layers"
             )
-        card = self._card(message.shard.model_id)
+        card = self._cards.of_shard(message)
         return await self._stages.load(message, card, self._nodes_here(), envelope.node)
 
     @on(InstanceJoin)

@@ -33,7 +33,7 @@ from cluster.instances import Instances
 from cluster.partitioning import PartitioningStrategy
 from cluster.placement import DoesNotFit, Instance, PlacedStage, larger_ring, plan
 from cluster.topology import RecordNumber, Topology
-from models.card import ModelCard
+from models.card import ModelCard, travelling
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ GROW_AGAIN_S = 300.0  # after a failed attempt to grow a ring to the same nodes
 class Placer:
     """Places models, one placement of a model at a time.
 
-    `current_topology` returns the topology as it is now, and `next_record` the number of the node's next record.
+    `current_topology` returns the nodes that can have a model's files, as they are now, `next_record` the number of the
+    node's next record, and `fingerprint` that of an own model's files.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class Placer:
         bus: BusClient,
         instances: Instances,
         strategy: PartitioningStrategy,
-        current_topology: Callable[[], Awaitable[Topology]],
+        current_topology: Callable[[ModelCard], Awaitable[Topology]],
         next_record: Callable[[], RecordNumber],
+        fingerprint: Callable[[ModelCard], str],
     ) -> None:
         self.placing: set[str] = set()  # ids of instances; the node's record lists them
         self._bus = bus
@@ -65,6 +67,7 @@ class Placer:
         self._strategy = strategy
         self._current_topology = current_topology
         self._next_record = next_record
+        self._fingerprint = fingerprint
         self._locks: dict[str, asyncio.Lock] = {}
         self._growing: dict[str, asyncio.Task[None]] = {}
         self._retiring: set[str] = set()  # ids of instances that take no new sessions
@@ -82,7 +85,7 @@ class Placer:
             if held := self._standing(card):
                 return held
             try:
-                stages = self._plan(card, await self._current_topology())
+                stages = self._plan(card, await self._current_topology(card))
             except DoesNotFit as error:
                 raise RequestError(FailureCode.INSUFFICIENT_MEMORY, str(error)) from None
             return await self._place(card, stages)
@@ -119,7 +122,7 @@ class Placer:
         """Place a larger ring, if one is still wanted once the topology is known, and end all older instances."""
         async with self._lock(card):
             try:
-                topology = await self._current_topology()
+                topology = await self._current_topology(card)
                 held = self._instances.newest(card.id)
                 if held and (wanted := self._larger_ring(card, topology, held)):
                     self._attempts[card.id] = wanted, time.monotonic()
@@ -146,7 +149,7 @@ class Placer:
         if len(stages) <= len(held.stages):
             await self._retire(held)
             await asyncio.sleep(SETTLE_S)
-            stages = self._plan_or_repeat(card, await self._current_topology(), held)
+            stages = self._plan_or_repeat(card, await self._current_topology(card), held)
         return await self._place(card, stages)
 
     def _plan(self, card: ModelCard, topology: Topology) -> tuple[PlacedStage, ...]:
@@ -169,7 +172,8 @@ class Placer:
         planned = Instance(instance_id, card.id, epoch, stages, self._bus.node_id)
         requested = self._next_record()
         self.placing.add(instance_id)
-        loads = [self._load(stage, ShardLoad(instance_id, epoch, stage.shard, requested)) for stage in stages]
+        sent = travelling(card), self._fingerprint(card)
+        loads = [self._load(stage, ShardLoad(instance_id, epoch, stage.shard, requested, *sent)) for stage in stages]
         try:
             # Every load runs to its end, also after one has failed: a stage that is still loading cannot be unloaded.
             results = await asyncio.gather(*loads, return_exceptions=True)

@@ -35,7 +35,7 @@ from cluster.kv_budget import KvBudget, KvRequest
 from cluster.placement import Instance
 from common.config import NodeConfig
 from engines.settings import MAX_SLOTS
-from models.card import ModelCard
+from models.card import ModelCard, travelling
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class StageHost:
 
     async def _load(self, stage: _Stage, work: ShardLoad, card: ModelCard, nodes_here: int) -> ShardLoaded:
         engine_name = (await self._device.measured()).engine
-        path = await self._fetch_and_start(stage, work, self._device.threads(nodes_here))
+        path = await self._fetch_and_start(stage, work, card, self._device.threads(nodes_here))
         self._check_wanted(stage, work)
         await self._bus.publish(Status(work.shard.model_id, f"loading {work.shard} on {self._config.name}"))
         load = EngineLoad(
@@ -183,11 +183,11 @@ class StageHost:
         request = KvRequest(card.shard_bytes(shard), card.least_kv_bytes(shard), most, self._config.kv_memory)
         return self._budget.reserve(work.instance_id, card.id, request, available)
 
-    async def _fetch_and_start(self, stage: _Stage, work: ShardLoad, threads: int) -> str:
+    async def _fetch_and_start(self, stage: _Stage, work: ShardLoad, card: ModelCard, threads: int) -> str:
         """Return the path of a shard's files, once its engine runs as well. If the files fail, the engine ends."""
         starting = asyncio.create_task(self._start_engine(stage, threads))
         try:
-            want = DownloadWant(work.shard.model_id, work.shard)
+            want = DownloadWant(work.shard.model_id, work.shard, travelling(card))
             files = await self._bus.request("download", want, DownloadDone, LOAD_TIMEOUT_S)
             await asyncio.shield(starting)
         except BaseException:

@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from cluster.failures import FailureCode
 from cluster.membership import Member
+from cluster.own_models import OwnModels
 from cluster.placement import Endpoints, Instance
 from cluster.roles import Role
 from cluster.shard import Shard
@@ -45,6 +46,7 @@ Topics = Annotated[tuple[Topic, ...], Meta(max_length=1024)]
 JoinEndpoints = Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_JOIN_ENDPOINTS)]
 Instances = Annotated[tuple[Instance, ...], Meta(max_length=1024)]
 RecordNumbers = Annotated[tuple[RecordNumber, ...], Meta(max_length=MAX_STAGES)]
+CardText = Annotated[str, Meta(max_length=1 << 16)]
 SessionIds = Annotated[tuple[Name, ...], Meta(max_length=MAX_CHECKED)]
 
 
@@ -357,6 +359,7 @@ class NodeRecorded(Fact, frozen=True, tag="node.record"):
     record: NodeRecord
     instances: Annotated[Instances, Meta(description="those that the node has a joined stage of")] = ()
     placing: Annotated[Names, Meta(description="ids of the instances that the node is placing")] = ()
+    models: Annotated[OwnModels, Meta(description="in folders of the node, so that no other node can fetch them")] = ()
 
 
 class LinkMeasured(Fact, frozen=True, tag="link.measured"):
@@ -394,7 +397,7 @@ class InstanceEnsure(Work, frozen=True, tag="instance.ensure"):
     answered by `instance.ready`.
     """
 
-    model_id: ModelId
+    model_id: Annotated[ModelId, Meta(description="an id, an alias, or the name of a model on the hub")]
 
 
 class InstanceReady(Reply, frozen=True, tag="instance.ready"):
@@ -451,6 +454,8 @@ class ShardLoad(Work, frozen=True, tag="shard.load"):
     epoch: Whole
     shard: Shard
     requested: Annotated[RecordNumber, Meta(description="of the placer's first record to list it as being placed")]
+    card: Annotated[CardText, Meta(description="the model's card as JSON; empty: the member's own card")] = ""
+    fingerprint: Annotated[Name, Meta(description="of the files of a model that members have in own folders")] = ""
 
 
 class ShardLoaded(Reply, frozen=True, tag="shard.loaded"):
@@ -520,6 +525,7 @@ class DownloadWant(Work, frozen=True, tag="download.want"):
 
     model_id: ModelId
     shard: Shard | None = None
+    card: Annotated[CardText, Meta(description="the model's card as JSON; empty: the node's own card")] = ""
 
 
 class DownloadDone(Reply, frozen=True, tag="download.done"):
@@ -527,6 +533,22 @@ class DownloadDone(Reply, frozen=True, tag="download.done"):
 
     path: Annotated[Path, Meta(description="what an engine loads")]
     folder: Annotated[Path, Meta(description="the folder of tokenizer and chat template")]
+
+
+class ModelDescribe(Work, frozen=True, tag="model.describe"):
+    """Make the card of a model on the hub from its settings or header. Sent to the node's own download actor; answered
+    by `model.described`.
+    """
+
+    name: Annotated[ModelId, Meta(description="`ORG/REPO`, with `@REVISION` and `:QUANTIZATION` if wanted, or an id")]
+    context: Annotated[Whole, Meta(description="positions of a chat, for which a quantization is chosen")] = 0
+
+
+class ModelDescribed(Reply, frozen=True, tag="model.described"):
+    """The card of the model, with its sizes."""
+
+    card: Annotated[CardText, Meta(description="as JSON")]
+    why: Annotated[Sentence, Meta(description="why this quantization was chosen; empty if there was no choice")] = ""
 
 
 class DownloadProgress(Fact, frozen=True, tag="download.progress"):

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from cli import key_command, models_command, run_command, topology_command
+from cli import key_command, run_command, topology_command
 from cli.bus import commands as bus_commands
 from cli.cluster import commands as cluster_commands
+from cli.models import commands as models_commands
 from cli.node import command as node_command
 from cli.options import HELP, CommandGroup
 from common.privacy import turn_telemetry_off
@@ -49,6 +50,6 @@ app.command("node")(node_command.node)
 app.command("run")(run_command.run)
 app.command("key")(key_command.key)
 app.command("topology")(topology_command.topology)
-app.add_typer(models_command.app, name="models")
+app.add_typer(models_commands.app, name="models")
 app.add_typer(cluster_commands.app, name="cluster")
 app.add_typer(bus_commands.app, name="bus")

@@ -22,7 +22,7 @@ INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 
 
 def run(
-    model: Annotated[str, typer.Argument(help="Id of a model; see `exobus models ls`.")],
+    model: Annotated[str, typer.Argument(help="An id (`exobus models ls`), ORG/REPO[:Q4_K_M], or a path.")],
     prompt: Annotated[
         list[str] | None, typer.Argument(help="The question; piped text is added to it.", show_default="standard input")
     ] = None,
@@ -43,12 +43,33 @@ def run(
         from models.catalogue import DEFAULT_MODEL
 
         leave(f'no model is named; try: exobus run {DEFAULT_MODEL} "{model}"', USAGE)
+    model = _named(model, api, node)
     body = request_body(model, _message(" ".join(prompt or ())), system, max_tokens, temperature, seed)
     with failures_shown():
         if as_json:
             _print_whole(gateway(api, api_key, node), body)
         else:
             _print_stream(gateway(api, api_key, node), body, stats=stats)
+
+
+def _named(model: str, api: str | None, node: str | None) -> str:
+    """Return the name to send: a path is added to the catalogue of a node here, since the API takes none."""
+    from models.errors import BadName
+    from models.names import LocalPath, parse_name
+
+    try:
+        name = parse_name(model)
+    except BadName as error:
+        leave(str(error), USAGE)
+    if not isinstance(name, LocalPath):
+        return model
+    if api:
+        leave(f"{model} is a path of this machine; add it on the node with `exobus models add`, and use its id", USAGE)
+    from cli.models.adding import add_path
+
+    card = add_path(name.path, "", node)
+    typer.echo(f"exobus: added as {card.id}; `exobus models rm {card.id}` takes it out again", err=True)
+    return card.id
 
 
 def request_body(

@@ -11,6 +11,7 @@ from common.files import write_atomic
 
 CONFIG_FILE = "node.json"
 API_FILE = "api"  # in the run folder: the gateway's URL, once it listens
+CARDS_DIR = "cards"  # in the data folder: models that the user added; in the run folder: those of models_dir
 KEY_FILE = "key"  # in the data folder: the node's CURVE secret
 DEFAULT_BUS_PORT = 52416
 DEFAULT_API_PORT = 52415
@@ -27,6 +28,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     available; `kv_memory` bounds what one stage gets for keys and values, and 0 leaves that to the node. `threads` of
     an engine: 0 means this node's share of the machine's cores. `precision` is one of `engines.settings.PRECISIONS`.
 
+    `cards_dir` is a folder of model cards, and every model in `models_dir` has one made.
+
     `machine` is the same for all nodes of one machine; it is determined once for all processes of a node.
     `host` is where other nodes reach this one, `api_host` where the gateway listens: joining a cluster does not expose
     the API. `api_keys` is the path of a file of API keys. `api_names` are further host names by which clients may
@@ -41,6 +44,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     cache_dir: str
     machine: str = ""
     cards_dir: str = ""
+    models_dir: str = ""
     host: str = "127.0.0.1"
     api_host: str = "127.0.0.1"
     api_port: int | None = 0
@@ -79,6 +83,16 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     def cards_path(self) -> Path | None:
         """A folder of the user's own model cards, if one was named."""
         return Path(self.cards_dir) if self.cards_dir else None
+
+    @property
+    def own_cards_path(self) -> Path:
+        """The folder of the cards that `exobus models add` writes; it need not exist."""
+        return Path(self.data_dir) / CARDS_DIR
+
+    @property
+    def listed_cards_path(self) -> Path:
+        """The folder of the cards of what lies in `models_dir`; it goes when the node ends."""
+        return self.run_path / CARDS_DIR
 
     def api(self) -> str:
         """Read the gateway's URL; empty while the gateway does not listen yet."""

@@ -34,6 +34,7 @@ from gateway.http.node_routes import NodeRoutes
 from gateway.http.origin_check import origin_policy
 from gateway.http.server import Server, make_server
 from gateway.openai.family import OpenAiFamily
+from models.cache import ModelCache
 from models.catalogue import Catalogue
 from models.templates.renderer import TemplateRenderer
 
@@ -64,11 +65,11 @@ class GatewayActor(DataPlaneActor):
         listener = listen(config)
         port = listener.getsockname()[1]
         origins = origin_policy(config.api_host, port, config.api_names, config.cors)
-        models = TextModels(self.bus, Catalogue.load(config.cards_path), self._renderer)
+        models = TextModels(self.bus, Catalogue.of_node(config), self._renderer)
         self._plane = DataPlane(config.run_path, self._access)
         self._checker = SessionChecker(self.bus, self._plane)
         self._generator = Generator(self.bus, models, self._plane, self._instances)
-        families = (OpenAiFamily(self._generator, models),)
+        families = (OpenAiFamily(self._generator, models, ModelCache(Path(config.cache_dir))),)
         errors = ErrorResponses(families)
         policy = AccessPolicy(origins, keys, AuthThrottle())
         app = build_app(families, NodeRoutes(config, self.bus).routes, policy, errors)

@@ -20,6 +20,7 @@ from models.sizes import ModelSizes
 
 _MODEL_FILES = (".safetensors", ".json", ".jinja")
 RECORD = ".exobus.json"
+_CARDS = ".cards"
 
 
 class CachedFile(msgspec.Struct, frozen=True):
@@ -62,11 +63,22 @@ class ModelCache:
         self.root = root
         self._seen: dict[Path, frozenset[_Seen]] = {}
 
+    @property
+    def cards_folder(self) -> Path:
+        """The folder of the cards that were made from models of the hub."""
+        return self.root / _CARDS
+
     def folder(self, card: ModelCard) -> Path:
         """Return the folder of the card's config and tokenizer; the user's own model folder stays where it is."""
         if isinstance(card.source, FolderSource) and card.source.path.is_dir():
             return card.source.path
         return self.root / card.id
+
+    def bytes_here(self, card: ModelCard) -> int:
+        """Count the bytes of the model's own files in the cache that are recorded as complete."""
+        folder = self.root / card.id
+        files = read_record(folder).files.items()
+        return sum(file.size for name, file in files if (folder / Path(name).name).is_file())
 
     def unchanged(self, path: Path) -> bool:
         """Return whether the user's own model at `path` is still what it was at the first call for it."""

@@ -1,15 +1,20 @@
-"""A model card: a model's names, its sizes and where its files come from. Reads no file."""
+"""A model card: a model's names, its sizes and where its files come from. Reads no file.
+
+Cards are written by hand, or made by `card_of` from the model's own configuration; both travel and are kept as JSON.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from cluster.shard import Shard
+from models.architecture import Architecture
 from models.errors import CatalogueError, WrongCard
-from models.sizes import FLOAT32_BYTES, ModelSizes
+from models.sizes import FLOAT32_BYTES, ModelSizes, layer_bytes
 
 ALIAS = re.compile(r"[a-z0-9][a-z0-9._:/-]{0,127}")
 MODEL_ID = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,94}[a-z0-9])?")
@@ -20,16 +25,22 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 MEMBER = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)*\.gguf")
 
 _SIZES = ("n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size")
+_BYTES = ("context_length", "layer_bytes", "embedding_bytes", "size_bytes")
+_STORED_BYTES = 2  # of a weight of an embedding that is not converted, at most
 
 MIN_POSITIONS = 4096
 """A shard needs room for the keys and values of at least this many positions, or of the context if that is shorter."""
 
 
 class HubSource(msgspec.Struct, frozen=True, tag="hub", tag_field="kind", forbid_unknown_fields=True):
-    """A Hugging Face repository of safetensors files at a branch, tag or commit."""
+    """A Hugging Face repository at a branch, tag or commit: of safetensors files, unless `files` names GGUF files.
+
+    `files` are paths in the repository: one file, or all parts of a split model in order.
+    """
 
     repo: str
     revision: str = "main"
+    files: tuple[str, ...] = ()
 
 
 class PackageSource(msgspec.Struct, frozen=True, tag="package", tag_field="kind", forbid_unknown_fields=True):
@@ -59,26 +70,43 @@ class SamplingDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One model of the catalogue. `size_bytes` is the size of its files; the other sizes are of float32 in memory."""
+    """One model. `size_bytes` is the size of its files; the other sizes are of float32 in memory.
+
+    A card of the hub may leave all sizes out (0): they are read from the model when it is first asked for. `params` is
+    the number of weights as its makers give it, such as `8B`, for display. `made_from` is the name on the hub from
+    which the card was made, and empty for a card of the catalogue.
+    """
 
     id: str
-    name: str
-    family: str
-    n_layers: int
-    hidden_size: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    vocab_size: int
-    context_length: int
-    layer_bytes: int
-    embedding_bytes: int
-    size_bytes: int
     source: Source
+    name: str = ""
+    family: str = ""
+    n_layers: int = 0
+    hidden_size: int = 0
+    n_heads: int = 0
+    n_kv_heads: int = 0
+    head_dim: int = 0
+    vocab_size: int = 0
+    context_length: int = 0
+    layer_bytes: int = 0
+    embedding_bytes: int = 0
+    size_bytes: int = 0
     tied_embedding: bool = True
     aliases: tuple[str, ...] = ()
     license: str = ""
+    params: str = ""
+    made_from: str = ""
     defaults: SamplingDefaults = SamplingDefaults()
+
+    @property
+    def sized(self) -> bool:
+        """Whether the card has the model's sizes; without them it cannot be placed."""
+        return self.n_layers > 0
+
+    @property
+    def hub_name(self) -> str:
+        """The name by which any node finds the same model: of the hub if the card was made from it, else its id."""
+        return self.made_from or self.id
 
     @property
     def head_layers(self) -> int:
@@ -113,13 +141,70 @@ def check_card(card: ModelCard, where: str) -> ModelCard:
     for alias in card.aliases:
         if not ALIAS.fullmatch(alias):
             raise CatalogueError(f"{where}: field aliases holds {alias!r}, which is not a lower-case name")
-    for name in (*_SIZES, "context_length", "layer_bytes", "embedding_bytes", "size_bytes"):
+    for name in () if _left_out(card) else (*_SIZES, *_BYTES):
         if getattr(card, name) <= 0:
             raise CatalogueError(f"{where}: field {name} must be positive, and is {getattr(card, name)}")
     for name, text, pattern in _source_fields(card.source):
         if not pattern.fullmatch(text):
             raise CatalogueError(f"{where}: field source.{name} is not well formed: {text!r}")
     return card
+
+
+def card_of(sizes: ModelSizes, architecture: Architecture | None, *, size_bytes: int, **fields: Any) -> ModelCard:
+    """Make a card with a model's own sizes; `fields` are the other fields of the card.
+
+    Of a model that exobus does not describe, the bytes in memory are those of its files: MLX keeps them as stored.
+    Raises CatalogueError, as `check_card` does.
+    """
+    embedding = sizes.vocab_size * sizes.hidden_size
+    card = ModelCard(
+        family=sizes.model_type,
+        layer_bytes=layer_bytes(architecture) if architecture else -(-size_bytes // sizes.n_layers),
+        embedding_bytes=embedding * (FLOAT32_BYTES if architecture else _STORED_BYTES),
+        size_bytes=size_bytes,
+        tied_embedding=sizes.tied_embedding,
+        **{name: getattr(sizes, name) for name in (*_SIZES, "context_length")},
+        **fields,
+    )
+    return check_card(card, f"the model {card.id}")
+
+
+def with_sizes_of(card: ModelCard, described: ModelCard) -> ModelCard:
+    """Return a card of the catalogue with the sizes, and the commit, of one that was made from the model itself."""
+    sizes = {name: getattr(described, name) for name in (*_SIZES, *_BYTES, "family", "tied_embedding")}
+    defaults = card.defaults if card.defaults != SamplingDefaults() else described.defaults
+    license_name = card.license or described.license
+    return msgspec.structs.replace(card, source=described.source, defaults=defaults, license=license_name, **sizes)
+
+
+def encode_card(card: ModelCard) -> str:
+    """Return a card as JSON."""
+    return msgspec.json.encode(card, enc_hook=str).decode()
+
+
+def travelling(card: ModelCard) -> str:
+    """Return a card as JSON for another process or node; "" for an own model, whose path stays here."""
+    return "" if isinstance(card.source, FolderSource) else encode_card(card)
+
+
+def decode_card(text: str | bytes, where: str) -> ModelCard:
+    """Read a card from JSON and check it. Raises CatalogueError, which names `where`."""
+    try:
+        return check_card(msgspec.json.decode(text, type=ModelCard, dec_hook=path_of), where)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise CatalogueError(f"{where}: {error}; remove it and add the model again") from error
+
+
+def path_of(kind: type, value: object) -> Path:
+    """Convert a string to a path for msgspec, which knows only plain types."""
+    if kind is not Path or not isinstance(value, str) or not value:
+        raise NotImplementedError(f"a card holds no {kind.__name__}")
+    return Path(value).expanduser()
+
+
+def _left_out(card: ModelCard) -> bool:
+    """Return whether a card of the hub leaves out its sizes, all of them but `size_bytes`, which is shown."""
+    return isinstance(card.source, HubSource) and not any(getattr(card, name) for name in (*_SIZES, *_BYTES[:-1]))
 
 
 def compare_sizes(card: ModelCard, sizes: ModelSizes, path: Path) -> None:
@@ -140,7 +225,8 @@ def _source_fields(source: Source) -> list[tuple[str, str, re.Pattern[str]]]:
     """List the fields of a source that are checked: name, value, and the pattern that the whole value must match."""
     match source:
         case HubSource():
-            return [("repo", source.repo, REPO_NAME), ("revision", source.revision, REVISION)]
+            files = [("files", file, MEMBER) for file in source.files]
+            return [("repo", source.repo, REPO_NAME), ("revision", source.revision, REVISION), *files]
         case PackageSource():
             requirement = ("requirement", source.requirement, REQUIREMENT)
             return [requirement, ("sha256", source.sha256, SHA256), ("member", source.member, MEMBER)]

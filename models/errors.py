@@ -15,6 +15,10 @@ class WrongCard(ModelError):
     """A model card that says something else than the model's own files."""
 
 
+class BadName(ModelError):
+    """A text that names no model, whatever models there are."""
+
+
 class UnknownModel(ModelError):
     """A name that no card has as id or alias. `near` are the closest ids, best first."""
 
@@ -43,6 +47,10 @@ class TemplateUnavailable(ModelError):
 
 class DownloadError(ModelError):
     """A model that could not be fetched. No partial file is left under a final name."""
+
+
+class NotOnHub(DownloadError):
+    """A repository, revision or quantization that the hub does not have."""
 
 
 class DownloadCancelled(DownloadError):

@@ -26,14 +26,19 @@ class FolderModel:
     known: Architecture | None
 
     @property
+    def described(self) -> Architecture | None:
+        """What the model is, None if exobus does not describe it."""
+        return None if self.undescribed else self.known
+
+    @property
     def architecture(self) -> Architecture:
         """What the model is. Raises WeightsError if exobus does not describe it."""
-        if self.undescribed or self.known is None:
+        if self.described is None:
             raise WeightsError(
                 f"{self.settings.where} {self.undescribed}, which only the engine mlx runs;"
                 " choose it, or a GGUF file of this model"
             )
-        return self.known
+        return self.described
 
 
 def model_of(settings: Settings) -> FolderModel:
@@ -41,7 +46,11 @@ def model_of(settings: Settings) -> FolderModel:
     family = FAMILIES.get(str(settings.get("model_type")))
     if family is None:
         unknown = f"is of the family {settings.get('model_type')!r}"
-        return FolderModel(settings, any_sizes(settings), unknown, None)
+        try:
+            sizes = any_sizes(settings)
+        except WeightsError as error:
+            raise settings.unsupported(f"{unknown}, and does not say its sizes as models of text do") from error
+        return FolderModel(settings, sizes, unknown, None)
     known, undescribed = described(settings), ""
     if family.gguf_only:
         undescribed = f"is of the family {family.model_types[0]!r} in safetensors files"

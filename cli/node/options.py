@@ -24,7 +24,7 @@ class _Option:
 
     `shown` is the default in the help, if another text says it better. `flag` and `setting` are given if they differ
     from the field's name; an empty `setting` means that no setting of the node follows from this option alone.
-    `variable` is false if the node reads the variable itself.
+    `variable` is false if the node reads the variable itself, and `variable_name` another name of it.
     """
 
     help: str
@@ -34,6 +34,7 @@ class _Option:
     maximum: int | None = None
     flag: str = ""
     variable: bool = True
+    variable_name: str = ""
     setting: str | None = None
     convert: Callable[[Any], object] = lambda value: value
 
@@ -129,6 +130,16 @@ class NodeOptions:
         metadata=_about("A folder of your own model cards.", metavar="FOLDER", setting="cards_dir", convert=_path),
     )
 
+    models_dir: Path | None = field(
+        default=None,
+        metadata=_about(
+            "A folder in which every model folder and .gguf file is a model.",
+            metavar="FOLDER",
+            variable_name="EXOBUS_MODELS",
+            convert=_path,
+        ),
+    )
+
     def settings(self) -> dict[str, Any]:
         """Return the fields of `NodeConfig` that follow from options."""
         values = {}
@@ -163,7 +174,7 @@ def _parameter(f: Field[Any], kind: Any) -> inspect.Parameter:
         None if repeated else f.default,
         _flag(f),
         metavar=option.metavar,
-        envvar="EXOBUS_" + _flag(f).lstrip("-").replace("-", "_").upper() if option.variable else None,
+        envvar=_variable(f) if option.variable else None,
         help=option.help,
         show_default=option.shown or True,
         min=option.minimum,
@@ -176,6 +187,10 @@ def _parameter(f: Field[Any], kind: Any) -> inspect.Parameter:
 def _option_of(f: Field[Any]) -> _Option:
     option: _Option = f.metadata["option"]
     return option
+
+
+def _variable(f: Field[Any]) -> str:
+    return _option_of(f).variable_name or "EXOBUS_" + _flag(f).lstrip("-").replace("-", "_").upper()
 
 
 def _flag(f: Field[Any]) -> str:

@@ -122,6 +122,8 @@ def check_options(options: NodeOptions, code: JoinCode | None) -> None:
         raise BadOption(f"--precision {options.precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
     if options.cards is not None and not options.cards.exists():
         raise BadOption(f"--cards {options.cards} does not exist; give a folder of model cards")
+    if options.models_dir is not None and not options.models_dir.expanduser().is_dir():
+        raise BadOption(f"--models-dir {options.models_dir} is not a folder; give a folder of models")
     _check_paths(options)
     for peer in options.peers:
         peer_endpoint(peer)
@@ -132,8 +134,9 @@ def check_options(options: NodeOptions, code: JoinCode | None) -> None:
 def _check_paths(options: NodeOptions) -> None:
     """Raise BadOption for a path that is not UTF-8, as messages and settings are, and for a cache that is no folder."""
     cache = default_cache_root()
-    folders = {"--data-dir": options.data_dir or default_parent(), "the model cache": cache}
-    for name, path in {**folders, "--cards": options.cards, "--api-keys": options.api_keys}.items():
+    folders: dict[str, Path | None] = {"--data-dir": options.data_dir or default_parent(), "the model cache": cache}
+    folders |= {"--cards": options.cards, "--models-dir": options.models_dir, "--api-keys": options.api_keys}
+    for name, path in folders.items():
         try:
             str(path).encode()
         except UnicodeEncodeError:

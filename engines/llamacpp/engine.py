@@ -17,7 +17,7 @@ from engines.llamacpp.row_check import exact_rows
 from engines.llamacpp.shard_file import shard_file
 from engines.llamacpp.shard_model import SEQUENCES, LlamaCppShardModel
 from engines.llamacpp.weights_file import ARCHITECTURE, write_weights
-from models.weights.gguf_header import read_header
+from models.weights.gguf_parts import read_model_header
 from models.weights.reader import Weights
 
 MAX_KV_BYTES = 1 << 30
@@ -52,7 +52,7 @@ class LlamaCppEngine(SlotEngine[int]):
         """
         if weights.is_dir():
             raise EngineError(f"the llamacpp engine reads GGUF files and {weights} is a folder; try mlx or onnx")
-        header = read_header(weights, skipped="tokenizer.")
+        header = read_model_header(weights, skipped="tokenizer.")
         sizes = gguf_sizes(header, weights)
         self.check_fits(shard, sizes.n_layers)
         self.hold(self._open(shard_file(weights, header, shard), sizes, shard, kv_bytes))

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO
 
 from gguf import GGML_QUANT_SIZES, GGUF_MAGIC, GGMLQuantizationType, GGUFValueType
 
@@ -21,12 +20,13 @@ _PIECE = 4 << 20
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor to write: its data is `content`, or lies at `offset` of the source, or is zeros if both are None."""
+    """A tensor to write: its data is `content`, or lies at `offset` of the file `source`; zeros if both are None."""
 
     name: str
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
-    offset: int | None = None
+    source: Path | None = None
+    offset: int = 0
     content: bytes | None = None
 
     @property
@@ -40,7 +40,6 @@ def write_gguf(
     path: Path,
     entries: Mapping[str, bytes],
     tensors: Iterable[StoredTensor],
-    source: IO[bytes] | None = None,
     alignment: int = 32,
 ) -> None:
     """Write a file in one step. `entries` are encoded values, with their types. Raises OSError."""
@@ -51,9 +50,9 @@ def write_gguf(
             file.write(_header(entries, tensors, alignment))
             for tensor in tensors:
                 file.seek(_aligned(file.tell(), alignment))
-                for piece in _pieces(tensor, source):
+                for piece in _pieces(tensor):
                     file.write(piece)
-                if tensor.content is None and tensor.offset is None:
+                if tensor.content is None and tensor.source is None:
                     file.seek(tensor.nbytes, os.SEEK_CUR)
             file.truncate(_aligned(file.tell(), alignment))
             file.flush()
@@ -98,19 +97,20 @@ def _header(entries: Mapping[str, bytes], tensors: list[StoredTensor], alignment
     return header.ljust(_aligned(len(header), alignment), b"\0")
 
 
-def _pieces(tensor: StoredTensor, source: IO[bytes] | None) -> Iterator[bytes]:
-    """Return the tensor's data in pieces. Raises OSError if the source ends too early."""
+def _pieces(tensor: StoredTensor) -> Iterator[bytes]:
+    """Return the tensor's data in pieces. Raises OSError if its source ends too early."""
     if tensor.content is not None:
         yield tensor.content
-    elif tensor.offset is not None and source is not None:
-        source.seek(tensor.offset)
-        left = tensor.nbytes
-        while left:
-            piece = source.read(min(left, _PIECE))
-            if not piece:
-                raise OSError("the source file was cut short while it was read")
-            left -= len(piece)
-            yield piece
+    elif tensor.source is not None:
+        with tensor.source.open("rb") as source:
+            source.seek(tensor.offset)
+            left = tensor.nbytes
+            while left:
+                piece = source.read(min(left, _PIECE))
+                if not piece:
+                    raise OSError(f"{tensor.source} was cut short while it was read")
+                left -= len(piece)
+                yield piece
 
 
 def _text(text: str) -> bytes:

@@ -22,6 +22,7 @@ from engines.llamacpp.gguf_file import StoredTensor, encoded, encoded_flags, sli
 from models.cache import default_cache_root
 from models.errors import WeightsError
 from models.weights.gguf_header import GgufHeader, GgufTensor
+from models.weights.gguf_parts import part_path
 
 FOLDER = ".shards"
 KEPT = 8
@@ -30,6 +31,7 @@ KEPT = 8
 _BUILDER = 1  # part of the name: another one makes other files
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 _NOT_OF_LAYERS = ("rope.dimension_sections",)
+_NOT_OF_PARTS = ("tokenizer.", "split.")
 _WINDOW = "{arch}.attention.sliding_window_pattern"
 _EMBEDDING, _HEAD, _NORM = "token_embd.weight", "output.weight", "output_norm.weight"
 _OUTPUTS = (_HEAD, "output.bias", _NORM, "output_norm.bias")
@@ -60,7 +62,8 @@ def shard_file(path: Path, header: GgufHeader, shard: Shard, root: Path | None =
 def _write(found: Path, path: Path, header: GgufHeader, shard: Shard, rule: CutRule) -> None:
     alignment = header.metadata.get(Keys.General.ALIGNMENT, GGUF_DEFAULT_ALIGNMENT)
     with path.open("rb") as source:
-        write_gguf(found, _entries(source, header, shard, rule), _tensors(header, shard), source, alignment)
+        entries = _entries(source, header, shard, rule)
+    write_gguf(found, entries, _tensors(path, header, shard), alignment)
 
 
 def _entries(source: IO[bytes], header: GgufHeader, shard: Shard, rule: CutRule) -> dict[str, bytes]:
@@ -68,7 +71,7 @@ def _entries(source: IO[bytes], header: GgufHeader, shard: Shard, rule: CutRule)
     architecture = header.metadata[Keys.General.ARCHITECTURE]
     entries = {}
     for key, (begin, end) in header.places.items():
-        if not key.startswith("tokenizer."):
+        if not key.startswith(_NOT_OF_PARTS):
             value = _read(source, begin, end)
             entries[key] = (
                 sliced(value, shard.start_layer, shard.end_layer) if _is_of_layers(key, header, shard) else value
@@ -99,22 +102,22 @@ def _vocabulary(header: GgufHeader, shard: Shard) -> int:
     return header.tensors[_EMBEDDING].shape[0] if shard.is_first or shard.is_last else 1
 
 
-def _tensors(header: GgufHeader, shard: Shard) -> Iterator[StoredTensor]:
+def _tensors(path: Path, header: GgufHeader, shard: Shard) -> Iterator[StoredTensor]:
     """Return the tensors of a part: its layers, the ends that it has, stand-ins for the others, and what all share."""
     tied = _HEAD not in header.tensors
     kept = {_EMBEDDING: shard.is_first or (shard.is_last and tied), **dict.fromkeys(_OUTPUTS, shard.is_last)}
     for name, tensor in header.tensors.items():
         if layer := _LAYER.fullmatch(name):
             if int(layer[1]) in shard.layers:
-                yield _stored(f"blk.{int(layer[1]) - shard.start_layer}.{layer[2]}", tensor)
+                yield _stored(path, f"blk.{int(layer[1]) - shard.start_layer}.{layer[2]}", tensor)
         elif kept.get(name, True):
-            yield _stored(name, tensor)
+            yield _stored(path, name, tensor)
         else:
             yield _stand_in(name, tensor, _vocabulary(header, shard))
 
 
-def _stored(name: str, tensor: GgufTensor) -> StoredTensor:
-    return StoredTensor(name, tensor.kind, tensor.shape, tensor.offset)
+def _stored(path: Path, name: str, tensor: GgufTensor) -> StoredTensor:
+    return StoredTensor(name, tensor.kind, tensor.shape, part_path(path, tensor.part), tensor.offset)
 
 
 def _stand_in(name: str, tensor: GgufTensor, vocabulary: int) -> StoredTensor:

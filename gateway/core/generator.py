@@ -36,7 +36,7 @@ from gateway.core.request import GenerationRequest, SamplingOptions
 from gateway.core.retries import Retries
 from gateway.core.session import SessionFailed
 from gateway.core.text_models import TextModel, TextModels
-from models.card import SamplingDefaults
+from models.card import ModelCard, SamplingDefaults
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Generator:
         while True:
             try:
                 work = work or await self._prepare(generation)
-                instance = await self._choose(generation, instance)
+                instance = await self._choose(generation, work.model.card, instance)
                 await self._run_choices(generation, work, instance)
             except (SessionFailed, GatewayError) as failure:
                 # A task group whose task fails while it is cancelled raises the failure and drops the cancellation.
@@ -126,7 +126,7 @@ class Generator:
             await asyncio.wait_for(self._stopping.wait(), pause_s)
         return self._stopping.is_set()
 
-    async def _choose(self, generation: Generation, failed: Instance | None) -> Instance:
+    async def _choose(self, generation: Generation, card: ModelCard, failed: Instance | None) -> Instance:
         """Return the newest instance that is known; if none is, or after a failure, one that the placer names.
 
         That may be the one that failed, if all of its stages live: only a frame was lost. Raises GatewayError.
@@ -134,7 +134,7 @@ class Generator:
         if not failed and (known := self._instances.newest(generation.model_id)):
             return known
         generation.progress = LoadingModel(generation.model_id)
-        instance = await self._instances.ensure(generation.model_id)
+        instance = await self._instances.ensure(card.hub_name)
         if failed and instance.instance_id == failed.instance_id and not await self._instances.responds(instance):
             sentence = f"not every stage of {generation.model_id} responds; try again"
             raise unavailable(FailureCode.NODE_LOST, sentence)
@@ -142,7 +142,7 @@ class Generator:
 
     async def _prepare(self, generation: Generation) -> _Prepared:
         request = generation.request
-        card = self._models.card(request.model)
+        card = await self._models.card(request.model)
         generation.model_id = card.id
         generation.progress = LoadingTokenizer(card.id)
         model = await self._models.get(card)

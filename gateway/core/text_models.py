@@ -9,7 +9,7 @@ from pathlib import Path
 from cachetools import LRUCache
 
 from bus.client import BusClient, RequestError
-from bus.messages import DownloadDone, DownloadWant
+from bus.messages import DownloadDone, DownloadWant, ModelDescribe, ModelDescribed
 from gateway.core.errors import (
     ErrorKind,
     GatewayCode,
@@ -22,16 +22,19 @@ from gateway.core.errors import (
 from gateway.core.prompt_limit import PromptLimit
 from gateway.core.request import Conversation, Prompt, Text, TokenIds
 from gateway.core.tokenizing import Tokenizing, encode_within
-from models.card import ModelCard, SamplingDefaults
+from models.card import ModelCard, SamplingDefaults, decode_card, travelling
 from models.catalogue import Catalogue
 from models.control_tokens import StandIns
-from models.errors import ModelError, TemplateError, TemplateUnavailable, UnknownModel
+from models.errors import BadName, ModelError, TemplateError, TemplateUnavailable, UnknownModel
+from models.names import CatalogueName, LocalPath, parse_name
 from models.templates.end_of_turn import text_after_answer
 from models.templates.renderer import TemplateRenderer
 from models.tokenizer import Tokenizer
 
 FETCH_TIMEOUT_S = 3600.0  # a first download may take that long
+DESCRIBE_TIMEOUT_S = 300.0  # a few MB over a slow line
 MAX_LOADED = 4  # models whose text side stays in memory
+MAX_DESCRIBED = 1024  # names that clients typed
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,10 @@ class TextModel:
 
 
 class TextModels:
-    """Text models by card id, fetched and loaded on demand."""
+    """Text models by card id, fetched and loaded on demand.
+
+    A name of the hub whose card was made stands for the same model as long as the gateway runs.
+    """
 
     def __init__(self, bus: BusClient, catalogue: Catalogue, renderer: TemplateRenderer) -> None:
         self.catalogue = catalogue
@@ -118,14 +124,36 @@ class TextModels:
         self._renderer = renderer
         self._tokenizing = Tokenizing()
         self._loaded: LRUCache[str, TextModel] = LRUCache(MAX_LOADED)
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._described: LRUCache[tuple[str, int], tuple[ModelCard, str]] = LRUCache(MAX_DESCRIBED)
+        self._locks: LRUCache[str, asyncio.Lock] = LRUCache(MAX_DESCRIBED)
 
-    def card(self, model_id: str) -> ModelCard:
-        """Return the card of an id or alias. Raises GatewayError, which names similar ones, if there is none."""
+    async def card(self, name: str) -> ModelCard:
+        """Return the card of an id, alias or name of the hub. Raises GatewayError, which names similar ones."""
+        return (await self.described(name))[0]
+
+    async def described(self, name: str, context: int = 0) -> tuple[ModelCard, str]:
+        """Return the card of a name, and why this quantization of a model on the hub was chosen, if it was.
+
+        A card that nobody has made yet is made from the hub, for chats of `context` positions. Raises GatewayError.
+        """
         try:
-            return self.catalogue.get(model_id)
+            card = self.catalogue.get(name)
+            if card.sized:
+                return card, ""
         except UnknownModel as error:
-            raise model_not_found(str(error)) from None
+            _check_on_hub(name, error)
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            if (name, context) not in self._described:
+                self._described[name, context] = await self._describe(name, context)
+            return self._described[name, context]
+
+    async def _describe(self, name: str, context: int) -> tuple[ModelCard, str]:
+        try:
+            work = ModelDescribe(name, context)
+            described = await self._bus.request("download", work, ModelDescribed, DESCRIBE_TIMEOUT_S)
+            return decode_card(described.card, f"the card of {name}"), described.why
+        except RequestError as error:
+            raise error_of_request(error) from None
 
     async def get(self, card: ModelCard) -> TextModel:
         """Return the text side of a model; its files are fetched if they are missing. Raises GatewayError."""
@@ -135,8 +163,9 @@ class TextModels:
             return self._loaded[card.id]
 
     async def _load(self, card: ModelCard) -> TextModel:
+        want = DownloadWant(card.id, None, travelling(card))
         try:
-            done = await self._bus.request("download", DownloadWant(card.id), DownloadDone, FETCH_TIMEOUT_S)
+            done = await self._bus.request("download", want, DownloadDone, FETCH_TIMEOUT_S)
             tokenizer = await asyncio.to_thread(Tokenizer.load, Path(done.folder))
             if tokenizer.chat_template is not None:
                 tokenizer.end_turns_at(await text_after_answer(self._renderer, tokenizer.chat_template))
@@ -145,3 +174,16 @@ class TextModels:
         except ModelError as error:
             raise unavailable(GatewayCode.TOKENIZER_FAILED, str(error)) from None
         return TextModel(card, tokenizer, self._renderer, self._tokenizing)
+
+
+def _check_on_hub(name: str, unknown: UnknownModel) -> None:
+    """Raise GatewayError unless a name that no card has may be one of the hub."""
+    try:
+        parsed = parse_name(name)
+    except BadName as error:
+        raise model_not_found(str(error)) from None
+    if isinstance(parsed, LocalPath):
+        sentence = f"the API takes no paths; give {name} a name with `exobus models add {name}`, and use that"
+        raise GatewayError(ErrorKind.INVALID_REQUEST, sentence, field=RequestField.MODEL)
+    if isinstance(parsed, CatalogueName):
+        raise model_not_found(str(unknown))

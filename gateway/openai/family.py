@@ -10,21 +10,30 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.core.errors import GatewayError
+from gateway.core.errors import ErrorKind, GatewayError
 from gateway.core.generator import Generator
 from gateway.core.prompt_limit import prompt_limit
 from gateway.core.text_models import TextModels
 from gateway.http.json_response import JsonResponse
 from gateway.openai.chat_completions import ChatCompletions
 from gateway.openai.errors import error_body
-from models.card import ModelCard
+from models.cache import ModelCache
+from models.card import FolderSource, HubSource, ModelCard, PackageSource
+from models.families import is_described
+
+MAX_DIGITS = 12
+_SIZES = (
+    "n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "context_length", "layer_bytes",
+    "embedding_bytes", "tied_embedding",
+)  # fmt: skip
 
 
 class OpenAiFamily:
     """Chat completions and the list of models."""
 
-    def __init__(self, generator: Generator, models: TextModels) -> None:
+    def __init__(self, generator: Generator, models: TextModels, cache: ModelCache) -> None:
         self._models = models
+        self._cache = cache
         self._since = int(time.time())
         self.routes = (
             Route("/v1/chat/completions", ChatCompletions(generator), methods=["POST"]),
@@ -42,20 +51,43 @@ class OpenAiFamily:
         return JsonResponse({"object": "list", "data": data})
 
     async def retrieve_model(self, request: Request) -> Response:
-        """Return one card, by id or alias."""
-        return JsonResponse(self._model_body(self._models.card(request.path_params["model_id"])))
+        """Return one card, by id, alias or name of the hub, and why this quantization was chosen if it was."""
+        context = request.query_params.get("context", "0")
+        if not context.isascii() or not context.isdigit() or len(context) > MAX_DIGITS:
+            sentence = f"context is a number of positions, not {context!r}"
+            raise GatewayError(ErrorKind.INVALID_REQUEST, sentence)
+        card, why = await self._models.described(request.path_params["model_id"], int(context))
+        return JsonResponse(self._model_body(card) | {"why": why})
 
     def _model_body(self, card: ModelCard) -> dict[str, Any]:
+        sizes = {name: getattr(card, name) for name in _SIZES} if card.sized else {}
+        own = isinstance(card.source, FolderSource)
         return {
             "id": card.id,
             "object": "model",
             "created": self._since,
             "owned_by": "exobus",
-            "name": card.name,
+            "name": card.name or card.id,
             "aliases": list(card.aliases),
             "license": card.license,
-            "context_length": card.context_length,
-            "max_prompt_tokens": prompt_limit(card).tokens,
-            "n_layers": card.n_layers,
-            "size_bytes": card.size_bytes,
+            "family": card.family,
+            "params": card.params,
+            "from": _from(card),
+            "own": own,
+            "engine": None if is_described(card.family) or not card.family else "mlx",
+            "size_bytes": card.size_bytes or None,
+            "downloaded_bytes": card.size_bytes if own else self._cache.bytes_here(card),
+            "max_prompt_tokens": prompt_limit(card).tokens if card.sized else None,
+            **sizes,
         }
+
+
+def _from(card: ModelCard) -> str:
+    """Return where a model comes from. The path of an own model is not told."""
+    match card.source:
+        case HubSource(repo=repo, files=files):
+            return f"{repo}: {files[0]}" if files else repo
+        case PackageSource(requirement=requirement):
+            return requirement
+        case FolderSource():
+            return "this machine"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
@@ -10,6 +12,8 @@ from cluster.shard import Shard
 from models.cache import ModelCache
 from models.card import FolderSource, HubSource, ModelCard, PackageSource
 from models.errors import DownloadError
+from models.names import HubName
+from models.sources.described import Described
 from models.sources.request import FetchRequest, Report
 
 
@@ -22,8 +26,38 @@ def fetch(
     Blocks; calls `report` from this thread. Setting `cancelled` ends the fetch with DownloadCancelled. Any other
     failure raises a ModelError, mostly DownloadError, and leaves no partial file under a final name.
     """
-    try:
+    with _plain_disk_errors(cache):
         return _fetch_from_source(FetchRequest(card, shard, cache, report, cancelled or Event()))
+
+
+def describe(
+    name: HubName, cache: ModelCache, free_bytes: int = 0, context: int = 0, cancelled: Event | None = None
+) -> Described:
+    """Make the card of a model on the hub; a few MB are fetched of a GGUF model, else a few kB. Blocks.
+
+    Without a named quantization it is the largest that fits `free_bytes` with a context of so many positions.
+    Raises a ModelError.
+    """
+    from models.sources.describe import Description
+
+    with _plain_disk_errors(cache):
+        return Description(name, cache, free_bytes, context, cancelled or Event()).make()
+
+
+def search(words: str, limit: int = 20) -> list[str]:
+    """Ask the hub for repositories with these words in their names, most downloaded first. Raises DownloadError."""
+    from models.sources.hub_listing import plain_errors, search_repositories
+    from models.sources.network import check_network_variables
+
+    check_network_variables()
+    with plain_errors(words, "main"):
+        return search_repositories(words, limit)
+
+
+@contextmanager
+def _plain_disk_errors(cache: ModelCache) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             sentence = "the disk is full; make room or set EXOBUS_CACHE to a folder on another disk"

@@ -6,31 +6,26 @@ HF_ENDPOINT names the hub and HF_TOKEN the user; both are settings of `huggingfa
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-import msgspec
-from huggingface_hub import HfApi, hf_hub_url
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HTTPError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from cluster.shard import Shard
 from models.cache import Record, checked_file, clear_folder, is_complete, read_record, sha256_of, write_record
-from models.card import SHA256, HubSource, compare_sizes
+from models.card import HubSource, compare_sizes
 from models.errors import DownloadError
-from models.sources.network import check_network_variables, hub_endpoint
+from models.gguf_tokenizer import ensure_tokenizer, is_built
+from models.sources.gguf_headers import HEADERS, fetch_headers
+from models.sources.hub_listing import Listing, RemoteFile, list_repository, plain_errors
+from models.sources.network import check_network_variables
 from models.sources.request import FetchRequest, Progress, check_space
 from models.sources.resume import download
 from models.weights.layer_names import needed_names
 from models.weights.layout import safetensors_places, stored_names
+from models.weights.reader import open_weights, sizes_of
 from models.weights.safetensors_weights import INDEX, SINGLE, folder_model, index_files
 
 _SETTINGS = (
@@ -42,56 +37,66 @@ _SETTINGS = (
     INDEX,
 )
 _REQUIRED = ("config.json", "tokenizer.json")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _PARTS = ".parts"  # in the model's folder: what has come of files, each under its hash
-
-
-class _RemoteFile(msgspec.Struct, frozen=True):
-    """A file as the hub lists it; `sha256` is empty for the small ones that live in git itself."""
-
-    name: str
-    size: int
-    sha256: str
-
-
-class _Listing(msgspec.Struct, frozen=True):
-    """The files of a repository by name, at one commit."""
-
-    commit: str
-    files: dict[str, _RemoteFile]
 
 
 def fetch_from_hub(request: FetchRequest, source: HubSource) -> Path:
     """Return the model's folder with its settings and, for a shard, the weights files that hold its tensors.
 
-    Files once fetched and checked are trusted, so a restart sends the hub no request, and a complete model needs no
-    cache that can be written. Raises a ModelError.
+    Of a GGUF model it is the path of its first file. A gateway gets that file's header alone, and the tokenizer made
+    from it. Files once fetched and checked are trusted, so a restart sends the hub no request, and a complete model
+    needs no cache that can be written. Raises a ModelError.
     """
     folder = request.folder
+    if source.files and request.shard is None:
+        return _fetch_text(request, source)
     if not _has_all_files(folder, read_record(folder), source, request.shard):
-        with request.locked_folder(), _plain_errors(source):
+        with request.locked_folder(), plain_errors(source.repo, source.revision):
             record = read_record(folder)
             if not _has_all_files(folder, record, source, request.shard):
                 check_network_variables()
                 _HubFetch(request, source, record).run()
+    if source.files:
+        return folder / _local(source.files[0])
     compare_sizes(request.card, folder_model(folder).sizes, folder)
     return folder
 
 
+def _fetch_text(request: FetchRequest, source: HubSource) -> Path:
+    """Make the tokenizer of a GGUF model from its header. Returns the path of the header's file."""
+    path = request.folder / HEADERS / source.revision / _local(source.files[0])
+    if not (path.is_file() and is_built(path, request.folder)):
+        with request.locked_folder() as folder, plain_errors(source.repo, source.revision):
+            if not path.is_file():
+                check_network_variables()
+                listing = list_repository(source.repo, source.revision)
+                fetch_headers(listing, source.files[:1], path.parent, request.check_cancelled)
+            ensure_tokenizer(path, folder)
+    return path
+
+
 def _has_all_files(folder: Path, record: Record, source: HubSource, shard: Shard | None) -> bool:
-    if record.source != _origin(source) or not record.settings:
+    if record.source != _origin(source) or not (record.settings or source.files):
         return False
     if not all(is_complete(folder / name, record.files.get(name)) for name in record.settings):
         return False
-    return all(is_complete(folder / name, record.files.get(name)) for name in _weights_files(folder, shard))
+    wanted = _weights_files(folder, source, shard)
+    return all(is_complete(folder / _local(name), record.files.get(name)) for name in wanted)
 
 
 def _origin(source: HubSource) -> str:
-    return f"{source.repo}@{source.revision}"
+    return f"{source.repo}@{source.revision}" + "".join(f":{file}" for file in source.files[:1])
 
 
-def _weights_files(folder: Path, shard: Shard | None) -> list[str]:
+def _local(name: str) -> str:
+    """Return the name of a file in the model's own folder, which has no folders of the repository."""
+    return PurePosixPath(name).name
+
+
+def _weights_files(folder: Path, source: HubSource, shard: Shard | None) -> list[str]:
     """List the files that hold the shard's tensors, in name order. Raises a ModelError."""
+    if source.files:
+        return list(source.files)
     if shard is None:
         return []
     if not (folder / INDEX).is_file():
@@ -114,84 +119,74 @@ class _HubFetch:
         self._source = source
         self._folder = request.folder
         self._record = record
-        self._endpoint = hub_endpoint()
 
     def run(self) -> None:
         """Download the settings first, since they say which weights files are needed, then those."""
         listing = self._recorded_listing()
         if listing is None:
-            listing = self._listing(self._source.revision)
+            listing = list_repository(self._source.repo, self._source.revision)
             self._begin_anew(listing)
         self._remove_old_parts(listing)
         self._download(listing, self._record.settings)
-        compare_sizes(self._request.card, folder_model(self._folder).sizes, self._folder)
-        self._download(listing, _weights_files(self._folder, self._request.shard))
+        if not self._source.files:
+            compare_sizes(self._request.card, folder_model(self._folder).sizes, self._folder)
+        self._download(listing, _weights_files(self._folder, self._source, self._request.shard))
+        if self._source.files:
+            with open_weights(self._folder / _local(self._source.files[0])) as weights:
+                compare_sizes(self._request.card, sizes_of(weights), self._folder)
         with suppress(OSError):  # parts of another shard's files may be in it
             (self._folder / _PARTS).rmdir()
 
-    def _recorded_listing(self) -> _Listing | None:
+    def _recorded_listing(self) -> Listing | None:
         """List the commit of earlier files. Returns None without one, for another source, and if the commit is gone."""
         if not self._record.revision or self._record.source != _origin(self._source):
             return None
         try:
-            return self._listing(self._record.revision)
+            return list_repository(self._source.repo, self._record.revision)
         except GatedRepoError:
             raise
         except (RepositoryNotFoundError, RevisionNotFoundError):  # a missing commit; mirrors tell both as one
             return None
 
-    def _listing(self, revision: str) -> _Listing:
-        repo = self._source.repo
-        info = HfApi(endpoint=self._endpoint).model_info(repo, revision=revision, files_metadata=True)
-        if not _COMMIT.fullmatch(str(info.sha)):
-            raise DownloadError(f"the hub gave no commit for {repo}; check HF_ENDPOINT and try again")
-        files = [
-            _RemoteFile(file.rfilename, file.size or 0, str(file.lfs.sha256) if file.lfs else "")
-            for file in info.siblings or []
-        ]
-        damaged = [file.name for file in files if file.sha256 and not SHA256.fullmatch(file.sha256)]
-        if damaged:  # it would become a file's name
-            raise DownloadError(f"the hub lists {damaged[0]} of {repo} with a hash that is none; check HF_ENDPOINT")
-        return _Listing(str(info.sha), {file.name: file for file in files})
-
-    def _begin_anew(self, listing: _Listing) -> None:
+    def _begin_anew(self, listing: Listing) -> None:
         """Record the commit, and remove all that another one left; files with the same hash stay."""
         files, folder = listing.files, self._folder
         kept = {
             name: known
             for name, known in self._record.files.items()
-            if name in files and known.sha256 == files[name].sha256 and is_complete(folder / name, known)
+            if name in files and known.sha256 == files[name].sha256 and is_complete(folder / _local(name), known)
         }
-        clear_folder(folder, {_PARTS, *kept})
-        settings = [name for name in _SETTINGS if name in files or name in _REQUIRED]
+        clear_folder(folder, {_PARTS, HEADERS, *map(_local, kept)})
+        wanted = () if self._source.files else _SETTINGS
+        settings = [name for name in wanted if name in files or name in _REQUIRED]
         self._record = Record(listing.commit, kept, _origin(self._source), settings)
         write_record(folder, self._record)
 
-    def _remove_old_parts(self, listing: _Listing) -> None:
+    def _remove_old_parts(self, listing: Listing) -> None:
         """Remove parts of files that the repository does not have any more."""
         parts, wanted = self._folder / _PARTS, {_part_name(file) for file in listing.files.values()}
         parts.mkdir(exist_ok=True)
         clear_folder(parts, wanted)
 
-    def _download(self, listing: _Listing, names: list[str]) -> None:
+    def _download(self, listing: Listing, names: list[str]) -> None:
         """Download, check and record those of the named files that are not complete yet."""
         absent = [name for name in names if name not in listing.files]
         if absent:
             raise DownloadError(f"the repository {self._source.repo} has no {absent[0]}; pick another model")
         files, known = [listing.files[name] for name in names], self._record.files
-        missing = [file for file in files if not is_complete(self._folder / file.name, known.get(file.name))]
+        missing = [file for file in files if not is_complete(self._folder / _local(file.name), known.get(file.name))]
         total_bytes, missing_bytes = sum(file.size for file in files), sum(file.size for file in missing)
         begun_bytes = sum(self._begun(file) for file in missing)
         check_space(self._folder, missing_bytes - begun_bytes)
         meter = _Meter(self._request, total_bytes - missing_bytes + begun_bytes, total_bytes)
         for file in missing:
-            self._fetch(file, partial(meter.add, file.name))
+            self._fetch(listing, file, partial(meter.add, file.name))
             write_record(self._folder, self._record)
 
-    def _part(self, file: _RemoteFile) -> Path:
+    def _part(self, file: RemoteFile) -> Path:
         return self._folder / _PARTS / _part_name(file)
 
-    def _begun(self, file: _RemoteFile) -> int:
+    def _begun(self, file: RemoteFile) -> int:
         """Count the bytes that an earlier fetch left of a file. Removes them if they cannot be continued."""
         part = self._part(file)
         if not part.exists():
@@ -202,12 +197,11 @@ class _HubFetch:
         part.unlink()  # without a hash, nothing would show that the beginning is another file's
         return 0
 
-    def _fetch(self, file: _RemoteFile, received: Callable[[int], None]) -> None:
+    def _fetch(self, listing: Listing, file: RemoteFile, received: Callable[[int], None]) -> None:
         """Download a file, and record it if it is what the hub listed. Deletes any other, and raises DownloadError."""
-        part, path, commit = self._part(file), self._folder / file.name, self._record.revision
+        part, path = self._part(file), self._folder / _local(file.name)
         begun = self._begun(file)
-        url = hf_hub_url(self._source.repo, file.name, revision=commit, endpoint=self._endpoint)
-        download(url, part, file.size, received, self._request.cancelled)
+        download(listing.url(file.name), part, file.size, received, self._request.cancelled)
         found, size = sha256_of(part), part.stat().st_size
         if size == file.size and found == (file.sha256 or found):
             part.replace(path)
@@ -217,10 +211,10 @@ class _HubFetch:
         if not begun:
             raise DownloadError(f"{file.name} came damaged from the hub and was deleted; try again")
         received(-size)  # the beginning may be the damaged part, after a power cut for example
-        self._fetch(file, received)
+        self._fetch(listing, file, received)
 
 
-def _part_name(file: _RemoteFile) -> str:
+def _part_name(file: RemoteFile) -> str:
     return file.sha256 or file.name
 
 
@@ -237,29 +231,3 @@ class _Meter:
         self._request.check_cancelled()
         self._done_bytes += count
         self._request.report(Progress(min(self._done_bytes, self._total_bytes), self._total_bytes, file))
-
-
-@contextmanager
-def _plain_errors(source: HubSource) -> Iterator[None]:
-    """Turn the library's exceptions into a DownloadError of one sentence. Errors of the disk pass unchanged."""
-    try:
-        yield
-    except (HTTPError, ConnectionError) as error:
-        raise DownloadError(_reason(source, error)) from error
-
-
-def _reason(source: HubSource, error: BaseException) -> str:
-    match error:
-        case GatedRepoError():
-            return (
-                f"{source.repo} is open only to those who accepted its license; accept it on its page and set HF_TOKEN"
-            )
-        case RepositoryNotFoundError() | RevisionNotFoundError():
-            return (
-                f"the hub has no repository {source.repo} at {source.revision}, or not for you; "
-                "check the model card and HF_TOKEN"
-            )
-        case HfHubHTTPError():
-            return f"the hub returned status {error.response.status_code} for {source.repo}; try again later"
-        case _:
-            return f"the hub could not be reached for {source.repo}; check the network and HF_ENDPOINT, then try again"

@@ -106,7 +106,8 @@ def _bytes_under(folder: Path) -> int:
     for parent, _, files in os.walk(folder):
         for file in files:
             try:
-                total += os.stat(os.path.join(parent, file)).st_size
+                status = os.stat(os.path.join(parent, file))
+                total += min(status.st_size, 512 * status.st_blocks)  # headers lie in sparse files
             except FileNotFoundError:
                 continue
     return total

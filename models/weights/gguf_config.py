@@ -103,8 +103,8 @@ def _check_whole_model(metadata: _Metadata, path: Path) -> None:
     parts = metadata.get(Keys.Split.LLM_KV_SPLIT_COUNT, 0)
     if parts not in (0, 1):
         raise WeightsError(
-            f"{path} is one of the {parts} files of a split model; join them with `llama-gguf-split --merge` "
-            "and point to the file that it writes"
+            f"{path} is one of the {parts} files of a split model; name them as their makers do, "
+            "such as model-00001-of-00003.gguf"
         )
     kind = metadata.get(Keys.General.TYPE, GGUFType.MODEL)
     if kind != GGUFType.MODEL:

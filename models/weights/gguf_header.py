@@ -46,9 +46,10 @@ _TensorInfo = tuple[str, tuple[int, ...], int, int]
 
 
 class GgufTensor(StoredTensor, frozen=True, kw_only=True):
-    """Where one tensor lies, and its quantization."""
+    """Where one tensor lies, and its quantization. `part` is the number of its file in a split model, from 0."""
 
     kind: GGMLQuantizationType
+    part: int = 0
 
 
 class GgufHeader(msgspec.Struct, frozen=True):
@@ -62,10 +63,15 @@ class GgufHeader(msgspec.Struct, frozen=True):
     places: dict[str, tuple[int, int]] = {}
 
 
-def read_header(path: Path, skipped: str = "") -> GgufHeader:
+class HeaderCutShort(WeightsError):
+    """A file that ends inside its header."""
+
+
+def read_header(path: Path, skipped: str = "", filled: int | None = None) -> GgufHeader:
     """Read and check the header of `path`. Raises WeightsError if it is not GGUF, damaged or cut short.
 
     Lists whose key begins with `skipped`, if that is given, are passed over: they have a place, and None as value.
+    Of a file that is being fetched only the first `filled` bytes are there; HeaderCutShort says that they are too few.
     """
     try:
         with path.open("rb") as file:
@@ -73,7 +79,7 @@ def read_header(path: Path, skipped: str = "") -> GgufHeader:
             if size < 24:
                 raise _damaged(path, f"is only {size} bytes long")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Cursor(path, data, skipped).header()
+                return _Cursor(path, data, skipped, size if filled is None else filled).header()
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}); fetch the model again") from error
 
@@ -90,13 +96,13 @@ def is_gguf(path: Path) -> bool:
 class _Cursor:
     """Reads a header front to back. Raises WeightsError before it would pass the file's end or a limit above."""
 
-    def __init__(self, path: Path, data: mmap.mmap, skipped: str) -> None:
+    def __init__(self, path: Path, data: mmap.mmap, skipped: str, filled: int) -> None:
         self._path = path
         self._skipped = skipped
         self._data = data
         self._position = 0
         self._places: dict[str, tuple[int, int]] = {}
-        self._end = min(len(data), _MAX_HEADER_BYTES)
+        self._end = min(filled, len(data), _MAX_HEADER_BYTES)
 
     def header(self) -> GgufHeader:
         magic, version = self._unpack("II")
@@ -216,7 +222,7 @@ class _Cursor:
     def _take(self, count: int) -> bytes:
         begin, self._position = self._position, self._position + count
         if self._position > self._end:
-            raise _damaged(self._path, "was cut short: it ends inside its header")
+            raise HeaderCutShort(str(_damaged(self._path, "was cut short: it ends inside its header")))
         return self._data[begin : self._position]
 
 

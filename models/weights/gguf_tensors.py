@@ -14,12 +14,17 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from models.errors import WeightsError
 from models.weights.gguf_header import GgufTensor
+from models.weights.gguf_parts import part_path
 
 _PIECE_WEIGHTS = 1 << 16
 
 
 def read_bytes(path: Path, stored: GgufTensor) -> np.ndarray:
-    """Read the tensor's bytes as they are stored: flat uint8. Raises WeightsError."""
+    """Read the tensor's bytes as they are stored: flat uint8. `path` is the first file of a split model.
+
+    Raises WeightsError.
+    """
+    path = part_path(path, stored.part)
     try:
         packed = np.fromfile(path, np.uint8, stored.nbytes, offset=stored.offset)
     except OSError as error:

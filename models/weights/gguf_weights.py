@@ -20,7 +20,8 @@ from models.architecture import Architecture
 from models.errors import WeightsError
 from models.families import FAMILIES, described
 from models.weights.gguf_config import gguf_settings
-from models.weights.gguf_header import GgufTensor, read_header
+from models.weights.gguf_header import GgufTensor
+from models.weights.gguf_parts import read_model_header
 from models.weights.gguf_tensors import read_bytes, read_tensor
 from models.weights.layout import check_shapes, located, places, stored_names
 from models.weights.quantized import UNPACK, QuantizedMatrix
@@ -29,12 +30,12 @@ _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 class GgufWeights:
-    """The tensors of a .gguf file. Only the bytes of the requested tensors are read."""
+    """The tensors of a .gguf file, or of all parts of a split model. Only the bytes of requested tensors are read."""
 
     repository = None
 
     def __init__(self, path: Path) -> None:
-        header = read_header(path)
+        header = read_model_header(path)
         self._path = path
         settings = gguf_settings(header, path)
         self.settings = settings.values

@@ -65,6 +65,11 @@ def sizes_of(weights: Weights) -> ModelSizes:
     return weights.repository.model.sizes if weights.repository else model_sizes(weights.architecture)
 
 
+def described_in(weights: Weights) -> Architecture | None:
+    """Return the description of a model, None if exobus has none of it. Raises WeightsError, as `architecture` does."""
+    return weights.repository.model.described if weights.repository else weights.architecture
+
+
 def open_weights(path: Path) -> Weights:
     """Open a folder of safetensors files or a GGUF file, whatever its name, after checking its headers.
 

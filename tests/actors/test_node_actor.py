@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from actors import device
@@ -16,6 +18,7 @@ from cluster.placement import placer_of
 from cluster.roles import Role
 from cluster.shard import whole
 from cluster.topology import RecordNumber, Topology
+from models.card import FolderSource, encode_card
 from models.catalogue import DEFAULT_MODEL, Catalogue
 from tests.support.actors import A, config_of, play, record
 from tests.support.bus import WITHIN_S, client, described, running_hub
@@ -84,3 +87,24 @@ def test_machine_without_an_engine_ends_the_node_actor(monkeypatch: pytest.Monke
 
     with running_hub(A) as hub:
         asyncio.run(main(hub.run_dir))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"source": FolderSource(Path("/etc"))}, "names a folder, which only this node's own may"),
+        ({"id": "other"}, "is of other"),
+        ({"n_layers": 0}, "field n_layers must be positive"),
+    ],
+)
+def test_card_of_another_node_is_checked(change: dict[str, Any], sentence: str) -> None:
+    card = encode_card(msgspec.structs.replace(CARD, **change))
+    load = ShardLoad("i", 1, whole(CARD.id, CARD.n_layers), RecordNumber(1, 1), card)
+    error = why_not(Role.MEMBER, load)
+    assert error.code == "forbidden"
+    assert sentence in error.message
+
+
+def test_own_model_with_other_files_is_refused(tmp_path: Path) -> None:
+    load = ShardLoad("i", 1, whole(CARD.id, CARD.n_layers), RecordNumber(1, 1), "", "of other files")
+    assert "differ from those of the node that places it" in why_not(Role.MEMBER, load).message

@@ -34,6 +34,7 @@ from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.placement import Instance, PlacedStage
 from cluster.shard import whole
 from cluster.topology import NodeRecord, RecordNumber, Topology
+from models.card import ModelCard
 from models.catalogue import DEFAULT_MODEL, Catalogue
 from tests.support.bus import KEYS, RunningHub, client, link, new_node, next_message, running_hub
 
@@ -58,10 +59,11 @@ def placer(bus: BusClient, instances: Instances | None = None, *looks: Topology)
     """Return a placer that sees these topologies one after the other, and then two nodes with enough memory."""
     seen = iter(looks)
 
-    async def look() -> Topology:
+    async def look(card: ModelCard) -> Topology:
         return next(seen, MEMBERS)
 
-    return Placer(bus, instances or Instances(A), RingMemoryWeightedPartitioningStrategy(), look, lambda: NUMBER)
+    strategy = RingMemoryWeightedPartitioningStrategy()
+    return Placer(bus, instances or Instances(A), strategy, look, lambda: NUMBER, lambda card: "")
 
 
 def standing(*placed: Instance) -> Instances:

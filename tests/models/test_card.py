@@ -32,7 +32,7 @@ INTERMEDIATE_SIZES = {
     "llama-3.2-3b": 8192,
     "tinyllama-1.1b": 5632,
 }
-CARDS = Catalogue.load().cards()
+CARDS = tuple(card for card in Catalogue.load().cards() if card.sized)
 
 
 def architecture_of(card: ModelCard) -> Architecture:

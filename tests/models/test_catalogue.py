@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.card import FolderSource, HubSource
-from models.catalogue import DEFAULT_MODEL, Catalogue
+from models.card import FolderSource, HubSource, encode_card, travelling
+from models.catalogue import DEFAULT_MODEL, Catalogue, write_card
 from models.errors import CatalogueError, UnknownModel
+from models.names import CatalogueName, parse_name
+from tests.support.model_servers import tiny_card
 
 CARDS = Catalogue.load().cards()
 MINIMAL = """
@@ -41,6 +44,14 @@ def test_names_aliases_and_repositories_ignore_case() -> None:
     assert catalogue.get("SmolLM2-135M").id == "smollm2-135m"
     assert catalogue.get("llama3.2:1b").id == "llama-3.2-1b"
     assert catalogue.get("HuggingFaceTB/SmolLM2-360M-Instruct").id == "smollm2-360m"
+
+
+def test_shipped_names_are_unique_and_come_from_somewhere() -> None:
+    names = [name for card in CARDS for name in (card.id, *card.aliases)]
+    assert len(CARDS) >= 40
+    assert len(names) == len(set(names))
+    assert all(card.license and card.params and card.family for card in CARDS)
+    assert all(parse_name(name) == CatalogueName(name) for name in names)
 
 
 def test_unknown_name_suggests_the_nearest() -> None:
@@ -105,3 +116,43 @@ def test_package_member_must_be_a_plain_gguf_path(member: str, tmp_path: Path) -
     (tmp_path / "bad.toml").write_text(MINIMAL + source)
     with pytest.raises(CatalogueError, match="member"):
         Catalogue.load(tmp_path)
+
+
+UNSIZED = 'id = "mine"\nfamily = "llama"\naliases = ["m"]\n[source]\nkind = "hub"\nrepo = "Tiny/Llama"\n'
+
+
+def test_hub_card_needs_no_sizes(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(UNSIZED)
+    assert not Catalogue.load(tmp_path).get("m").sized
+
+
+def test_card_made_later_completes_one_without_sizes(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(UNSIZED)
+    catalogue = Catalogue.load(tmp_path / "mine.toml", tmp_path / "made", [tmp_path / "own"])
+    made = tiny_card(HubSource("tiny/llama", "0" * 40))
+    write_card(tmp_path / "made", msgspec.structs.replace(made, id="mine"))
+    card = catalogue.get("m")
+    assert (card.aliases, card.n_layers, card.source) == (("m",), 4, made.source)
+    write_card(tmp_path / "own", msgspec.structs.replace(made, id="mine", name="Own"))
+    assert catalogue.get("mine").name == "Own"
+    (tmp_path / "own" / "mine.json").unlink()
+    assert catalogue.get("mine") == card
+
+
+def test_unreadable_card_added_later_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    catalogue = Catalogue.load(None, tmp_path)
+    write_card(tmp_path, tiny_card(FolderSource(tmp_path / "weights")))
+    (tmp_path / "bad.json").write_text("{")
+    assert catalogue.own() == (tiny_card(FolderSource(tmp_path / "weights")),)
+    assert "bad.json" in caplog.text
+
+
+@pytest.mark.parametrize("source", [HubSource("a/b"), FolderSource(Path("/x"))])
+def test_card_of_a_message_never_names_a_folder(source: HubSource | FolderSource) -> None:
+    card = tiny_card(source)
+    assert travelling(card) == ("" if isinstance(source, FolderSource) else encode_card(card))
+    if isinstance(source, FolderSource):
+        with pytest.raises(CatalogueError, match="names a folder, which only this node's own may"):
+            Catalogue(()).received("tiny", encode_card(card))
+    else:
+        assert Catalogue(()).received("tiny", encode_card(card)) == card

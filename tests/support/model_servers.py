@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from models.cache import ModelCache
 from models.card import ModelCard, Source
 from models.sources.request import Progress
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPOSITORY = "tiny/llama"
 STALL_S = 60.0  # at most, so that no server outlives its test
 LARGE_BYTES = 4096  # files above this are "LFS" files: listed with their sha256
 
@@ -61,7 +62,7 @@ class FakeServer:
     tokens: list[str] = field(default_factory=list)
 
     def fetched(self) -> list[str]:
-        """Return the names of the files whose bodies were requested, in order."""
+        """Return the names of the files whose bodies were requested, in order; a range counts as the file."""
         return [line.rpartition("/")[2] for line in self.requests if line.startswith("GET") and "/resolve/" in line]
 
 
@@ -113,32 +114,36 @@ class _FileHandler(BaseHTTPRequestHandler):
 
     def _send_range(self, name: str, whole: bytes, headers: dict[str, str]) -> None:
         faults = self.fake.faults
-        asked = int((self.headers.get("Range") or "bytes=0-")[6:].partition("-")[0])
+        first, _, last = (self.headers.get("Range") or "bytes=0-")[6:].partition("-")
+        asked, end = int(first), int(last or len(whole)) + 1
         start = 0 if name in faults.whole else asked
         self.fake.first_bytes.append((name, asked))
         if asked and (name in faults.no_range or asked >= len(whole)):
             self.send(416, b"", {"Content-Range": f"bytes */{len(whole)}"})
             return
-        body = whole[start:]
-        if start:
-            headers = {**headers, "Content-Range": f"bytes {start}-{len(whole) - 1}/{len(whole)}"}
+        body = whole[start:] if name in faults.whole else whole[start:end]
+        partial = len(body) < len(whole)
+        if partial:
+            headers = {**headers, "Content-Range": f"bytes {start}-{start + len(body) - 1}/{len(whole)}"}
         cuts = faults.cut.get(name)
         cut = cuts.pop(0) if cuts and self.command == "GET" else len(body)
         self.close_connection = cut < len(body)
-        self.send(206 if start else 200, body[:cut], headers, len(body))
+        self.send(206 if partial else 200, body[:cut], headers, len(body))
         if self.close_connection and name in faults.stalled:
             self.wfile.flush()
             faults.stalled[name].wait(STALL_S)
 
 
 class _HubHandler(_FileHandler):
-    """The routes of a download: model info, and a file. Two slashes in succession lead nowhere."""
+    """The routes of a download and of a search: model info, and a file. Two slashes in succession lead nowhere."""
 
     def route(self) -> None:
         path = unquote(self.target.partition("?")[0])
         base = urlsplit(self.fake.url).path
         if "//" in path or not path.startswith(base):
             self.send(404, b"no such route")
+        elif path == f"{base}/api/models":
+            self._search()
         elif path.startswith(f"{base}/api/models/"):
             self._info(path)
         elif "/resolve/" in path:
@@ -151,10 +156,17 @@ class _HubHandler(_FileHandler):
         else:
             self.send(404, b"no such route")
 
+    def _search(self) -> None:
+        """List the one repository, if its name contains the words."""
+        words = parse_qs(urlsplit(self.target).query).get("search", [""])[0]
+        found = [{"id": REPOSITORY}] if words.lower() in REPOSITORY else []
+        self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
+
     def _info(self, path: str) -> None:
         revision = path.partition("/revision/")[2]
         if "model info" in self.fake.faults.status:
-            self.send(self.fake.faults.status["model info"], b"{}", {"X-Error-Code": "RepoNotFound"})
+            status = self.fake.faults.status["model info"]
+            self.send(status, b"{}", {"X-Error-Code": "RepoNotFound"} if status == 404 else {})
         elif len(revision) == len(COMMIT) and revision != self.fake.commit:
             self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         else:
@@ -162,7 +174,7 @@ class _HubHandler(_FileHandler):
             siblings = [
                 _sibling(name, content, hashes.get(name, _etag(content))) for name, content in self.fake.files.items()
             ]
-            info = {"id": "tiny/llama", "sha": self.fake.commit, "siblings": siblings}
+            info = {"id": REPOSITORY, "sha": self.fake.commit, "siblings": siblings}
             self.send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
 
 
@@ -214,14 +226,15 @@ def _serving(handler: type[_FileHandler], files: dict[str, bytes], path: str = "
 
 @contextmanager
 def fake_hub(folder: Path, path: str = "") -> Iterator[FakeServer]:
-    """Run a hub at this path of a server, with one repository, under any name, that holds the files of `folder`."""
+    """Run a hub at this path of a server, with one repository, under any name, that holds the files under `folder`."""
     with _serving(_HubHandler, files_of(folder), path) as fake:
         yield fake
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Return the contents of the files of a folder by name."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """Return the contents of the files under a folder by their paths in it."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 @contextmanager

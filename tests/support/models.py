@@ -238,22 +238,32 @@ def write_tiny_gguf(
     quantization: str = "F32",
     vocabulary: TinyVocabulary = TinyVocabulary(),
     keys: Mapping[str, str | int | float] | None = None,
+    split_tensors: int = 0,
     **sizes: Any,
 ) -> Path:
-    """Write the weights of `write_tiny_llama` as llama.cpp would, and return the path.
+    """Write the weights of `write_tiny_llama` as llama.cpp would, and return the path, which stays unused if split.
 
     Matrices are in `quantization` ("F32", "F16", "BF16", "Q8_0" or "Q4_1"), norms in F32. `keys` are more metadata.
-    `sizes` are fields of `TinyShape`, without biases and rope scaling.
+    With `split_tensors` the model is split into files of so many tensors. `sizes` are fields of `TinyShape`, without
+    biases and rope scaling.
     """
     shape = TinyShape(**sizes)
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = GGUFWriter(str(path), "llama")
+    writer = GGUFWriter(str(path), "llama", split_max_tensors=split_tensors)
     _add_gguf_sizes(writer, shape)
     _add_gguf_tokenizer(writer, shape.vocab, vocabulary)
     for key, value in (keys or {}).items():
         add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
         add(key, value)
-    kind = GGMLQuantizationType[quantization]
+    _add_gguf_tensors(writer, shape, GGMLQuantizationType[quantization])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _add_gguf_tensors(writer: GGUFWriter, shape: TinyShape, kind: GGMLQuantizationType) -> None:
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.n_layers)
     for name, tensor in shape.tensors().items():
         if "q_proj" in name or "k_proj" in name:
@@ -264,11 +274,6 @@ def write_tiny_gguf(
             stored,
             raw_dtype=GGMLQuantizationType.F32 if tensor.ndim == 1 else kind,
         )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def _add_gguf_sizes(writer: GGUFWriter, shape: TinyShape) -> None:

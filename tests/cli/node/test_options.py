@@ -43,7 +43,7 @@ def test_defaults_are_those_of_the_program() -> None:
 def test_help_and_readme_name_every_option() -> None:
     help_text, readme = exobus("node", "--help").stdout, (ROOT / "README.md").read_text()
     for flag in flags():
-        variable = "EXOBUS_" + flag[2:].replace("-", "_").upper()
+        variable = "EXOBUS_" + flag[2:].replace("models-dir", "models").replace("-", "_").upper()
         assert variable in help_text.partition(f"\n  {flag} ")[2].partition("\n  -")[0]
         assert flag in readme, flag
     assert len(flags()) == len(fields(NodeOptions))

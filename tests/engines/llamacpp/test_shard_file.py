@@ -14,7 +14,9 @@ from engines.engine import EngineError
 from engines.llamacpp.shard_file import FOLDER, KEPT, shard_file
 from models.errors import WeightsError
 from models.weights.gguf_header import read_header
+from models.weights.gguf_parts import read_model_header
 from tests.support.gguf_models import FAMILIES, HIDDEN, VOCAB, write_model
+from tests.support.models import write_tiny_gguf
 
 LAYERS = FAMILIES["llama"].n_layers
 
@@ -45,6 +47,16 @@ def test_layers_keep_their_bytes_and_get_new_numbers(start: int, end: int, llama
         original = source[f"blk.{int(number) + start}.{rest}"]
         assert tensor.tensor_type == original.tensor_type
         np.testing.assert_array_equal(tensor.data, original.data)
+
+
+def test_split_model_gives_the_same_file(tmp_path: Path) -> None:
+    single = write_tiny_gguf(tmp_path / "tiny.gguf", n_layers=2)
+    write_tiny_gguf(tmp_path / "split" / "tiny.gguf", n_layers=2, split_tensors=8)
+    first = min((tmp_path / "split").iterdir())
+    shard, root = Shard("model", 1, 2, 2), tmp_path / "cache"
+    found = [shard_file(path, read_model_header(path, "tokenizer."), shard, root) for path in (single, first)]
+    assert found[0] != found[1]
+    assert found[0].read_bytes() == found[1].read_bytes()
 
 
 def test_ends_that_a_part_lacks_are_stand_ins(llama: Path, tmp_path: Path) -> None:

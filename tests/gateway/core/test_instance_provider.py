@@ -189,7 +189,7 @@ def test_client_that_leaves_as_a_session_fails_asks_for_no_other(rig: Rig, tmp_p
     async def leave_at_each_step() -> None:
         async with client(rig.config.run_path, NODE_ID, "asker") as bus:
             models = TextModels(bus, Catalogue.load(rig.config.cards_path), TemplateRenderer())
-            await models.get(models.card(MODEL))
+            await models.get(await models.card(MODEL))
             provider = InstanceProvider(bus)
             provider.known.announce(msgspec.structs.replace(rig.instance, stages=(unlinked,)), (RecordNumber(1, 1),))
             plane = DataPlane(tmp_path)

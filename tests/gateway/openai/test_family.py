@@ -5,14 +5,12 @@ from __future__ import annotations
 import openai
 import pytest
 
-from tests.support.gateway.gateway_rig import (
-    MODEL,
-)
+from tests.support.gateway.gateway_rig import MODEL
 
 
 def test_models_are_listed_and_found_by_name(client: openai.OpenAI) -> None:
     assert {"tiny", "smollm2-135m"} <= {model.id for model in client.models.list()}
     assert client.models.retrieve("tiny-chat").id == MODEL
     with pytest.raises(openai.NotFoundError) as caught:
-        client.models.retrieve("organisation/tinny")
+        client.models.retrieve("tinny")
     assert caught.value.code == "model_not_found"

@@ -124,7 +124,7 @@ def test_unusable_configuration_is_rejected_before_its_weights(
     (repository / "config.json").write_text('{"model_type": "mamba"}')
     with fake_hub(repository) as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        with pytest.raises(WeightsError, match="gives hidden_size as None"):
+        with pytest.raises(WeightsError, match="does not say its sizes"):
             fetch(hub_card, whole("tiny", 4), cache, ignore)
     assert not any(name.startswith("model-") for name in hub.fetched())
 

@@ -82,7 +82,7 @@ def test_two_rules_of_scaling_are_refused(tmp_path: Path) -> None:
 
 def test_part_of_a_split_model_is_refused(tmp_path: Path) -> None:
     keys = {"split.no": 1, "split.count": 3, "split.tensors.count": 39}
-    sentence = r"tiny\.gguf is one of the 3 files of a split model; join them with `llama-gguf-split --merge`"
+    sentence = r"tiny\.gguf is one of the 3 files of a split model; name them as their makers do"
     with pytest.raises(WeightsError, match=sentence):
         open_weights(write_tiny_gguf(tmp_path / "tiny.gguf", n_layers=1, keys=keys))
 

@@ -1,0 +1,1 @@
+"""`exobus models …`: what can be run, what is here, and what would run where."""

@@ -1,0 +1,158 @@
+"""`exobus models …`: the models of a node, and a user's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from cli.options import FAILED, HELP, USAGE, ApiKeyOption, ApiOption, CommandGroup, JsonOption, NodeOption, leave
+from cli.options import failures_shown as shown
+
+app = typer.Typer(
+    help="Show, find and add the models that can be run.",
+    cls=CommandGroup,
+    context_settings=HELP,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+)
+
+NameArgument = Annotated[str, typer.Argument(help="An id, ORG/REPO, or ORG/REPO:Q4_K_M.", metavar="NAME")]
+
+
+@app.callback()
+def root() -> None:
+    """Show, find and add the models that can be run."""
+
+
+@app.command("ls")
+def list_models(
+    as_json: JsonOption = False, api: ApiOption = None, api_key: ApiKeyOption = None, node: NodeOption = None
+) -> None:
+    """List the catalogue: what fits the cluster now, and what is here."""
+    from cli.models.tables import list_of
+
+    models, topology = _models_and_topology(api, api_key, node)
+    typer.echo(json.dumps(models) if as_json else list_of(models, topology))
+
+
+@app.command("search")
+def search(
+    words: Annotated[str, typer.Argument(help="A part of a name.", metavar="WORD")],
+    as_json: JsonOption = False,
+    api: ApiOption = None,
+    api_key: ApiKeyOption = None,
+    node: NodeOption = None,
+) -> None:
+    """Search the catalogue, and then the hub, to which the word is sent."""
+    from cli.models.tables import list_of
+    from models.errors import ModelError
+    from models.sources.fetch import search as search_hub
+
+    models, topology = _models_and_topology(api, api_key, node)
+    found = [
+        model for model in models if words.lower() in " ".join((model["id"], model["name"], *model["aliases"])).lower()
+    ]
+    try:
+        names = search_hub(words)
+    except ModelError as error:
+        names = []
+        typer.echo(f"exobus: only the catalogue was searched: {error}", err=True)
+    if as_json:
+        typer.echo(json.dumps({"catalogue": found, "hub": names}))
+        return
+    parts = [list_of(found, topology)] if found else []
+    parts += ["on the hub:\n" + "\n".join(f"  {name}" for name in names)] if names else []
+    typer.echo("\n\n".join(parts) or f"there is no model named like {words!r}")
+
+
+@app.command("show")
+def show(
+    name: NameArgument,
+    as_json: JsonOption = False,
+    api: ApiOption = None,
+    api_key: ApiKeyOption = None,
+    node: NodeOption = None,
+) -> None:
+    """Show a model: its architecture, sizes, memory, license and source."""
+    from cli.local_nodes import gateway
+    from cli.models.tables import details_of
+
+    with shown():
+        model = _model(gateway(api, api_key, node), name)
+    typer.echo(json.dumps(model) if as_json else details_of(model))
+
+
+@app.command("plan")
+def plan(
+    name: NameArgument,
+    context: Annotated[int, typer.Option(min=0, help="Positions that one chat should have.")] = 0,
+    as_json: JsonOption = False,
+    api: ApiOption = None,
+    api_key: ApiKeyOption = None,
+    node: NodeOption = None,
+) -> None:
+    """Show which node would hold which layers, or why none."""
+    from cli.api_client import get
+    from cli.local_nodes import gateway
+    from cli.models.tables import plan_of, plan_rows
+    from cluster.placement import DoesNotFit
+
+    with shown():
+        asked = gateway(api, api_key, node)
+        model, topology = _model(asked, name, context), get(asked, "/v1/topology")
+    try:
+        typer.echo(json.dumps(plan_rows(model, topology, context)) if as_json else plan_of(model, topology, context))
+    except DoesNotFit as error:
+        leave(str(error), FAILED)
+
+
+@app.command("add")
+def add(
+    name: Annotated[str, typer.Argument(help="A folder, a .gguf file, or ORG/REPO.", metavar="PATH|NAME")],
+    model_id: Annotated[str, typer.Option("--name", help="Id of the model.", show_default="from its name")] = "",
+    node: NodeOption = None,
+) -> None:
+    """Add your own model, or one of the hub.
+
+    A node here has it in its catalogue at once.
+    """
+    from cli.models.adding import add_model
+
+    typer.echo(add_model(name, model_id, node))
+
+
+@app.command("rm")
+def remove(name: Annotated[str, typer.Argument(metavar="ID", help="Id of a model.")], node: NodeOption = None) -> None:
+    """Remove an added model, or what was fetched of one.
+
+    Your own files stay.
+    """
+    from cli.models.adding import remove_model
+
+    typer.echo(remove_model(name, node))
+
+
+def _models_and_topology(api: str | None, key: str | None, node: str | None) -> tuple[list[Any], Mapping[str, Any]]:
+    from cli.api_client import get
+    from cli.local_nodes import gateway
+
+    with shown():
+        asked = gateway(api, key, node)
+        return get(asked, "/v1/models")["data"], get(asked, "/v1/topology")
+
+
+def _model(asked: Any, name: str, context: int = 0) -> Mapping[str, Any]:
+    from cli.api_client import get
+    from models.errors import BadName
+    from models.names import LocalPath, parse_name
+
+    try:
+        if isinstance(parse_name(name), LocalPath):
+            leave(f"{name} is a path; add it with `exobus models add {name}`, and use the id that it gets", USAGE)
+    except BadName as error:
+        leave(str(error), USAGE)
+    return get(asked, f"/v1/models/{quote(name, safe='/:@')}?context={context}")

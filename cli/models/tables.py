@@ -1,0 +1,156 @@
+"""Models as text, from what a gateway reports of models and topology. Asks nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from cli.text import show_bytes, table
+from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
+from cluster.placement import DoesNotFit, PlacedStage, plan
+from cluster.shard import Shard, whole
+from cluster.topology import Topology
+from models.card import FolderSource, ModelCard
+
+Json = Mapping[str, Any]
+_SIZES = (
+    "family", "n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "context_length",
+    "layer_bytes", "embedding_bytes", "size_bytes", "tied_embedding",
+)  # fmt: skip
+
+
+def card_from(model: Json) -> ModelCard:
+    """Return the card that a gateway reports, without its source."""
+    sizes = {name: model[name] for name in _SIZES if model.get(name) is not None}
+    return ModelCard(id=model["id"], source=FolderSource(Path()), **sizes)
+
+
+def topology_from(body: Json) -> Topology:
+    """Return the topology that a gateway reports."""
+    return msgspec.convert({"nodes": body["nodes"], "links": body["links"]}, Topology)
+
+
+def placed(card: ModelCard, topology: Topology, context: int = 0) -> tuple[PlacedStage, ...]:
+    """Divide a model as the placer does, for a chat of `context` positions. Raises DoesNotFit."""
+    positions = min(context, card.context_length)
+    return plan(
+        topology,
+        RingMemoryWeightedPartitioningStrategy(),
+        card.id,
+        card.n_layers,
+        lambda shard: max(card.least_bytes(shard), card.shard_bytes(shard) + card.kv_bytes(shard, positions)),
+        card.head_layers,
+    )
+
+
+def fits(model: Json, topology: Topology, loaded: frozenset[str]) -> str:
+    """Return whether a model can run now: `yes`, `no`, `needs mlx`, or `?` before its sizes are known."""
+    if model["id"] in loaded:
+        return "yes"
+    if (engine := model.get("engine")) and not _has_engine(topology, engine):
+        return f"needs {engine}"
+    if not model.get("n_layers"):
+        return "?"
+    try:
+        placed(card_from(model), topology)
+    except DoesNotFit:
+        return "no"
+    return "yes"
+
+
+def _has_engine(topology: Topology, name: str) -> bool:
+    return any(engine.name == name and engine.usable for node in topology.nodes for engine in node.capabilities.engines)
+
+
+def list_of(models: Sequence[Json], topology: Json) -> str:
+    """Format the catalogue: sizes, whether a model fits, and how much of it is here."""
+    loaded, graph = loaded_models(topology), topology_from(topology)
+    rows = [
+        (
+            model["id"],
+            model.get("params") or "-",
+            show_bytes(model["size_bytes"]) if model.get("size_bytes") else "-",
+            f"{model['context_length']}" if model.get("context_length") else "-",
+            fits(model, graph, loaded),
+            _here(model, loaded),
+        )
+        for model in models
+    ]
+    return table(("MODEL", "PARAMS", "SIZE", "CONTEXT", "FITS", "HERE"), rows)
+
+
+def loaded_models(topology: Json) -> frozenset[str]:
+    """Return the ids of the models that are loaded."""
+    return frozenset(instance["model"] for instance in topology["instances"])
+
+
+def details_of(model: Json) -> str:
+    """Format all that is known of one model."""
+    rows = [("name", model.get("name") or "-"), ("aliases", ", ".join(model["aliases"]) or "-")]
+    rows += [("source", model["from"]), ("license", model.get("license") or "-")]
+    only = f" (only by the engine {model['engine']})" if model.get("engine") else ""
+    rows += [("architecture", f"{model['family'] or '?'}{only}")]
+    if model.get("n_layers"):
+        card = card_from(model)
+        layers = whole(card.id, card.n_layers)
+        memory = f"{show_bytes(card.shard_bytes(layers))} for weights, "
+        memory += f"{show_bytes(card.kv_bytes(layers, 1024))} for each 1,024 positions of a chat"
+        shape = f"{card.n_layers} layers of {card.hidden_size}, {card.n_heads} heads ({card.n_kv_heads} of keys)"
+        rows += [("shape", f"{shape}, {card.vocab_size} tokens"), ("context", f"{card.context_length} positions")]
+        rows += [("files", show_bytes(card.size_bytes)), ("memory", memory)]
+    rows += [("on disk", show_bytes(model["downloaded_bytes"]))] if model.get("downloaded_bytes") else []
+    rows += [("chosen", model["why"])] if model.get("why") else []
+    return table(("MODEL", model["id"]), rows)
+
+
+def plan_rows(model: Json, topology: Json, context: int = 0) -> list[dict[str, Any]]:
+    """Return which node would hold which layers and how much memory, or holds them already. Raises DoesNotFit."""
+    card, graph = card_from(model), topology_from(topology)
+    held = [instance["stages"] for instance in topology["instances"] if instance["model"] == card.id]
+    if held:
+        shards = [
+            (stage["node"], Shard(card.id, stage["start_layer"], stage["end_layer"], card.n_layers))
+            for stage in held[-1]
+        ]
+    else:
+        names = {node.node_id: node.name for node in graph.nodes}
+        shards = [(names[stage.node_id], stage.shard) for stage in placed(card, graph, context)]
+    return [
+        {
+            "node": node,
+            "start_layer": shard.start_layer,
+            "end_layer": shard.end_layer,
+            "bytes": card.shard_bytes(shard) + card.kv_bytes(shard, min(context, card.context_length)),
+            "loaded": bool(held),
+        }
+        for node, shard in shards
+    ]
+
+
+def plan_of(model: Json, topology: Json, context: int = 0) -> str:
+    """Format `plan_rows`, after the sentence that says why a quantization was chosen. Raises DoesNotFit."""
+    rows = [
+        (
+            row["node"],
+            f"{row['start_layer']}-{row['end_layer'] - 1}",
+            f"{row['end_layer'] - row['start_layer']}",
+            show_bytes(row["bytes"]),
+            "loaded" if row["loaded"] else "would load",
+        )
+        for row in plan_rows(model, topology, context)
+    ]
+    why = f"{model['id']}: {model['why']}\n\n" if model.get("why") else ""
+    return why + table(("NODE", "LAYERS", "COUNT", "MEMORY", "STATE"), rows)
+
+
+def _here(model: Json, loaded: frozenset[str]) -> str:
+    """Return `loaded`, `own` for a folder of this machine, how much of a model is on disk, or `-`."""
+    if model["id"] in loaded:
+        return "loaded"
+    if model.get("own"):
+        return "own"
+    here, size = model.get("downloaded_bytes") or 0, model.get("size_bytes") or 0
+    return "-" if not here else "disk" if here >= size else f"{100 * here // size} %"

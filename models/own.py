@@ -1,0 +1,58 @@
+"""A user's own model, in a folder or a file of this machine: its card, made from what is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from models.card import FolderSource, ModelCard, SamplingDefaults, card_of
+from models.config import read_json
+from models.errors import WeightsError
+from models.fingerprint import model_files
+from models.generation_config import sampling_defaults
+from models.quantizations import SPLIT
+from models.weights.reader import described_in, open_weights, sizes_of
+
+_GENERATION = "generation_config.json"
+
+
+def own_card(path: Path, model_id: str = "") -> ModelCard:
+    """Make the card of the model at `path`, under an id that follows from its name unless one is given.
+
+    A folder that holds the GGUF files of one model stands for them. Raises a ModelError.
+    """
+    path = _weights_path(path.expanduser().absolute())
+    with open_weights(path) as weights:
+        sizes, architecture = sizes_of(weights), described_in(weights)
+    generation = path / _GENERATION
+    recommended = sampling_defaults(read_json(generation), str(generation)) if generation.is_file() else None
+    return card_of(
+        sizes,
+        architecture,
+        id=model_id or id_of(path),
+        source=FolderSource(path),
+        size_bytes=sum(file.stat().st_size for file in model_files(path)),
+        name=path.name,
+        defaults=recommended or SamplingDefaults(),
+    )
+
+
+def id_of(path: Path) -> str:
+    """Derive an id from the name of a folder or file: `My Model-Q4_K_M.gguf` is `my-model-q4_k_m`."""
+    split = SPLIT.fullmatch(path.name)
+    stem = split["stem"] if split else re.sub(r"\.gguf\Z", "", path.name, flags=re.IGNORECASE)
+    return re.sub(r"[^a-z0-9._-]+", "-", stem.lower())[:96].strip("._-") or "model"
+
+
+def _weights_path(path: Path) -> Path:
+    """Return what an engine opens: a folder of safetensors, or a GGUF file, the first one of a split model."""
+    if not path.exists():
+        raise WeightsError(f"{path} is not there; give the path of a model folder or of a .gguf file")
+    if not path.is_dir() or (path / "config.json").is_file():
+        return path
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".gguf")
+    later = {file for file in files if (split := SPLIT.fullmatch(file.name)) and int(split["number"]) != 1}
+    models = [file for file in files if file not in later and "mmproj" not in file.name.lower()]
+    if len(models) > 1:
+        raise WeightsError(f"{path} holds {len(models)} models; give the path of one, such as {models[0]}")
+    return models[0] if models else path

@@ -1,0 +1,133 @@
+"""A model of the hub that no card names gets one from its own settings or header, before its weights are fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from cluster.shard import whole
+from models.cache import ModelCache
+from models.card import HubSource, ModelCard, compare_sizes
+from models.errors import DownloadError, WeightsError
+from models.names import HubName
+from models.sources import gguf_headers
+from models.sources.fetch import describe, fetch, search
+from models.tokenizer import Tokenizer
+from models.weights.reader import open_weights, sizes_of
+from models.weights.safetensors_weights import INDEX
+from tests.support.model_servers import COMMIT, FakeServer, fake_hub, ignore
+from tests.support.models import write_tiny_gguf
+
+REPO = "Tiny/Llama"
+
+
+@pytest.fixture
+def quantized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    """Run a hub whose repository holds three GGUF models, one of them in parts."""
+    folder = tmp_path / "ggufs"
+    write_tiny_gguf(folder / "Tiny-Q4_1.gguf", quantization="Q4_1")
+    write_tiny_gguf(folder / "Tiny-Q8_0.gguf", quantization="Q8_0")
+    write_tiny_gguf(folder / "F32" / "Tiny-F32.gguf", split_tensors=20)
+    with ExitStack() as stack:
+        server = stack.enter_context(fake_hub(folder))
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
+
+
+def test_card_is_made_from_the_settings(hub: FakeServer, cache: ModelCache, hub_card: ModelCard) -> None:
+    card = describe(HubName(REPO), cache).card
+    assert (card.id, card.made_from, card.source) == ("tiny--llama", REPO, HubSource(REPO, COMMIT))
+    assert set(hub.fetched()) <= {"config.json", "generation_config.json", INDEX}
+    weights = [content for name, content in hub.files.items() if name.endswith(".safetensors")]
+    assert card.size_bytes == sum(map(len, weights))
+    for name in ("family", "n_layers", "layer_bytes", "embedding_bytes", "context_length", "tied_embedding"):
+        assert getattr(card, name) == getattr(hub_card, name)
+    with open_weights(fetch(card, whole(card.id, 4), cache, ignore)) as read:
+        compare_sizes(card, sizes_of(read), Path())
+
+
+def test_recommended_sampling_becomes_the_default(hub: FakeServer, cache: ModelCache) -> None:
+    hub.files["generation_config.json"] = b'{"temperature": 0.6, "top_k": 20, "top_p": 7}'
+    defaults = describe(HubName(REPO), cache).card.defaults
+    assert (defaults.temperature, defaults.top_k, defaults.top_p) == (0.6, 20, 1.0)
+
+
+@pytest.mark.parametrize(("quant", "files"), [("q8_0", 1), ("F32", 2)])
+def test_named_quantization_is_described_by_its_headers(
+    quantized: FakeServer, cache: ModelCache, monkeypatch: pytest.MonkeyPatch, quant: str, files: int
+) -> None:
+    monkeypatch.setattr(gguf_headers, "FIRST_BYTES", 4096)
+    described = describe(HubName(REPO, quant=quant), cache)
+    card = described.card
+    assert (card.id, card.made_from) == (f"tiny--llama--{quant.lower()}", f"{REPO}:{quant.upper()}")
+    assert isinstance(card.source, HubSource)
+    assert len(card.source.files) == files
+    assert described.why == ""
+    assert {asked for _, asked in quantized.first_bytes} >= {0, 4096}, "the header was not read by ranges"
+    with open_weights(fetch(card, whole(card.id, 4), cache, ignore)) as weights:
+        assert weights.tensor("model.layers.3.mlp.down_proj.weight").shape == (64, 128)
+
+
+def test_gateway_of_a_gguf_fetches_its_header_only(
+    quantized: FakeServer, cache: ModelCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf_headers, "FIRST_BYTES", 4096)
+    card = describe(HubName(REPO, quant="Q8_0"), cache).card
+    header = fetch(card, None, cache, ignore)
+    assert Tokenizer.load(cache.folder(card)).chat_template is not None
+    size = len(quantized.files["Tiny-Q8_0.gguf"])
+    assert header.stat().st_size == size
+    assert header.read_bytes()[size // 2 :] == bytes(size - size // 2)
+    before = len(quantized.requests)
+    fetch(card, None, cache, ignore)
+    assert len(quantized.requests) == before
+
+
+def test_largest_quantization_that_fits_is_chosen(quantized: FakeServer, cache: ModelCache) -> None:
+    sizes = {name: len(content) for name, content in quantized.files.items()}
+    kv_bytes = 4 * 2 * 2 * 16 * 4 * 512
+    roomy = describe(HubName(REPO), cache, 1 << 30)
+    tight = describe(HubName(REPO, quant="auto"), cache, sizes["Tiny-Q4_1.gguf"] + kv_bytes)
+    assert roomy.card.made_from == f"{REPO}:Q8_0"
+    assert tight.card.made_from == f"{REPO}:Q4_1"
+    assert "Q8_0 is the largest of 2 that fits" in roomy.why
+    assert tight.why.endswith("with a context of 512")
+
+
+def test_unknown_quantization_names_those_there(quantized: FakeServer, cache: ModelCache) -> None:
+    with pytest.raises(DownloadError, match="has no quantization Q5_K_M; it has Q4_1, Q8_0, F32"):
+        describe(HubName(REPO, quant="Q5_K_M"), cache)
+
+
+def test_repository_without_a_model_is_refused(hub: FakeServer, cache: ModelCache) -> None:
+    hub.files.clear()
+    hub.files["README.md"] = b"empty"
+    with pytest.raises(DownloadError, match=r"has neither safetensors files with a config\.json nor GGUF files"):
+        describe(HubName(REPO), cache)
+
+
+def test_unsupported_family_is_named(hub: FakeServer, cache: ModelCache) -> None:
+    hub.files["config.json"] = b'{"model_type": "mamba"}'
+    with pytest.raises(WeightsError, match=r"config\.json of Tiny/Llama is of the family 'mamba', and does not say its sizes"):
+        describe(HubName(REPO), cache)
+
+
+def test_damaged_header_is_refused(quantized: FakeServer, cache: ModelCache) -> None:
+    quantized.files["Tiny-Q8_0.gguf"] = b"GGUF" + bytes(9000)
+    with pytest.raises(WeightsError, match="GGUF of version 0"):
+        describe(HubName(REPO, quant="Q8_0"), cache)
+    assert not list(cache.root.rglob("*.part"))
+
+
+def test_search_lists_what_the_hub_finds(hub: FakeServer) -> None:
+    assert search("llama") == ["tiny/llama"]
+    assert search("qwen") == []
+
+
+def test_search_says_that_the_hub_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(DownloadError, match="the hub could not be reached for llama"):
+        search("llama")

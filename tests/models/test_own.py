@@ -1,0 +1,73 @@
+"""A card is made of a user's own folder or file, whatever the file is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.card import FolderSource, compare_sizes
+from models.errors import CatalogueError, WeightsError
+from models.fingerprint import Fingerprints
+from models.own import id_of, own_card
+from models.weights.reader import open_weights, sizes_of
+from tests.support.models import write_tiny_gguf, write_tiny_llama
+
+
+@pytest.mark.parametrize(
+    ("name", "model_id"),
+    [
+        ("My Model-Q4_K_M.gguf", "my-model-q4_k_m"),
+        ("Qwen3.GGUF", "qwen3"),
+        ("tiny-00001-of-00003.gguf", "tiny"),
+        ("sha256-0123", "sha256-0123"),
+        ("Ünï", "n"),
+        ("...", "model"),
+    ],
+)
+def test_id_follows_from_the_name(name: str, model_id: str) -> None:
+    assert id_of(Path("/models") / name) == model_id
+
+
+def test_folder_gets_a_card_with_its_defaults(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path / "My Llama", tie=False)
+    (folder / "generation_config.json").write_text('{"temperature": 0.5}')
+    card = own_card(folder)
+    assert (card.id, card.source, card.defaults.temperature) == ("my-llama", FolderSource(folder), 0.5)
+    with open_weights(folder) as weights:
+        compare_sizes(card, sizes_of(weights), folder)
+
+
+def test_gguf_without_a_suffix_is_found_by_its_magic(tmp_path: Path) -> None:
+    blob = write_tiny_gguf(tmp_path / "tiny.gguf").rename(tmp_path / "sha256-0123")
+    assert own_card(blob, "mine").source == FolderSource(blob)
+
+
+def test_folder_of_one_split_model_stands_for_it(tmp_path: Path) -> None:
+    write_tiny_gguf(tmp_path / "tiny.gguf", split_tensors=20)
+    card = own_card(tmp_path)
+    assert card.source == FolderSource(tmp_path / "tiny-00001-of-00002.gguf")
+    assert card.size_bytes == sum(file.stat().st_size for file in tmp_path.iterdir())
+
+
+def test_folder_of_several_models_is_refused(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        write_tiny_gguf(tmp_path / name, n_layers=1)
+    with pytest.raises(WeightsError, match=r"holds 2 models; give the path of one, such as \S+a\.gguf"):
+        own_card(tmp_path)
+
+
+def test_missing_path_and_bad_id_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="is not there; give the path"):
+        own_card(tmp_path / "nothing")
+    with pytest.raises(CatalogueError, match="field id is not lower-case"):
+        own_card(write_tiny_gguf(tmp_path / "tiny.gguf", n_layers=1), "No Id")
+
+
+def test_fingerprint_tells_fine_tunes_apart(tmp_path: Path) -> None:
+    one, same, other = (write_tiny_gguf(tmp_path / f"{name}.gguf", n_layers=1, seed=name == "c") for name in "abc")
+    prints = Fingerprints()
+    assert prints.get(one) == prints.get(same) != prints.get(other)
+    assert prints.get(tmp_path / "nothing") == ""
+    one.write_bytes(other.read_bytes() + b" ")
+    assert prints.get(one) not in (prints.get(same), prints.get(other))
