@@ -21,6 +21,7 @@ from tests.support.ring.synthetic_engine import Model
 
 SLOW = Model(call_ms=20.0)
 FREEZE_S = 3.0  # longer than a heartbeat's timeout of 1.5 s
+STREAM = {"stream": True, "max_tokens": 400, "stream_options": {"include_usage": True}}
 IDLE_S = 1.0  # after it heartbeats are the last that came over a connection, so that their time to live counts
 
 
@@ -29,17 +30,15 @@ def body(**fields: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 4, **fields}
 
 
-def ask(ring: RingRig) -> int:
+def ask(ring: RingRig, timeout_s: float = WITHIN_S) -> int:
     """Send a chat, and return the status of its response."""
-    return httpx.post(f"{ring.url}/v1/chat/completions", json=body(), timeout=WITHIN_S).status_code
+    return httpx.post(f"{ring.url}/v1/chat/completions", json=body(), timeout=timeout_s).status_code
 
 
 @contextmanager
 def streaming(ring: RingRig) -> Iterator[Iterator[dict[str, Any]]]:
     """Begin a long stream, and yield its chunks."""
-    with httpx.stream(
-        "POST", f"{ring.url}/v1/chat/completions", json=body(stream=True, max_tokens=400), timeout=WITHIN_S
-    ) as response:
+    with httpx.stream("POST", f"{ring.url}/v1/chat/completions", json=body(**STREAM), timeout=WITHIN_S) as response:
         lines = response.iter_lines()
         yield (json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {"))
 
@@ -63,17 +62,20 @@ def test_opening_that_a_frozen_stage_loses_is_repeated(ring: RingRig) -> None:
         assert time.monotonic() - thawed < 10.0
 
 
-def test_thawed_gateway_reports_lost_tokens_soon(ring: RingRig) -> None:
+def test_thawed_gateway_goes_on_or_fails_soon(ring: RingRig) -> None:
+    """On a busy machine a stage may miss the freeze, keep its connection, and lose no token."""
     with ThreadPoolExecutor(1) as pool, streaming(ring) as chunks:
         for _ in range(5):
             assert "error" not in next(chunks)
         thawed = freeze_for(ring.gateway, 4.0)
-        asked = pool.submit(ask, ring)
+        asked = pool.submit(ask, ring, 10.0)
         *_, last = chunks
-        assert last["error"]["code"] in ("session_lost", "token_lost")
-        assert time.monotonic() - thawed < 3.0
+        if "error" in last:
+            assert last["error"]["code"] in ("session_lost", "token_lost")
+            assert time.monotonic() - thawed < 3.0
+        else:
+            assert last["usage"]["completion_tokens"] == STREAM["max_tokens"]
         assert asked.result() == 200
-        assert time.monotonic() - thawed < 10.0
 
 
 def test_session_of_a_killed_engine_fails_soon(tmp_path: Path) -> None:

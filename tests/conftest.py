@@ -1,0 +1,22 @@
+"""What every test file keeps to: it ends the processes that it started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.support.templates import children
+
+END_S = 3.0  # for a process that is ending already
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ends_its_processes() -> Iterator[None]:
+    """Fail the last test of a file that leaves processes: they would be counted by the tests of later files."""
+    before = set(children())
+    yield
+    left = [child for child in children() if child not in before]
+    _, alive = psutil.wait_procs(left, timeout=END_S)
+    assert not alive, [child.cmdline() for child in alive]
