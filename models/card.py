@@ -22,7 +22,7 @@ REPO_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.!+_-]*")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-MEMBER = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)*\.gguf")
+MEMBER = re.compile(r"\w[\w .,+=@()\[\]-]*(?:/\w[\w .,+=@()\[\]-]*)*\.gguf", re.IGNORECASE)
 
 _SIZES = ("n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size")
 _BYTES = ("context_length", "layer_bytes", "embedding_bytes", "size_bytes")

@@ -18,7 +18,7 @@ from models.cache import Record, checked_file, clear_folder, is_complete, read_r
 from models.card import HubSource, compare_sizes
 from models.errors import DownloadError
 from models.gguf_tokenizer import ensure_tokenizer, is_built
-from models.sources.gguf_headers import HEADERS, fetch_headers
+from models.sources.gguf_headers import HEADERS, fetch_headers, named_by_repository
 from models.sources.hub_listing import Listing, RemoteFile, list_repository, plain_errors
 from models.sources.network import check_network_variables
 from models.sources.request import FetchRequest, Progress, check_space
@@ -66,7 +66,12 @@ def _fetch_text(request: FetchRequest, source: HubSource) -> Path:
     """Make the tokenizer of a GGUF model from its header. Returns the path of the header's file."""
     path = request.folder / HEADERS / source.revision / _local(source.files[0])
     if not (path.is_file() and is_built(path, request.folder)):
-        with request.locked_folder() as folder, plain_errors(source.repo, source.revision):
+        repo = source.repo
+        with (
+            request.locked_folder() as folder,
+            plain_errors(repo, source.revision),
+            named_by_repository(path.parent, repo),
+        ):
             if not path.is_file():
                 check_network_variables()
                 listing = list_repository(source.repo, source.revision)
