@@ -31,8 +31,8 @@ from models.sources.network import hub_endpoint
 MAX_JSON_BYTES = 8 << 20
 MAX_LISTING_BYTES = 32 << 20
 SILENCE_TIMEOUT_S = 10.0
-READ_TIMEOUT_S = 20.0  # for a read in all, and more for a long one:
-LEAST_BYTES_PER_S = 64 << 10
+READ_TIMEOUT_S = 20.0  # for a short read, however it comes
+LEAST_BYTES_PER_S = 64 << 10  # of a long one
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -137,12 +137,12 @@ def _read(
     with get_session().stream("GET", url, headers=asked, params=params, timeout=SILENCE_TIMEOUT_S) as response:
         hf_raise_for_status(response)
         skipped = 0 if response.status_code == 206 else first
-        found, deadline = bytearray(), time.monotonic() + READ_TIMEOUT_S + (skipped + count) / LEAST_BYTES_PER_S
+        found, begun = bytearray(), time.monotonic()
         for piece in response.iter_bytes():
             found += piece
             if len(found) >= skipped + count:
                 break
-            if time.monotonic() > deadline:
+            if time.monotonic() - begun > READ_TIMEOUT_S + len(found) / LEAST_BYTES_PER_S:
                 raise DownloadError("the hub sends too slowly; check the network and HF_ENDPOINT, then try again")
         return bytes(found[skipped : skipped + count])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import pytest
 from tests.nodes.test_nodes import wait_for_nodes
 from tests.support.commands import exobus
 from tests.support.gateway.gateway_rig import eventually
-from tests.support.model_servers import FakeServer, fake_hub
-from tests.support.models import write_tiny_gguf
+from tests.support.model_servers import FakeServer, fake_hub, files_of
+from tests.support.models import write_tiny_gguf, write_tiny_llama
 from tests.support.nodes import NodeProcess, nodes
 
 REPO = "Tiny/Llama-GGUF"
@@ -97,6 +98,31 @@ def test_name_of_no_model_is_refused(pair: list[NodeProcess], name: str, sentenc
     error = chat(pair[0], name)["error"]
     assert sentence in error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+def test_unknown_repository_is_looked_up_once(pair: list[NodeProcess], hub: FakeServer) -> None:
+    hub.faults.status["model info"] = 404
+    errors = [chat(pair[0], "No/Such")["error"] for _ in range(3)]
+    hub.faults.status.clear()
+    assert all("the hub has no repository No/Such" in error["message"] for error in errors), errors
+    assert sum("/models/No/Such/" in request for request in hub.requests) == 1
+
+
+def test_model_that_no_engine_runs_is_refused_unfetched(
+    pair: list[NodeProcess], hub: FakeServer, tmp_path: Path
+) -> None:
+    folder = write_tiny_llama(tmp_path)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"llama"', '"glm4"'))
+    before = dict(hub.files)
+    hub.files |= files_of(folder)
+    error = chat(pair[0], "Tiny/Glm4")["error"]
+    hub.files = before
+    assert "only mlx may run tiny--glm4 (family glm4), and no node has it" in error["message"]
+    assert {"ada uses numpy", "bob uses numpy"} <= {part.strip() for part in re.split("[:,;]", error["message"])}
+    assert "model.safetensors" not in [name for name, first in hub.first_bytes if first > 8]
+    done = exobus("models", "plan", "tiny--glm4", EXOBUS_DATA_DIR=str(pair[0].data_dir), EXOBUS_API="")
+    assert (done.returncode, "no node has it" in done.stderr) == (1, True)
 
 
 def test_own_model_runs_where_its_files_are(pair: list[NodeProcess], tmp_path: Path) -> None:
