@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +16,10 @@ import pytest
 
 from tests.nodes.test_nodes import wait_for_nodes
 from tests.support.commands import exobus
-from tests.support.gateway.gateway_rig import eventually
+from tests.support.gateway.gateway_rig import ROOT, eventually
 from tests.support.model_servers import FakeServer, fake_hub, files_of
 from tests.support.models import write_tiny_gguf, write_tiny_llama
-from tests.support.nodes import NodeProcess, nodes
+from tests.support.nodes import NodeProcess, clean_environment, nodes
 
 REPO = "Tiny/Llama-GGUF"
 ARGUMENTS = ["--engine", "numpy", "--threads", "1"]
@@ -98,6 +102,33 @@ def test_name_of_no_model_is_refused(pair: list[NodeProcess], name: str, sentenc
     error = chat(pair[0], name)["error"]
     assert sentence in error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+def test_pull_that_was_interrupted_goes_on(pair: list[NodeProcess], hub: FakeServer) -> None:
+    name, file = f"{REPO}:Q4_1", "Tiny-Q4_1.gguf"
+    ada, stalled = pair[0], threading.Event()
+    ada.get(f"/v1/models/{name}")
+    parts = Path(ada.config.cache_dir, "tiny--llama-gguf--q4_1", ".parts")
+    settings = {"HF_ENDPOINT": hub.url, "EXOBUS_DATA_DIR": str(ada.data_dir), "EXOBUS_API": ""}
+    hub.faults.cut[file], hub.faults.stalled[file] = [20_000], stalled
+    pulling = subprocess.Popen(
+        [sys.executable, "-m", "cli", "models", "pull", name],
+        cwd=ROOT,
+        env={**clean_environment(), **settings},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert eventually(lambda: any(part.stat().st_size == 20_000 for part in parts.glob("*")), 20.0)
+    pulling.send_signal(signal.SIGINT)
+    _, said = pulling.communicate(timeout=20.0)
+    stalled.set()
+    assert (pulling.returncode, said) == (
+        130,
+        f"exobus: interrupted; `exobus models pull {name}` goes on where it ended\n",
+    )
+    done = exobus("models", "pull", name, **settings)
+    assert "tiny--llama-gguf--q4_1 is here" in done.stdout, done.stderr
+    assert (file, 20_000) in hub.first_bytes
 
 
 def test_unknown_repository_is_looked_up_once(pair: list[NodeProcess], hub: FakeServer) -> None:
