@@ -96,6 +96,7 @@ def test_known_quantization_serves_while_the_hub_fails(pair: list[NodeProcess], 
         (f"{REPO}:Q2_K", "has no quantization Q2_K; it has Q4_1, Q8_0"),
         ("no/such/name", "has not the form ORG/REPO"),
         ("smolm2-135m", "did you mean smollm2-135m"),
+        ("gpt-4o", "lists them all; on this machine are tiny--llama-gguf--q8_0"),
     ],
 )
 def test_name_of_no_model_is_refused(pair: list[NodeProcess], name: str, sentence: str) -> None:
