@@ -13,7 +13,7 @@ from models.catalogue import Catalogue
 from models.errors import CatalogueError, UnknownModel
 from models.fingerprint import Fingerprints
 
-DESCRIBE_TIMEOUT_S = 300.0  # a few MB over a slow line
+DESCRIBE_TIMEOUT_S = 150.0  # the download actor gives up before
 
 
 class ModelCards:

@@ -33,7 +33,7 @@ from models.templates.renderer import TemplateRenderer
 from models.tokenizer import Tokenizer
 
 FETCH_TIMEOUT_S = 3600.0  # a first download may take that long
-DESCRIBE_TIMEOUT_S = 300.0  # a few MB over a slow line
+DESCRIBE_TIMEOUT_S = 150.0  # the download actor gives up before
 MAX_LOADED = 4  # models whose text side stays in memory
 MAX_NAMED = 8  # models that an error lists
 MAX_DESCRIBED = 1024  # names that clients typed

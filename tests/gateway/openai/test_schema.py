@@ -124,6 +124,6 @@ def test_generated_chats_never_break_the_schema(rig: Rig, tmp_path: Path) -> Non
 
 
 def test_generated_requests_never_break_other_routes(rig: Rig, tmp_path: Path) -> None:
-    assert attack(rig, tmp_path, REPORTS_S, "--exclude-path", CHAT) > 50
+    assert attack(rig, tmp_path, REPORTS_S, "--exclude-path", CHAT) > 10
     assert rig.gateway.poll() is None
     assert "Error at" not in log(rig)
