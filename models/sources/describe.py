@@ -35,7 +35,8 @@ from models.sources.network import check_network_variables
 from models.sources.without_model import without_model
 from models.tokenizer import GENERATION_FILE
 from models.weights.layer_names import has_head
-from models.weights.reader import open_weights
+from models.weights.layout import safetensors_places
+from models.weights.reader import check_whole, open_weights
 from models.weights.safetensors_weights import INDEX, SINGLE
 
 DEFAULT_CONTEXT = 8192  # positions that a quantization is chosen for if none are asked
@@ -67,7 +68,12 @@ class Description:
         if not size or "config.json" not in listing.files:
             raise NotOnHub(f"{repo} {without_model(listing.files)}")
         settings = Settings(read_object(listing, "config.json"), f"config.json of {repo}")
-        model = model_of(settings.replaced(tie_word_embeddings=not has_head(_tensor_names(listing))))
+        names = _tensor_names(listing)
+        model = model_of(settings.replaced(tie_word_embeddings=not has_head(names)))
+        if model.described:
+            places = safetensors_places(model.described, whole("", model.sizes.n_layers))
+            there = [name for name, place in places.items() if all(part in names for part in place.names)]
+            check_whole(model.described, there, repo)
         generation = read_object(listing, GENERATION_FILE)
         recommended = sampling_defaults(generation, f"{GENERATION_FILE} of {repo}")
         made = self._card(self._name, model.sizes, model.described, HubSource(repo, listing.commit), size, listing)
@@ -108,6 +114,7 @@ class Description:
         with named_by_repository(folder, listing.repo):
             path = fetch_headers(listing, model.files, folder, self._check_cancelled)
             with open_weights(path) as weights:
+                check_whole(weights.architecture, weights.names(), str(path))
                 return weights.architecture
 
     def _card(

@@ -145,6 +145,12 @@ def test_files_of_unusual_names_are_fetched(
         assert "model.layers.3.mlp.down_proj.weight" in weights.names()
 
 
+def test_weights_without_all_layers_are_refused_unfetched(hub: FakeServer, cache: ModelCache) -> None:
+    hub.files["config.json"] = hub.files["config.json"].replace(b'"num_hidden_layers": 4', b'"num_hidden_layers": 5')
+    with pytest.raises(WeightsError, match=r"^Tiny/Llama lacks model\.layers\.4\.\S+, which its settings ask for"):
+        describe(HubName(REPO), cache)
+
+
 @pytest.mark.parametrize("text", [b"<html>", b"[]", b"[" * 100_000], ids=["html", "list", "deep"])
 def test_settings_that_are_no_object_are_refused(hub: FakeServer, cache: ModelCache, text: bytes) -> None:
     hub.files["config.json"] = text
