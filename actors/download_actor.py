@@ -9,7 +9,9 @@ import asyncio
 import logging
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from bus.actor import Actor, every, on
@@ -47,6 +49,7 @@ from models.models_folder import ModelsFolder
 from models.names import AUTO, HubName, parse_name
 from models.sources.described import Described
 from models.sources.fetch import describe, fetch
+from models.sources.lookups import MAX_LOOKUPS, Lookups, TooManyLookups
 from models.sources.request import Progress
 
 logger = logging.getLogger(__name__)
@@ -54,6 +57,7 @@ logger = logging.getLogger(__name__)
 PROGRESS_EVERY_S = 0.25
 LOOK_EVERY_S = 2.0
 TOPOLOGY_TIMEOUT_S = 3.0
+DESCRIBE_TIMEOUT_S = 120.0  # for a few MB over a slow line
 
 
 class DownloadActor(Actor):
@@ -67,6 +71,8 @@ class DownloadActor(Actor):
         self._catalogue = Catalogue.of_node(config)
         self._cache = ModelCache(Path(config.cache_dir))
         self._locks: dict[str, asyncio.Lock] = {}
+        self._lookups = Lookups()
+        self._describing = ThreadPoolExecutor(MAX_LOOKUPS, "describe")  # a hub that hangs must not delay downloads
         folder = Path(config.models_dir) if config.models_dir else None
         self._folder = ModelsFolder(folder, config.listed_cards_path, self._taken) if folder else None
 
@@ -110,10 +116,8 @@ class DownloadActor(Actor):
             await asyncio.to_thread(write_card, self._cache.cards_folder, card)
             if described.why:
                 await self.bus.publish(Status(card.id, f"{card.id}: {described.why}"))
-        except (UnknownModel, BadName, NotOnHub, WeightsError) as error:  # the same name will not do later either
-            raise RequestError(FailureCode.MODEL_NOT_FOUND, str(error)) from None
         except ModelError as error:
-            raise RequestError(FailureCode.DOWNLOAD_FAILED, str(error)) from None
+            raise RequestError(_code_of(error), str(error)) from None
         except OSError as error:
             sentence = f"the model cache {self._cache.root} cannot be written ({error.strerror}); set EXOBUS_CACHE"
             raise RequestError(FailureCode.DOWNLOAD_FAILED, sentence) from None
@@ -138,8 +142,10 @@ class DownloadActor(Actor):
             with suppress(RequestError):
                 state = await self.bus.request("topology", TopologyGet(), TopologyState, TOPOLOGY_TIMEOUT_S)
                 free_bytes = sum(node.capabilities.memory_available for node in state.topology.nodes)
+        work = partial(describe, name, self._cache, free_bytes, context, cancelled)
         try:
-            return await asyncio.to_thread(describe, name, self._cache, free_bytes, context, cancelled)
+            with self._lookups.lookup(str(name)):
+                return await self._in_time(asyncio.get_running_loop().run_in_executor(self._describing, work), name)
         except NotOnHub:
             raise
         except DownloadError as error:
@@ -149,6 +155,16 @@ class DownloadActor(Actor):
         finally:
             cancelled.set()
 
+    async def _in_time(self, describing: asyncio.Future[Described], name: HubName) -> Described:
+        try:
+            async with asyncio.timeout(DESCRIBE_TIMEOUT_S):
+                return await describing
+        except TimeoutError:
+            sentence = (
+                f"the hub did not say in {DESCRIBE_TIMEOUT_S:g} s what {name} is; check the network and try again"
+            )
+            raise DownloadError(sentence) from None
+
     async def _fetch(self, card: ModelCard, shard: Shard | None) -> Path:
         cancelled = threading.Event()
         reports = _Reports(self.bus, card.id)
@@ -156,12 +172,23 @@ class DownloadActor(Actor):
             return await asyncio.to_thread(fetch, card, shard, self._cache, reports.report, cancelled)
         except ModelError as error:
             await self.bus.publish(DownloadFailed(card.id, self.bus.node_id, str(error)))
-            wrong_card = isinstance(error, WrongCard)
-            raise RequestError(
-                FailureCode.WRONG_CARD if wrong_card else FailureCode.DOWNLOAD_FAILED, str(error)
-            ) from None
+            code = FailureCode.DOWNLOAD_FAILED if isinstance(error, WeightsError) else _code_of(error)
+            raise RequestError(code, str(error)) from None
         finally:
             cancelled.set()
+
+
+def _code_of(error: ModelError) -> FailureCode:
+    """Return the code of a failed fetch or lookup: most pass, but not those that lie in the name or the model."""
+    match error:
+        case UnknownModel() | BadName() | NotOnHub() | WeightsError():
+            return FailureCode.MODEL_NOT_FOUND
+        case TooManyLookups():
+            return FailureCode.QUEUE_FULL
+        case WrongCard():
+            return FailureCode.WRONG_CARD
+        case _:
+            return FailureCode.DOWNLOAD_FAILED
 
 
 class _Reports:

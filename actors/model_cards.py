@@ -5,6 +5,7 @@ from __future__ import annotations
 from bus.client import BusClient, RequestError
 from bus.messages import ModelDescribe, ModelDescribed, ShardLoad
 from cluster.failures import FailureCode
+from cluster.needed_engine import no_engine, nodes_with_engine
 from cluster.own_models import MAX_OWN_MODELS, OwnModel, nodes_with, only_nodes
 from cluster.topology import Topology
 from models.card import FolderSource, ModelCard, decode_card
@@ -12,7 +13,7 @@ from models.catalogue import Catalogue
 from models.errors import CatalogueError, UnknownModel
 from models.fingerprint import Fingerprints
 
-DESCRIBE_TIMEOUT_S = 300.0  # a few MB over a slow line
+DESCRIBE_TIMEOUT_S = 150.0  # the download actor gives up before
 
 
 class ModelCards:
@@ -82,5 +83,11 @@ class ModelCards:
         return node_ids & nodes_with(OwnModel(card.id, self.fingerprint(card)), listed)
 
     def within(self, topology: Topology, card: ModelCard) -> Topology:
-        """Return the topology of the nodes that can have a model's files."""
-        return only_nodes(topology, frozenset(self.holders(card, set(topology.node_ids))))
+        """Return the topology of the nodes that can have a model's files and an engine that runs it."""
+        with_engine = nodes_with_engine(topology, card.engine)
+        return only_nodes(topology, with_engine & self.holders(card, set(topology.node_ids)))
+
+    def check_engine(self, card: ModelCard, topology: Topology) -> None:
+        """Raise RequestError if no node of the topology has the engine that a model needs."""
+        if not nodes_with_engine(topology, card.engine):
+            raise RequestError(FailureCode.NO_ENGINE, no_engine(card.id, card.family, card.engine, topology))

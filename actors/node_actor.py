@@ -259,9 +259,14 @@ class NodeActor(Actor):
         return members
 
     async def _current_topology(self, card: ModelCard) -> Topology:
-        """Return the nodes that can hold a model, with this node's record as of now: what was just unloaded counts."""
+        """Return the nodes that can hold a model, with this node's record as of now: what was just unloaded counts.
+
+        Raises RequestError if no node has the engine that it needs.
+        """
         await self._device.measured()
-        return self._cards.within(self._topology.with_node(self._own_record().record), card)
+        topology = self._topology.with_node(self._own_record().record)
+        self._cards.check_engine(card, topology)
+        return self._cards.within(topology, card)
 
     # -- as a member
 

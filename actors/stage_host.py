@@ -100,8 +100,10 @@ class StageHost:
         stage = self._stages[work.instance_id] = _Stage(HeldStage(work.instance_id, placer, work.requested))
         try:
             return await self._load(stage, work, card, nodes_here)
-        except BaseException:
+        except BaseException as error:
             await asyncio.shield(self._remove(stage))
+            if isinstance(error, RequestError) and len(work.shard.layers) < work.shard.n_layers:
+                raise RequestError(error.code, f"node {self._config.name}: {error.message}") from error
             raise
 
     async def join(self, instance: Instance) -> None:

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 FAILED = 1
 USAGE = 2
 UNREACHABLE = 3
+INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 OTHER_NAMES = {  # what users of similar programs type, and the exobus command that does it
@@ -24,6 +25,7 @@ OTHER_NAMES = {  # what users of similar programs type, and the exobus command t
     "list": "exobus models ls",
     "ls": "exobus models ls",
     "ps": "exobus topology",
+    "pull": "exobus models pull NAME",
     "serve": "exobus node",
     "start": "exobus node",
     "status": "exobus topology",

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import USAGE, ApiKeyOption, ApiOption, JsonOption, NodeOption, failures_shown, leave
+from cli.options import INTERRUPTED, USAGE, ApiKeyOption, ApiOption, JsonOption, NodeOption, failures_shown, leave
 
 if TYPE_CHECKING:
     from cli.api_client import Api
 
 PIPE_HINT_AFTER_S = 2.0
-INTERRUPTED = 130  # as a shell reports a process that Ctrl-C ended
 
 
 def run(

@@ -51,3 +51,7 @@ class DeviceCapabilities(msgspec.Struct, frozen=True):
     engines: Annotated[tuple[EngineCapability, ...], Meta(max_length=8)] = ()
     engine: Name = ""
     why: Detail = ""
+
+    def has(self, engine: str) -> bool:
+        """Return whether a stage on this machine can use an engine."""
+        return engine == self.engine or any(found.name == engine and found.usable for found in self.engines)

@@ -80,6 +80,10 @@ class ModelCache:
         files = read_record(folder).files.items()
         return sum(file.size for name, file in files if (folder / Path(name).name).is_file())
 
+    def has(self, card: ModelCard) -> bool:
+        """Return whether a model needs no download: it is the user's own, or its files are here."""
+        return isinstance(card.source, FolderSource) or self.bytes_here(card) >= max(card.size_bytes, 1)
+
     def unchanged(self, path: Path) -> bool:
         """Return whether the user's own model at `path` is still what it was at the first call for it."""
         seen = frozenset(_seen_at(path))

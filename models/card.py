@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -22,7 +22,10 @@ REPO_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.!+_-]*")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-MEMBER = re.compile(r"[A-Za-z0-9_][\w.-]*(?:/[A-Za-z0-9_][\w.-]*)*\.gguf")
+MEMBER = re.compile(r"\w[\w .,+=@()\[\]-]*(?:/\w[\w .,+=@()\[\]-]*)*\.gguf", re.IGNORECASE)
+
+UNDESCRIBED_ENGINE: Final = "mlx"
+"""The engine that runs models which exobus does not describe."""
 
 _SIZES = ("n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size")
 _BYTES = ("context_length", "layer_bytes", "embedding_bytes", "size_bytes")
@@ -74,7 +77,8 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     A card of the hub may leave all sizes out (0): they are read from the model when it is first asked for. `params` is
     the number of weights as its makers give it, such as `8B`, for display. `made_from` is the name on the hub from
-    which the card was made, and empty for a card of the catalogue.
+    which the card was made, and empty for a card of the catalogue. `engine` is the only engine that runs the model, and
+    empty if exobus describes it.
     """
 
     id: str
@@ -96,6 +100,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     license: str = ""
     params: str = ""
     made_from: str = ""
+    engine: Literal["", "mlx"] = ""
     defaults: SamplingDefaults = SamplingDefaults()
 
     @property
@@ -161,6 +166,7 @@ def card_of(sizes: ModelSizes, architecture: Architecture | None, *, size_bytes:
         family=sizes.model_type,
         layer_bytes=layer_bytes(architecture) if architecture else -(-size_bytes // sizes.n_layers),
         embedding_bytes=embedding * (FLOAT32_BYTES if architecture else _STORED_BYTES),
+        engine="" if architecture else UNDESCRIBED_ENGINE,
         size_bytes=size_bytes,
         tied_embedding=sizes.tied_embedding,
         **{name: getattr(sizes, name) for name in (*_SIZES, "context_length")},
@@ -171,7 +177,7 @@ def card_of(sizes: ModelSizes, architecture: Architecture | None, *, size_bytes:
 
 def with_sizes_of(card: ModelCard, described: ModelCard) -> ModelCard:
     """Return a card of the catalogue with the sizes, and the commit, of one that was made from the model itself."""
-    sizes = {name: getattr(described, name) for name in (*_SIZES, *_BYTES, "family", "tied_embedding")}
+    sizes = {name: getattr(described, name) for name in (*_SIZES, *_BYTES, "family", "tied_embedding", "engine")}
     defaults = card.defaults if card.defaults != SamplingDefaults() else described.defaults
     license_name = card.license or described.license
     return msgspec.structs.replace(card, source=described.source, defaults=defaults, license=license_name, **sizes)

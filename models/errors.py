@@ -50,7 +50,7 @@ class DownloadError(ModelError):
 
 
 class NotOnHub(DownloadError):
-    """A repository, revision or quantization that the hub does not have."""
+    """A repository, revision, quantization or file that the hub does not have, or not for this user."""
 
 
 class DownloadCancelled(DownloadError):

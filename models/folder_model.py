@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from models.any_family import any_sizes
@@ -41,11 +42,23 @@ class FolderModel:
         return self.described
 
 
+_NO_TEXT = re.compile(r".*(?<!LMHead)Model|.*For(MaskedLM|\w+Classification|QuestionAnswering|PreTraining)")
+
+
+def _without_text(settings: Settings) -> str:
+    """Return the class of an encoder, such as an embedding model; "" for any other, and if none is named."""
+    classes = settings.get("architectures", [])
+    names = classes if isinstance(classes, list) else []
+    return str(names[0]) if names and all(_NO_TEXT.fullmatch(str(name)) for name in names) else ""
+
+
 def model_of(settings: Settings) -> FolderModel:
     """Describe a model as far as exobus can. Raises WeightsError for what no engine runs."""
     family = FAMILIES.get(str(settings.get("model_type")))
     if family is None:
         unknown = f"is of the family {settings.get('model_type')!r}"
+        if classes := _without_text(settings):
+            raise settings.unsupported(f"{unknown} and the class {classes}, which generates no text")
         try:
             sizes = any_sizes(settings)
         except WeightsError as error:

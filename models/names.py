@@ -15,8 +15,10 @@ AUTO = "auto"
 QUANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 MAX_LENGTH = 256
 _HUBS = ("https://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/", "hf://")
+_PAGE = re.compile(r"([^/]+/[^/]+)/(?:tree/([^/]+)|(?:blob|resolve|raw)/.+)")
+"""What the address of a page of the hub has after the hub: of a repository's files, or of one file."""
+
 _PATH = re.compile(r"[.]{0,2}/|~|[.]{1,2}\Z|[A-Za-z]:\\", re.ASCII)
-_UNPRINTABLE = re.compile(r"[^\S ]|[\x00-\x1f\x7f-\x9f]")
 
 
 class CatalogueName(msgspec.Struct, frozen=True):
@@ -63,10 +65,11 @@ ModelName = CatalogueName | HubName | LocalPath
 def parse_name(text: str) -> ModelName:
     """Parse what a user typed. Raises BadName with a sentence.
 
-    A path begins with `/`, `./`, `../` or `~`, or ends with `.gguf`; else a slash makes it a repository.
+    A path begins with `/`, `./`, `../` or `~`, or ends with `.gguf`; else a slash makes it a repository. The address of
+    a repository's page stands for the repository.
     """
     text = text.strip()
-    if not text or len(text) > MAX_LENGTH or _UNPRINTABLE.search(text):
+    if not text or len(text) > MAX_LENGTH or not text.isprintable():
         raise BadName("the name of a model has 1 to 256 printable characters; `exobus models ls` lists models")
     hub = next((prefix for prefix in _HUBS if text.lower().startswith(prefix)), "")
     rest = text[len(hub) :]
@@ -74,7 +77,14 @@ def parse_name(text: str) -> ModelName:
         raise BadName(f"{text} is no address of the hub; give ORG/REPO, or the path of a file on this machine")
     if not hub and (_PATH.match(rest) or rest.lower().endswith(".gguf")):
         return LocalPath(Path(rest).expanduser())
-    return _hub_name(rest.rstrip("/")) if hub or "/" in rest else CatalogueName(rest.lower())
+    if not hub and "/" not in rest:
+        return CatalogueName(rest.lower())
+    rest = rest.rstrip("/")
+    if hub and (page := _PAGE.fullmatch(rest)):
+        if page[2] is None:
+            raise BadName(f"{text} is the address of a file; give {page[1]}, or {page[1]}:Q4_K_M for one quantization")
+        rest = page[1] if page[2] == "main" else f"{page[1]}@{page[2]}"
+    return _hub_name(rest)
 
 
 def _hub_name(text: str) -> HubName:

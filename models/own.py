@@ -11,7 +11,7 @@ from models.errors import WeightsError
 from models.fingerprint import model_files
 from models.generation_config import sampling_defaults
 from models.quantizations import SPLIT
-from models.weights.reader import described_in, open_weights, sizes_of
+from models.weights.reader import check_whole, described_in, open_weights, sizes_of
 
 _GENERATION = "generation_config.json"
 
@@ -24,6 +24,8 @@ def own_card(path: Path, model_id: str = "") -> ModelCard:
     path = _weights_path(path.expanduser().absolute())
     with open_weights(path) as weights:
         sizes, architecture = sizes_of(weights), described_in(weights)
+        if architecture is not None:
+            check_whole(architecture, weights.names(), str(path))
     generation = path / _GENERATION
     recommended = sampling_defaults(read_json(generation), str(generation)) if generation.is_file() else None
     return card_of(

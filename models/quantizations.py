@@ -34,7 +34,8 @@ def part_names(first: str, count: int) -> tuple[str, ...]:
     match = SPLIT.fullmatch(first)
     if match is None:
         return (first,)
-    return tuple(f"{match['stem']}-{number:05d}-of-{match['count']}.gguf" for number in range(1, count + 1))
+    before, after = first[: match.start("number")], first[match.end("number") :]
+    return tuple(f"{before}{number:05d}{after}" for number in range(1, count + 1))
 
 
 def gguf_models(sizes: Mapping[str, int]) -> tuple[GgufModel, ...]:

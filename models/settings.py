@@ -74,7 +74,7 @@ class Settings:
 
     def unusable(self, name: str) -> WeightsError:
         """Make the error for a setting of a wrong type or out of range."""
-        return WeightsError(f"{self.where} gives {name} as {self.values.get(name)!r}; fetch the model again")
+        return WeightsError(f"{self.where} gives {name} as {repr(self.values.get(name))[:80]}; pick another model")
 
     def unsupported(self, what: str) -> WeightsError:
         """Make the error for something that the file asks for in so many words and exobus does not have."""

@@ -5,7 +5,6 @@ Special tokens of a prompt come from the chat template: `encode` adds none.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Self
 import tokenizers
 
 from models.card import SamplingDefaults
+from models.config import parse_object
 from models.control_tokens import ControlTokens, StandIns
 from models.errors import TemplateError, TokenizerError
 from models.generation_config import end_ids, sampling_defaults
@@ -187,12 +187,9 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_bytes())
+        return parse_object(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise TokenizerError(f"{path} is not readable JSON; delete it and fetch the model again") from error
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path} does not hold a JSON object; delete it and fetch the model again")
-    return value
+        raise TokenizerError(f"{path} does not hold a JSON object; delete it and fetch the model again") from error
 
 
 def _token_text(token: Any) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import quote
 
 import msgspec
 from filelock import FileLock, Timeout
@@ -33,7 +34,7 @@ def add_model(text: str, model_id: str, node: str | None) -> str:
     except BadName as error:
         leave(str(error), USAGE)
     with failures_shown():
-        found = get(gateway(None, None, node), f"/v1/models/{text}")
+        found = get(gateway(None, None, node), f"/v1/models/{quote(text, safe='/:@')}")
     if model_id:
         _add_alias(found["id"], model_id, choose_node(node))
     return f"{model_id or found['id']} was added; try: exobus run {model_id or found['id']}"
@@ -67,7 +68,7 @@ def remove_model(name: str, node: str | None) -> str:
         added = config.own_cards_path / f"{card.id}.json"
         if added.is_file():
             added.unlink()
-            return f"{card.id} was removed from the catalogue; its files stay"
+            return f"{name} was removed from the catalogue; its files stay"
         if isinstance(card.source, FolderSource):
             leave(f"{card.id} stands in a file of --cards; remove it there", USAGE)
         return _remove_files(card, cache, config)

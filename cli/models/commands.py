@@ -125,6 +125,17 @@ def add(
     typer.echo(add_model(name, model_id, node))
 
 
+@app.command("pull")
+def pull(name: NameArgument, node: NodeOption = None) -> None:
+    """Fetch a model before it is used.
+
+    Ctrl-C stops it; the next pull or use goes on where it ended.
+    """
+    from cli.models.pulling import pull_model
+
+    typer.echo(pull_model(name, node))
+
+
 @app.command("rm")
 def remove(name: Annotated[str, typer.Argument(metavar="ID", help="Id of a model.")], node: NodeOption = None) -> None:
     """Remove an added model, or what was fetched of one.

@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 
 from cli.text import show_bytes, table
+from cluster.needed_engine import no_engine, nodes_with_engine
+from cluster.own_models import only_nodes
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.placement import DoesNotFit, PlacedStage, plan
 from cluster.shard import Shard, whole
@@ -18,7 +20,7 @@ from models.card import FolderSource, ModelCard
 Json = Mapping[str, Any]
 _SIZES = (
     "family", "n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "context_length",
-    "layer_bytes", "embedding_bytes", "size_bytes", "tied_embedding",
+    "layer_bytes", "embedding_bytes", "size_bytes", "tied_embedding", "engine",
 )  # fmt: skip
 
 
@@ -35,9 +37,11 @@ def topology_from(body: Json) -> Topology:
 
 def placed(card: ModelCard, topology: Topology, context: int = 0) -> tuple[PlacedStage, ...]:
     """Divide a model as the placer does, for a chat of `context` positions. Raises DoesNotFit."""
-    positions = min(context, card.context_length)
+    positions, able = min(context, card.context_length), nodes_with_engine(topology, card.engine)
+    if not able:
+        raise DoesNotFit(no_engine(card.id, card.family, card.engine, topology))
     return plan(
-        topology,
+        only_nodes(topology, able),
         RingMemoryWeightedPartitioningStrategy(),
         card.id,
         card.n_layers,
@@ -50,8 +54,8 @@ def fits(model: Json, topology: Topology, loaded: frozenset[str]) -> str:
     """Return whether a model can run now: `yes`, `no`, `needs mlx`, or `?` before its sizes are known."""
     if model["id"] in loaded:
         return "yes"
-    if (engine := model.get("engine")) and not _has_engine(topology, engine):
-        return f"needs {engine}"
+    if not nodes_with_engine(topology, model.get("engine") or ""):
+        return f"needs {model['engine']}"
     if not model.get("n_layers"):
         return "?"
     try:
@@ -59,10 +63,6 @@ def fits(model: Json, topology: Topology, loaded: frozenset[str]) -> str:
     except DoesNotFit:
         return "no"
     return "yes"
-
-
-def _has_engine(topology: Topology, name: str) -> bool:
-    return any(engine.name == name and engine.usable for node in topology.nodes for engine in node.capabilities.engines)
 
 
 def list_of(models: Sequence[Json], topology: Json) -> str:

@@ -22,6 +22,7 @@ from gateway.core.errors import (
 from gateway.core.prompt_limit import PromptLimit
 from gateway.core.request import Conversation, Prompt, Text, TokenIds
 from gateway.core.tokenizing import Tokenizing, encode_within
+from models.cache import ModelCache
 from models.card import ModelCard, SamplingDefaults, decode_card, travelling
 from models.catalogue import Catalogue
 from models.control_tokens import StandIns
@@ -32,8 +33,9 @@ from models.templates.renderer import TemplateRenderer
 from models.tokenizer import Tokenizer
 
 FETCH_TIMEOUT_S = 3600.0  # a first download may take that long
-DESCRIBE_TIMEOUT_S = 300.0  # a few MB over a slow line
+DESCRIBE_TIMEOUT_S = 150.0  # the download actor gives up before
 MAX_LOADED = 4  # models whose text side stays in memory
+MAX_NAMED = 8  # models that an error lists
 MAX_DESCRIBED = 1024  # names that clients typed
 
 
@@ -118,8 +120,9 @@ class TextModels:
     A name of the hub whose card was made stands for the same model as long as the gateway runs.
     """
 
-    def __init__(self, bus: BusClient, catalogue: Catalogue, renderer: TemplateRenderer) -> None:
+    def __init__(self, bus: BusClient, catalogue: Catalogue, renderer: TemplateRenderer, cache: ModelCache) -> None:
         self.catalogue = catalogue
+        self._cache = cache
         self._bus = bus
         self._renderer = renderer
         self._tokenizing = Tokenizing()
@@ -141,11 +144,24 @@ class TextModels:
             if card.sized:
                 return card, ""
         except UnknownModel as error:
-            _check_on_hub(name, error)
+            self._check_on_hub(name, error)
         async with self._locks.setdefault(name, asyncio.Lock()):
             if (name, context) not in self._described:
                 self._described[name, context] = await self._describe(name, context)
             return self._described[name, context]
+
+    def _check_on_hub(self, name: str, unknown: UnknownModel) -> None:
+        """Raise GatewayError unless a name that no card has may be one of the hub."""
+        try:
+            parsed = parse_name(name)
+        except BadName as error:
+            raise model_not_found(str(error)) from None
+        if isinstance(parsed, LocalPath):
+            sentence = f"the API takes no paths; give {name} a name with `exobus models add {name}`, and use that"
+            raise GatewayError(ErrorKind.INVALID_REQUEST, sentence, field=RequestField.MODEL)
+        if isinstance(parsed, CatalogueName):
+            here = [card.id for card in self.catalogue.cards() if self._cache.has(card)][:MAX_NAMED]
+            raise model_not_found(f"{unknown}; on this machine are {', '.join(here) or 'none yet'}")
 
     async def _describe(self, name: str, context: int) -> tuple[ModelCard, str]:
         try:
@@ -174,16 +190,3 @@ class TextModels:
         except ModelError as error:
             raise unavailable(GatewayCode.TOKENIZER_FAILED, str(error)) from None
         return TextModel(card, tokenizer, self._renderer, self._tokenizing)
-
-
-def _check_on_hub(name: str, unknown: UnknownModel) -> None:
-    """Raise GatewayError unless a name that no card has may be one of the hub."""
-    try:
-        parsed = parse_name(name)
-    except BadName as error:
-        raise model_not_found(str(error)) from None
-    if isinstance(parsed, LocalPath):
-        sentence = f"the API takes no paths; give {name} a name with `exobus models add {name}`, and use that"
-        raise GatewayError(ErrorKind.INVALID_REQUEST, sentence, field=RequestField.MODEL)
-    if isinstance(parsed, CatalogueName):
-        raise model_not_found(str(unknown))

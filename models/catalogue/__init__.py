@@ -80,7 +80,7 @@ class Catalogue:
         self._refresh()
         card = self._by_name.get(model_id.lower())
         if card is None:
-            names = difflib.get_close_matches(model_id.lower(), self._by_name, n=6, cutoff=0.5)
+            names = difflib.get_close_matches(model_id.lower(), self._by_name, n=6, cutoff=0.6)
             raise UnknownModel(model_id, tuple(dict.fromkeys(self._by_name[name].id for name in names))[:3])
         return card
 

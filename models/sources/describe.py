@@ -13,7 +13,7 @@ from cluster.shard import whole
 from models.architecture import Architecture
 from models.cache import ModelCache
 from models.card import HubSource, ModelCard, SamplingDefaults, card_of
-from models.errors import DownloadCancelled, DownloadError, NotOnHub
+from models.errors import DownloadCancelled, NotOnHub, WeightsError
 from models.folder_model import model_of
 from models.generation_config import sampling_defaults
 from models.names import AUTO, HubName
@@ -21,7 +21,7 @@ from models.quantizations import GgufModel, gguf_models, largest_that_fits, name
 from models.settings import Settings
 from models.sizes import ModelSizes, model_sizes
 from models.sources.described import Described
-from models.sources.gguf_headers import HEADERS, fetch_headers
+from models.sources.gguf_headers import HEADERS, fetch_headers, named_by_repository
 from models.sources.hub_listing import (
     MAX_JSON_BYTES,
     Listing,
@@ -32,9 +32,11 @@ from models.sources.hub_listing import (
     read_range,
 )
 from models.sources.network import check_network_variables
+from models.sources.without_model import without_model
 from models.tokenizer import GENERATION_FILE
 from models.weights.layer_names import has_head
-from models.weights.reader import open_weights
+from models.weights.layout import safetensors_places
+from models.weights.reader import check_whole, open_weights
 from models.weights.safetensors_weights import INDEX, SINGLE
 
 DEFAULT_CONTEXT = 8192  # positions that a quantization is chosen for if none are asked
@@ -64,9 +66,14 @@ class Description:
     def _safetensors(self, listing: Listing) -> ModelCard:
         size, repo = _safetensors_bytes(listing), listing.repo
         if not size or "config.json" not in listing.files:
-            raise NotOnHub(f"{repo} has neither safetensors files with a config.json nor GGUF files; pick another")
+            raise NotOnHub(f"{repo} {without_model(listing.files)}")
         settings = Settings(read_object(listing, "config.json"), f"config.json of {repo}")
-        model = model_of(settings.replaced(tie_word_embeddings=not has_head(_tensor_names(listing))))
+        names = _tensor_names(listing)
+        model = model_of(settings.replaced(tie_word_embeddings=not has_head(names)))
+        if model.described:
+            places = safetensors_places(model.described, whole("", model.sizes.n_layers))
+            there = [name for name, place in places.items() if all(part in names for part in place.names)]
+            check_whole(model.described, there, repo)
         generation = read_object(listing, GENERATION_FILE)
         recommended = sampling_defaults(generation, f"{GENERATION_FILE} of {repo}")
         made = self._card(self._name, model.sizes, model.described, HubSource(repo, listing.commit), size, listing)
@@ -104,8 +111,11 @@ class Description:
         return self._card(name, model_sizes(architecture), architecture, source, model.size, listing)
 
     def _gguf_architecture(self, listing: Listing, model: GgufModel, folder: Path) -> Architecture:
-        with open_weights(fetch_headers(listing, model.files, folder, self._check_cancelled)) as weights:
-            return weights.architecture
+        with named_by_repository(folder, listing.repo):
+            path = fetch_headers(listing, model.files, folder, self._check_cancelled)
+            with open_weights(path) as weights:
+                check_whole(weights.architecture, weights.names(), str(path))
+                return weights.architecture
 
     def _card(
         self,
@@ -133,15 +143,15 @@ class Description:
 
 
 def _tensor_names(listing: Listing) -> Collection[str]:
-    """Request the names of a model's tensors: from its index, or the header of its only file. Raises DownloadError."""
+    """Request the names of a model's tensors: from its index, or the header of its only file. Raises a ModelError."""
     if SINGLE not in listing.files:
         names = read_object(listing, INDEX).get("weight_map")
     else:
         url = listing.url(SINGLE)
         length = min(int.from_bytes(read_range(url, 0, 8), "little"), MAX_JSON_BYTES)
-        names = json_object(read_range(url, 8, length), SINGLE, listing.repo)
+        names = json_object(read_range(url, 8, length), f"the header of {SINGLE}", listing.repo)
     if not isinstance(names, dict):
-        raise DownloadError(f"{INDEX} of {listing.repo} names no tensors; pick another model")
+        raise WeightsError(f"{INDEX} of {listing.repo} names no tensors; pick another model")
     return names
 
 

@@ -7,10 +7,12 @@ only what has come.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from models.errors import DownloadError
+from models.errors import NotOnHub, TokenizerError, WeightsError
 from models.sources.hub_listing import Listing, read_range
 from models.weights.gguf_header import GgufHeader, HeaderCutShort, read_header
 
@@ -24,7 +26,7 @@ _MAX_TENSOR_BYTES = 1 << 20
 def fetch_headers(listing: Listing, names: Sequence[str], folder: Path, check_cancelled: Callable[[], None]) -> Path:
     """Bring the headers of a model's files into `folder`, and return the path of the first one.
 
-    Raises DownloadError or WeightsError, and what `check_cancelled` raises, which is called before each request.
+    Raises NotOnHub or WeightsError, and what `check_cancelled` raises, which is called before each request.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / PurePosixPath(name).name for name in names]
@@ -34,9 +36,20 @@ def fetch_headers(listing: Listing, names: Sequence[str], folder: Path, check_ca
     return paths[0]
 
 
+@contextmanager
+def named_by_repository(folder: Path, repo: str) -> Iterator[None]:
+    """Name a file by its repository in errors: the header that was read of it lies in a folder no user knows."""
+    try:
+        yield
+    except (WeightsError, TokenizerError) as error:
+        known = rf"{re.escape(str(folder))}/([^/]+?\.gguf)(?:\.\d+\.part)?"
+        sentence = re.sub(known, rf"\1 of {repo}", str(error), flags=re.IGNORECASE)
+        raise type(error)(sentence.replace("delete it and fetch the model again", "pick another model")) from error
+
+
 def _fetch_header(listing: Listing, name: str, path: Path, check_cancelled: Callable[[], None]) -> None:
     if name not in listing.files:
-        raise DownloadError(f"the repository {listing.repo} has no {name}; pick another model")
+        raise NotOnHub(f"the repository {listing.repo} has no {name}; pick another model")
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:

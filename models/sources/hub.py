@@ -16,9 +16,9 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from cluster.shard import Shard
 from models.cache import Record, checked_file, clear_folder, is_complete, read_record, sha256_of, write_record
 from models.card import HubSource, compare_sizes
-from models.errors import DownloadError
+from models.errors import DownloadError, NotOnHub
 from models.gguf_tokenizer import ensure_tokenizer, is_built
-from models.sources.gguf_headers import HEADERS, fetch_headers
+from models.sources.gguf_headers import HEADERS, fetch_headers, named_by_repository
 from models.sources.hub_listing import Listing, RemoteFile, list_repository, plain_errors
 from models.sources.network import check_network_variables
 from models.sources.request import FetchRequest, Progress, check_space
@@ -66,7 +66,12 @@ def _fetch_text(request: FetchRequest, source: HubSource) -> Path:
     """Make the tokenizer of a GGUF model from its header. Returns the path of the header's file."""
     path = request.folder / HEADERS / source.revision / _local(source.files[0])
     if not (path.is_file() and is_built(path, request.folder)):
-        with request.locked_folder() as folder, plain_errors(source.repo, source.revision):
+        repo = source.repo
+        with (
+            request.locked_folder() as folder,
+            plain_errors(repo, source.revision),
+            named_by_repository(path.parent, repo),
+        ):
             if not path.is_file():
                 check_network_variables()
                 listing = list_repository(source.repo, source.revision)
@@ -172,7 +177,7 @@ class _HubFetch:
         """Download, check and record those of the named files that are not complete yet."""
         absent = [name for name in names if name not in listing.files]
         if absent:
-            raise DownloadError(f"the repository {self._source.repo} has no {absent[0]}; pick another model")
+            raise NotOnHub(f"the repository {self._source.repo} has no {absent[0]}; pick another model")
         files, known = [listing.files[name] for name in names], self._record.files
         missing = [file for file in files if not is_complete(self._folder / _local(file.name), known.get(file.name))]
         total_bytes, missing_bytes = sum(file.size for file in files), sum(file.size for file in missing)

@@ -18,7 +18,7 @@ from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_st
 
 from models.errors import DownloadError
 
-TRIES = 5  # in succession that bring no new byte
+TRIES = 5  # in succession that bring nothing beyond what came before
 PAUSE_S = 1.0
 _MAY_PASS = (408, 500, 502, 503, 504)  # statuses after which the same request may succeed a moment later
 _RANGE_NOT_SATISFIABLE = 416
@@ -32,11 +32,13 @@ def download(url: str, part: Path, size: int, received: Callable[[int], None], c
     stays in `part`, whatever happens. Raises DownloadError, HTTPError or OSError, and what `received` raises.
     """
     part.touch()
-    failures = 0
-    while (before := part.stat().st_size) < size:
+    failures, most = 0, part.stat().st_size
+    while part.stat().st_size < size:
         received(0)  # shows what is there, and ends a fetch that was cancelled
         failure = _try(url, part, size, received)
-        failures = 0 if part.stat().st_size > before else failures + 1
+        now = part.stat().st_size
+        failures = 0 if now > most else failures + 1
+        most = max(most, now)
         if failures == TRIES:
             raise failure or DownloadError(
                 f"{url.rpartition('/')[2]} comes incomplete from the hub; ask for the model again to go on with it"
@@ -67,6 +69,8 @@ def _request(url: str, part: Path, size: int, received: Callable[[int], None]) -
     with get_session().stream("GET", url, headers=headers, timeout=timeout_s) as response:
         if response.status_code != _RANGE_NOT_SATISFIABLE:
             hf_raise_for_status(response)
+        elif response.headers.get("Content-Range") == f"bytes */{begun}":
+            raise DownloadError(f"{url.rpartition('/')[2]} is shorter than the hub lists it; try again later")
         first = _CONTENT_RANGE.match(response.headers.get("Content-Range", "bytes 0-"))
         continues = response.status_code == 206 and first is not None and int(first[1]) == begun
         if begun and not continues:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 import numpy as np
 
+from cluster.shard import whole
 from models.architecture import Architecture
 from models.errors import WeightsError
 from models.sizes import ModelSizes, model_sizes
+from models.weights.checkpoint import tensor_names
 from models.weights.gguf_header import is_gguf
 from models.weights.gguf_weights import GgufWeights
 from models.weights.quantized import QuantizedMatrix
@@ -68,6 +70,13 @@ def sizes_of(weights: Weights) -> ModelSizes:
 def described_in(weights: Weights) -> Architecture | None:
     """Return the description of a model, None if exobus has none of it. Raises WeightsError, as `architecture` does."""
     return weights.repository.model.described if weights.repository else weights.architecture
+
+
+def check_whole(architecture: Architecture, names: Collection[str], where: str) -> None:
+    """Raise WeightsError if the tensors of these canonical names lack one of the model."""
+    needed = tensor_names(architecture, whole("", architecture.n_layers))
+    if missing := next((name for name in needed if name not in names), ""):
+        raise WeightsError(f"{where} lacks {missing}, which its settings ask for; pick another model")
 
 
 def open_weights(path: Path) -> Weights:

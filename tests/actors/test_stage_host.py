@@ -8,9 +8,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from actors.node_actor import NodeActor
-from bus.client import BusClient
+from bus.client import BusClient, RequestError
 from bus.messages import (
     ActorStart,
     ActorStarted,
@@ -23,6 +24,7 @@ from bus.messages import (
     NodeRecorded,
     Reply,
     RequestDone,
+    RequestFailed,
     ShardLoad,
     ShardLoaded,
     ShardUnload,
@@ -31,6 +33,7 @@ from bus.messages import (
     TopologyState,
     Work,
 )
+from cluster.failures import FailureCode
 from cluster.placement import Instance, PlacedStage
 from cluster.shard import Shard, whole
 from cluster.topology import NodeRecord, RecordNumber, Topology
@@ -53,7 +56,7 @@ MEMORY = 1 << 30  # less than is free where tests run
 
 
 class Node:
-    """A running node actor, and the loads that its engines received.
+    """A running node actor, and the loads that its engines received, which they refuse with a `refusal` if it is set.
 
     The supervisor starts `engine` for a stage, and puts the names of engines that it stops into `stopped`.
     """
@@ -61,6 +64,7 @@ class Node:
     def __init__(self, asker: BusClient) -> None:
         self.loads: list[EngineLoad] = []
         self.engine = "engine-1"
+        self.refusal = ""
         self.stopped: asyncio.Queue[str] = asyncio.Queue()
         self.asker = asker
 
@@ -83,6 +87,8 @@ class Node:
         """Record a load, and reply as an engine would."""
         assert isinstance(work, EngineLoad)
         self.loads.append(work)
+        if self.refusal:
+            return RequestFailed(FailureCode.LOAD_FAILED, self.refusal)
         return ShardLoaded(f"{A}/engine-1", work.engine, ("tcp://127.0.0.1:1",), positions=5)
 
 
@@ -149,6 +155,19 @@ def test_small_model_gets_what_its_slots_use(tmp_path: Path) -> None:
 
     (tmp_path / "model").mkdir()
     (tmp_path / "tiny.toml").write_text(TINY_CARD)
+    with running_hub(A) as hub:
+        asyncio.run(test())
+
+
+@pytest.mark.parametrize(("shard", "said"), [(WHOLE, "the file is cut"), (PART, "node ada: the file is cut")])
+def test_failure_of_a_part_names_its_node(shard: Shard, said: str) -> None:
+    async def test() -> None:
+        async with running_node(hub.run_dir) as node:
+            node.refusal = "the file is cut"
+            with pytest.raises(RequestError) as caught:
+                await node.load("i", shard)
+        assert (caught.value.code, caught.value.message) == (FailureCode.LOAD_FAILED, said)
+
     with running_hub(A) as hub:
         asyncio.run(test())
 

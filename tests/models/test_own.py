@@ -71,3 +71,10 @@ def test_fingerprint_tells_fine_tunes_apart(tmp_path: Path) -> None:
     assert prints.get(tmp_path / "nothing") == ""
     one.write_bytes(other.read_bytes() + b" ")
     assert prints.get(one) not in (prints.get(same), prints.get(other))
+
+
+def test_folder_without_all_layers_is_refused(tmp_path: Path) -> None:
+    config = write_tiny_llama(tmp_path) / "config.json"
+    config.write_text(config.read_text().replace('"num_hidden_layers": 4', '"num_hidden_layers": 5'))
+    with pytest.raises(WeightsError, match=r"lacks model\.layers\.4\.\S+, which its settings ask for"):
+        own_card(tmp_path)

@@ -49,7 +49,7 @@ def test_setting_in_range_is_returned(reader: str, value: Any) -> None:
     ],
 )
 def test_setting_of_a_wrong_type_or_range_is_named(reader: str, value: Any) -> None:
-    with pytest.raises(WeightsError, match=r"config\.json gives x as .*; fetch the model again"):
+    with pytest.raises(WeightsError, match=r"config\.json gives x as .*; pick another model"):
         READERS[reader](Settings({"x": value}, "config.json"))
 
 

@@ -219,7 +219,7 @@ class TestFiles:
         [
             ("tokenizer.json", "{", "is not a tokenizer"),
             ("tokenizer.json", '{"model": {"type": "BPE"}}', "is not a tokenizer"),
-            ("tokenizer_config.json", "{", "not readable JSON"),
+            ("tokenizer_config.json", "{", "does not hold a JSON object"),
             ("tokenizer_config.json", "[]", "does not hold a JSON object"),
         ],
     )

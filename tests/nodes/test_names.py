@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +16,10 @@ import pytest
 
 from tests.nodes.test_nodes import wait_for_nodes
 from tests.support.commands import exobus
-from tests.support.gateway.gateway_rig import eventually
-from tests.support.model_servers import FakeServer, fake_hub
-from tests.support.models import write_tiny_gguf
-from tests.support.nodes import NodeProcess, nodes
+from tests.support.gateway.gateway_rig import ROOT, eventually
+from tests.support.model_servers import FakeServer, fake_hub, files_of
+from tests.support.models import write_tiny_gguf, write_tiny_llama
+from tests.support.nodes import NodeProcess, clean_environment, nodes
 
 REPO = "Tiny/Llama-GGUF"
 ARGUMENTS = ["--engine", "numpy", "--threads", "1"]
@@ -91,12 +96,65 @@ def test_known_quantization_serves_while_the_hub_fails(pair: list[NodeProcess], 
         (f"{REPO}:Q2_K", "has no quantization Q2_K; it has Q4_1, Q8_0"),
         ("no/such/name", "has not the form ORG/REPO"),
         ("smolm2-135m", "did you mean smollm2-135m"),
+        ("gpt-4o", "lists them all; on this machine are tiny--llama-gguf--q8_0"),
     ],
 )
 def test_name_of_no_model_is_refused(pair: list[NodeProcess], name: str, sentence: str) -> None:
     error = chat(pair[0], name)["error"]
     assert sentence in error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+def test_pull_that_was_interrupted_goes_on(pair: list[NodeProcess], hub: FakeServer) -> None:
+    name, file = f"{REPO}:Q4_1", "Tiny-Q4_1.gguf"
+    ada, stalled = pair[0], threading.Event()
+    ada.get(f"/v1/models/{name}")
+    parts = Path(ada.config.cache_dir, "tiny--llama-gguf--q4_1", ".parts")
+    settings = {"HF_ENDPOINT": hub.url, "EXOBUS_DATA_DIR": str(ada.data_dir), "EXOBUS_API": ""}
+    hub.faults.cut[file], hub.faults.stalled[file] = [20_000], stalled
+    pulling = subprocess.Popen(
+        [sys.executable, "-m", "cli", "models", "pull", name],
+        cwd=ROOT,
+        env={**clean_environment(), **settings},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert eventually(lambda: any(part.stat().st_size == 20_000 for part in parts.glob("*")), 20.0)
+    pulling.send_signal(signal.SIGINT)
+    _, said = pulling.communicate(timeout=20.0)
+    stalled.set()
+    assert (pulling.returncode, said) == (
+        130,
+        f"exobus: interrupted; `exobus models pull {name}` goes on where it ended\n",
+    )
+    done = exobus("models", "pull", name, **settings)
+    assert "tiny--llama-gguf--q4_1 is here" in done.stdout, done.stderr
+    assert (file, 20_000) in hub.first_bytes
+
+
+def test_unknown_repository_is_looked_up_once(pair: list[NodeProcess], hub: FakeServer) -> None:
+    hub.faults.status["model info"] = 404
+    errors = [chat(pair[0], "No/Such")["error"] for _ in range(3)]
+    hub.faults.status.clear()
+    assert all("the hub has no repository No/Such" in error["message"] for error in errors), errors
+    assert sum("/models/No/Such/" in request for request in hub.requests) == 1
+
+
+def test_model_that_no_engine_runs_is_refused_unfetched(
+    pair: list[NodeProcess], hub: FakeServer, tmp_path: Path
+) -> None:
+    folder = write_tiny_llama(tmp_path)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"llama"', '"glm4"'))
+    before = dict(hub.files)
+    hub.files |= files_of(folder)
+    error = chat(pair[0], "Tiny/Glm4")["error"]
+    hub.files = before
+    assert "only mlx may run tiny--glm4 (family glm4), and no node has it" in error["message"]
+    assert {"ada uses numpy", "bob uses numpy"} <= {part.strip() for part in re.split("[:,;]", error["message"])}
+    assert "model.safetensors" not in [name for name, first in hub.first_bytes if first > 8]
+    done = exobus("models", "plan", "tiny--glm4", EXOBUS_DATA_DIR=str(pair[0].data_dir), EXOBUS_API="")
+    assert (done.returncode, "no node has it" in done.stderr) == (1, True)
 
 
 def test_own_model_runs_where_its_files_are(pair: list[NodeProcess], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import json
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
@@ -33,7 +33,8 @@ class Faults:
 
     `whole` are files that are sent whole whatever range is requested, `no_range` those of which no range can be had.
     After a cut, a file in `stalled` leaves the connection open until the event is set. `elsewhere` redirects to a URL.
-    `hashes` are listed in place of a file's own.
+    `hashes` are listed in place of a file's own, and sizes that many bytes `longer`.
+    Of the listing, `instead` and `drip_s` have the name `model info`: it comes byte by byte, each after that time.
     """
 
     status: dict[str, int] = field(default_factory=dict)
@@ -44,6 +45,9 @@ class Faults:
     stalled: dict[str, threading.Event] = field(default_factory=dict)
     elsewhere: dict[str, str] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
+    longer: dict[str, int] = field(default_factory=dict)
+    drip_s: dict[str, float] = field(default_factory=dict)
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass
@@ -171,11 +175,24 @@ class _HubHandler(_FileHandler):
             self.send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         else:
             hashes = self.fake.faults.hashes
+            longer = self.fake.faults.longer
             siblings = [
-                _sibling(name, content, hashes.get(name, _etag(content))) for name, content in self.fake.files.items()
+                _sibling(name, content, hashes.get(name, _etag(content)), longer.get(name, 0))
+                for name, content in self.fake.files.items()
             ]
-            info = {"id": REPOSITORY, "sha": self.fake.commit, "siblings": siblings}
-            self.send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+            info = json.dumps({"id": REPOSITORY, "sha": self.fake.commit, "siblings": siblings}).encode()
+            self.send_dripping(self.fake.faults.instead.get("model info", info))
+
+    def send_dripping(self, body: bytes) -> None:
+        """Send the listing, as slowly as is set, until the client leaves or the server ends."""
+        pause_s = self.fake.faults.drip_s.get("model info", 0.0)
+        step = 1 if pause_s else len(body)
+        self.send(200, b"", {"Content-Type": "application/json"}, len(body))
+        with suppress(OSError):
+            for first in range(0, len(body), step):
+                if pause_s and self.fake.faults.ended.wait(pause_s):
+                    return
+                self.wfile.write(body[first : first + step])
 
 
 def _etag(content: bytes) -> str:
@@ -184,10 +201,11 @@ def _etag(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
-def _sibling(name: str, content: bytes, digest: str) -> dict[str, object]:
-    sibling: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": digest}
+def _sibling(name: str, content: bytes, digest: str, longer: int) -> dict[str, object]:
+    size = len(content) + longer
+    sibling: dict[str, object] = {"rfilename": name, "size": size, "blobId": digest}
     if len(content) > LARGE_BYTES:
-        sibling["lfs"] = {"size": len(content), "sha256": digest, "pointerSize": 134}
+        sibling["lfs"] = {"size": size, "sha256": digest, "pointerSize": 134}
     return sibling
 
 
@@ -219,6 +237,7 @@ def _serving(handler: type[_FileHandler], files: dict[str, bytes], path: str = "
     try:
         yield fake
     finally:
+        fake.faults.ended.set()
         server.shutdown()
         server.server_close()
         thread.join()

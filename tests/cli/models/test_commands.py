@@ -47,6 +47,11 @@ def test_model_is_shown_and_planned(rig: Rig) -> None:
     assert json.loads(planned.stdout)[0]["start_layer"] == 0
 
 
+def test_own_model_needs_no_pull(rig: Rig) -> None:
+    done = exobus("models", "pull", "tiny-chat", EXOBUS_DATA_DIR=rig.config.data_dir)
+    assert done.stdout == "tiny is a folder or file of this machine; try: exobus run tiny\n", done.stderr
+
+
 @pytest.mark.parametrize("arguments", [("models", "show"), ("models", "plan"), ("run",)])
 def test_path_is_not_sent_to_a_gateway(rig: Rig, arguments: tuple[str, ...]) -> None:
     done = exobus(*arguments, "./folder", "--api", rig.url, data="hello")

@@ -24,6 +24,7 @@ from gateway.core.generator import Generator
 from gateway.core.instance_provider import InstanceProvider
 from gateway.core.request import GenerationRequest, TokenIds
 from gateway.core.text_models import TextModels
+from models.cache import ModelCache
 from models.catalogue import Catalogue
 from tests.support.bus import client, described
 from tests.support.gateway.chat import PLAIN, answering, held_up, post
@@ -164,7 +165,9 @@ def test_full_queue_is_not_repeated(warm_rig: Rig) -> None:
 def test_last_failure_is_reported_in_the_end(warm_rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def failure() -> GatewayError:
         async with client(warm_rig.config.run_path, NODE_ID, "asker") as bus, rendering() as renderer:
-            models = TextModels(bus, Catalogue.load(warm_rig.config.cards_path), renderer)
+            models = TextModels(
+                bus, Catalogue.load(warm_rig.config.cards_path), renderer, ModelCache(Path(warm_rig.config.cache_dir))
+            )
             plane = DataPlane(tmp_path)
             receiving = asyncio.create_task(plane.run())
             generator = Generator(bus, models, plane, InstanceProvider(bus))
@@ -188,7 +191,9 @@ def test_last_failure_is_reported_in_the_end(warm_rig: Rig, tmp_path: Path, monk
 def test_client_that_leaves_as_a_session_fails_asks_for_no_other(rig: Rig, tmp_path: Path) -> None:
     async def leave_at_each_step() -> None:
         async with client(rig.config.run_path, NODE_ID, "asker") as bus, rendering() as renderer:
-            models = TextModels(bus, Catalogue.load(rig.config.cards_path), renderer)
+            models = TextModels(
+                bus, Catalogue.load(rig.config.cards_path), renderer, ModelCache(Path(rig.config.cache_dir))
+            )
             await models.get(await models.card(MODEL))
             provider = InstanceProvider(bus)
             provider.known.announce(msgspec.structs.replace(rig.instance, stages=(unlinked,)), (RecordNumber(1, 1),))

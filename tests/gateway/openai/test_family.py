@@ -14,3 +14,10 @@ def test_models_are_listed_and_found_by_name(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("tinny")
     assert caught.value.code == "model_not_found"
+
+
+@pytest.mark.parametrize("name", ["no/such", "no%2Fsuch", "no/such:Q4_K_M"])
+def test_unknown_repository_is_refused_at_once(client: openai.OpenAI, name: str) -> None:
+    with pytest.raises(openai.NotFoundError, match="the hub of these tests has no repositories") as caught:
+        client.get(f"/models/{name}", cast_to=object, options={"timeout": 10.0, "max_retries": 0})
+    assert caught.value.code == "model_not_found"

@@ -11,9 +11,9 @@ import pytest
 from cluster.shard import whole
 from models.cache import ModelCache
 from models.card import HubSource, ModelCard, compare_sizes
-from models.errors import DownloadError, WeightsError
+from models.errors import DownloadError, NotOnHub, WeightsError
 from models.names import HubName
-from models.sources import gguf_headers
+from models.sources import gguf_headers, hub_listing
 from models.sources.fetch import describe, fetch, search
 from models.tokenizer import Tokenizer
 from models.weights.reader import open_weights, sizes_of
@@ -115,9 +115,70 @@ def test_unsupported_family_is_named(hub: FakeServer, cache: ModelCache) -> None
         describe(HubName(REPO), cache)
 
 
+@pytest.mark.parametrize(
+    ("files", "sentence"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], r"Tiny/Llama is an adapter \(LoRA\)"),
+        (["pytorch_model.bin", "config.json"], "has its weights as PyTorch files only"),
+        (["big-00001-of-00002.gguf"], "lacks a part of each of its split GGUF models"),
+        (["mmproj-F16.gguf"], r"has only GGUF files that go with a model \(mmproj, imatrix\)"),
+        (["README.md"], "has neither safetensors files"),
+    ],
+)
+def test_repository_of_something_else_says_what_it_is(
+    hub: FakeServer, cache: ModelCache, files: list[str], sentence: str
+) -> None:
+    hub.files = dict.fromkeys(files, b"{}")
+    with pytest.raises(NotOnHub, match=sentence):
+        describe(HubName(REPO), cache)
+
+
+@pytest.mark.parametrize("names", [("MODEL V1+2 (Q8_0).GGUF",), ("M-00001-OF-00002.GGUF", "M-00002-OF-00002.GGUF")])
+def test_files_of_unusual_names_are_fetched(
+    quantized: FakeServer, cache: ModelCache, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    path = write_tiny_gguf(tmp_path / "m.gguf", quantization="Q8_0", split_tensors=20 if len(names) > 1 else 0)
+    written = sorted(tmp_path.glob(f"{path.stem}*.gguf"))
+    quantized.files = dict(zip(names, [file.read_bytes() for file in written], strict=True))
+    card = describe(HubName(REPO), cache).card
+    with open_weights(fetch(card, whole(card.id, 4), cache, ignore)) as weights:
+        assert "model.layers.3.mlp.down_proj.weight" in weights.names()
+
+
+def test_weights_without_all_layers_are_refused_unfetched(hub: FakeServer, cache: ModelCache) -> None:
+    hub.files["config.json"] = hub.files["config.json"].replace(b'"num_hidden_layers": 4', b'"num_hidden_layers": 5')
+    with pytest.raises(WeightsError, match=r"^Tiny/Llama lacks model\.layers\.4\.\S+, which its settings ask for"):
+        describe(HubName(REPO), cache)
+
+
+@pytest.mark.parametrize("text", [b"<html>", b"[]", b"[" * 100_000], ids=["html", "list", "deep"])
+def test_settings_that_are_no_object_are_refused(hub: FakeServer, cache: ModelCache, text: bytes) -> None:
+    hub.files["config.json"] = text
+    with pytest.raises(WeightsError, match=r"config\.json of Tiny/Llama is not a JSON object"):
+        describe(HubName(REPO), cache)
+
+
+@pytest.mark.parametrize("text", [b"<html>", b"[]", b'{"siblings": 3}', b"[" * 100_000])
+def test_listing_of_another_kind_is_refused(hub: FakeServer, cache: ModelCache, text: bytes) -> None:
+    hub.faults.instead["model info"] = text
+    with pytest.raises(DownloadError, match="the hub's listing of Tiny/Llama cannot be read; check HF_ENDPOINT"):
+        describe(HubName(REPO), cache)
+
+
+@pytest.mark.parametrize("wait", ["SILENCE_TIMEOUT_S", "READ_TIMEOUT_S"])
+def test_hub_that_hangs_or_drips_is_given_up(
+    hub: FakeServer, cache: ModelCache, monkeypatch: pytest.MonkeyPatch, wait: str
+) -> None:
+    monkeypatch.setattr(hub_listing, wait, 0.2)
+    monkeypatch.setattr(hub_listing, "LEAST_BYTES_PER_S", 1 << 40)
+    hub.faults.drip_s["model info"] = 60.0 if wait == "SILENCE_TIMEOUT_S" else 0.05
+    with pytest.raises(DownloadError, match=r"could not be reached for|sends too slowly"):
+        describe(HubName(REPO), cache)
+
+
 def test_damaged_header_is_refused(quantized: FakeServer, cache: ModelCache) -> None:
     quantized.files["Tiny-Q8_0.gguf"] = b"GGUF" + bytes(9000)
-    with pytest.raises(WeightsError, match="GGUF of version 0"):
+    with pytest.raises(WeightsError, match=r"^\S+\.gguf of Tiny/Llama is GGUF of version 0"):
         describe(HubName(REPO, quant="Q8_0"), cache)
     assert not list(cache.root.rglob("*.part"))
 

@@ -96,7 +96,7 @@ def test_missing_repository_is_reported(hub: FakeServer, hub_card: ModelCard, ca
 
 def test_hub_error_is_reported_with_its_status(hub: FakeServer, hub_card: ModelCard, cache: ModelCache) -> None:
     hub.faults.status["config.json"] = 403
-    with pytest.raises(DownloadError, match="the hub returned status 403 for tiny/llama"):
+    with pytest.raises(DownloadError, match="the hub does not let you read tiny/llama"):
         fetch(hub_card, None, cache, ignore)
 
 

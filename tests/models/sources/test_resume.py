@@ -124,6 +124,21 @@ def test_connection_that_brings_nothing_ends_with_a_sentence(
     assert [part.stat().st_size for part in parts(cache)] == [CUT]
 
 
+def test_file_shorter_than_listed_is_refused(hub: FakeServer, hub_card: ModelCard, cache: ModelCache) -> None:
+    hub.faults.longer[NAME] = 1000
+    with pytest.raises(DownloadError, match="is shorter than the hub lists it"):
+        fetch(hub_card, ALL, cache, ignore)
+    assert ranges(hub) == [0, len(hub.files[NAME])]
+
+
+def test_server_that_always_begins_anew_is_given_up(hub: FakeServer, hub_card: ModelCard, cache: ModelCache) -> None:
+    hub.faults.whole.add(NAME)
+    hub.faults.cut[NAME] = [CUT] * 20
+    with pytest.raises(DownloadError, match="could not be reached"):
+        fetch(hub_card, ALL, cache, ignore)
+    assert len(ranges(hub)) <= 2 * resume.TRIES
+
+
 @pytest.mark.parametrize("status", [500, 503])
 def test_passing_error_of_the_hub_is_tried_again(
     hub: FakeServer, hub_card: ModelCard, cache: ModelCache, status: int

@@ -28,6 +28,7 @@ from bus.messages import (
     InstanceEnsure,
     InstanceReady,
     Message,
+    ModelDescribe,
     Reply,
     RequestFailed,
     SessionCheck,
@@ -38,6 +39,7 @@ from bus.messages import (
 from bus.process import NAME_VARIABLE, RUN_DIR_VARIABLE
 from bus.wire import Envelope
 from cluster.capabilities import DeviceCapabilities
+from cluster.failures import FailureCode
 from cluster.placement import Instance, PlacedStage
 from cluster.shard import Shard
 from cluster.topology import NodeRecord, Topology
@@ -231,7 +233,7 @@ def running_rig(folder: Path, module: str = "gateway", **settings: object) -> It
             instance = make_instance(stage.endpoints.get(timeout=WITHIN_S))
             node = ActorThread(run_dir, "node", {InstanceEnsure: lambda _: InstanceReady(instance)})
             done = DownloadDone(str(folder / "model"), str(folder / "model"))
-            download = ActorThread(run_dir, "download", {DownloadWant: lambda _: done})
+            download = ActorThread(run_dir, "download", {DownloadWant: lambda _: done, ModelDescribe: _not_on_hub})
             state = TopologyState(_topology(), (instance,))
             topology = ActorThread(run_dir, "topology", {TopologyGet: lambda _: state})
             engine = ActorThread(run_dir, "engine-1", {SessionCheck: stage.states})
@@ -277,6 +279,10 @@ def make_instance(endpoints: tuple[str, ...]) -> Instance:
     """Return the model on one stage."""
     stage = PlacedStage(NODE_ID, Shard(MODEL, 0, 4, 4), f"{NODE_ID}/engine-1", "numpy", endpoints, POSITIONS)
     return Instance("aabbccdd00112233", MODEL, EPOCH, (stage,))
+
+
+def _not_on_hub(work: Work) -> Reply:
+    raise RequestError(FailureCode.MODEL_NOT_FOUND, "the hub of these tests has no repositories; name another model")
 
 
 def _topology() -> Topology:
