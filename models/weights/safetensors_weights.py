@@ -106,6 +106,9 @@ class SafetensorsWeights:
     def blocks(self, name: str) -> None:
         """Return None: these files hold no quantized matrix."""
 
+    def form(self, name: str) -> None:
+        """Return None, as `blocks` does."""
+
     def __enter__(self) -> Self:
         return self
 
