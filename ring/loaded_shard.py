@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bus.dataplane.transport import Transport
 from cluster.shard import Shard
+from common.heap import trim_heap
 from engines.engine import InferenceEngine
 from engines.registry import create
 
@@ -69,4 +70,5 @@ def load_shard(
     """
     engine = create(engine_name, precision, bits)
     engine.load(shard, weights, kv_bytes)
+    trim_heap()
     return LoadedShard(engine, epoch, make_transport(), engine.positions(kv_bytes))

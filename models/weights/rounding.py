@@ -20,6 +20,9 @@ KINDS: Mapping[int, GGMLQuantizationType] = MappingProxyType(
 )
 """What `rounded_blocks` makes, by bits."""
 
+SMALLEST_SCALE = 2.0**-25
+"""A float16 rounds what is not larger to 0."""
+
 _PIECE = 1 << 10  # blocks that fit a processor's cache
 
 
@@ -53,8 +56,8 @@ def _four_bits(columns: Floats) -> tuple[Floats, Codes]:
 
 
 def _inverse(scales: Floats) -> Floats:
-    """Return 1 / scale for each block; 0 for a block of zeros."""
-    return np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
+    """Return 1 / scale for each block; 0 for a block of zeros, or of weights for which float16 has no scale."""
+    return np.divide(1, scales, out=np.zeros_like(scales), where=np.abs(scales) > SMALLEST_SCALE)
 
 
 _ROUND: Mapping[int, Callable[[Floats], tuple[Floats, Codes]]] = {8: _eight_bits, 4: _four_bits}
