@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import httpx
 import openai
 import pytest
 
-from tests.support.gateway.gateway_rig import MODEL
+from tests.support.gateway.gateway_rig import MODEL, Rig, eventually
 
 
 def test_models_are_listed_and_found_by_name(client: openai.OpenAI) -> None:
@@ -14,3 +15,11 @@ def test_models_are_listed_and_found_by_name(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("tinny")
     assert caught.value.code == "model_not_found"
+
+
+def test_loaded_model_names_its_quantization(rig: Rig) -> None:
+    def said(model: str) -> object:
+        return httpx.get(f"{rig.url}/v1/models/{model}").json()["quantization"]
+
+    assert eventually(lambda: said(MODEL) == "8 bits")
+    assert said("smollm2-135m") is None

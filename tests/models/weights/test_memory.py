@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -16,13 +15,12 @@ from common.python_child import module_command
 from engines.settings import ENGINES, PRECISIONS, QUANTIZE
 from models.card import ModelCard
 from models.catalogue import DEFAULT_MODEL, Catalogue
-from models.own import own_card
 from models.weights.memory import least_bytes, rounded_to, weight_bytes
 from models.weights.packed_sizes import form_named, packed_sizes
 from models.weights.quantized import BlockForm
 from models.weights.reader import open_weights
 from tests.support.family_models import tiny_architecture
-from tests.support.models import default_model_path, write_tiny_llama
+from tests.support.models import default_model_path
 
 CARDS = [card for card in Catalogue.load().cards() if card.sized]
 LLAMA = Catalogue.load().get("llama-3.2-3b")
@@ -101,15 +99,11 @@ def test_experts_count_as_float32() -> None:
     assert dense.layer[1] < dense.layer[0] * 0.6
 
 
-@pytest.mark.parametrize(("precision", "bits"), [("fast", 8), ("exact", 0)])
-def test_engine_holds_what_was_counted(precision: str, bits: int, tmp_path: Path) -> None:
-    path = write_tiny_llama(tmp_path / "m", dtype="bfloat16", n_layers=6, hidden=1024, heads=16, kv_heads=4)
-    card = own_card(path)
-    node = DeviceCapabilities(memory_available=1 << 40, engine="onnx", precision=precision, quantize="auto")
-    counted = weight_bytes(card, whole(card.id, card.n_layers), node)
-    command = module_command("tests.support.held_memory", "onnx", precision, str(bits), str(path), "6")
-    environment = {**os.environ, "EXOBUS_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    held = int(subprocess.run(command, env=environment, capture_output=True, check=True, cwd=ROOT).stdout)
+def test_engine_holds_what_was_counted() -> None:
+    card, path = Catalogue.load().get(DEFAULT_MODEL), default_model_path()
+    counted = weight_bytes(card, whole(card.id, card.n_layers), fast())
+    command = module_command("tests.support.held_memory", "onnx", "fast", "0", str(path), str(card.n_layers))
+    held = int(subprocess.run(command, capture_output=True, check=True, cwd=ROOT).stdout)
     assert counted * 0.9 < held < counted + RUNTIME_BYTES
 
 
