@@ -6,6 +6,8 @@ import httpx
 import openai
 import pytest
 
+from bus.messages import InstanceUp
+from cluster.topology import RecordNumber
 from tests.support.gateway.gateway_rig import MODEL, Rig, eventually
 
 
@@ -21,5 +23,6 @@ def test_loaded_model_names_its_quantization(rig: Rig) -> None:
     def said(model: str) -> object:
         return httpx.get(f"{rig.url}/v1/models/{model}").json()["quantization"]
 
+    rig.node.publish(InstanceUp(rig.instance, (RecordNumber(1, 1),)))
     assert eventually(lambda: said(MODEL) == "8 bits")
     assert said("smollm2-135m") is None
