@@ -60,7 +60,13 @@ class Device:
         capabilities = task.result() if task is not None and known else DeviceCapabilities()
         total, available = memory()
         offer = usable(available // nodes_here, self._config.memory)
-        return msgspec.structs.replace(capabilities, memory_total=total, memory_available=offer)
+        return msgspec.structs.replace(
+            capabilities,
+            memory_total=total,
+            memory_available=offer,
+            precision=self._config.precision,
+            quantize=self._config.quantize,
+        )
 
     def threads(self, nodes_here: int) -> int:
         """Return the threads of an engine: the configured number, or this node's share of the cores but one.

@@ -29,6 +29,7 @@ from bus.messages import (
 )
 from bus.process import run_actor
 from bus.wire import Envelope
+from cluster.capabilities import DeviceCapabilities
 from cluster.failures import FailureCode
 from cluster.shard import Shard
 from common.config import NodeConfig
@@ -137,12 +138,12 @@ class DownloadActor(Actor):
 
     async def _describe(self, name: HubName, context: int) -> Described:
         """Make a card, for the memory that is free in the cluster if a quantization has to be chosen."""
-        cancelled, free_bytes = threading.Event(), 0
+        cancelled, nodes = threading.Event(), list[DeviceCapabilities]()
         if name.quant in ("", AUTO):
             with suppress(RequestError):
                 state = await self.bus.request("topology", TopologyGet(), TopologyState, TOPOLOGY_TIMEOUT_S)
-                free_bytes = sum(node.capabilities.memory_available for node in state.topology.nodes)
-        work = partial(describe, name, self._cache, free_bytes, context, cancelled)
+                nodes = [node.capabilities for node in state.topology.nodes]
+        work = partial(describe, name, self._cache, nodes, context, cancelled)
         try:
             with self._lookups.lookup(str(name)):
                 return await self._in_time(asyncio.get_running_loop().run_in_executor(self._describing, work), name)

@@ -82,6 +82,7 @@ class EngineActor(DataPlaneActor):
                 lambda: Transport(run_dir, name, access),
                 kv_bytes=message.kv_bytes,
                 precision=message.precision,
+                bits=message.quantize_bits,
             )
         )
         self._thread.start()
@@ -98,6 +99,7 @@ class EngineActor(DataPlaneActor):
             shard.positions,
             shard.exact_rows,
             shard.saves,
+            shard.quantized_bits,
         )
 
     @on(StageJoin)

@@ -10,6 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -34,6 +35,7 @@ from cluster.partitioning import PartitioningStrategy
 from cluster.placement import DoesNotFit, Instance, PlacedStage, larger_ring, plan
 from cluster.topology import RecordNumber, Topology
 from models.card import ModelCard, travelling
+from models.weights.memory import least_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +138,7 @@ class Placer:
 
     def _larger_ring(self, card: ModelCard, topology: Topology, held: Instance) -> frozenset[str]:
         """Return the nodes of the ring that is wanted now, unless a growth to it failed not long ago."""
-        wanted = larger_ring(topology, self._strategy, held, card.n_layers, card.least_bytes)
+        wanted = larger_ring(topology, self._strategy, held, card.n_layers, partial(least_bytes, card))
         tried, when = self._attempts.get(card.id, (frozenset(), 0.0))
         return frozenset() if wanted == tried and time.monotonic() - when < GROW_AGAIN_S else wanted
 
@@ -153,7 +155,7 @@ class Placer:
         return await self._place(card, stages)
 
     def _plan(self, card: ModelCard, topology: Topology) -> tuple[PlacedStage, ...]:
-        return plan(topology, self._strategy, card.id, card.n_layers, card.least_bytes, card.head_layers)
+        return plan(topology, self._strategy, card.id, card.n_layers, partial(least_bytes, card), card.head_layers)
 
     def _plan_or_repeat(self, card: ModelCard, topology: Topology, held: Instance) -> tuple[PlacedStage, ...]:
         """Return a plan, or the placement of an instance that has just ended: its nodes had room for that."""
@@ -206,6 +208,7 @@ class Placer:
             loaded.positions,
             loaded.exact_rows,
             loaded.saves,
+            loaded.quantized_bits,
         )
 
     async def _retire(self, instance: Instance) -> None:

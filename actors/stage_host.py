@@ -29,6 +29,7 @@ from bus.messages import (
     StageJoin,
     Status,
 )
+from cluster.capabilities import DeviceCapabilities
 from cluster.failures import FailureCode
 from cluster.held_stages import HeldStage
 from cluster.kv_budget import KvBudget, KvRequest
@@ -36,6 +37,7 @@ from cluster.placement import Instance
 from common.config import NodeConfig
 from engines.settings import MAX_SLOTS
 from models.card import ModelCard, travelling
+from models.weights.memory import rounded_to, weight_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +159,7 @@ class StageHost:
         path = await self._fetch_and_start(stage, work, card, self._device.threads(nodes_here))
         self._check_wanted(stage, work)
         await self._bus.publish(Status(work.shard.model_id, f"loading {work.shard} on {self._config.name}"))
+        offered = self._device.now(nodes_here)
         load = EngineLoad(
             engine_name,
             work.instance_id,
@@ -165,8 +168,9 @@ class StageHost:
             path,
             stage.held.placer,
             work.requested,
-            self._reserve(work, card, self._device.now(nodes_here).memory_available),
+            self._reserve(work, card, offered),
             self._config.precision,
+            rounded_to(card, work.shard, offered),
         )
         loaded = await self._bus.request(stage.engine, load, ShardLoaded, LOAD_TIMEOUT_S)
         self._check_wanted(stage, work)
@@ -178,12 +182,13 @@ class StageHost:
         if self._stages.get(work.instance_id) is not stage:
             raise RequestError(FailureCode.UNREACHABLE, f"{work.shard} is not wanted on {self._config.name} any more")
 
-    def _reserve(self, work: ShardLoad, card: ModelCard, available: int) -> int:
+    def _reserve(self, work: ShardLoad, card: ModelCard, offered: DeviceCapabilities) -> int:
         """Return the bytes that a stage may use for keys and values; at most what MAX_SLOTS whole contexts take."""
         shard = work.shard
         most = card.kv_bytes(shard, MAX_SLOTS * card.context_length)
-        request = KvRequest(card.shard_bytes(shard), card.least_kv_bytes(shard), most, self._config.kv_memory)
-        return self._budget.reserve(work.instance_id, card.id, request, available)
+        weights = weight_bytes(card, shard, offered)
+        request = KvRequest(weights, card.least_kv_bytes(shard), most, self._config.kv_memory)
+        return self._budget.reserve(work.instance_id, card.id, request, offered.memory_available)
 
     async def _fetch_and_start(self, stage: _Stage, work: ShardLoad, card: ModelCard, threads: int) -> str:
         """Return the path of a shard's files, once its engine runs as well. If the files fail, the engine ends."""

@@ -469,6 +469,7 @@ class ShardLoaded(Reply, frozen=True, tag="shard.loaded"):
     positions: Annotated[Whole, Meta(description="capacity of its KV memory, for all sessions together")] = 0
     exact_rows: Annotated[Whole, Meta(description="rows of a chunk that are computed exactly as each alone")] = 1
     saves: Annotated[bool, Meta(description="whether its keys and values can be copied, for the prefix cache")] = True
+    quantized_bits: Annotated[Whole, Meta(description="to how many bits it rounded float matrices; 0: none")] = 0
 
 
 class ShardUnload(Work, frozen=True, tag="shard.unload"):
@@ -490,6 +491,7 @@ class EngineLoad(Work, frozen=True, tag="engine.load"):
     requested: Annotated[RecordNumber, Meta(description="of the placer's first record to list it as being placed")]
     kv_bytes: Annotated[Whole, Meta(description="memory for keys and values, for all sessions together")] = 0
     precision: Annotated[Name, Meta(description="`fast` or `exact`, if the engine has a choice")] = "fast"
+    quantize_bits: Annotated[Whole, Meta(description="to how many bits to round float matrices; 0: not at all")] = 0
 
 
 class EngineDescribe(Query, frozen=True, tag="engine.describe"):

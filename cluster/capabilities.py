@@ -40,7 +40,8 @@ class Flops(msgspec.Struct, frozen=True):
 class DeviceCapabilities(msgspec.Struct, frozen=True):
     """What a machine offers. Memory is in bytes; `memory_available` is what a shard may use now.
 
-    `engine` is the name of the engine that was chosen, `why` a sentence with the reason.
+    `engine` is the name of the engine that was chosen, `why` a sentence with the reason. `precision` and `quantize` are
+    the node's settings, by which follows what its engine holds of a model; a node that does not say holds float32.
     """
 
     model: Name = ""
@@ -51,6 +52,13 @@ class DeviceCapabilities(msgspec.Struct, frozen=True):
     engines: Annotated[tuple[EngineCapability, ...], Meta(max_length=8)] = ()
     engine: Name = ""
     why: Detail = ""
+    precision: Name = "exact"
+    quantize: Name = "none"
+
+    @property
+    def device(self) -> str:
+        """The device of the chosen engine; empty if it was not measured."""
+        return next((engine.device for engine in self.engines if engine.name == self.engine), "")
 
     def has(self, engine: str) -> bool:
         """Return whether a stage on this machine can use an engine."""

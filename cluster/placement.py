@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from cluster.capabilities import DeviceCapabilities
 from cluster.partitioning import PartitioningStrategy, shards_of
 from cluster.shard import Shard, whole
 from cluster.topology import Topology
@@ -17,12 +18,17 @@ from common.limits import MAX_STAGES, Endpoint, ModelId, Name, Whole
 Endpoints = Annotated[tuple[Endpoint, ...], Meta(max_length=16)]
 
 
+Need = Callable[[Shard, DeviceCapabilities], int]
+"""The bytes that a node with these capabilities must have free for a shard: weights, and one session's memory."""
+
+
 class PlacedStage(msgspec.Struct, frozen=True):
     """One shard of an instance and the engine process that runs it.
 
     `actor` is the engine's bus address, `endpoints` its data-plane addresses, best first. `positions` is how many
     positions its memory for keys and values holds, `exact_rows` how many rows of a chunk its engine computes with the
-    same result as one by one, and `saves` whether those keys and values can be copied.
+    same result as one by one, and `saves` whether those keys and values can be copied. `quantized_bits` is to how many
+    bits float matrices were rounded; 0 if none was.
     """
 
     node_id: Name
@@ -33,6 +39,7 @@ class PlacedStage(msgspec.Struct, frozen=True):
     positions: Whole = 0
     exact_rows: Whole = 1
     saves: bool = True
+    quantized_bits: Whole = 0
 
 
 class Instance(msgspec.Struct, frozen=True):
@@ -63,11 +70,11 @@ def placer_of(model_id: str, node_ids: Iterable[str]) -> str:
     return max(node_ids, key=lambda node_id: hashlib.sha256(f"{model_id}\0{node_id}".encode()).digest())
 
 
-def able(topology: Topology, model_id: str, n_layers: int, least_bytes: Callable[[Shard], int]) -> Topology:
+def able(topology: Topology, model_id: str, n_layers: int, need: Need) -> Topology:
     """Return the topology without the nodes that have no memory for even the last layer with the head."""
-    least = least_bytes(Shard(model_id, n_layers - 1, n_layers, n_layers))
+    last = Shard(model_id, n_layers - 1, n_layers, n_layers)
     for node in topology.nodes:
-        if node.capabilities.memory_available < least:
+        if node.capabilities.memory_available < need(last, node.capabilities):
             topology = topology.without_node(node.node_id)
     return topology
 
@@ -77,22 +84,22 @@ def plan(
     strategy: PartitioningStrategy,
     model_id: str,
     n_layers: int,
-    least_bytes: Callable[[Shard], int],
+    need: Need,
     head: int = 0,
 ) -> tuple[PlacedStage, ...]:
     """Return stages for a model of `n_layers`, without actors or endpoints yet. Raises DoesNotFit.
 
-    `least_bytes` gives the memory that a shard needs to be of use: weights, and keys and values of one session.
-    The model's head is as much work as `head` layers; that is balanced if memory allows it.
+    `need` gives the memory that a shard needs on a node to be of use. The model's head is as much work as `head`
+    layers; that is balanced if memory allows it.
     """
-    members = able(topology, model_id, n_layers, least_bytes)
+    members = able(topology, model_id, n_layers, need)
     for counted in (head, 0):
         partitions = strategy.partition(members, n_layers, counted)
         shards = shards_of(partitions, model_id, n_layers) if partitions else ()
         stages = tuple(PlacedStage(part.node_id, shard) for part, shard in zip(partitions, shards, strict=True))
-        if stages and all(least_bytes(stage.shard) <= _memory(topology, stage.node_id) for stage in stages):
+        if stages and all(_fits(stage, topology, need) for stage in stages):
             return stages
-    raise DoesNotFit(_shortage(topology, model_id, least_bytes(whole(model_id, n_layers))))
+    raise DoesNotFit(_shortage(topology, whole(model_id, n_layers), need))
 
 
 def larger_ring(
@@ -100,14 +107,14 @@ def larger_ring(
     strategy: PartitioningStrategy,
     held: Instance,
     n_layers: int,
-    least_bytes: Callable[[Shard], int],
+    need: Need,
 ) -> frozenset[str]:
     """Return the nodes that the ring of an instance should have, if those are more than it has; else none.
 
     A node counts if it could take a layer, or holds one already: what memory the instance itself takes, and memory
     that comes and goes, change nothing. A node that has just joined counts once its engines are measured.
     """
-    could = able(topology, held.model_id, n_layers, least_bytes).node_ids
+    could = able(topology, held.model_id, n_layers, need).node_ids
     ready = tuple(
         node
         for node in topology.nodes
@@ -118,16 +125,19 @@ def larger_ring(
     return wanted if len(wanted) > len(set(held.node_ids)) else frozenset()
 
 
-def _memory(topology: Topology, node_id: str) -> int:
-    record = topology.node(node_id)
-    return record.capabilities.memory_available if record else 0
+def _fits(stage: PlacedStage, topology: Topology, need: Need) -> bool:
+    record = topology.node(stage.node_id)
+    return record is not None and need(stage.shard, record.capabilities) <= record.capabilities.memory_available
 
 
-def _shortage(topology: Topology, model_id: str, need: int) -> str:
+def _shortage(topology: Topology, model: Shard, need: Need) -> str:
+    """Say what a whole model needs where it needs least, and what the nodes offer."""
+    nodes = [node.capabilities for node in topology.nodes] or [DeviceCapabilities()]
+    least = min(need(model, capabilities) for capabilities in nodes)
     offers = ", ".join(f"{n.name} {_gb(n.capabilities.memory_available)}" for n in topology.nodes) or "no node"
     return (
-        f"{model_id} needs {_gb(need)} of memory for its weights and one chat, and does not fit on the nodes here "
-        f"({offers} free); add a node, free memory, or choose a smaller model"
+        f"{model.model_id} needs {_gb(least)} of memory for its weights and one chat, and does not fit on the nodes "
+        f"here ({offers} free); add a node, free memory, or choose a smaller model"
     )
 
 

@@ -26,7 +26,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     is the path of the join code, and `strict` admits only nodes whose key was approved.
     Ports: 0 means any free port, None the usual port or, if that is taken, any. Memory is in bytes: 0 means all that is
     available; `kv_memory` bounds what one stage gets for keys and values, and 0 leaves that to the node. `threads` of
-    an engine: 0 means this node's share of the machine's cores. `precision` is one of `engines.settings.PRECISIONS`.
+    an engine: 0 means this node's share of the machine's cores. `precision` is one of `engines.settings.PRECISIONS`,
+    `quantize` one of `engines.settings.QUANTIZE`.
 
     `cards_dir` is a folder of model cards, and every model in `models_dir` has one made.
 
@@ -62,6 +63,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     memory: int = 0
     kv_memory: int = 0
     precision: str = "fast"
+    quantize: str = "auto"
     threads: int = 0
 
     @property

@@ -78,6 +78,9 @@ class InferenceEngine(ABC):
     saves: bool = True
     """Whether `save`, `restore` and `truncate` work with the loaded model. Without them there are no drafts either."""
 
+    quantized_bits: int = 0
+    """To how many bits the loaded model's float matrices were rounded; 0 if all are as they are stored, or float32."""
+
     exact_rows: int = 1
     """A chunk of up to this many rows, alone in its batch, gives each row the same bits as the row alone would get."""
 

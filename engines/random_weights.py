@@ -18,7 +18,7 @@ from engines.engine import FloatArray
 from models.families import described
 from models.settings import Settings
 from models.weights.checkpoint import tensor_shapes
-from models.weights.quantized import QuantizedMatrix
+from models.weights.quantized import BlockForm, QuantizedMatrix
 
 BITS, BLOCK = 4, 32
 LEVELS = 1 << BITS
@@ -54,6 +54,10 @@ class RandomWeights:
         unit = np.float32(1 / np.sqrt(shape[1]))
         scales = np.full((shape[0], shape[1] // BLOCK), unit / LEVELS, np.float32)
         return QuantizedMatrix(codes, scales, np.full_like(scales, -unit / 2), BITS, None)
+
+    def form(self, name: str) -> BlockForm | None:
+        """Return the form of what `blocks` returns."""
+        return BlockForm(BITS, BLOCK, None) if len(self._shapes[name]) == 2 else None
 
     def __enter__(self) -> Self:
         return self

@@ -32,8 +32,10 @@ _PACKAGES = MappingProxyType(
 )
 
 
-def create(name: str, precision: str = "fast") -> InferenceEngine:
+def create(name: str, precision: str = "fast", bits: int = 0) -> InferenceEngine:
     """Make an engine that holds no shard yet. Of the engines but onnx and llamacpp, all are exact in any case.
+
+    With `bits`, 8 or 4, onnx rounds float matrices to as many when it loads them; the others load them as they are.
 
     Raises EngineError for an unknown name or precision, one that the engine does not have, and a missing package.
     """
@@ -52,7 +54,7 @@ def create(name: str, precision: str = "fast") -> InferenceEngine:
         module = import_module(f"engines.{name}.engine")
     except (ImportError, OSError) as error:
         raise EngineError(f"engine {name} cannot start ({error}): {_remedy(name)}") from error
-    engine: InferenceEngine = getattr(module, _CLASSES[name])(*((precision,) if name == "onnx" else ()))
+    engine: InferenceEngine = getattr(module, _CLASSES[name])(*((precision, bits) if name == "onnx" else ()))
     return engine
 
 

@@ -20,3 +20,9 @@ other operand rounded to 8 bits, as llama.cpp does. Engines without such a produ
 that are not quantized."""
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+Quantize = Literal["auto", "none", "8", "4"]
+"""To how many bits ONNX Runtime rounds float matrices when it loads them, if its precision is `fast`. `auto` is 8, or 4
+if 8 do not fit the memory."""
+
+QUANTIZE: tuple[Quantize, ...] = get_args(Quantize)

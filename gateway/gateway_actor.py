@@ -70,7 +70,7 @@ class GatewayActor(DataPlaneActor):
         self._plane = DataPlane(config.run_path, self._access)
         self._checker = SessionChecker(self.bus, self._plane)
         self._generator = Generator(self.bus, models, self._plane, self._instances)
-        families = (OpenAiFamily(self._generator, models, cache),)
+        families = (OpenAiFamily(self._generator, models, cache, self._instances),)
         errors = ErrorResponses(families)
         policy = AccessPolicy(origins, keys, AuthThrottle())
         app = build_app(families, NodeRoutes(config, self.bus).routes, policy, errors)

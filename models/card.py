@@ -72,8 +72,19 @@ class SamplingDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_p: float = 0.0
 
 
+class PackedSizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bytes in an engine that keeps quantized matrices packed: of the largest layer, the embedding and the head.
+
+    Each is given three times: with float matrices as float32, and rounded to 8 and to 4 bits.
+    """
+
+    layer: tuple[int, int, int]
+    embedding: tuple[int, int, int]
+    head: tuple[int, int, int]
+
+
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One model. `size_bytes` is the size of its files; the other sizes are of float32 in memory.
+    """One model. `size_bytes` is the size of its files; the other sizes are of float32 in memory, but those `packed`.
 
     A card of the hub may leave all sizes out (0): they are read from the model when it is first asked for. `params` is
     the number of weights as its makers give it, such as `8B`, for display. `made_from` is the name on the hub from
@@ -96,6 +107,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     embedding_bytes: int = 0
     size_bytes: int = 0
     tied_embedding: bool = True
+    packed: PackedSizes | None = None
     aliases: tuple[str, ...] = ()
     license: str = ""
     params: str = ""
@@ -119,7 +131,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return round(self.embedding_bytes / self.layer_bytes)
 
     def shard_bytes(self, shard: Shard) -> int:
-        """Count a shard's bytes in memory: its layers, the embedding if first, the head if last (tied: once)."""
+        """Count a shard's bytes as float32: its layers, the embedding if first, the head if last (tied: once)."""
         ends = shard.is_first + shard.is_last
         return (
             len(shard.layers) * self.layer_bytes
@@ -133,10 +145,6 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def least_kv_bytes(self, shard: Shard) -> int:
         """Count the bytes of keys and values that a shard needs at least: one session of MIN_POSITIONS."""
         return self.kv_bytes(shard, min(self.context_length, MIN_POSITIONS))
-
-    def least_bytes(self, shard: Shard) -> int:
-        """Count the bytes that a node must have free to hold a shard: its weights, and the least keys and values."""
-        return self.shard_bytes(shard) + self.least_kv_bytes(shard)
 
 
 def check_card(card: ModelCard, where: str) -> ModelCard:
@@ -155,7 +163,14 @@ def check_card(card: ModelCard, where: str) -> ModelCard:
     return card
 
 
-def card_of(sizes: ModelSizes, architecture: Architecture | None, *, size_bytes: int, **fields: Any) -> ModelCard:
+def card_of(
+    sizes: ModelSizes,
+    architecture: Architecture | None,
+    *,
+    size_bytes: int,
+    packed: PackedSizes | None = None,
+    **fields: Any,
+) -> ModelCard:
     """Make a card with a model's own sizes; `fields` are the other fields of the card.
 
     Of a model that exobus does not describe, the bytes in memory are those of its files: MLX keeps them as stored.
@@ -169,6 +184,7 @@ def card_of(sizes: ModelSizes, architecture: Architecture | None, *, size_bytes:
         engine="" if architecture else UNDESCRIBED_ENGINE,
         size_bytes=size_bytes,
         tied_embedding=sizes.tied_embedding,
+        packed=packed,
         **{name: getattr(sizes, name) for name in (*_SIZES, "context_length")},
         **fields,
     )
@@ -177,7 +193,8 @@ def card_of(sizes: ModelSizes, architecture: Architecture | None, *, size_bytes:
 
 def with_sizes_of(card: ModelCard, described: ModelCard) -> ModelCard:
     """Return a card of the catalogue with the sizes, and the commit, of one that was made from the model itself."""
-    sizes = {name: getattr(described, name) for name in (*_SIZES, *_BYTES, "family", "tied_embedding", "engine")}
+    names = (*_SIZES, *_BYTES, "family", "tied_embedding", "engine", "packed")
+    sizes = {name: getattr(described, name) for name in names}
     defaults = card.defaults if card.defaults != SamplingDefaults() else described.defaults
     license_name = card.license or described.license
     return msgspec.structs.replace(card, source=described.source, defaults=defaults, license=license_name, **sizes)

@@ -67,6 +67,17 @@ def model_of(settings: Settings) -> FolderModel:
     known, undescribed = described(settings), ""
     if family.gguf_only:
         undescribed = f"is of the family {family.model_types[0]!r} in safetensors files"
-    if settings.get("quantization_config") or settings.get("quantization"):
+    if settings.get("quantization") or (settings.get("quantization_config") and not has_float8(settings)):
         undescribed = "is of a quantized model"
     return FolderModel(settings, model_sizes(known), undescribed, known)
+
+
+def has_float8(settings: Settings) -> bool:
+    """Return whether the files store matrices as 8-bit floats with scales beside them."""
+    quantization = settings.group("quantization_config")
+    if quantization.get("quant_method") == "fp8":
+        return True
+    groups = quantization.group("config_groups").values.values()
+    weights = [group.get("weights") if isinstance(group, dict) else None for group in groups]
+    floats = [isinstance(kind, dict) and (kind.get("type"), kind.get("num_bits")) == ("float", 8) for kind in weights]
+    return quantization.get("quant_method") == "compressed-tensors" and bool(floats) and all(floats)

@@ -11,6 +11,7 @@ from models.errors import WeightsError
 from models.fingerprint import model_files
 from models.generation_config import sampling_defaults
 from models.quantizations import SPLIT
+from models.weights.packed_sizes import packed_sizes
 from models.weights.reader import check_whole, described_in, open_weights, sizes_of
 
 _GENERATION = "generation_config.json"
@@ -26,6 +27,7 @@ def own_card(path: Path, model_id: str = "") -> ModelCard:
         sizes, architecture = sizes_of(weights), described_in(weights)
         if architecture is not None:
             check_whole(architecture, weights.names(), str(path))
+        packed = packed_sizes(architecture, weights.form) if architecture else None
     generation = path / _GENERATION
     recommended = sampling_defaults(read_json(generation), str(generation)) if generation.is_file() else None
     return card_of(
@@ -34,6 +36,7 @@ def own_card(path: Path, model_id: str = "") -> ModelCard:
         id=model_id or id_of(path),
         source=FolderSource(path),
         size_bytes=sum(file.stat().st_size for file in model_files(path)),
+        packed=packed,
         name=path.name,
         defaults=recommended or SamplingDefaults(),
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bus.dataplane.transport import Transport
 from cluster.shard import Shard
+from common.heap import trim_heap
 from engines.engine import InferenceEngine
 from engines.registry import create
 
@@ -35,6 +36,11 @@ class LoadedShard:
         return self.engine.exact_rows
 
     @property
+    def quantized_bits(self) -> int:
+        """To how many bits its engine rounded float matrices; 0 if it rounded none."""
+        return self.engine.quantized_bits
+
+    @property
     def saves(self) -> bool:
         """Whether its engine can copy keys and values of this model."""
         return self.engine.saves
@@ -54,11 +60,15 @@ def load_shard(
     *,
     kv_bytes: int,
     precision: str = "fast",
+    bits: int = 0,
 ) -> LoadedShard:
     """Load a shard, on the thread that will compute it, and listen. `kv_bytes` of memory are for keys and values.
 
+    With `bits` an engine that can rounds float matrices to as many.
+
     Raises EngineError, ModelError for weights that cannot be read, MemoryError, and OSError if it cannot listen.
     """
-    engine = create(engine_name, precision)
+    engine = create(engine_name, precision, bits)
     engine.load(shard, weights, kv_bytes)
+    trim_heap()
     return LoadedShard(engine, epoch, make_transport(), engine.positions(kv_bytes))

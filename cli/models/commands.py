@@ -78,12 +78,14 @@ def show(
     node: NodeOption = None,
 ) -> None:
     """Show a model: its architecture, sizes, memory, license and source."""
+    from cli.api_client import get
     from cli.local_nodes import gateway
-    from cli.models.tables import details_of
+    from cli.models.tables import details_of, own_node
 
     with shown():
-        model = _model(gateway(api, api_key, node), name)
-    typer.echo(json.dumps(model) if as_json else details_of(model))
+        asked = gateway(api, api_key, node)
+        model, topology = _model(asked, name), get(asked, "/v1/topology")
+    typer.echo(json.dumps(model) if as_json else details_of(model, own_node(topology)))
 
 
 @app.command("plan")

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from cli.text import show_bytes, table
+from cluster.capabilities import DeviceCapabilities
 from cluster.needed_engine import no_engine, nodes_with_engine
 from cluster.own_models import only_nodes
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.placement import DoesNotFit, PlacedStage, plan
 from cluster.shard import Shard, whole
 from cluster.topology import Topology
-from models.card import FolderSource, ModelCard
+from models.card import FolderSource, ModelCard, PackedSizes
+from models.weights.memory import least_bytes, weight_bytes
 
 Json = Mapping[str, Any]
+NOWHERE = DeviceCapabilities()
+"""A node of which nothing is known: it counts as one that holds float32."""
+
 _SIZES = (
     "family", "n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "context_length",
     "layer_bytes", "embedding_bytes", "size_bytes", "tied_embedding", "engine",
@@ -27,7 +33,8 @@ _SIZES = (
 def card_from(model: Json) -> ModelCard:
     """Return the card that a gateway reports, without its source."""
     sizes = {name: model[name] for name in _SIZES if model.get(name) is not None}
-    return ModelCard(id=model["id"], source=FolderSource(Path()), **sizes)
+    packed = msgspec.convert(model.get("packed"), PackedSizes | None)
+    return ModelCard(id=model["id"], source=FolderSource(Path()), packed=packed, **sizes)
 
 
 def topology_from(body: Json) -> Topology:
@@ -35,9 +42,15 @@ def topology_from(body: Json) -> Topology:
     return msgspec.convert({"nodes": body["nodes"], "links": body["links"]}, Topology)
 
 
+def own_node(body: Json) -> DeviceCapabilities:
+    """Return what the node that reported the topology can do."""
+    found = topology_from(body).node(body["node_id"])
+    return found.capabilities if found else NOWHERE
+
+
 def placed(card: ModelCard, topology: Topology, context: int = 0) -> tuple[PlacedStage, ...]:
     """Divide a model as the placer does, for a chat of `context` positions. Raises DoesNotFit."""
-    positions, able = min(context, card.context_length), nodes_with_engine(topology, card.engine)
+    able = nodes_with_engine(topology, card.engine)
     if not able:
         raise DoesNotFit(no_engine(card.id, card.family, card.engine, topology))
     return plan(
@@ -45,7 +58,7 @@ def placed(card: ModelCard, topology: Topology, context: int = 0) -> tuple[Place
         RingMemoryWeightedPartitioningStrategy(),
         card.id,
         card.n_layers,
-        lambda shard: max(card.least_bytes(shard), card.shard_bytes(shard) + card.kv_bytes(shard, positions)),
+        partial(least_bytes, card, positions=context),
         card.head_layers,
     )
 
@@ -87,8 +100,8 @@ def loaded_models(topology: Json) -> frozenset[str]:
     return frozenset(instance["model"] for instance in topology["instances"])
 
 
-def details_of(model: Json) -> str:
-    """Format all that is known of one model."""
+def details_of(model: Json, node: DeviceCapabilities = NOWHERE) -> str:
+    """Format all that is known of one model, with the memory that it takes on a node."""
     rows = [("name", model.get("name") or "-"), ("aliases", ", ".join(model["aliases"]) or "-")]
     rows += [("source", model["from"]), ("license", model.get("license") or "-")]
     only = f" (only by the engine {model['engine']})" if model.get("engine") else ""
@@ -96,7 +109,7 @@ def details_of(model: Json) -> str:
     if model.get("n_layers"):
         card = card_from(model)
         layers = whole(card.id, card.n_layers)
-        memory = f"{show_bytes(card.shard_bytes(layers))} for weights, "
+        memory = f"{show_bytes(weight_bytes(card, layers, node))} for weights, "
         memory += f"{show_bytes(card.kv_bytes(layers, 1024))} for each 1,024 positions of a chat"
         shape = f"{card.n_layers} layers of {card.hidden_size}, {card.n_heads} heads ({card.n_kv_heads} of keys)"
         rows += [("shape", f"{shape}, {card.vocab_size} tokens"), ("context", f"{card.context_length} positions")]
@@ -111,22 +124,25 @@ def plan_rows(model: Json, topology: Json, context: int = 0) -> list[dict[str, A
     card, graph = card_from(model), topology_from(topology)
     held = [instance["stages"] for instance in topology["instances"] if instance["model"] == card.id]
     if held:
-        shards = [
-            (stage["node"], Shard(card.id, stage["start_layer"], stage["end_layer"], card.n_layers))
+        stages = [
+            (stage["node_id"], Shard(card.id, stage["start_layer"], stage["end_layer"], card.n_layers))
             for stage in held[-1]
         ]
+        bits = [stage.get("quantized_bits", 0) for stage in held[-1]]
     else:
-        names = {node.node_id: node.name for node in graph.nodes}
-        shards = [(names[stage.node_id], stage.shard) for stage in placed(card, graph, context)]
+        stages = [(stage.node_id, stage.shard) for stage in placed(card, graph, context)]
+        bits = [None] * len(stages)
+    nodes = {node.node_id: node for node in graph.nodes}
     return [
         {
-            "node": node,
+            "node": nodes[node_id].name,
             "start_layer": shard.start_layer,
             "end_layer": shard.end_layer,
-            "bytes": card.shard_bytes(shard) + card.kv_bytes(shard, min(context, card.context_length)),
+            "bytes": weight_bytes(card, shard, nodes[node_id].capabilities, rounded)
+            + card.kv_bytes(shard, min(context, card.context_length)),
             "loaded": bool(held),
         }
-        for node, shard in shards
+        for (node_id, shard), rounded in zip(stages, bits, strict=True)
     ]
 
 

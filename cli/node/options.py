@@ -115,6 +115,10 @@ class NodeOptions:
     precision: str = field(
         default="fast", metadata=_about("fast or exact, for an engine that has the choice.", metavar="PRECISION")
     )
+    quantize: str = field(
+        default="auto",
+        metadata=_about("Bits of blocks for 16-bit models on ONNX Runtime: 8, 4, none or auto.", metavar="BITS"),
+    )
     threads: int | None = field(
         default=None,
         metadata=_about(

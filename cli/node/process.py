@@ -30,7 +30,7 @@ from common.config import NodeConfig, is_loopback, write_config
 from common.machine import machine_id
 from common.private_files import PrivateFileError
 from discovery.manual import peer_endpoint
-from engines.settings import ENGINES, PRECISIONS
+from engines.settings import ENGINES, PRECISIONS, QUANTIZE
 from models.cache import default_cache_root
 
 MIN_FILES = 128
@@ -113,13 +113,10 @@ def resolved(options: NodeOptions) -> NodeOptions:
 def check_options(options: NodeOptions, code: JoinCode | None) -> None:
     """Check resolved options. Raises BadOption, DataDirError or ValueError, each with one sentence."""
     check_name(options.name or default_name())
-    if options.engine not in ("auto", *ENGINES):
-        raise BadOption(f"there is no engine {options.engine!r}; choose auto or one of {', '.join(ENGINES)}")
+    _check_choices(options)
     if options.memory is not None and parse_bytes(options.memory) == 0:
         raise BadOption("--memory 0 leaves no room for any layer; give an amount such as 12GB")
     parse_bytes(options.kv_memory or "0")
-    if options.precision not in PRECISIONS:
-        raise BadOption(f"--precision {options.precision!r} is not known; choose one of {', '.join(PRECISIONS)}")
     if options.cards is not None and not options.cards.exists():
         raise BadOption(f"--cards {options.cards} does not exist; give a folder of model cards")
     if options.models_dir is not None and not options.models_dir.expanduser().is_dir():
@@ -129,6 +126,18 @@ def check_options(options: NodeOptions, code: JoinCode | None) -> None:
         peer_endpoint(peer)
     if code is None:
         _check_alone(options)
+
+
+def _check_choices(options: NodeOptions) -> None:
+    """Raise BadOption for an unknown engine, precision or rounding."""
+    if options.engine not in ("auto", *ENGINES):
+        raise BadOption(f"there is no engine {options.engine!r}; choose auto or one of {', '.join(ENGINES)}")
+    for flag, value, known in (
+        ("--precision", options.precision, PRECISIONS),
+        ("--quantize", options.quantize, QUANTIZE),
+    ):
+        if value not in known:
+            raise BadOption(f"{flag} {value!r} is not known; choose one of {', '.join(known)}")
 
 
 def _check_paths(options: NodeOptions) -> None:

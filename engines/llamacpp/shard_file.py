@@ -18,9 +18,9 @@ from gguf import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, Keys
 
 from cluster.shard import Shard
 from engines.llamacpp.cut_table import CutRule, cut_rule, windowed_layers
-from engines.llamacpp.gguf_file import StoredTensor, encoded, encoded_flags, sliced, write_gguf
 from models.cache import default_cache_root
 from models.errors import WeightsError
+from models.weights.gguf_file import WrittenTensor, encoded, encoded_flags, sliced, write_gguf
 from models.weights.gguf_header import GgufHeader, GgufTensor
 from models.weights.gguf_parts import part_path
 
@@ -102,7 +102,7 @@ def _vocabulary(header: GgufHeader, shard: Shard) -> int:
     return header.tensors[_EMBEDDING].shape[0] if shard.is_first or shard.is_last else 1
 
 
-def _tensors(path: Path, header: GgufHeader, shard: Shard) -> Iterator[StoredTensor]:
+def _tensors(path: Path, header: GgufHeader, shard: Shard) -> Iterator[WrittenTensor]:
     """Return the tensors of a part: its layers, the ends that it has, stand-ins for the others, and what all share."""
     tied = _HEAD not in header.tensors
     kept = {_EMBEDDING: shard.is_first or (shard.is_last and tied), **dict.fromkeys(_OUTPUTS, shard.is_last)}
@@ -116,20 +116,20 @@ def _tensors(path: Path, header: GgufHeader, shard: Shard) -> Iterator[StoredTen
             yield _stand_in(name, tensor, _vocabulary(header, shard))
 
 
-def _stored(path: Path, name: str, tensor: GgufTensor) -> StoredTensor:
-    return StoredTensor(name, tensor.kind, tensor.shape, part_path(path, tensor.part), tensor.offset)
+def _stored(path: Path, name: str, tensor: GgufTensor) -> WrittenTensor:
+    return WrittenTensor(name, tensor.kind, tensor.shape, part_path(path, tensor.part), tensor.offset)
 
 
-def _stand_in(name: str, tensor: GgufTensor, vocabulary: int) -> StoredTensor:
+def _stand_in(name: str, tensor: GgufTensor, vocabulary: int) -> WrittenTensor:
     """Return a tensor of the shape that llama.cpp expects, which no output depends on."""
     if name == _NORM:
-        return StoredTensor(
+        return WrittenTensor(
             name, GGMLQuantizationType.F32, tensor.shape, content=np.ones(tensor.shape, "<f4").tobytes()
         )
     if len(tensor.shape) == 1:
         size = tensor.shape if name.startswith("output_norm") else (vocabulary,)
-        return StoredTensor(name, GGMLQuantizationType.F32, size)
-    return StoredTensor(name, GGMLQuantizationType.F16, (vocabulary, tensor.shape[1]))
+        return WrittenTensor(name, GGMLQuantizationType.F32, size)
+    return WrittenTensor(name, GGMLQuantizationType.F16, (vocabulary, tensor.shape[1]))
 
 
 def _read(source: IO[bytes], begin: int, end: int) -> bytes:

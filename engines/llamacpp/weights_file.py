@@ -14,9 +14,9 @@ from gguf import GGMLQuantizationType, Keys
 
 from cluster.shard import Shard
 from engines.engine import EngineError, FloatArray
-from engines.llamacpp.gguf_file import StoredTensor, encoded, write_gguf
 from models.architecture import Mlp
 from models.weights.checkpoint import tensor_names
+from models.weights.gguf_file import WrittenTensor, encoded, write_gguf
 from models.weights.gguf_weights import in_gguf_order
 from models.weights.reader import Weights
 
@@ -50,12 +50,12 @@ def write_weights(path: Path, weights: Weights, shard: Shard) -> None:
     write_gguf(path, entries, [*_ends(model.hidden_size), *_layers(weights, shard)])
 
 
-def _ends(hidden: int) -> Iterator[StoredTensor]:
-    yield StoredTensor("token_embd.weight", GGMLQuantizationType.F16, (1, hidden))
+def _ends(hidden: int) -> Iterator[WrittenTensor]:
+    yield WrittenTensor("token_embd.weight", GGMLQuantizationType.F16, (1, hidden))
     yield _float32("output_norm.weight", np.ones(hidden, np.float32))
 
 
-def _layers(weights: Weights, shard: Shard) -> Iterator[StoredTensor]:
+def _layers(weights: Weights, shard: Shard) -> Iterator[WrittenTensor]:
     """Return the tensors of the layers, numbered from 0."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shard.n_layers)
     for name in tensor_names(weights.architecture, shard):
@@ -68,13 +68,13 @@ def _layers(weights: Weights, shard: Shard) -> Iterator[StoredTensor]:
                 in_gguf_order(weights.architecture, name, part)
                 for part in (blocks.codes, blocks.scales, blocks.minimums)
             )
-            yield StoredTensor(stored, GGMLQuantizationType.Q4_1, blocks.codes.shape, content=_q4_1(*parts))
+            yield WrittenTensor(stored, GGMLQuantizationType.Q4_1, blocks.codes.shape, content=_q4_1(*parts))
         else:
             yield _float32(stored, in_gguf_order(weights.architecture, name, weights.tensor(name)))
 
 
-def _float32(name: str, tensor: FloatArray) -> StoredTensor:
-    return StoredTensor(name, GGMLQuantizationType.F32, tensor.shape, content=tensor.astype("<f4").tobytes())
+def _float32(name: str, tensor: FloatArray) -> WrittenTensor:
+    return WrittenTensor(name, GGMLQuantizationType.F32, tensor.shape, content=tensor.astype("<f4").tobytes())
 
 
 def _q4_1(codes: np.ndarray, scales: np.ndarray, minimums: np.ndarray) -> bytes:

@@ -33,7 +33,7 @@ def linear(graph: Graph, rows: str, weights: Weights, precision: Precision, *nam
     """
     stored = [weights.blocks(f"{name}.weight") if precision == "fast" else None for name in names]
     blocks = [found for found in stored if found is not None]
-    if len({_form(found) for found in stored}) > 1:  # they cannot be stacked
+    if len({found.form if found else None for found in stored}) > 1:  # they cannot be stacked
         return graph.node("Concat", *(linear(graph, rows, weights, precision, name) for name in names), axis=1)
     if blocks:
         product = quantized_product(graph, rows, QuantizedMatrix.stacked(blocks))
@@ -42,11 +42,6 @@ def linear(graph: Graph, rows: str, weights: Weights, precision: Precision, *nam
     held = weights.names()
     biases = [f"{name}.bias" for name in names if f"{name}.bias" in held]
     return graph.node("Add", product, graph.weight(_stacked(weights, biases))) if biases else product
-
-
-def _form(blocks: QuantizedMatrix | None) -> tuple[int, int, int | None] | None:
-    """Return what must be equal for matrices to be stacked."""
-    return None if blocks is None else (blocks.bits, blocks.block, blocks.center)
 
 
 def _stacked(weights: Weights, names: Sequence[str]) -> FloatArray:
@@ -64,16 +59,17 @@ def float_product(graph: Graph, rows: str, matrix: FloatArray) -> str:
 def quantized_product(graph: Graph, rows: str, blocks: QuantizedMatrix) -> str:
     """Multiply with the transpose of a quantized (outputs, inputs).
 
-    The operator's weights are (code - zero) * scale. The rest of each, minimum + zero * scale, is constant in a block,
-    so it is multiplied with the sum of the block's inputs. A matrix with a center has no rest: its codes are shifted so
-    that the center is the operator's zero.
+    The operator's weights are (code - zero) * scale. Codes are shifted so that their middle is the operator's zero. The
+    rest of each weight, minimum + middle * scale, is constant in a block, so it is multiplied with the sum of the
+    block's inputs. A matrix with a center has no rest: the center is its middle.
     """
     pad = -blocks.codes.shape[1] % EIGHT_BIT_STRIDE
     if blocks.bits == 8 and pad:
         blocks, rows = _padded(blocks, pad), graph.node("Pad", rows, graph.constant(0, 0, 0, pad))
     outputs, inputs = blocks.codes.shape
-    zero = 1 << (blocks.bits - 1)
-    shift = 0 if blocks.center is None else zero - blocks.center
+    # Of the codes that occur, since kinds of 2 or 5 bits have codes of 4 or 8 here.
+    middle = (1 << int(blocks.codes.max()).bit_length()) // 2 if blocks.center is None else blocks.center
+    shift = (1 << (blocks.bits - 1)) - middle
     product = graph.node(
         "MatMulNBits",
         rows,
@@ -88,7 +84,7 @@ def quantized_product(graph: Graph, rows: str, blocks: QuantizedMatrix) -> str:
     )
     if blocks.center is not None:
         return product
-    rest = graph.weight(blocks.minimums + zero * blocks.scales)
+    rest = graph.weight(blocks.minimums + middle * blocks.scales)
     in_blocks = graph.node("Reshape", rows, graph.constant(-1, blocks.scales.shape[1], blocks.block))
     block_sums = graph.node("ReduceSum", in_blocks, graph.constant(2), keepdims=0)
     return graph.node("Gemm", block_sums, rest, product, transB=1)

@@ -84,6 +84,7 @@ def _instance_body(instance: Instance, names: Mapping[str, str]) -> dict[str, An
             "end_layer": stage.shard.end_layer,
             "n_layers": stage.shard.n_layers,
             "positions": stage.positions,
+            "quantized_bits": stage.quantized_bits,
         }
         for stage in instance.stages
     ]

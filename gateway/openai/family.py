@@ -6,12 +6,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cluster.placement import Instance
 from gateway.core.errors import ErrorKind, GatewayError
 from gateway.core.generator import Generator
+from gateway.core.instance_provider import InstanceProvider
 from gateway.core.prompt_limit import prompt_limit
 from gateway.core.text_models import TextModels
 from gateway.http.json_response import JsonResponse
@@ -24,15 +27,18 @@ from models.families import is_described
 MAX_DIGITS = 12
 _SIZES = (
     "n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size", "context_length", "layer_bytes",
-    "embedding_bytes", "tied_embedding",
+    "embedding_bytes", "tied_embedding", "packed",
 )  # fmt: skip
 
 
 class OpenAiFamily:
     """Chat completions and the list of models."""
 
-    def __init__(self, generator: Generator, models: TextModels, cache: ModelCache) -> None:
+    def __init__(
+        self, generator: Generator, models: TextModels, cache: ModelCache, instances: InstanceProvider
+    ) -> None:
         self._models = models
+        self._instances = instances
         self._cache = cache
         self._since = int(time.time())
         self.routes = (
@@ -60,7 +66,7 @@ class OpenAiFamily:
         return JsonResponse(self._model_body(card) | {"why": why})
 
     def _model_body(self, card: ModelCard) -> dict[str, Any]:
-        sizes = {name: getattr(card, name) for name in _SIZES} if card.sized else {}
+        sizes = {name: msgspec.to_builtins(getattr(card, name)) for name in _SIZES} if card.sized else {}
         own = isinstance(card.source, FolderSource)
         return {
             "id": card.id,
@@ -75,11 +81,18 @@ class OpenAiFamily:
             "from": _from(card),
             "own": own,
             "engine": card.engine or (None if is_described(card.family) or not card.family else UNDESCRIBED_ENGINE),
+            "quantization": _quantization(self._instances.newest(card.id)),
             "size_bytes": card.size_bytes or None,
             "downloaded_bytes": card.size_bytes if own else self._cache.bytes_here(card),
             "max_prompt_tokens": prompt_limit(card).tokens if card.sized else None,
             **sizes,
         }
+
+
+def _quantization(instance: Instance | None) -> str | None:
+    """Return to what the nodes rounded the float matrices of a loaded model; None if they did not."""
+    bits = sorted({stage.quantized_bits for stage in instance.stages} - {0}) if instance else []
+    return " and ".join(f"{count} bits" for count in bits) or None
 
 
 def _from(card: ModelCard) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from threading import Event
 
 import msgspec
 
+from cluster.capabilities import DeviceCapabilities
 from cluster.shard import whole
 from models.architecture import Architecture
 from models.cache import ModelCache
@@ -36,6 +37,8 @@ from models.sources.without_model import without_model
 from models.tokenizer import GENERATION_FILE
 from models.weights.layer_names import has_head
 from models.weights.layout import safetensors_places
+from models.weights.memory import least_bytes
+from models.weights.packed_sizes import Forms, form_named, packed_sizes
 from models.weights.reader import check_whole, open_weights
 from models.weights.safetensors_weights import INDEX, SINGLE
 
@@ -43,12 +46,19 @@ DEFAULT_CONTEXT = 8192  # positions that a quantization is chosen for if none ar
 
 
 class Description:
-    """Makes one card. `free_bytes` is the memory of the cluster, `context` how many positions a chat should have."""
+    """Makes one card. `nodes` are what the cluster has, `context` how many positions a chat should have."""
 
-    def __init__(self, name: HubName, cache: ModelCache, free_bytes: int, context: int, cancelled: Event) -> None:
+    def __init__(
+        self,
+        name: HubName,
+        cache: ModelCache,
+        nodes: Sequence[DeviceCapabilities],
+        context: int,
+        cancelled: Event,
+    ) -> None:
         self._name = name
         self._cache = cache
-        self._free_bytes = free_bytes
+        self._nodes = nodes
         self._context = context or DEFAULT_CONTEXT
         self._cancelled = cancelled
 
@@ -76,7 +86,8 @@ class Description:
             check_whole(model.described, there, repo)
         generation = read_object(listing, GENERATION_FILE)
         recommended = sampling_defaults(generation, f"{GENERATION_FILE} of {repo}")
-        made = self._card(self._name, model.sizes, model.described, HubSource(repo, listing.commit), size, listing)
+        source = HubSource(repo, listing.commit)
+        made = self._card(self._name, model.sizes, model.described, source, size, listing, _floats)
         return msgspec.structs.replace(made, defaults=recommended or SamplingDefaults())
 
     def _gguf(self, listing: Listing, models: tuple[GgufModel, ...]) -> Described:
@@ -88,34 +99,54 @@ class Description:
             return Described(self._gguf_card(listing, named_quant(models, asked, listing.repo)))
         if len(models) == 1:
             return Described(self._gguf_card(listing, models[0]))
-        chosen, why = largest_that_fits(models, self._need(listing, models[0]), self._free_bytes)
-        card = self._gguf_card(listing, chosen)
-        return Described(card, f"{why} with a context of {min(self._context, card.context_length)}")
+        return self._largest(listing, models)
 
-    def _need(self, listing: Listing, smallest: GgufModel) -> Callable[[GgufModel], int]:
-        """Return what a quantization needs in bytes: its files, and the keys and values, which are as large in all."""
+    def _largest(self, listing: Listing, models: tuple[GgufModel, ...]) -> Described:
+        """Take the largest quantization that fits: what each needs follows from its name until its header is read."""
+        needs = self._estimated_needs(listing, models)
+        cards: dict[GgufModel, ModelCard] = {}
+        free = sum(node.memory_available for node in self._nodes)
+        while True:
+            chosen, why = largest_that_fits(models, needs.__getitem__, free)
+            if chosen in cards:
+                card = cards[chosen]
+                return Described(card, f"{why} with a context of {min(self._context, card.context_length)}")
+            cards[chosen] = self._gguf_card(listing, chosen)
+            needs[chosen] = self._need(cards[chosen])
+
+    def _estimated_needs(self, listing: Listing, models: tuple[GgufModel, ...]) -> dict[GgufModel, int]:
+        """Estimate the needs of all by the header of the first, in which all but the tensors' kinds are the same."""
         self._cache.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".describe-", dir=self._cache.root) as folder:
-            architecture = self._gguf_architecture(listing, smallest, Path(folder))
-        source = HubSource(listing.repo, listing.commit)
-        card = self._card(self._name, model_sizes(architecture), architecture, source, 1, listing)
-        positions = min(self._context, card.context_length)
-        kv_bytes = card.kv_bytes(whole(card.id, card.n_layers), positions)
-        return lambda model: model.size + kv_bytes
+        with tempfile.TemporaryDirectory(prefix=".describe-", dir=self._cache.root) as name:
+            folder = Path(name)
+            with named_by_repository(folder, listing.repo):
+                headers = fetch_headers(listing, models[0].files, folder, self._check_cancelled)
+                with open_weights(headers) as weights:
+                    architecture = weights.architecture
+        sizes, source = model_sizes(architecture), HubSource(listing.repo, listing.commit)
+
+        def estimated(model: GgufModel) -> int:
+            form = form_named(model.quant)
+            return self._need(self._card(self._name, sizes, architecture, source, model.size, listing, lambda _: form))
+
+        return {model: estimated(model) for model in models}
+
+    def _need(self, card: ModelCard) -> int:
+        """Return the bytes that a model takes on the nodes, by the engine that needs most."""
+        shard, nodes = whole(card.id, card.n_layers), self._nodes or (DeviceCapabilities(),)
+        return max(least_bytes(card, shard, node, self._context) for node in nodes)
 
     def _gguf_card(self, listing: Listing, model: GgufModel) -> ModelCard:
         name = HubName(listing.repo, self._name.revision, model.quant)
         folder = self._cache.root / name.model_id / HEADERS / listing.commit
-        architecture = self._gguf_architecture(listing, model, folder)
         source = HubSource(listing.repo, listing.commit, model.files)
-        return self._card(name, model_sizes(architecture), architecture, source, model.size, listing)
-
-    def _gguf_architecture(self, listing: Listing, model: GgufModel, folder: Path) -> Architecture:
         with named_by_repository(folder, listing.repo):
             path = fetch_headers(listing, model.files, folder, self._check_cancelled)
             with open_weights(path) as weights:
-                check_whole(weights.architecture, weights.names(), str(path))
-                return weights.architecture
+                architecture = weights.architecture
+                check_whole(architecture, weights.names(), str(path))
+                sizes = model_sizes(architecture)
+                return self._card(name, sizes, architecture, source, model.size, listing, weights.form)
 
     def _card(
         self,
@@ -125,6 +156,7 @@ class Description:
         source: HubSource,
         size_bytes: int,
         listing: Listing,
+        form: Forms,
     ) -> ModelCard:
         return card_of(
             sizes,
@@ -132,6 +164,7 @@ class Description:
             id=name.model_id,
             source=source,
             size_bytes=size_bytes,
+            packed=packed_sizes(architecture, form) if architecture else None,
             name=str(name),
             made_from=str(name),
             license=listing.license,
@@ -140,6 +173,10 @@ class Description:
     def _check_cancelled(self) -> None:
         if self._cancelled.is_set():
             raise DownloadCancelled(f"{self._name} is not wanted any more")
+
+
+def _floats(name: str) -> None:
+    """Return the form of every tensor in safetensors files: none is quantized."""
 
 
 def _tensor_names(listing: Listing) -> Collection[str]:

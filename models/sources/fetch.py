@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 
+from cluster.capabilities import DeviceCapabilities
 from cluster.shard import Shard
 from models.cache import ModelCache
 from models.card import FolderSource, HubSource, ModelCard, PackageSource
@@ -31,17 +32,21 @@ def fetch(
 
 
 def describe(
-    name: HubName, cache: ModelCache, free_bytes: int = 0, context: int = 0, cancelled: Event | None = None
+    name: HubName,
+    cache: ModelCache,
+    nodes: Sequence[DeviceCapabilities] = (),
+    context: int = 0,
+    cancelled: Event | None = None,
 ) -> Described:
     """Make the card of a model on the hub; a few MB are fetched of a GGUF model, else a few kB. Blocks.
 
-    Without a named quantization it is the largest that fits `free_bytes` with a context of so many positions.
+    Without a named quantization it is the largest that fits the memory of `nodes` with a context of so many positions.
     Raises a ModelError.
     """
     from models.sources.describe import Description
 
     with _plain_disk_errors(cache):
-        return Description(name, cache, free_bytes, context, cancelled or Event()).make()
+        return Description(name, cache, nodes, context, cancelled or Event()).make()
 
 
 def search(words: str, limit: int = 20) -> list[str]:

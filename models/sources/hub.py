@@ -23,6 +23,7 @@ from models.sources.hub_listing import Listing, RemoteFile, list_repository, pla
 from models.sources.network import check_network_variables
 from models.sources.request import FetchRequest, Progress, check_space
 from models.sources.resume import download
+from models.weights.float8 import scale_names
 from models.weights.layer_names import needed_names
 from models.weights.layout import safetensors_places, stored_names
 from models.weights.reader import open_weights, sizes_of
@@ -113,7 +114,9 @@ def _weights_files(folder: Path, source: HubSource, shard: Shard | None) -> list
     missing = [name for name in names if name not in files]
     if missing:
         raise DownloadError(f"the index in {folder} does not say where {missing[0]} is; pick another model")
-    return sorted({files[name] for name in names})
+    # Matrices of 8-bit floats have their scales beside them, mostly in the same file.
+    scales = [scale for name in names for scale in scale_names(name) if scale in files]
+    return sorted({files[name] for name in (*names, *scales)})
 
 
 class _HubFetch:

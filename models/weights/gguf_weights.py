@@ -19,12 +19,13 @@ from cluster.shard import whole
 from models.architecture import Architecture
 from models.errors import WeightsError
 from models.families import FAMILIES, described
+from models.weights.gguf_blocks import FORMS, unpacked
 from models.weights.gguf_config import gguf_settings
 from models.weights.gguf_header import GgufTensor
 from models.weights.gguf_parts import read_model_header
 from models.weights.gguf_tensors import read_bytes, read_tensor
 from models.weights.layout import check_shapes, located, places, stored_names
-from models.weights.quantized import UNPACK, QuantizedMatrix
+from models.weights.quantized import BlockForm, QuantizedMatrix
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
@@ -55,14 +56,19 @@ class GgufWeights:
         return self._in_checkpoint_order(name, read_tensor(self._path, self._stored(name)))
 
     def blocks(self, name: str) -> QuantizedMatrix | None:
-        """Read a matrix as it is quantized; None for kinds that `quantized` does not unpack. Raises WeightsError."""
-        stored = self._stored(name)
-        if stored.kind not in UNPACK or len(stored.shape) != 2:
+        """Read a matrix as it is quantized; None for kinds that `gguf_blocks` does not unpack. Raises WeightsError."""
+        if self.form(name) is None:
             return None
-        found = UNPACK[stored.kind](read_bytes(self._path, stored), stored.shape[0])
+        stored = self._stored(name)
+        found = unpacked(read_bytes(self._path, stored), stored.shape[0], stored.kind)
         parts = (found.codes, found.scales, found.minimums)
         codes, scales, minimums = (self._in_checkpoint_order(name, part) for part in parts)
         return QuantizedMatrix(codes, scales, minimums, found.bits, found.center)
+
+    def form(self, name: str) -> BlockForm | None:
+        """Return the form of what `blocks` returns. Raises WeightsError."""
+        stored = self._stored(name)
+        return FORMS.get(stored.kind) if len(stored.shape) == 2 else None
 
     def _stored(self, name: str) -> GgufTensor:
         if name not in self._tensors:

@@ -16,7 +16,7 @@ from models.sizes import ModelSizes, model_sizes
 from models.weights.checkpoint import tensor_names
 from models.weights.gguf_header import is_gguf
 from models.weights.gguf_weights import GgufWeights
-from models.weights.quantized import QuantizedMatrix
+from models.weights.quantized import BlockForm, QuantizedMatrix
 from models.weights.repository import Repository
 from models.weights.safetensors_weights import SafetensorsWeights
 
@@ -53,6 +53,10 @@ class Weights(Protocol):
 
     def blocks(self, name: str) -> QuantizedMatrix | None:
         """Read a matrix as its file quantized it. Returns None if it is stored in another form."""
+        ...
+
+    def form(self, name: str) -> BlockForm | None:
+        """Return the form of what `blocks` returns, without reading it."""
         ...
 
     def __enter__(self) -> Self: ...

@@ -15,13 +15,14 @@ from typing import Any, Self
 
 import msgspec
 import numpy as np
-from ml_dtypes import bfloat16
+from ml_dtypes import bfloat16, float8_e4m3fn
 
 from cluster.shard import whole
 from models.architecture import Architecture
 from models.config import folder_settings, read_json
 from models.errors import WeightsError
 from models.folder_model import FolderModel, model_of
+from models.weights import float8
 from models.weights.checkpoint import HEAD
 from models.weights.layer_names import has_head
 from models.weights.layout import Place, check_shapes, located, safetensors_places
@@ -32,6 +33,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 _MAX_HEADER_BYTES = 16 << 20
 _DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype(bfloat16)}
+_DTYPES |= {float8.KIND: np.dtype(float8_e4m3fn)}
 _ITEM_BYTES = {kind: dtype.itemsize for kind, dtype in _DTYPES.items()} | {
     "U32": 4,
     "I32": 4,
@@ -41,7 +43,6 @@ _ITEM_BYTES = {kind: dtype.itemsize for kind, dtype in _DTYPES.items()} | {
     "U8": 1,
     "I8": 1,
     "BOOL": 1,
-    "F8_E4M3": 1,
     "F8_E5M2": 1,
     "F8_E8M0": 1,
 }
@@ -50,10 +51,11 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,200}\.safetensors")
 
 
 class SafetensorsTensor(StoredTensor, frozen=True, kw_only=True):
-    """Where one tensor lies in the file `path`. `dtype` is a key of `_ITEM_BYTES`."""
+    """Where one tensor lies in the file `path`. `dtype` is a key of `_ITEM_BYTES`; 8-bit floats have a scaling."""
 
     path: Path
     dtype: str
+    scaling: float8.Scaling[SafetensorsTensor] | None = None
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -85,7 +87,7 @@ class SafetensorsWeights:
         self.repository = Repository(folder, frozenset(stored) | index.keys(), self._model)
         self._tensors: dict[str, tuple[SafetensorsTensor, ...]] = {name: (place,) for name, place in stored.items()}
         if not self._model.undescribed:
-            self._tensors = located(found, stored)
+            self._tensors = located(found, _with_scales(stored))
 
     @property
     def architecture(self) -> Architecture:
@@ -98,13 +100,16 @@ class SafetensorsWeights:
 
     def tensor(self, name: str) -> np.ndarray:
         """Read a tensor into a new float32 array. Raises WeightsError if it is not in the files present."""
-        parts = [_float32(stored).reshape(stored.shape) for stored in self._tensors.get(name, ())]
+        parts = [_scaled(stored) for stored in self._tensors.get(name, ())]
         if not parts:
             raise WeightsError(f"{self._folder} holds no tensor {name!r}; fetch the model again")
         return parts[0] if len(parts) == 1 else np.stack(parts)
 
     def blocks(self, name: str) -> None:
         """Return None: these files hold no quantized matrix."""
+
+    def form(self, name: str) -> None:
+        """Return None, as `blocks` does."""
 
     def __enter__(self) -> Self:
         return self
@@ -213,11 +218,39 @@ def _places(model: FolderModel) -> dict[str, Place]:
     return safetensors_places(architecture, whole(architecture.family, architecture.n_layers))
 
 
+def _with_scales(stored: dict[str, SafetensorsTensor]) -> dict[str, SafetensorsTensor]:
+    """Give tensors of 8-bit floats their scales. Raises WeightsError for a scale of a shape that is not known."""
+    found = {}
+    for name, tensor in stored.items():
+        scale = next((stored[scale] for scale in float8.scale_names(name) if scale in stored), None)
+        if tensor.dtype == float8.KIND and scale is not None:
+            if not float8.scale_fits(tensor.shape, scale.shape):
+                raise _damaged(scale.path, f"holds a scale of {name} as {list(scale.shape)}, which does not fit it")
+            rows = tensor.shape[0]
+            scaling = float8.Scaling(scale, tensor.offset, rows, tensor.nbytes // rows)
+            tensor = msgspec.structs.replace(tensor, scaling=scaling)
+        found[name] = tensor
+    return found
+
+
+def _scaled(stored: SafetensorsTensor) -> np.ndarray:
+    """Read a tensor as float32, multiplied with its scale. Raises WeightsError, also for 8-bit floats without one."""
+    values = _float32(stored).reshape(stored.shape)
+    if stored.dtype != float8.KIND:
+        return values
+    if stored.scaling is None:
+        raise _damaged(stored.path, "holds 8-bit floats without a scale")
+    scaling = stored.scaling
+    first = (stored.offset - scaling.offset) // scaling.row_bytes
+    scale = _float32(scaling.scale).reshape(scaling.scale.shape)
+    return float8.scaled(values, scale, first, scaling.rows)
+
+
 def _float32(stored: SafetensorsTensor) -> np.ndarray:
     """Read a tensor as flat float32. Raises WeightsError."""
     if stored.dtype not in _DTYPES:
         raise WeightsError(
-            f"{stored.path} stores {stored.dtype}, and all engines but mlx read F32, F16 and BF16 only; choose mlx"
+            f"{stored.path} stores {stored.dtype}, and all engines but mlx read {', '.join(_DTYPES)} only; choose mlx"
         )
     try:
         data = np.fromfile(stored.path, np.uint8, stored.nbytes, offset=stored.offset)

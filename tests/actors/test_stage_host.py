@@ -146,6 +146,16 @@ def test_engine_gets_its_precision_and_half_the_memory() -> None:
         asyncio.run(test())
 
 
+def test_engine_is_told_to_how_many_bits_it_rounds() -> None:
+    async def told(engine: str, quantize: str) -> int:
+        async with running_node(hub.run_dir, engine=engine, quantize=quantize) as node:
+            return (await node.load("i", PART)).quantize_bits
+
+    for engine, quantize, bits in (("onnx", "auto", 8), ("onnx", "4", 4), ("numpy", "8", 0)):
+        with running_hub(A) as hub:
+            assert asyncio.run(told(engine, quantize)) == bits
+
+
 def test_small_model_gets_what_its_slots_use(tmp_path: Path) -> None:
     async def test() -> None:
         async with running_node(hub.run_dir, cards_dir=str(tmp_path)) as node:

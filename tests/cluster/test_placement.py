@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from cluster.placement import DoesNotFit, Instance, PlacedStage, able, larger_ri
 from cluster.shard import Shard, whole
 from cluster.topology import NodeRecord, Topology
 from models.catalogue import DEFAULT_MODEL, Catalogue
+from models.weights.memory import least_bytes
 
 MB = 10**6
 STRATEGY = RingMemoryWeightedPartitioningStrategy()
@@ -27,7 +30,7 @@ def topology(**memory_mb: int) -> Topology:
     return graph
 
 
-def shard_bytes(shard: Shard) -> int:
+def shard_bytes(shard: Shard, node: DeviceCapabilities | None = None) -> int:
     """Return 10 MB a layer, and 50 MB for the embedding at either end."""
     ends = shard.is_first or shard.is_last
     return (10 * len(shard.layers) + 50 * ends) * MB
@@ -94,11 +97,11 @@ def test_plan_never_exceeds_the_memory_of_a_node(memory_mb: dict[str, int], n_la
 def test_node_needs_room_for_weights_and_a_chat() -> None:
     card = Catalogue.load().get(DEFAULT_MODEL)
     shard = whole(card.id, card.n_layers)
-    weights, need = card.shard_bytes(shard) // MB, card.least_bytes(shard) // MB + 1
+    weights, need = card.shard_bytes(shard) // MB, least_bytes(card, shard, DeviceCapabilities()) // MB + 1
     assert need - weights == 189  # 4096 positions of 30 layers, each of 3 key and 3 value heads of 64 float32
-    plan(topology(a=need), STRATEGY, card.id, card.n_layers, card.least_bytes)
+    plan(topology(a=need), STRATEGY, card.id, card.n_layers, partial(least_bytes, card))
     with pytest.raises(DoesNotFit, match=r"needs 0\.7 GB of memory for its weights and one chat"):
-        plan(topology(a=need - 1), STRATEGY, card.id, card.n_layers, card.least_bytes)
+        plan(topology(a=need - 1), STRATEGY, card.id, card.n_layers, partial(least_bytes, card))
 
 
 def test_short_context_needs_less_memory() -> None:

@@ -46,7 +46,7 @@ class WeightsInMemory:
         self.architecture, self.settings = weights.architecture, weights.settings
         self._names = weights.names()
         self.tensor = cache(weights.tensor)
-        self.blocks = weights.blocks
+        self.blocks, self.form = weights.blocks, weights.form
 
     def names(self) -> frozenset[str]:
         return self._names

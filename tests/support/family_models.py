@@ -201,6 +201,9 @@ class DescribedWeights:
     def blocks(self, name: str) -> None:
         """Return None: no matrix is quantized."""
 
+    def form(self, name: str) -> None:
+        """Return None, as `blocks` does."""
+
     def __enter__(self) -> Self:
         return self
 

@@ -35,13 +35,24 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 HALVES = {
-    GGMLQuantizationType.Q4_0: (0,),
-    GGMLQuantizationType.Q4_1: (0, 2),
-    GGMLQuantizationType.Q8_0: (0,),
-    GGMLQuantizationType.Q4_K: (0, 2),
-    GGMLQuantizationType.Q6_K: (208,),
+    GGMLQuantizationType[name]: places
+    for name, places in {
+        "Q4_0": (0,),
+        "Q4_1": (0, 2),
+        "Q5_0": (0,),
+        "Q5_1": (0, 2),
+        "Q8_0": (0,),
+        "Q2_K": (80, 82),
+        "Q3_K": (108,),
+        "Q4_K": (0, 2),
+        "Q5_K": (0, 2),
+        "Q6_K": (208,),
+        "IQ4_NL": (0,),
+        "IQ4_XS": (0,),
+        "MXFP4": (),
+    }.items()
 }
-"""Where the float16 numbers are in a block of a GGUF tensor, by byte."""
+"""Where the float16 numbers are in a block of a GGUF tensor, by byte; MXFP4 has an exponent at byte 0 instead."""
 
 LLAMA3_SCALING = {
     "rope_type": "llama3",

@@ -63,6 +63,7 @@ def secret_of(code: JoinCode) -> str:
         (NodeOptions(memory="0"), "--memory"),
         (NodeOptions(kv_memory="some"), "12GB"),
         (NodeOptions(precision="sloppy"), "fast, exact"),
+        (NodeOptions(quantize="6"), "--quantize '6' is not known; choose one of auto, none, 8, 4"),
         (NodeOptions(peers=("a:1", "b:99999")), "b:99999"),
         (NodeOptions(peers=("a b:1",)), "host:port"),
         (NodeOptions(cards=Path("/nowhere/at/all")), "--cards"),
@@ -163,8 +164,8 @@ def test_visible_code_and_plain_http_are_warned_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "count"), [("3GB", 3 * 10**9), ("0", 0)])
 def test_kv_memory_is_optional(tmp_path: Path, text: str, count: int) -> None:
-    result = settings_of(tmp_path, NodeOptions(kv_memory=text, precision="exact"))
-    assert (result.kv_memory, result.precision) == (count, "exact")
+    result = settings_of(tmp_path, NodeOptions(kv_memory=text, precision="exact", quantize="4"))
+    assert (result.kv_memory, result.precision, result.quantize) == (count, "exact", "4")
 
 
 def test_peers_default_to_those_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

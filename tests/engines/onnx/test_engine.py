@@ -14,6 +14,7 @@ from cluster.shard import whole
 from engines.engine import NO_LOGITS, Chunk, EngineError, FloatArray
 from engines.numpy.engine import NumpyEngine
 from engines.onnx.engine import OnnxEngine
+from engines.registry import create
 from engines.settings import PRECISIONS, Precision
 from models.tokenizer import Tokenizer
 from tests.support.engines import PROMPT, Ring, cut, tokens
@@ -105,6 +106,30 @@ def test_fast_equals_exact_without_quantized_matrices(tiny: Path, pair: tuple[On
     np.testing.assert_array_equal(ours.logits, theirs.logits)
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rounded_model_has_the_same_bits_at_every_cut(
+    bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXOBUS_CACHE", str(tmp_path / "cache"))
+    path = write_tiny_llama(tmp_path / "tiny", dtype="bfloat16")
+    unsplit, again, split = (onnx_ring("fast", path, *cuts, bits=bits).generate(PROMPT, 16) for cuts in ((), (), (2,)))
+    np.testing.assert_array_equal(again.logits, unsplit.logits)
+    np.testing.assert_array_equal(split.logits, unsplit.logits)
+    floats = onnx_ring("fast", path).generate(PROMPT, 16)
+    assert 0 < np.abs(floats.logits[0] - unsplit.logits[0]).max() < 1
+    assert len(list((tmp_path / "cache").rglob("*.gguf"))) == 3
+
+
+def test_engine_says_to_how_many_bits_it_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXOBUS_CACHE", str(tmp_path / "cache"))
+    packed = write_tiny_gguf(tmp_path / "tiny.gguf", quantization="Q4_1")
+    half = write_tiny_gguf(tmp_path / "half.gguf", quantization="F16")
+    for path, precision, said in ((half, "fast", 8), (half, "exact", 0), (packed, "fast", 0)):
+        engine = create("onnx", precision, 8)
+        engine.load(TINY, path)
+        assert engine.quantized_bits == said
+
+
 @pytest.mark.timeout(300)
 def test_fast_precision_stays_close_on_the_default_model() -> None:
     """On the exact engine's own tokens. Measured: the same choice at 96 %, a divergence of 0.003 nats a token."""
@@ -121,10 +146,10 @@ def test_fast_precision_stays_close_on_the_default_model() -> None:
     assert np.mean(agreements) > 0.9
 
 
-def onnx_ring(precision: Precision, path: Path, *cuts: int) -> Ring:
+def onnx_ring(precision: Precision, path: Path, *cuts: int, bits: int = 0) -> Ring:
     stages = []
     for shard in cut("tiny", TINY.n_layers, *cuts):
-        engine = OnnxEngine(precision)
+        engine = OnnxEngine(precision, bits)
         engine.load(shard, path)
         stages.append(engine)
     return Ring(stages)

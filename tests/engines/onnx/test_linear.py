@@ -15,7 +15,8 @@ from engines.engine import FloatArray
 from engines.onnx.graph import Graph
 from engines.onnx.linear import float_product, linear, quantized_product
 from engines.onnx.shard_model import new_session
-from models.weights.quantized import UNPACK, QuantizedMatrix
+from models.weights.gguf_blocks import FORMS, unpacked
+from models.weights.quantized import BlockForm, QuantizedMatrix
 from models.weights.reader import Weights, open_weights
 from tests.support.models import HALVES, write_tiny_gguf
 
@@ -45,7 +46,7 @@ def test_fast_product_differs_only_by_row_rounding(quantization: str, tmp_path: 
     assert 1e-4 < error < 0.01
 
 
-@pytest.mark.parametrize("kind", sorted(UNPACK), ids=str)
+@pytest.mark.parametrize("kind", sorted(FORMS), ids=lambda kind: kind.name)
 def test_every_quantization_multiplies_like_its_tensor(kind: GGMLQuantizationType) -> None:
     blocks = random_blocks(kind)
     rows = np.random.default_rng(3).standard_normal((5, 256), np.float32)
@@ -89,7 +90,9 @@ def random_blocks(kind: GGMLQuantizationType) -> QuantizedMatrix:
     packed = np.random.default_rng(5).integers(0, 256, (24, 256 // block, block_bytes), np.uint8)
     for start in HALVES[kind]:
         packed[..., start + 1] = packed[..., start + 1] & 3 | 0x28
-    return UNPACK[kind](packed.reshape(-1), 24)
+    if kind == GGMLQuantizationType.MXFP4:
+        packed[..., 0] = packed[..., 0] & 3 | 0x78
+    return unpacked(packed.reshape(-1), 24, kind)
 
 
 class ThreeFiles:
@@ -113,6 +116,9 @@ class ThreeFiles:
 
     def blocks(self, name: str) -> QuantizedMatrix | None:
         return self._of(name).blocks(name)
+
+    def form(self, name: str) -> BlockForm | None:
+        return self._of(name).form(name)
 
     def _of(self, name: str) -> Weights:
         return self._parts[name.split(".")[-2]]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.capabilities import DeviceCapabilities
 from cluster.shard import whole
 from models.cache import ModelCache
 from models.card import HubSource, ModelCard, compare_sizes
@@ -89,8 +90,11 @@ def test_gateway_of_a_gguf_fetches_its_header_only(
 def test_largest_quantization_that_fits_is_chosen(quantized: FakeServer, cache: ModelCache) -> None:
     sizes = {name: len(content) for name, content in quantized.files.items()}
     kv_bytes = 4 * 2 * 2 * 16 * 4 * 512
-    roomy = describe(HubName(REPO), cache, 1 << 30)
-    tight = describe(HubName(REPO, quant="auto"), cache, sizes["Tiny-Q4_1.gguf"] + kv_bytes)
+    large, small = (
+        DeviceCapabilities(memory_available=free, engine="llamacpp")
+        for free in (1 << 30, sizes["Tiny-Q4_1.gguf"] + kv_bytes)
+    )
+    roomy, tight = describe(HubName(REPO), cache, [large]), describe(HubName(REPO, quant="auto"), cache, [small])
     assert roomy.card.made_from == f"{REPO}:Q8_0"
     assert tight.card.made_from == f"{REPO}:Q4_1"
     assert "Q8_0 is the largest of 2 that fits" in roomy.why

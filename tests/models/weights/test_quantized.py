@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
-from gguf import GGML_QUANT_SIZES
-from hypothesis import given
-from hypothesis import strategies as st
 
 from models.errors import WeightsError
-from models.weights.quantized import UNPACK, QuantizedMatrix
+from models.weights.quantized import QuantizedMatrix
 from models.weights.reader import open_weights
-from tests.support.models import HALVES, default_model_path, write_tiny_gguf, write_tiny_llama
+from tests.support.models import default_model_path, write_tiny_gguf, write_tiny_llama
 
 MATRICES = [f"model.layers.2.{part}.weight" for part in ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj")]
 
@@ -36,19 +32,6 @@ def test_blocks_of_the_default_model_equal_its_tensors(name: str) -> None:
         assert blocks is not None
         assert blocks.codes.max() < 1 << blocks.bits
         np.testing.assert_array_equal(blocks.rows(slice(None)), weights.tensor(name))
-
-
-@given(st.data())
-def test_unpacking_matches_the_gguf_package(data: st.DataObject) -> None:
-    kind = data.draw(st.sampled_from(sorted(UNPACK)))
-    _, block_bytes = GGML_QUANT_SIZES[kind]
-    rows, blocks = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
-    packed = np.frombuffer(data.draw(st.binary(min_size=rows * blocks * block_bytes, max_size=4000)), np.uint8)
-    packed = packed[: rows * blocks * block_bytes].reshape(rows, blocks, block_bytes).copy()
-    for start in HALVES[kind]:
-        packed[..., start + 1] &= 0xBB  # without two bits of its exponent a half is finite
-    found = UNPACK[kind](packed.reshape(-1), rows)
-    np.testing.assert_array_equal(found.rows(slice(None)), gguf.dequantize(packed.reshape(rows, -1), kind))
 
 
 def test_selected_rows_match_the_whole_matrix() -> None:

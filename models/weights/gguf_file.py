@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -19,15 +19,18 @@ _PIECE = 4 << 20
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """A tensor to write: its data is `content`, or lies at `offset` of the file `source`; zeros if both are None."""
+class WrittenTensor:
+    """A tensor to write: its data is `content`, or lies at `offset` of the file `source`; zeros if both are None.
+
+    Content that is a function is made when its turn comes, so that not all of it is in memory at once.
+    """
 
     name: str
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
     source: Path | None = None
     offset: int = 0
-    content: bytes | None = None
+    content: bytes | Callable[[], bytes] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -39,7 +42,7 @@ class StoredTensor:
 def write_gguf(
     path: Path,
     entries: Mapping[str, bytes],
-    tensors: Iterable[StoredTensor],
+    tensors: Iterable[WrittenTensor],
     alignment: int = 32,
 ) -> None:
     """Write a file in one step. `entries` are encoded values, with their types. Raises OSError."""
@@ -84,7 +87,7 @@ def sliced(array: bytes, start: int, end: int) -> bytes:
     return array[:8] + struct.pack("<Q", end - start) + array[16 + start * size : 16 + end * size]
 
 
-def _header(entries: Mapping[str, bytes], tensors: list[StoredTensor], alignment: int) -> bytes:
+def _header(entries: Mapping[str, bytes], tensors: list[WrittenTensor], alignment: int) -> bytes:
     header = struct.pack("<IIQQ", GGUF_MAGIC, _VERSION, len(tensors), len(entries))
     header += b"".join(_text(key) + value for key, value in entries.items())
     offset = 0
@@ -97,10 +100,10 @@ def _header(entries: Mapping[str, bytes], tensors: list[StoredTensor], alignment
     return header.ljust(_aligned(len(header), alignment), b"\0")
 
 
-def _pieces(tensor: StoredTensor) -> Iterator[bytes]:
+def _pieces(tensor: WrittenTensor) -> Iterator[bytes]:
     """Return the tensor's data in pieces. Raises OSError if its source ends too early."""
     if tensor.content is not None:
-        yield tensor.content
+        yield tensor.content if isinstance(tensor.content, bytes) else tensor.content()
     elif tensor.source is not None:
         with tensor.source.open("rb") as source:
             source.seek(tensor.offset)
