@@ -206,6 +206,7 @@ class Placer:
             loaded.positions,
             loaded.exact_rows,
             loaded.saves,
+            loaded.why,
         )
 
     async def _retire(self, instance: Instance) -> None:

@@ -151,12 +151,12 @@ class StageHost:
         return lost
 
     async def _load(self, stage: _Stage, work: ShardLoad, card: ModelCard, nodes_here: int) -> ShardLoaded:
-        engine_name = (await self._device.measured()).engine
+        measured = await self._device.measured()
         path = await self._fetch_and_start(stage, work, card, self._device.threads(nodes_here))
         self._check_wanted(stage, work)
         await self._bus.publish(Status(work.shard.model_id, f"loading {work.shard} on {self._config.name}"))
         load = EngineLoad(
-            engine_name,
+            measured.engine,
             work.instance_id,
             work.epoch,
             work.shard,
@@ -165,6 +165,7 @@ class StageHost:
             work.requested,
             self._reserve(work, card, self._device.now(nodes_here).memory_available),
             self._config.precision,
+            measured.engines,
         )
         loaded = await self._bus.request(stage.engine, load, ShardLoaded, LOAD_TIMEOUT_S)
         self._check_wanted(stage, work)

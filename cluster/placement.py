@@ -12,7 +12,7 @@ from msgspec import Meta
 from cluster.partitioning import PartitioningStrategy, shards_of
 from cluster.shard import Shard, whole
 from cluster.topology import Topology
-from common.limits import MAX_STAGES, Endpoint, ModelId, Name, Whole
+from common.limits import MAX_STAGES, Detail, Endpoint, ModelId, Name, Whole
 
 Endpoints = Annotated[tuple[Endpoint, ...], Meta(max_length=16)]
 
@@ -22,7 +22,8 @@ class PlacedStage(msgspec.Struct, frozen=True):
 
     `actor` is the engine's bus address, `endpoints` its data-plane addresses, best first. `positions` is how many
     positions its memory for keys and values holds, `exact_rows` how many rows of a chunk its engine computes with the
-    same result as one by one, and `saves` whether those keys and values can be copied.
+    same result as one by one, and `saves` whether those keys and values can be copied. `why` says why it runs on
+    `engine`.
     """
 
     node_id: Name
@@ -33,6 +34,7 @@ class PlacedStage(msgspec.Struct, frozen=True):
     positions: Whole = 0
     exact_rows: Whole = 1
     saves: bool = True
+    why: Detail = ""
 
 
 class Instance(msgspec.Struct, frozen=True):
