@@ -275,7 +275,8 @@ def make_config(run_dir: Path, folder: Path, **settings: object) -> NodeConfig:
 
 def make_instance(endpoints: tuple[str, ...]) -> Instance:
     """Return the model on one stage."""
-    stage = PlacedStage(NODE_ID, Shard(MODEL, 0, 4, 4), f"{NODE_ID}/engine-1", "numpy", endpoints, POSITIONS)
+    actor, why = f"{NODE_ID}/engine-1", "it was asked for"
+    stage = PlacedStage(NODE_ID, Shard(MODEL, 0, 4, 4), actor, "numpy", endpoints, POSITIONS, why=why)
     return Instance("aabbccdd00112233", MODEL, EPOCH, (stage,))
 
 
