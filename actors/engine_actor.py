@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 
+from actors.engine_choice import engine_for
 from bus.actor import every, on
 from bus.client import BusClient, RequestError
 from bus.dataplane.actor import DataPlaneActor
@@ -33,12 +34,13 @@ from cluster.failures import FailureCode
 from cluster.placement import Instance
 from common.config import NodeConfig
 from engines.engine import EngineError
-from models.errors import ModelError, WeightsError
-from models.weights.safetensors_weights import folder_model
+from models.errors import ModelError
 from ring.loaded_shard import load_shard
 from ring.ring_view import ring_view
 from ring.stage_thread import StageThread
 from ring.steps import StageCounts
+
+logger = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_S = 600.0
 
@@ -64,14 +66,15 @@ class EngineActor(DataPlaneActor):
     @on(EngineLoad)
     async def load(self, message: EngineLoad, envelope: Envelope) -> ShardLoaded:
         """Load the shard on the stage's own thread, and listen."""
-        if self._thread is not None:
+        if self._load is not None:
             raise RequestError(
                 FailureCode.CONFLICT, f"{self.bus.address} holds a stage already; ask for another engine"
             )
         begun = time.monotonic()
         self._load = message
         path = Path(message.path)
-        engine = engine_for(path, message.engine, self._config.engine)
+        engine, why = await asyncio.to_thread(engine_for, message, self._config)
+        logger.info("%s runs on %s: %s", message.shard, engine, why)
         run_dir, name, access = self._config.run_path, self.bus.name, self._access
         self._thread = StageThread(
             lambda: load_shard(
@@ -100,6 +103,7 @@ class EngineActor(DataPlaneActor):
             shard.exact_rows,
             shard.saves,
             shard.quantized_bits,
+            why,
         )
 
     @on(StageJoin)
@@ -159,18 +163,6 @@ class EngineActor(DataPlaneActor):
         if self._thread is None or not self._thread.loaded.done():
             raise RequestError(FailureCode.CONFLICT, f"{self.bus.address} has no stage yet; load a shard first")
         return self._thread
-
-
-def engine_for(weights: Path, chosen: str, configured: str) -> str:
-    """Return the engine that runs a model: the one chosen for this machine, but MLX for what only MLX has classes for.
-
-    An engine that the node's settings name is always taken, and refuses such a model.
-    """
-    if configured != "auto" or not weights.is_dir():
-        return chosen
-    with suppress(WeightsError):  # which the engine raises again when it loads them
-        return "mlx" if folder_model(weights).undescribed else chosen
-    return chosen
 
 
 def _id_of(name: str) -> int:

@@ -209,6 +209,7 @@ class Placer:
             loaded.exact_rows,
             loaded.saves,
             loaded.quantized_bits,
+            loaded.why,
         )
 
     async def _retire(self, instance: Instance) -> None:

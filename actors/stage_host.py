@@ -155,13 +155,13 @@ class StageHost:
         return lost
 
     async def _load(self, stage: _Stage, work: ShardLoad, card: ModelCard, nodes_here: int) -> ShardLoaded:
-        engine_name = (await self._device.measured()).engine
+        measured = await self._device.measured()
         path = await self._fetch_and_start(stage, work, card, self._device.threads(nodes_here))
         self._check_wanted(stage, work)
         await self._bus.publish(Status(work.shard.model_id, f"loading {work.shard} on {self._config.name}"))
         offered = self._device.now(nodes_here)
         load = EngineLoad(
-            engine_name,
+            measured.engine,
             work.instance_id,
             work.epoch,
             work.shard,
@@ -171,6 +171,7 @@ class StageHost:
             self._reserve(work, card, offered),
             self._config.precision,
             rounded_to(card, work.shard, offered),
+            measured.engines,
         )
         loaded = await self._bus.request(stage.engine, load, ShardLoaded, LOAD_TIMEOUT_S)
         self._check_wanted(stage, work)

@@ -12,6 +12,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from cluster.capabilities import Engines
 from cluster.failures import FailureCode
 from cluster.membership import Member
 from cluster.own_models import OwnModels
@@ -23,6 +24,7 @@ from common.limits import (
     MAX_JOIN_ENDPOINTS,
     MAX_NODES,
     MAX_STAGES,
+    Detail,
     Endpoint,
     HeaderText,
     ModelId,
@@ -470,6 +472,7 @@ class ShardLoaded(Reply, frozen=True, tag="shard.loaded"):
     exact_rows: Annotated[Whole, Meta(description="rows of a chunk that are computed exactly as each alone")] = 1
     saves: Annotated[bool, Meta(description="whether its keys and values can be copied, for the prefix cache")] = True
     quantized_bits: Annotated[Whole, Meta(description="to how many bits it rounded float matrices; 0: none")] = 0
+    why: Annotated[Detail, Meta(description="why it runs on this engine")] = ""
 
 
 class ShardUnload(Work, frozen=True, tag="shard.unload"):
@@ -480,7 +483,10 @@ class ShardUnload(Work, frozen=True, tag="shard.unload"):
 
 
 class EngineLoad(Work, frozen=True, tag="engine.load"):
-    """Load a shard from local files. Sent by the node actor to an engine; answered by `shard.loaded`."""
+    """Load a shard from local files. Sent by the node actor to an engine; answered by `shard.loaded`.
+
+    `engine` is the node's own; the process that loads may take another of `engines` for this model.
+    """
 
     engine: Name
     instance_id: Name
@@ -492,6 +498,7 @@ class EngineLoad(Work, frozen=True, tag="engine.load"):
     kv_bytes: Annotated[Whole, Meta(description="memory for keys and values, for all sessions together")] = 0
     precision: Annotated[Name, Meta(description="`fast` or `exact`, if the engine has a choice")] = "fast"
     quantize_bits: Annotated[Whole, Meta(description="to how many bits to round float matrices; 0: not at all")] = 0
+    engines: Annotated[Engines, Meta(description="what the node measured, if the model decides between them")] = ()
 
 
 class EngineDescribe(Query, frozen=True, tag="engine.describe"):

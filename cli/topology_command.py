@@ -57,4 +57,5 @@ def _instance(instance: Mapping[str, Any]) -> str:
         lines.append(
             f"  {stage['node'] or stage['node_id']:<20} layers {first:>3}-{last:<3} {stage['engine']:<9} {bar}{held}"
         )
+        lines += [f"  {'':<20} {why}"] if (why := stage.get("why")) else []
     return "\n".join(lines)

@@ -29,6 +29,9 @@ class EngineCapability(msgspec.Struct, frozen=True):
         return self.ms_per_layer is not None
 
 
+Engines = Annotated[tuple[EngineCapability, ...], Meta(max_length=8)]
+
+
 class Flops(msgspec.Struct, frozen=True):
     """Arithmetic speed in TFLOP/s; 0.0 if a format was not measured."""
 
@@ -40,8 +43,9 @@ class Flops(msgspec.Struct, frozen=True):
 class DeviceCapabilities(msgspec.Struct, frozen=True):
     """What a machine offers. Memory is in bytes; `memory_available` is what a shard may use now.
 
-    `engine` is the name of the engine that was chosen, `why` a sentence with the reason. `precision` and `quantize` are
-    the node's settings, by which follows what its engine holds of a model; a node that does not say holds float32.
+    `engine` is the name of the engine that was chosen, `why` a sentence with the reason. A GGUF model may run on
+    another one (`engines.choice`). `precision` and `quantize` are the node's settings, by which follows what its engine
+    holds of a model; a node that does not say holds float32.
     """
 
     model: Name = ""
@@ -49,7 +53,7 @@ class DeviceCapabilities(msgspec.Struct, frozen=True):
     memory_total: Whole = 0
     memory_available: Whole = 0
     flops: Flops = Flops()
-    engines: Annotated[tuple[EngineCapability, ...], Meta(max_length=8)] = ()
+    engines: Engines = ()
     engine: Name = ""
     why: Detail = ""
     precision: Name = "exact"

@@ -13,7 +13,7 @@ from cluster.capabilities import DeviceCapabilities
 from cluster.partitioning import PartitioningStrategy, shards_of
 from cluster.shard import Shard, whole
 from cluster.topology import Topology
-from common.limits import MAX_STAGES, Endpoint, ModelId, Name, Whole
+from common.limits import MAX_STAGES, Detail, Endpoint, ModelId, Name, Whole
 
 Endpoints = Annotated[tuple[Endpoint, ...], Meta(max_length=16)]
 
@@ -28,7 +28,7 @@ class PlacedStage(msgspec.Struct, frozen=True):
     `actor` is the engine's bus address, `endpoints` its data-plane addresses, best first. `positions` is how many
     positions its memory for keys and values holds, `exact_rows` how many rows of a chunk its engine computes with the
     same result as one by one, and `saves` whether those keys and values can be copied. `quantized_bits` is to how many
-    bits float matrices were rounded; 0 if none was.
+    bits float matrices were rounded; 0 if none was. `why` says why it runs on `engine`.
     """
 
     node_id: Name
@@ -40,6 +40,7 @@ class PlacedStage(msgspec.Struct, frozen=True):
     exact_rows: Whole = 1
     saves: bool = True
     quantized_bits: Whole = 0
+    why: Detail = ""
 
 
 class Instance(msgspec.Struct, frozen=True):

@@ -49,6 +49,11 @@ SETTINGS = {
 SHARD = Shard("probe", 1, 1 + LAYERS, LAYERS + 2)
 """Layers from the middle, so that neither the embedding nor the head is measured."""
 
+
+class ProbeFailed(Exception):
+    """A child process measured nothing. The text says why."""
+
+
 PACKAGES = ("numpy", "mlx", "mlx-lm", "onnxruntime", "tinygrad", "xllamacpp", "ziglang")
 
 
@@ -95,11 +100,14 @@ def probe(name: str, precision: Precision = "fast") -> EngineCapability:
     return msgspec.structs.replace(engine.capabilities(), ms_per_layer=ms_per_layer)
 
 
-def _measure_one(name: str, timeout_s: float, precision: Precision) -> EngineCapability:
-    command = module_command("engines.probe", name, precision)
+def last_line(timeout_s: float, module: str, *arguments: str) -> bytes:
+    """Run a module of exobus in a child process and return the last line that it prints.
+
+    Raises ProbeFailed if it prints none, or takes longer than `timeout_s` seconds.
+    """
     try:
         done = subprocess.run(
-            command,
+            module_command(module, *arguments),
             env=child_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -107,14 +115,18 @@ def _measure_one(name: str, timeout_s: float, precision: Precision) -> EngineCap
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return EngineCapability(name=name, detail=f"took longer than {timeout_s:g} s")
+        raise ProbeFailed(f"took longer than {timeout_s:g} s") from None
+    if not done.returncode and (lines := done.stdout.splitlines()):
+        return lines[-1]
+    reason = "".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])
+    raise ProbeFailed(cut(f"the probe ended with status {done.returncode}: {reason}", MAX_DETAIL))
+
+
+def _measure_one(name: str, timeout_s: float, precision: Precision) -> EngineCapability:
     try:
-        return msgspec.json.decode(done.stdout.splitlines()[-1], type=EngineCapability)
-    except (IndexError, msgspec.DecodeError):
-        last_line = "".join(done.stderr.decode(errors="replace").strip().splitlines()[-1:])
-        return EngineCapability(
-            name=name, detail=cut(f"the probe ended with status {done.returncode}: {last_line}", MAX_DETAIL)
-        )
+        return msgspec.json.decode(last_line(timeout_s, "engines.probe", name, precision), type=EngineCapability)
+    except ProbeFailed as failed:
+        return EngineCapability(name=name, detail=str(failed))
 
 
 def _version(package: str) -> str:

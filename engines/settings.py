@@ -8,8 +8,8 @@ ENGINES = ("mlx", "llamacpp", "tinygrad", "onnx", "numpy")
 """The engines by name, the one that is probably fastest first."""
 
 CHOSEN = tuple(name for name in ENGINES if name != "llamacpp")
-"""The engines that a node chooses from by itself: they load every model that exobus does, and round its hidden states
-alike. llama.cpp loads GGUF files only, so it is measured as well, but used only if it is asked for."""
+"""The engines of which a node takes the fastest as its own: they load every model that exobus does, and round its
+hidden states alike. llama.cpp loads GGUF files only, and is compared with that one on each (`engines.choice`)."""
 
 MAX_SLOTS = 64
 """The most slots, one for each session, that an engine holds at a time."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from common.machine import cores
 from engines.engine import EngineError, FloatArray
-from engines.llamacpp.abi import FLASH_ATTENTION, ROWS_OF_FOUR_POSITIONS, Batch
+from engines.llamacpp.abi import FLASH_ATTENTION, LOAD_BY_READING, ROWS_OF_FOUR_POSITIONS, Batch
 from engines.llamacpp.library import Library
 from engines.llamacpp.output_reader import OutputReader
 
@@ -49,12 +49,18 @@ class Rows:
 class Context:
     """A loaded GGUF file. `cells` positions of all sequences together fit its memory for keys and values."""
 
-    def __init__(self, library: Library, path: Path, cells: int, sequences: int, *, has_head: bool) -> None:
-        """Load the file. Without a head, passes give the hidden states of the last layer. Raises EngineError."""
+    def __init__(
+        self, library: Library, path: Path, cells: int, sequences: int, *, has_head: bool, copied: bool = False
+    ) -> None:
+        """Load the file. Without a head, passes give the hidden states of the last layer. Raises EngineError.
+
+        The file is mapped if the library thinks fit, or read if `copied`: mapped pages would stay in memory beside the
+        library's own copy of weights that it stores in another order.
+        """
         self._library = library
         self._reader: OutputReader | None = None
         self._context = None
-        self._model = self._load(path)
+        self._model = self._load(path, copied)
         if library.is_recurrent(self._model) or library.is_hybrid(self._model):
             self.close()
             raise EngineError(
@@ -117,9 +123,12 @@ class Context:
             self._library.free_model(self._model)
         self._context = self._model = None
 
-    def _load(self, path: Path) -> Any:
+    def _load(self, path: Path, copied: bool) -> Any:
         self._library.first_error, self._library.model = "", path.name
-        model = self._library.load_model(os.fsencode(path), self._library.model_params())
+        params = self._library.model_params()
+        if copied:
+            params.load_mode = LOAD_BY_READING
+        model = self._library.load_model(os.fsencode(path), params)
         if not model:
             raise EngineError(f"llama.cpp cannot load {path}: {self._library.first_error or 'it says no reason'}")
         return model

@@ -6,6 +6,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
+from gguf import GGMLQuantizationType
+
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.base import SlotEngine
@@ -17,6 +19,7 @@ from engines.llamacpp.row_check import exact_rows
 from engines.llamacpp.shard_file import shard_file
 from engines.llamacpp.shard_model import SEQUENCES, LlamaCppShardModel
 from engines.llamacpp.weights_file import ARCHITECTURE, write_weights
+from models.weights.gguf_header import GgufHeader
 from models.weights.gguf_parts import read_model_header
 from models.weights.reader import Weights
 
@@ -26,6 +29,16 @@ when it loads, whether or not it is used. `--kv-memory` bounds it as well."""
 
 LONG = 16384
 """Positions of a long session, or of a shorter context, that a stage has room for if it was given the memory."""
+
+_REPACKED = frozenset(
+    {
+        GGMLQuantizationType.Q4_0,
+        GGMLQuantizationType.Q4_K,
+        GGMLQuantizationType.IQ4_NL,
+        GGMLQuantizationType.MXFP4,
+    }
+)
+"""The types that llama.cpp stores in another order on processors with AVX2 or NEON (`ggml/src/ggml-cpu/repack.cpp`)."""
 
 _STEP = 256  # the library rounds its cells up to a multiple of this
 
@@ -55,7 +68,8 @@ class LlamaCppEngine(SlotEngine[int]):
         header = read_model_header(weights, skipped="tokenizer.")
         sizes = gguf_sizes(header, weights)
         self.check_fits(shard, sizes.n_layers)
-        self.hold(self._open(shard_file(weights, header, shard), sizes, shard, kv_bytes))
+        copied = self._library.device == "CPU" and _is_repacked(header)
+        self.hold(self._open(shard_file(weights, header, shard), sizes, shard, kv_bytes, copied=copied))
 
     def build(self, shard: Shard, weights: Weights) -> LlamaCppShardModel:
         """Load open weights from a file that is written for it. Raises EngineError for a shard with an end."""
@@ -68,10 +82,12 @@ class LlamaCppEngine(SlotEngine[int]):
             write_weights(path, weights, shard)
             return self._open(path, sizes, shard, KV_BYTES)
 
-    def _open(self, path: Path, sizes: GgufSizes, shard: Shard, kv_bytes: int) -> LlamaCppShardModel:
+    def _open(
+        self, path: Path, sizes: GgufSizes, shard: Shard, kv_bytes: int, *, copied: bool = False
+    ) -> LlamaCppShardModel:
         """Load a file that holds the shard alone."""
         self._cells = _cells(sizes, shard, kv_bytes)
-        self._context = Context(self._library, path, self._cells, SEQUENCES, has_head=shard.is_last)
+        self._context = Context(self._library, path, self._cells, SEQUENCES, has_head=shard.is_last, copied=copied)
         model = LlamaCppShardModel(sizes, shard, self._context)
         self.exact_rows = exact_rows(model, self._library.device)
         return model
@@ -89,6 +105,12 @@ class LlamaCppEngine(SlotEngine[int]):
     def capabilities(self) -> EngineCapability:
         """Return llama.cpp's version, and the kind of its first GPU or CPU."""
         return EngineCapability(name=self.name, version=self._library.version, device=self._library.device)
+
+
+def _is_repacked(header: GgufHeader) -> bool:
+    """Return whether at least half of the weights are copied into another order when the library loads them."""
+    repacked = sum(tensor.nbytes for tensor in header.tensors.values() if tensor.kind in _REPACKED)
+    return 2 * repacked >= sum(tensor.nbytes for tensor in header.tensors.values())
 
 
 def _cells(sizes: GgufSizes, shard: Shard, kv_bytes: int) -> int:

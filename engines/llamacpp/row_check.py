@@ -14,25 +14,27 @@ from engines.engine import Chunk, FloatArray
 from engines.llamacpp.context import threads
 from engines.llamacpp.shard_model import LlamaCppShardModel
 
-SIZES = (9, 6, 4, 3, 2)
-"""The sizes that are tried: a token with the most drafts of a ring, and fewer."""
+SIZES = (2, 3, 4, 6, 9)
+"""The sizes that are tried, up to the first that differs: the last is a token with the most drafts of a ring."""
 
 
 def exact_rows(model: LlamaCppShardModel, device: str) -> int:
-    """Compute random rows alone, then as a chunk of each size. Returns the largest size that gives the same bits."""
+    """Compute random rows as a chunk of each size and alone. Returns the largest size that gives the same bits."""
     if device != "CPU" or threads() > 1:
         return 1
-    inputs = _inputs(model)
-    cache = model.new_cache()
-    alone = np.concatenate([_run(model, cache, inputs, row, row + 1) for row in range(len(inputs))])
-    found = next((size for size in SIZES if _is_exact(model, cache, inputs[:size], alone[:size])), 1)
+    inputs, exact = _inputs(model), 1
+    cache, chunks = model.new_cache(), model.new_cache()
+    alone: list[FloatArray] = []
+    for size in SIZES:
+        alone += [_run(model, cache, inputs, row, row + 1) for row in range(len(alone), size)]
+        together = _run(model, chunks, inputs, 0, size)
+        model.truncate(chunks, 0)
+        if together.tobytes() != np.concatenate(alone).tobytes():
+            break
+        exact = size
     model.release(cache)
-    return found
-
-
-def _is_exact(model: LlamaCppShardModel, cache: int, inputs: np.ndarray, alone: FloatArray) -> bool:
-    model.truncate(cache, 0)
-    return _run(model, cache, inputs, 0, len(inputs)).tobytes() == alone.tobytes()
+    model.release(chunks)
+    return exact
 
 
 def _run(model: LlamaCppShardModel, cache: int, inputs: np.ndarray, start: int, end: int) -> FloatArray:
@@ -43,5 +45,5 @@ def _run(model: LlamaCppShardModel, cache: int, inputs: np.ndarray, start: int, 
 def _inputs(model: LlamaCppShardModel) -> np.ndarray:
     random = np.random.default_rng(0)
     if model.shard.is_first:
-        return random.integers(0, model.sizes.vocab_size, SIZES[0]).astype(np.int32)
-    return random.standard_normal((SIZES[0], model.sizes.hidden_size), np.float32)
+        return random.integers(0, model.sizes.vocab_size, SIZES[-1]).astype(np.int32)
+    return random.standard_normal((SIZES[-1], model.sizes.hidden_size), np.float32)

@@ -20,7 +20,7 @@ from cluster.shard import Shard
 from engines.llamacpp.cut_table import CutRule, cut_rule, windowed_layers
 from models.cache import default_cache_root
 from models.errors import WeightsError
-from models.weights.gguf_file import WrittenTensor, encoded, encoded_flags, sliced, write_gguf
+from models.weights.gguf_file import WrittenTensor, encoded, encoded_flags, picked, write_gguf
 from models.weights.gguf_header import GgufHeader, GgufTensor
 from models.weights.gguf_parts import part_path
 
@@ -59,6 +59,12 @@ def shard_file(path: Path, header: GgufHeader, shard: Shard, root: Path | None =
     return found
 
 
+def check_cut(header: GgufHeader, shard: Shard) -> None:
+    """Raise EngineError if `shard_file` would, for a model that cannot be cut there."""
+    if not (shard.is_first and shard.is_last):
+        _windowed(header, shard, cut_rule(header.metadata[Keys.General.ARCHITECTURE], shard))
+
+
 def _write(found: Path, path: Path, header: GgufHeader, shard: Shard, rule: CutRule) -> None:
     alignment = header.metadata.get(Keys.General.ALIGNMENT, GGUF_DEFAULT_ALIGNMENT)
     with path.open("rb") as source:
@@ -73,9 +79,7 @@ def _entries(source: IO[bytes], header: GgufHeader, shard: Shard, rule: CutRule)
     for key, (begin, end) in header.places.items():
         if not key.startswith(_NOT_OF_PARTS):
             value = _read(source, begin, end)
-            entries[key] = (
-                sliced(value, shard.start_layer, shard.end_layer) if _is_of_layers(key, header, shard) else value
-            )
+            entries[key] = picked(value, shard.layers) if is_of_layers(key, header, shard.n_layers) else value
     changed = {
         Keys.LLM.BLOCK_COUNT: encoded(len(shard.layers)),
         Keys.LLM.VOCAB_SIZE: encoded(_vocabulary(header, shard)),
@@ -83,18 +87,24 @@ def _entries(source: IO[bytes], header: GgufHeader, shard: Shard, rule: CutRule)
     }
     if rule.scaled and not shard.is_first:
         changed[Keys.LLM.EMBEDDING_SCALE] = encoded(1.0)
-    said = header.metadata.get(_WINDOW.format(arch=architecture))
-    has_window = header.metadata.get(Keys.Attention.SLIDING_WINDOW.format(arch=architecture))
-    if has_window and (window := windowed_layers(rule, said, shard)) is not None:
-        changed[_WINDOW] = encoded_flags(window)
+    if (windowed := _windowed(header, shard, rule)) is not None:
+        changed[_WINDOW] = encoded_flags(windowed)
     return entries | {key.format(arch=architecture): value for key, value in changed.items()}
 
 
-def _is_of_layers(key: str, header: GgufHeader, shard: Shard) -> bool:
+def is_of_layers(key: str, header: GgufHeader, n_layers: int) -> bool:
     """Return whether a metadata value is a list with an item for each layer of the model."""
     value = header.metadata[key]
-    listed = isinstance(value, list) and len(value) == shard.n_layers and not isinstance(value[0], str)
+    listed = isinstance(value, list) and len(value) == n_layers and not isinstance(value[0], str)
     return listed and not key.endswith(_NOT_OF_LAYERS) and not key.startswith("general.")
+
+
+def _windowed(header: GgufHeader, shard: Shard, rule: CutRule) -> list[bool] | None:
+    """Return which layers of a part have a window, if its file has to say so. Raises EngineError if it cannot."""
+    architecture = header.metadata[Keys.General.ARCHITECTURE]
+    said = header.metadata.get(_WINDOW.format(arch=architecture))
+    has_window = header.metadata.get(Keys.Attention.SLIDING_WINDOW.format(arch=architecture))
+    return windowed_layers(rule, said, shard) if has_window else None
 
 
 def _vocabulary(header: GgufHeader, shard: Shard) -> int:

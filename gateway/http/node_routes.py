@@ -80,6 +80,7 @@ def _instance_body(instance: Instance, names: Mapping[str, str]) -> dict[str, An
             "node_id": stage.node_id,
             "node": names.get(stage.node_id, ""),
             "engine": stage.engine,
+            "why": stage.why,
             "start_layer": stage.shard.start_layer,
             "end_layer": stage.shard.end_layer,
             "n_layers": stage.shard.n_layers,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -80,11 +80,12 @@ def encoded_flags(flags: list[bool]) -> bytes:
     return struct.pack("<IIQ", GGUFValueType.ARRAY, GGUFValueType.BOOL, len(flags)) + bytes(flags)
 
 
-def sliced(array: bytes, start: int, end: int) -> bytes:
-    """Cut an encoded array of numbers or truth values to the items `start` to `end`."""
+def picked(array: bytes, items: Sequence[int]) -> bytes:
+    """Cut an encoded array of numbers or truth values to some of its items, in this order."""
     (count,) = struct.unpack_from("<Q", array, 8)
     size = (len(array) - 16) // count
-    return array[:8] + struct.pack("<Q", end - start) + array[16 + start * size : 16 + end * size]
+    kept = (array[16 + item * size : 16 + (item + 1) * size] for item in items)
+    return array[:8] + struct.pack("<Q", len(items)) + b"".join(kept)
 
 
 def _header(entries: Mapping[str, bytes], tensors: list[WrittenTensor], alignment: int) -> bytes:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.bench import fairness, hops, keys, overlap, prefill, ring, stall, start, strangers, texts, throughput, wire
 from tests.bench.figures import Figure, show, write
 from tests.bench.peers import beside
+from tests.bench.shapes import measure as shapes
 
 RESULTS = Path("build/bench.json")
 MEASURES: dict[Callable[[], list[Figure]], tuple[str, ...]] = {
@@ -25,6 +27,7 @@ MEASURES: dict[Callable[[], list[Figure]], tuple[str, ...]] = {
     beside.measure: beside.NAMES,
     strangers.measure: ("strangers", "half_open_kib", "idle_reaped_s", "join_crowd_ms"),
     throughput.measure: ("throughput",),
+    **{partial(shapes.measure, shape): shapes.names(shape) for shape in (shapes.DEFAULT, *shapes.SHAPES)},
 }
 
 
@@ -32,14 +35,16 @@ def main() -> None:
     """Run the measurements of the wanted figures."""
     names = [name for group in MEASURES.values() for name in group]
     parser = argparse.ArgumentParser(description="measure the numbers of the design")
-    parser.add_argument("--only", default="", help=f"some of {', '.join(names)}; separated by commas")
-    only = {name for name in parser.parse_args().only.split(",") if name}
-    if unknown := only - set(names):
-        parser.error(f"there is no figure {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    parser.add_argument(
+        "--only", default="", help=f"some of {', '.join(names)}, or their beginnings; separated by commas"
+    )
+    only = tuple(name for name in parser.parse_args().only.split(",") if name) or ("",)
+    if unknown := [beginning for beginning in only if not any(name.startswith(beginning) for name in names)]:
+        parser.error(f"there is no figure {', '.join(unknown)}; there are {', '.join(names)}")
     figures: list[Figure] = []
     for measure, group in MEASURES.items():
-        if not only or only & set(group):
-            figures += [figure for figure in measure() if not only or figure.name in only]
+        if any(name.startswith(only) for name in group):
+            figures += [figure for figure in measure() if figure.name.startswith(only)]
             write(figures, RESULTS)  # a later measure may fail, on this machine or another
     show(figures)
 

@@ -22,7 +22,7 @@ def test_nodes_and_layers_are_printed_as_tables(rig: Rig) -> None:
     text = exobus("topology", "--api", rig.url).stdout
     assert text.splitlines()[0].split() == ["NODE", "ID", "ENGINE", "FREE", "API"]
     assert f"rig *  {NODE_ID}" in text
-    assert re.search(r"rig +layers +0-3 +numpy +████  4,096 positions", text)
+    assert re.search(r"rig +layers +0-3 +numpy +████  4,096 positions\n +it was asked for", text)
 
 
 def test_topology_is_printed_as_json(rig: Rig) -> None:

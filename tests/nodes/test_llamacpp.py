@@ -1,6 +1,8 @@
-"""A ring of llama.cpp: real nodes with the default model, and the text of a single node."""
+"""A ring of llama.cpp with the default model writes the text of a single node; a node compares it on that model."""
 
 from __future__ import annotations
+
+import re
 
 from openai import OpenAI
 
@@ -31,3 +33,12 @@ def test_ring_of_llamacpp_writes_what_one_node_writes() -> None:
         with nodes("bob", arguments=arguments):
             wait_for_ring(ada, "ada", "bob")
             assert text(ada) == alone
+
+
+def test_engines_are_compared_on_the_model() -> None:
+    with nodes("ada", arguments=["--threads", "1"]) as (ada,):
+        assert text(ada)
+        ((stage,),) = (instance["stages"] for instance in ada.get("/v1/topology")["instances"])
+    assert stage["engine"] in ("onnx", "llamacpp")
+    assert re.search(r"onnx [\d.]+ and [\d.]+ ms", stage["why"])
+    assert re.search(r"llamacpp [\d.]+ and [\d.]+ ms", stage["why"])

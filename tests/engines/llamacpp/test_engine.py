@@ -32,6 +32,7 @@ from tests.support.ring.ragged_batches import Sessions, check_many_batches
 LAYERS = FAMILIES["llama"].n_layers
 WHOLE = whole("model", LAYERS)
 IDS = np.random.default_rng(2).integers(0, VOCAB, 900).tolist()
+MAPS = Path("/proc/self/maps")
 HALF_PRECISION = 2e-2
 """The largest difference from the reference that float16 keys and values make in a logit of about 1."""
 
@@ -154,6 +155,15 @@ def test_memory_is_half_of_what_is_given(local: LlamaCppEngine, llama: Path) -> 
     assert local.position_bytes == 2 * LAYERS * 2 * 64
     other.close()
     local.close()
+
+
+@pytest.mark.skipif(not MAPS.exists(), reason="only Linux lists the files that a process has mapped")
+@pytest.mark.parametrize(("kind", "is_mapped"), [("Q4_0", False), ("Q8_0", True)])
+def test_weights_that_the_library_repacks_are_not_mapped_as_well(kind: str, is_mapped: bool, tmp_path: Path) -> None:
+    engine, path = LlamaCppEngine(), write_model(tmp_path / "model.gguf", "llama", kind)
+    engine.load(WHOLE, path)
+    assert (str(path) in MAPS.read_text()) == is_mapped
+    engine.close()
 
 
 def test_folder_is_refused_with_other_engines(process: EngineProcess, tmp_path: Path) -> None:

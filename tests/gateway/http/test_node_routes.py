@@ -35,6 +35,7 @@ def test_topology_names_nodes_and_their_layers(rig: Rig) -> None:
     (stage,) = body["instances"][0]["stages"]
     assert (stage["node"], stage["start_layer"], stage["end_layer"]) == ("rig", 0, 4)
     assert (stage["positions"], stage["quantized_bits"]) == (POSITIONS, 8)
+    assert (stage["engine"], stage["why"]) == ("numpy", "it was asked for")
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/v1/chat/completions", 405)])

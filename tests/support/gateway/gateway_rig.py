@@ -277,8 +277,8 @@ def make_config(run_dir: Path, folder: Path, **settings: object) -> NodeConfig:
 
 def make_instance(endpoints: tuple[str, ...]) -> Instance:
     """Return the model on one stage."""
-    shard, engine = Shard(MODEL, 0, 4, 4), f"{NODE_ID}/engine-1"
-    stage = PlacedStage(NODE_ID, shard, engine, "numpy", endpoints, POSITIONS, quantized_bits=8)
+    shard, actor, why = Shard(MODEL, 0, 4, 4), f"{NODE_ID}/engine-1", "it was asked for"
+    stage = PlacedStage(NODE_ID, shard, actor, "numpy", endpoints, POSITIONS, quantized_bits=8, why=why)
     return Instance("aabbccdd00112233", MODEL, EPOCH, (stage,))
 
 

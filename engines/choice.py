@@ -1,0 +1,73 @@
+"""Which engine runs a model, decided from measurements. Knows no files and no processes.
+
+A node measures its engines once on a synthetic model (`engines.probe`). Those that are not far slower than the fastest
+are then compared on each GGUF model (`engines.model_probe`), because kernels differ by the type of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from cluster.capabilities import EngineCapability
+from common.limits import MAX_DETAIL, Detail, Name, Real, cut
+
+FAR_SLOWER = 3.0
+"""An engine that takes so many times as long as the fastest one is not compared on each model."""
+
+PROMPT_TOKENS = 4
+"""A chat reads some tokens for each that it writes. Time is counted for so many, with one written."""
+
+MARGIN = 1.05
+"""The machine's own engine runs a model unless another one is so many times as fast, so that noise changes nothing."""
+
+
+class ModelSpeed(msgspec.Struct, frozen=True):
+    """How fast an engine runs a model: milliseconds of a decode step, and of a token of a long prompt.
+
+    None if it cannot run the model; `detail` then says why.
+    """
+
+    name: Name
+    decode_ms: Real | None = None
+    prompt_ms: Real | None = None
+    detail: Detail = ""
+
+    @property
+    def token_ms(self) -> float | None:
+        """The time of a token that is written, with the share of the prompt that goes with it."""
+        if self.decode_ms is None or self.prompt_ms is None:
+            return None
+        return self.decode_ms + PROMPT_TOKENS * self.prompt_ms
+
+    def __str__(self) -> str:
+        if self.token_ms is None:
+            return f"{self.name}: {self.detail}"
+        return f"{self.name} {self.decode_ms:.1f} and {self.prompt_ms:.2f} ms"
+
+
+class Choice(NamedTuple):
+    """The engine of a model, and a sentence with the reason."""
+
+    engine: str
+    why: str
+
+
+def candidates(engines: Sequence[EngineCapability], own: str) -> list[str]:
+    """Return the engines to compare on a model, the machine's `own` among them, by their speed on the synthetic one."""
+    timed = sorted((engine.ms_per_layer, engine.name) for engine in engines if engine.ms_per_layer is not None)
+    return [name for ms, name in timed if name == own or ms <= FAR_SLOWER * timed[0][0]]
+
+
+def choose(speeds: Sequence[ModelSpeed], own: str, refused: Mapping[str, str]) -> Choice:
+    """Choose the fastest engine, or the machine's `own` if that is nearly as fast, or nothing else can run the model.
+
+    `refused` are engines that cannot take this part of it, with their reasons.
+    """
+    able = {speed.name: speed.token_ms for speed in speeds if speed.token_ms is not None and speed.name not in refused}
+    best = min(able, key=lambda name: able[name] / (MARGIN if name == own else 1.0), default=own)
+    compared = [str(speed) for speed in speeds if speed.name not in refused]
+    compared += [f"{name}: {reason}" for name, reason in refused.items()]
+    return Choice(best, cut(f"a written and a read token of this model take: {'; '.join(compared)}", MAX_DETAIL))
