@@ -496,7 +496,7 @@ class EngineLoad(Work, frozen=True, tag="engine.load"):
     placer: Annotated[Name, Meta(description="id of the node that requested the stage")]
     requested: Annotated[RecordNumber, Meta(description="of the placer's first record to list it as being placed")]
     kv_bytes: Annotated[Whole, Meta(description="memory for keys and values, for all sessions together")] = 0
-    precision: Annotated[Name, Meta(description="`fast` or `exact`, if the engine has a choice")] = "fast"
+    precision: Annotated[Name, Meta(description="`fast`, `exact` or `invariant`, if the engine has a choice")] = "fast"
     quantize_bits: Annotated[Whole, Meta(description="to how many bits to round float matrices; 0: not at all")] = 0
     engines: Annotated[Engines, Meta(description="what the node measured, if the model decides between them")] = ()
 

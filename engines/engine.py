@@ -84,6 +84,10 @@ class InferenceEngine(ABC):
     exact_rows: int = 1
     """A chunk of up to this many rows, alone in its batch, gives each row the same bits as the row alone would get."""
 
+    invariant: bool = False
+    """Whether the chunks of other slots in a batch never change a bit of a chunk, nor do the cuts of a prompt, if each
+    of its chunks has two rows or more."""
+
     @classmethod
     def supports(cls, architecture: Architecture) -> str | None:
         """Say why the engine cannot run a model, as what follows its name; None if it can."""

@@ -47,6 +47,8 @@ def create(name: str, precision: str = "fast", bits: int = 0) -> InferenceEngine
         raise EngineError(
             "llamacpp computes as llama.cpp does, so it is never exact; choose another engine or precision"
         )
+    if precision == "invariant" and name != "onnx":
+        raise EngineError(f"engine {name} is not invariant; choose engine onnx or another precision")
     missing = [package for package in _PACKAGES[name] if find_spec(package) is None]
     if missing:
         raise EngineError(f"engine {name} needs {' and '.join(missing)}: {_remedy(name)}")

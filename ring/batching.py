@@ -26,12 +26,15 @@ def prompt_chunks(prefilling: Iterable[StageSession], rows: int, room: int) -> l
 
     The session that waited longest comes first. A chunk is left out unless there is `room` for it among the tokens that
     may be in flight: a fast stage would only fill the queue of a slow one, and decode steps would wait behind it.
-    Where a prompt is cut does not depend on the other sessions, so its numbers do not either.
+    Where a prompt is cut does not depend on the other sessions, so its numbers do not either. No cut leaves a lone
+    token, which engines compute in another way than several.
     """
     room = min(rows, room)
     chosen = []
     for session in sorted(prefilling, key=lambda session: session.touched_at):
         chunk = min(session.prompt_left, rows)
+        if session.prompt_left - chunk == 1 < chunk:
+            chunk -= 1
         if chunk <= room:
             chosen.append((session, chunk))
             room -= chunk

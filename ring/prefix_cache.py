@@ -88,9 +88,10 @@ class PrefixIndex:
     def match(self, tokens: Sequence[int]) -> tuple[int, ...]:
         """Return the numbers of the longest stored chain that `tokens` begin with, and mark it as used.
 
-        At least one token is left over: a stage must compute something to have an output.
+        At least two tokens are left over: a stage must compute something to have an output, and engines compute a lone
+        token in another way than several, so the output would depend on what is stored.
         """
-        chain = self._chain(tokens, (len(tokens) - 1) // BLOCK)
+        chain = self._chain(tokens, (len(tokens) - 2) // BLOCK)
         self._mark_used(chain)
         return chain
 

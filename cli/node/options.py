@@ -113,7 +113,8 @@ class NodeOptions:
         metadata=_size("Limit of a stage's memory for keys and values, such as 2GB; 0: no limit.", "no limit"),
     )
     precision: str = field(
-        default="fast", metadata=_about("fast or exact, for an engine that has the choice.", metavar="PRECISION")
+        default="fast",
+        metadata=_about("fast, exact or invariant, for an engine that has the choice.", metavar="PRECISION"),
     )
     quantize: str = field(
         default="auto",

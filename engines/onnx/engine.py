@@ -10,9 +10,11 @@ import onnxruntime
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.base import SlotEngine
-from engines.engine import KV_BYTES
+from engines.engine import KV_BYTES, EngineError
+from engines.onnx.batch_layout import Padding
+from engines.onnx.graph import Graph
 from engines.onnx.model import model_graph
-from engines.onnx.row_check import same_bits_alone
+from engines.onnx.row_check import fewest_rows
 from engines.onnx.shard_model import OnnxShardModel
 from engines.settings import Precision
 from models.architecture import Architecture, Experts, Mlp
@@ -32,8 +34,9 @@ class OnnxEngine(SlotEngine[int]):
     """Runs on the CPU. `exact` computes in float32 as the reference does; `fast` decodes about twice as fast.
 
     On the default model's own answers `fast` prefers the same token as `exact` at 96 of 100 positions, and the mean
-    Kullback-Leibler divergence of its probabilities is 0.003 nats. With `bits`, `fast` also rounds the matrices of a
-    file that are floats, to blocks of so many bits.
+    Kullback-Leibler divergence of its probabilities is 0.003 nats. `invariant` has the products of `fast`. The
+    attention kernel gives one step other bits than several, so rows are exact either in a chunk or beside other slots.
+    With `bits`, `fast` and `invariant` also round the matrices of a file that are floats, to blocks of so many bits.
     """
 
     name: ClassVar[str] = "onnx"
@@ -41,8 +44,10 @@ class OnnxEngine(SlotEngine[int]):
     def __init__(self, precision: Precision = "fast", bits: int = 0) -> None:
         super().__init__()
         self._precision: Precision = precision
-        self._bits = bits if precision == "fast" else 0
-        self.exact_rows = EXACT_ROWS if precision == "exact" or all(map(same_bits_alone, (4, 8))) else 1
+        self._bits = 0 if precision == "exact" else bits
+        self.invariant = precision == "invariant"
+        exact = precision == "exact" or (precision == "fast" and max(map(fewest_rows, (4, 8))) == 1)
+        self.exact_rows = EXACT_ROWS if exact else 1
 
     @classmethod
     def supports(cls, architecture: Architecture) -> str | None:
@@ -69,15 +74,24 @@ class OnnxEngine(SlotEngine[int]):
             self.quantized_bits = self._bits if rounded.rounds else 0
 
     def build(self, shard: Shard, weights: Weights) -> OnnxShardModel:
-        """Build the shard's graph and a session for it."""
+        """Build the shard's graph and a session for it. Raises EngineError for experts if it has to be invariant."""
         architecture = weights.architecture
         if any(isinstance(layer.feed_forward, Experts) for layer in architecture.layers):
+            if self.invariant:
+                raise EngineError("the onnx engine has no invariant experts; choose another precision")
             self.exact_rows = 1  # the rows of an expert are one product
         graph = model_graph(architecture, shard, weights, self._precision)
         embedding = None
         if shard.is_first:  # in the smallest form that loses nothing
             embedding = weights.blocks(EMBEDDING) or weights.tensor(EMBEDDING)
-        return OnnxShardModel(architecture, shard, graph, embedding)
+        return OnnxShardModel(architecture, shard, graph, embedding, self._padding(graph))
+
+    def _padding(self, graph: Graph) -> Padding:
+        """Return what keeps the bits of a row: in chunks or, if the engine is invariant, beside other slots."""
+        if not self.invariant:
+            return Padding()
+        rows = [fewest_rows(bits) for bits in graph.attributes("MatMulNBits", "bits")] or [1]
+        return Padding(spare_step=False, rows=max(rows), wanted=rows[-1])  # a quantized head is the last product
 
     def capabilities(self) -> EngineCapability:
         """Return onnxruntime's version, on the CPU, with the precision in `detail`."""

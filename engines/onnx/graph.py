@@ -79,6 +79,11 @@ class Graph:
         self._nodes.append(helper.make_node(operator, inputs, outputs, domain=domain, **attributes))
         return outputs
 
+    def attributes(self, operator: str, name: str) -> list[int]:
+        """List the values of an attribute in the nodes of an operator, in the order in which they were added."""
+        nodes = (node for node in self._nodes if node.op_type == operator)
+        return [attribute.i for node in nodes for attribute in node.attribute if attribute.name == name]
+
     def serialized(self) -> bytes:
         """Serialize the model without its weights."""
         graph = helper.make_graph(self._nodes, "shard", self._inputs, self._outputs, self._initializers)

@@ -28,10 +28,10 @@ MAX_WEIGHT_BYTES = 1 << 30
 def linear(graph: Graph, rows: str, weights: Weights, precision: Precision, *names: str) -> str:
     """Multiply (rows, inputs) with the named checkpoint matrices, outputs side by side, and add their biases.
 
-    `fast` keeps quantized matrices as they are stored, and rounds the rows to 8 bits, with a float32 scale for each
-    block. Other matrices, and all in `exact`, are float32.
+    `fast` and `invariant` keep quantized matrices as they are stored, and round the rows to 8 bits, with a float32
+    scale for each block. Other matrices, and all in `exact`, are float32.
     """
-    stored = [weights.blocks(f"{name}.weight") if precision == "fast" else None for name in names]
+    stored = [None if precision == "exact" else weights.blocks(f"{name}.weight") for name in names]
     blocks = [found for found in stored if found is not None]
     if len({found.form if found else None for found in stored}) > 1:  # they cannot be stacked
         return graph.node("Concat", *(linear(graph, rows, weights, precision, name) for name in names), axis=1)

@@ -1,7 +1,7 @@
-"""Whether the integer kernels of this machine's processor give a row the same bits alone as among others.
+"""From how many rows on the integer kernels of this machine's processor give a row the same bits.
 
-The runtime chooses its kernels by the processor. Those for AVX-512 give the same bits; those for AVX2 add up the 4-bit
-products of a lone row in another order.
+The runtime chooses its kernels by the processor. Those for AVX-512 give the same bits from one row on; those for AVX2
+add up the 4-bit products of a lone row in another order.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ BLOCK, SIZE, ROWS = 32, 64, 9
 
 
 @cache
-def same_bits_alone(bits: int) -> bool:
-    """Compare a small product of ROWS rows and `bits`-bit weights with the products of each row."""
+def fewest_rows(bits: int) -> int:
+    """Return from how many rows on, at most ROWS, a small product with `bits`-bit weights keeps the bits of each."""
     random = np.random.default_rng(0)
     codes = random.integers(0, 1 << bits, (SIZE, SIZE), np.uint8)
     scales = random.random((SIZE, SIZE // BLOCK), np.float32)
@@ -30,6 +30,6 @@ def same_bits_alone(bits: int) -> bool:
     graph.nodes("Identity", product, outputs=[graph.output("output", ("rows", SIZE))])
     session = new_session(graph)
     batch = random.standard_normal((ROWS, SIZE), np.float32)
-    (together,) = session.run(None, {"rows": batch})
-    alone = [session.run(None, {"rows": row[None]})[0] for row in batch]
-    return np.array_equal(together, np.concatenate(alone))
+    products = [session.run(None, {"rows": batch[:rows]})[0] for rows in range(1, ROWS + 1)]
+    differ = [rows for rows, product in enumerate(products, 1) if not np.array_equal(product, products[-1][:rows])]
+    return max(differ, default=0) + 1

@@ -11,7 +11,7 @@ import onnxruntime
 from cluster.shard import Shard
 from engines.engine import NO_LOGITS, Chunk, FloatArray, SavedKV
 from engines.logits import split_logits, wanted_rows
-from engines.onnx.batch_layout import BatchLayout, lay_out
+from engines.onnx.batch_layout import BatchLayout, Padding, lay_out
 from engines.onnx.graph import Graph
 from engines.onnx.kv_pool import KVPool
 from engines.onnx.model import ropes_of
@@ -34,13 +34,19 @@ class OnnxShardModel:
     """
 
     def __init__(
-        self, architecture: Architecture, shard: Shard, graph: Graph, embedding: FloatArray | QuantizedMatrix | None
+        self,
+        architecture: Architecture,
+        shard: Shard,
+        graph: Graph,
+        embedding: FloatArray | QuantizedMatrix | None,
+        padding: Padding,
     ) -> None:
         self.architecture = architecture
         self.shard = shard
         self.sizes = shard_sizes(architecture, shard)
         self._session = new_session(graph)
         self._embedding = embedding
+        self._padding = padding
         heads = architecture.heads
         self._ropes = ropes_of(architecture, shard)
         self._rope_positions = FIRST_ROPE_POSITIONS
@@ -89,7 +95,7 @@ class OnnxShardModel:
 
         In an entry between them that has no chunk, the run overwrites position 0, which is restored afterwards.
         """
-        layout = lay_out(tuple(entries), chunks[0].rows)
+        layout = lay_out(tuple(entries), chunks[0].rows, self._padding)
         idle = list(layout.idle)
         overwritten = self._pool.array[:, :, idle, :, 0].copy() if idle else None
         output = self._execute(chunks, layout)
@@ -102,6 +108,8 @@ class OnnxShardModel:
     def _execute(self, chunks: Sequence[Chunk], layout: BatchLayout) -> FloatArray:
         """Run the session. Returns hidden states (rows, hidden) or logits (wanted rows, vocab) of all chunks."""
         hidden = self._hidden(np.concatenate([chunk.inputs for chunk in chunks]))
+        rows = len(hidden)
+        hidden = _with_copies(hidden, layout.copies)
         last_positions = np.zeros(layout.end - layout.first, np.int32)
         last_positions[layout.entries] = [chunk.position + chunk.rows + layout.spare - 1 for chunk in chunks]
         inputs: dict[str, np.ndarray] = {
@@ -112,7 +120,8 @@ class OnnxShardModel:
             "total_sequence_length": last_positions.max(keepdims=True) + np.int32(1),
         }
         if self.shard.is_last:
-            inputs["wanted"] = wanted = wanted_rows(chunks)
+            wanted = wanted_rows(chunks)
+            inputs["wanted"] = wanted = _with_copies(wanted, max(self._padding.wanted - len(wanted), 0))
             output = np.empty((len(wanted), self.architecture.vocab_size), np.float32)
         else:
             output = np.empty_like(hidden)
@@ -121,7 +130,7 @@ class OnnxShardModel:
             _bind(binding.bind_input, name, array)
         _bind(binding.bind_output, "output", output)
         self._session.run_with_iobinding(binding)
-        return output
+        return output if self.shard.is_last else output[:rows]
 
     def _hidden(self, inputs: np.ndarray) -> FloatArray:
         """Embed token ids (rows,), or convert hidden states (rows, hidden) to float32."""
@@ -153,6 +162,11 @@ class OnnxShardModel:
             self._rope_positions = max(positions, 2 * self._rope_positions)
             self._rope_tables = _rope_tables(self._ropes, self._rope_positions)
             self._bindings.clear()
+
+
+def _with_copies(rows: np.ndarray, copies: int) -> np.ndarray:
+    """Append copies of the first row, if there is one."""
+    return np.concatenate((rows, rows[:1].repeat(copies, axis=0))) if copies else rows
 
 
 def _rope_tables(ropes: Sequence[Rope], positions: int) -> dict[str, FloatArray]:

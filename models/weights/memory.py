@@ -45,7 +45,7 @@ def rounded_to(card: ModelCard, shard: Shard, node: DeviceCapabilities) -> int:
 
     `auto` is 8 bits, or 4 if 8 do not fit the memory that is available.
     """
-    if node.engine not in PACKS or node.precision != "fast" or node.quantize == "none":
+    if node.engine not in PACKS or node.precision == "exact" or node.quantize == "none":
         return 0
     if node.quantize != "auto":
         return int(node.quantize)
@@ -63,7 +63,7 @@ def _blocks(card: ModelCard, shard: Shard, node: DeviceCapabilities, bits: int) 
     A card without the sizes of blocks counts as float32.
     """
     layer, embedding, head = card.layer_bytes, card.embedding_bytes, card.embedding_bytes
-    if card.packed is not None and node.precision == "fast":
+    if card.packed is not None and node.precision != "exact":
         packed = (card.packed.layer, card.packed.embedding, card.packed.head)
         layer, embedding, head = (sizes[_BITS.index(bits)] for sizes in packed)
     return len(shard.layers) * layer + shard.is_first * embedding + shard.is_last * head

@@ -19,7 +19,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[Precision]:
 
     def probe_all(names: object, timeout_s: float, precision: Precision) -> tuple[EngineCapability, ...]:
         asked.append(precision)
-        onnx_ms = 1.0 if precision == "fast" else 3.0
+        onnx_ms = 3.0 if precision == "exact" else 1.0
         return EngineCapability("onnx", ms_per_layer=onnx_ms), EngineCapability("numpy", ms_per_layer=2.0)
 
     monkeypatch.setattr(probe, "measure", probe_all)
@@ -29,7 +29,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[Precision]:
 def test_each_precision_is_measured_once_and_kept(tmp_path: Path, probed: list[Precision]) -> None:
     for _ in range(2):
         chosen = [device_probe.describe("auto", precision, tmp_path).engine for precision in PRECISIONS]
-        assert dict(zip(PRECISIONS, chosen, strict=True)) == {"fast": "onnx", "exact": "numpy"}
+        assert dict(zip(PRECISIONS, chosen, strict=True)) == {"fast": "onnx", "exact": "numpy", "invariant": "onnx"}
     assert probed == list(PRECISIONS)
 
 

@@ -7,7 +7,21 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.bench import fairness, hops, keys, overlap, prefill, ring, stall, start, strangers, texts, throughput, wire
+from tests.bench import (
+    fairness,
+    hops,
+    keys,
+    overlap,
+    prefill,
+    ring,
+    same_text,
+    stall,
+    start,
+    strangers,
+    texts,
+    throughput,
+    wire,
+)
 from tests.bench.figures import Figure, show, write
 from tests.bench.peers import beside
 from tests.bench.shapes import measure as shapes
@@ -24,6 +38,7 @@ MEASURES: dict[Callable[[], list[Figure]], tuple[str, ...]] = {
     fairness.measure: ("jain_8", "cancel_ms"),
     wire.measure: ("bytes_per_hop",),
     texts.measure: ("lookup_tokens_per_pass", "lookup_speed", "lookup_equal", "prefix_ttft"),
+    same_text.measure: ("seed_equal",),
     beside.measure: beside.NAMES,
     strangers.measure: ("strangers", "half_open_kib", "idle_reaped_s", "join_crowd_ms"),
     throughput.measure: ("throughput",),

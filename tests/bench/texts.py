@@ -103,7 +103,7 @@ def _first_token_s(received: StreamResult) -> float:
 
 def _plain(tokenizer: Tokenizer) -> list[list[int]]:
     """Return prompts cut from this project's own prose and code, none of which asks for a repetition."""
-    text = tokenizer.encode("".join(path.read_text() for path in (*_prose(), *_sources())))
+    text = tokenizer.encode("".join(path.read_text() for path in (*prose(), *_sources())))
     step = len(text) // PLAIN
     return [text[at : at + PLAIN_PROMPT] for at in range(0, PLAIN * step, step)]
 
@@ -111,12 +111,13 @@ def _plain(tokenizer: Tokenizer) -> list[list[int]]:
 def _repeating(tokenizer: Tokenizer) -> list[list[int]]:
     """Return prompts whose continuations repeat them: code to continue, and texts to edit and to list."""
     code = [tokenizer.encode(path.read_text())[:CODE_PROMPT] for path in _sources()[:4]]
-    paragraphs = [part for path in _prose() for part in path.read_text().split("\n\n") if 300 < len(part) < 700][:4]
+    paragraphs = [part for path in prose() for part in path.read_text().split("\n\n") if 300 < len(part) < 700][:4]
     asked = [form.format(text=text) for text in paragraphs for form in (EDIT, SUMMARY)]
     return [*code, *(tokenizer.encode(text) for text in asked)]
 
 
-def _prose() -> list[Path]:
+def prose() -> list[Path]:
+    """Return the files of this project's prose that prompts are cut from."""
     return [ROOT / "docs" / "design.md", ROOT / "README.md"]
 
 

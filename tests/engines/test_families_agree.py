@@ -163,5 +163,11 @@ def test_onnx_promises_no_exact_rows_of_experts(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", WITH_EXPERTS)
+def test_onnx_has_no_invariant_experts(name: str, tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="the onnx engine has no invariant experts; choose another precision"):
+        create("onnx", "invariant").load(whole(name, tiny_architecture(name).n_layers), write_family(tmp_path, name))
+
+
+@pytest.mark.parametrize("name", WITH_EXPERTS)
 def test_tinygrad_refuses_experts(name: str) -> None:
     assert refusal("tinygrad", tiny_architecture(name)) == "the tinygrad engine has no experts; try numpy"

@@ -33,7 +33,7 @@ def test_missing_required_package_asks_to_reinstall(
 
 
 def test_unknown_precision_is_rejected_with_the_known_ones() -> None:
-    with pytest.raises(EngineError, match="no precision 'quick'; choose one of fast, exact"):
+    with pytest.raises(EngineError, match="no precision 'quick'; choose one of fast, exact, invariant"):
         create("numpy", "quick")
 
 

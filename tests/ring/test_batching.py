@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -89,8 +90,20 @@ def test_prompt_chunks_stay_within_rows_and_room(sizes: list[tuple[int, int]], r
     sessions = [prefilling(at, size, float(at % 3), sent) for at, (size, sent) in enumerate(sizes)]
     chosen = prompt_chunks(sessions, rows, room)
     assert sum(count for _, count in chosen) <= max(min(rows, room), 0)
-    assert all(count == min(session.prompt_left, rows) > 0 for session, count in chosen)
+    assert all(0 < count <= min(session.prompt_left, rows) for session, count in chosen)
+    assert all(count in (session.prompt_left, rows, session.prompt_left - 2) for session, count in chosen)
+    assert all(session.prompt_left - count != 1 for session, count in chosen if rows > 2)
     assert chosen or not sessions or room < rows
+
+
+@pytest.mark.parametrize(("size", "chunks"), [(64, [64]), (65, [63, 2]), (66, [64, 2]), (129, [64, 63, 2])])
+def test_prompt_is_cut_without_a_lone_token(size: int, chunks: list[int]) -> None:
+    sent = 0
+    for expected in chunks:
+        ((_, count),) = prompt_chunks([prefilling(0, size, 0.0, sent)], 64, 64)
+        assert count == expected
+        sent += count
+    assert sent == size
 
 
 def test_oldest_prompt_goes_first_and_short_ones_share() -> None:

@@ -60,7 +60,7 @@ def test_prompt_is_stored_with_its_first_token(weights: Path) -> None:
     with stage_ring(weights, 2) as ring:
         ring.gateway.open(1, system, max_tokens=300)
         ring.gateway.receive(1, tokens=3)
-        ring.generate(2, [*system, 5], 2, GREEDY)
+        ring.generate(2, [*system, 5, 6], 2, GREEDY)
         assert cached(ring, 2) == len(system)
         ring.gateway.close(1)
         assert ring.all_closed()

@@ -275,7 +275,7 @@ TestRing = Ring.TestCase
 TestFailingRing = FailingRing.TestCase
 
 
-def text(words: str, tail: int = 1) -> Tokens:
+def text(words: str, tail: int = 2) -> Tokens:
     """Return a block for each letter, and `tail` tokens more."""
     return tuple(ord(word) for word in words for _ in range(BLOCK)) + (0,) * tail
 
@@ -301,7 +301,7 @@ def test_match_finds_the_longest_stored_beginning(kept: list[Tokens], prompt: To
         for number, start, end in (index.store(tokens) or CacheUpdate()).spans:
             assert end - start == BLOCK
             payloads[number] = tokens[:end]
-    ends = range(BLOCK, len(prompt), BLOCK)
+    ends = range(BLOCK, len(prompt) - 1, BLOCK)
     expected = [prompt[:end] for end in ends if any(tokens[:end] == prompt[:end] for tokens in kept)]
     assert [payloads[number] for number in index.match(prompt)] == expected
     assert len(set(payloads.values())) == len(payloads)
@@ -318,12 +318,13 @@ def test_shared_system_prompt_is_stored_once() -> None:
     assert [stored(index, "system" + question) for question in "abc"] == [7, 7, 7]
 
 
-def test_match_leaves_a_token_to_compute() -> None:
+def test_match_leaves_two_tokens_to_compute() -> None:
     index = PrefixIndex(100 * BLOCK)
     update = index.store(text("ab", tail=0))
     assert update == CacheUpdate(0, (0, 1))
     assert index.match(text("ab", tail=0)) == (0,)
-    assert index.match(text("ab", tail=1)) == (0, 1)
+    assert index.match(text("ab", tail=1)) == (0,)
+    assert index.match(text("ab", tail=2)) == (0, 1)
     assert index.match(()) == ()
 
 
