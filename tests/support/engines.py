@@ -122,8 +122,7 @@ class EngineProcess:
     """A child process that holds any number of engines, as a context manager."""
 
     def __init__(self, threads: int = 1, **environment: str) -> None:
-        # tinygrad compiles in this process, since starting others for a few kernels takes longer.
-        self._environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PARALLEL": "0"} | environment
+        self._environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | environment
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "tests.support.engines"]
