@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import psutil
 import pytest
 
 from tests.support.templates import children
+
+os.environ["PARALLEL"] = "0"  # tinygrad compiles in its own process: others would stay, and take longer to start
 
 END_S = 3.0  # for a process that is ending already
 

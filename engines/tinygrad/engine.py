@@ -14,7 +14,6 @@ from engines.engine import EngineError
 from engines.tinygrad.clang import ensure_clang
 from engines.tinygrad.model import TinygradModel
 from engines.tinygrad.shard_model import TinygradShardModel
-from models.architecture import Architecture, Experts
 from models.weights.reader import Weights
 
 
@@ -31,18 +30,8 @@ class TinygradEngine(SlotEngine[list[Tensor]]):
             if Device.DEFAULT == "CPU":  # a GPU needs no clang
                 raise
 
-    @classmethod
-    def supports(cls, architecture: Architecture) -> str | None:
-        """Refuse experts, their activation, and attention sinks."""
-        for part in {layer.feed_forward for layer in architecture.layers}:
-            if isinstance(part, Experts):
-                return "has no experts"
-            if part.activation == "clipped_swiglu":
-                return "has no clipped_swiglu"
-        return "has no attention sinks" if architecture.heads.sinks else None
-
     def build(self, shard: Shard, weights: Weights) -> TinygradShardModel:
-        """Read the shard into float32 tensors on the device."""
+        """Read the shard into tensors on the device."""
         return TinygradShardModel(TinygradModel(weights.architecture, shard, weights))
 
     def capabilities(self) -> EngineCapability:

@@ -9,15 +9,14 @@ from tinygrad import Tensor, UOp, dtypes
 
 from cluster.shard import Shard
 from engines.activations import LARGEST_HALF
-from models.architecture import Architecture, Attention, Dtype, Mlp
+from engines.tinygrad.feed_forward import feed_forward
+from engines.tinygrad.linear import LayerWeights, floats, hold, linear
+from models.architecture import Architecture, Attention, Dtype
 from models.weights.checkpoint import EMBEDDING, FINAL_NORM, HEAD, tensor_names
 from models.weights.reader import Weights
 
 SMALLEST_NORMAL_HALF, SUBNORMAL_HALF_STEP = 2.0**-14, 2.0**-24
 """The smallest normal number of float16, and the distance between the numbers below it."""
-
-LayerWeights = dict[str, Tensor]
-"""One layer's tensors by checkpoint name without the layer's prefix, such as `self_attn.q_proj.weight`."""
 
 
 class TinygradModel:
@@ -28,16 +27,16 @@ class TinygradModel:
         self.shard = shard
         specs = [architecture.layers[index] for index in shard.layers]
         self.ropes = list(dict.fromkeys(spec.attention.rope for spec in specs if spec.attention.rope))
-        self.kinds = list(dict.fromkeys(specs))
-        self.kind_of = [self.kinds.index(spec) for spec in specs]
-        """For each layer its place in `kinds`: a captured layer serves all of its kind."""
-        names = tensor_names(architecture, shard)
-        tensors = {name: Tensor(weights.tensor(name)).realize() for name in names}
+        tensors = {name: hold(weights.tensor(name)) for name in tensor_names(architecture, shard)}
         self.layers: list[LayerWeights] = []
         for layer in shard.layers:
             prefix = f"model.layers.{layer}."
             own = {name.removeprefix(prefix): held for name, held in tensors.items() if name.startswith(prefix)}
             self.layers.append(own)
+        kinds = [(spec, *(held.dtype for held in own.values())) for spec, own in zip(specs, self.layers, strict=True)]
+        self.kinds = list(dict.fromkeys(kinds))
+        self.kind_of = [self.kinds.index(kind) for kind in kinds]
+        """For each layer its place in `kinds`: a captured layer serves all with its description and dtypes."""
         if EMBEDDING in tensors:
             self.embed_tokens = tensors[EMBEDDING]
         if shard.is_last:
@@ -46,7 +45,7 @@ class TinygradModel:
 
     def embedded(self, tokens: Tensor) -> Tensor:
         """Embed token ids (rows,) as hidden states (rows, hidden)."""
-        return times(self.embed_tokens[tokens], self.architecture.embedding_scale)
+        return times(floats(self.embed_tokens[tokens]), self.architecture.embedding_scale)
 
     def hidden(self, inputs: Tensor, ropes: list[Tensor], caches: list[Tensor], position: UOp) -> Tensor:
         """Run token ids (rows,) or hidden states (rows, hidden) from `position` on through all layers in one graph.
@@ -65,22 +64,21 @@ class TinygradModel:
 
         Each sequence has the same number of rows, a cache, and the position at which its rows begin.
         """
-        spec, scale = self.kinds[kind], self.architecture.residual_scale
-        assert isinstance(spec.feed_forward, Mlp), "the engine does not support experts"
+        (spec, *_), scale = self.kinds[kind], self.architecture.residual_scale
         normed = self._normed(rows, weights["input_layernorm.weight"])
         added = self._attention(normed, spec.attention, ropes, weights, caches, positions)
         if spec.post_norms:
             added = self._normed(added, weights["post_attention_layernorm.weight"])
         rows = (rows + times(added, scale)).contiguous()
         before = "pre_feedforward_layernorm" if spec.post_norms else "post_attention_layernorm"
-        added = mlp(self._normed(rows, weights[f"{before}.weight"]), spec.feed_forward, weights)
+        added = feed_forward(self._normed(rows, weights[f"{before}.weight"]), spec.feed_forward, weights)
         if spec.post_norms:
             added = self._normed(added, weights["post_feedforward_layernorm.weight"])
         return rounded(rows + times(added, scale), self.architecture.dtype).contiguous()
 
     def logits(self, rows: Tensor, first: UOp, count: int) -> Tensor:
         """Compute the logits (count, vocab) of consecutive rows of the hidden states."""
-        logits = self._normed(rows[first : first + count], self.norm) @ self.lm_head.transpose()
+        logits = self._normed(rows[first : first + count], self.norm) @ floats(self.lm_head).transpose()
         return capped(times(logits, self.architecture.logit_scale), self.architecture.logit_softcap)
 
     def _normed(self, rows: Tensor, weight: Tensor) -> Tensor:
@@ -115,12 +113,18 @@ class TinygradModel:
             queries, fresh = queries.contiguous(), fresh.contiguous()
         each = count // len(positions)
         parts = zip(queries.split(each, 1), fresh.split(each, 2), caches, positions, strict=True)
-        mixed = Tensor.cat(*(attend(spec, *part) for part in parts), dim=1)
+        sinks = weights.get("self_attn.sinks")
+        mixed = Tensor.cat(*(attend(spec, sinks, *part) for part in parts), dim=1)
         return linear(weights, "self_attn.o_proj", mixed.transpose(0, 1).reshape(count, -1))
 
 
-def attend(spec: Attention, queries: Tensor, fresh: Tensor, cache: Tensor, position: UOp) -> Tensor:
-    """Write `fresh` to a cache (2, kv_heads, capacity, head_dim); attend from (heads, rows, head_dim) over it."""
+def attend(
+    spec: Attention, sinks: Tensor | None, queries: Tensor, fresh: Tensor, cache: Tensor, position: UOp
+) -> Tensor:
+    """Write `fresh` to a cache (2, kv_heads, capacity, head_dim); attend from (heads, rows, head_dim) over it.
+
+    `sinks` (heads,) are logits that take a part of the softmax and get no place.
+    """
     heads, count, size = queries.shape
     end = position + count
     store(cache, fresh, position)
@@ -133,15 +137,15 @@ def attend(spec: Attention, queries: Tensor, fresh: Tensor, cache: Tensor, posit
         scores = scores + nothing.triu(position + 1)
     if spec.window is not None:
         scores = scores + nothing.tril(position - spec.window)
-    return (scores.softmax(-1) @ held[1]).reshape(heads, count, size)
+    shares = scores.softmax(-1) if sinks is None else softmax_with_sinks(scores, sinks.reshape(spec.kv_heads, -1, 1, 1))
+    return (shares @ held[1]).reshape(heads, count, size)
 
 
-def mlp(rows: Tensor, spec: Mlp, weights: LayerWeights) -> Tensor:
-    """Apply a gated feed-forward network to hidden states (rows, hidden)."""
-    gate = linear(weights, "mlp.gate_proj", rows)
-    active = gate.silu() if spec.activation == "silu" else gate.gelu()
-    gated = active * linear(weights, "mlp.up_proj", rows)
-    return linear(weights, "mlp.down_proj", gated.contiguous())
+def softmax_with_sinks(scores: Tensor, sinks: Tensor) -> Tensor:
+    """Apply the softmax over the last axis and one more logit, `sinks` (..., 1), which gets no place."""
+    largest = scores.max(-1, keepdim=True).maximum(sinks)
+    parts = (scores - largest).exp()
+    return parts / (parts.sum(-1, keepdim=True) + (sinks - largest).exp())
 
 
 def times(rows: Tensor, factor: float) -> Tensor:
@@ -178,13 +182,6 @@ def _without_low_bits(rows: Tensor, count: int) -> Tensor:
     bits = rows.bitcast(dtypes.uint32)
     half_less_one, mask = (1 << count - 1) - 1, (1 << 32) - (1 << count)
     return ((bits + half_less_one + ((bits >> count) & 1)) & mask).bitcast(dtypes.float32)
-
-
-def linear(weights: LayerWeights, name: str, rows: Tensor) -> Tensor:
-    """Multiply with the transpose of a matrix (outputs, inputs), and add its bias if it has one."""
-    product = rows @ weights[f"{name}.weight"].transpose()
-    bias = weights.get(f"{name}.bias")
-    return product if bias is None else product + bias
 
 
 def rotate(heads: Tensor, rope: Tensor, dims: int) -> Tensor:

@@ -92,10 +92,9 @@ def test_unsupported_head_size_names_another_engine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["exact", "fast"])
-@pytest.mark.parametrize("layer", [1, 2, 3])
-def test_split_model_has_the_bits_of_the_unsplit(precision: Precision, layer: int, tmp_path: Path) -> None:
+def test_split_model_has_the_bits_of_the_unsplit(precision: Precision, tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", quantization="Q4_1")
-    unsplit, split = (onnx_ring(precision, path, *cuts).generate(PROMPT, 16) for cuts in ((), (layer,)))
+    unsplit, split = (onnx_ring(precision, path, *cuts).generate(PROMPT, 16) for cuts in ((), (1, 2, 3)))
     np.testing.assert_array_equal(split.logits, unsplit.logits)
 
 
@@ -138,7 +137,7 @@ def test_fast_precision_stays_close_on_the_default_model() -> None:
         engine.load(whole("smollm2-135m", 30), default_model_path())
     divergences, agreements = [], []
     for prompt in default_prompts():
-        reference = Ring([exact]).generate(prompt, 48)
+        reference = Ring([exact]).generate(prompt, 24)
         for expected, found in zip(reference.logits, logits_along(fast, prompt, reference.tokens), strict=True):
             divergences.append(divergence(expected, found))
             agreements.append(expected.argmax() == found.argmax())
