@@ -28,8 +28,8 @@ from engines.probe import fingerprint
 from engines.settings import Precision
 from models.errors import WeightsError
 from models.families import GGUF_FAMILIES
-from models.weights.gguf_header import GgufHeader
-from models.weights.gguf_parts import read_model_header
+from models.weights.gguf.header import GgufHeader
+from models.weights.gguf.parts import read_model_header
 from models.weights.safetensors_weights import folder_model
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from engines.probe import ProbeFailed, last_line
 from engines.registry import create
 from engines.scaled_model import write_scaled
 from models.errors import ModelError
-from models.weights.gguf_header import GgufHeader
+from models.weights.gguf.header import GgufHeader
 
 KV_BYTES = 64 << 20
 CHUNK = 64  # the rows of a prompt that a ring computes at a time

@@ -15,9 +15,9 @@ from typing import IO, NamedTuple
 from gguf import Keys
 
 from engines.llamacpp.shard_file import is_of_layers
-from models.weights.gguf_file import WrittenTensor, encoded, picked, write_gguf
-from models.weights.gguf_header import GgufHeader, GgufTensor
-from models.weights.gguf_parts import part_path
+from models.weights.gguf.file import WrittenTensor, encoded, picked, write_gguf
+from models.weights.gguf.header import GgufHeader, GgufTensor
+from models.weights.gguf.parts import part_path
 
 LEAST_BYTES = 64 << 20
 """More than a processor's cache. Models that are not larger are measured whole."""

@@ -19,8 +19,8 @@ from engines.llamacpp.row_check import exact_rows
 from engines.llamacpp.shard_file import shard_file
 from engines.llamacpp.shard_model import SEQUENCES, LlamaCppShardModel
 from engines.llamacpp.weights_file import ARCHITECTURE, write_weights
-from models.weights.gguf_header import GgufHeader
-from models.weights.gguf_parts import read_model_header
+from models.weights.gguf.header import GgufHeader
+from models.weights.gguf.parts import read_model_header
 from models.weights.reader import Weights
 
 MAX_KV_BYTES = 1 << 30

@@ -12,7 +12,7 @@ from gguf import Keys
 from cluster.shard import Shard
 from models.errors import WeightsError
 from models.sizes import ShardSizes
-from models.weights.gguf_header import GgufHeader
+from models.weights.gguf.header import GgufHeader
 
 HALF = 2
 """The bytes of a number in llama.cpp's keys and values."""

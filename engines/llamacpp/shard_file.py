@@ -20,9 +20,9 @@ from cluster.shard import Shard
 from engines.llamacpp.cut_table import CutRule, cut_rule, windowed_layers
 from models.cache import default_cache_root
 from models.errors import WeightsError
-from models.weights.gguf_file import WrittenTensor, encoded, encoded_flags, picked, write_gguf
-from models.weights.gguf_header import GgufHeader, GgufTensor
-from models.weights.gguf_parts import part_path
+from models.weights.gguf.file import WrittenTensor, encoded, encoded_flags, picked, write_gguf
+from models.weights.gguf.header import GgufHeader, GgufTensor
+from models.weights.gguf.parts import part_path
 
 FOLDER = ".shards"
 KEPT = 8

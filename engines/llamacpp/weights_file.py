@@ -16,8 +16,8 @@ from cluster.shard import Shard
 from engines.engine import EngineError, FloatArray
 from models.architecture import Mlp
 from models.weights.checkpoint import tensor_names
-from models.weights.gguf_file import WrittenTensor, encoded, write_gguf
-from models.weights.gguf_weights import in_gguf_order
+from models.weights.gguf.file import WrittenTensor, encoded, write_gguf
+from models.weights.gguf.weights import in_gguf_order
 from models.weights.reader import Weights
 
 ARCHITECTURE = "llama"

@@ -15,7 +15,7 @@ from gateway.core.events import ChoiceFinished, FinishReason, TextDelta
 from gateway.core.generation import Generation
 from gateway.core.session import QueuePosition, Session, SessionFailed, Token
 from gateway.core.stops import StopFilter
-from models.tokenizer import Tokenizer
+from models.tokenizers.tokenizer import Tokenizer
 
 
 class ChoiceText:

@@ -25,12 +25,12 @@ from gateway.core.tokenizing import Tokenizing, encode_within
 from models.cache import ModelCache
 from models.card import ModelCard, SamplingDefaults, decode_card, travelling
 from models.catalogue import Catalogue
-from models.control_tokens import StandIns
 from models.errors import BadName, ModelError, TemplateError, TemplateUnavailable, UnknownModel
 from models.names import CatalogueName, LocalPath, parse_name
 from models.templates.end_of_turn import text_after_answer
 from models.templates.renderer import TemplateRenderer
-from models.tokenizer import Tokenizer
+from models.tokenizers.control_tokens import StandIns
+from models.tokenizers.tokenizer import Tokenizer
 
 FETCH_TIMEOUT_S = 3600.0  # a first download may take that long
 DESCRIBE_TIMEOUT_S = 150.0  # the download actor gives up before

@@ -34,7 +34,7 @@ from models.sources.hub_listing import (
 )
 from models.sources.network import check_network_variables
 from models.sources.without_model import without_model
-from models.tokenizer import GENERATION_FILE
+from models.tokenizers.tokenizer import GENERATION_FILE
 from models.weights.layer_names import has_head
 from models.weights.layout import safetensors_places
 from models.weights.memory import least_bytes

@@ -7,9 +7,9 @@ from pathlib import Path
 from cluster.shard import Shard
 from models.card import FolderSource, compare_sizes
 from models.errors import DownloadError
-from models.gguf_tokenizer import ensure_tokenizer, is_built
 from models.sources.request import FetchRequest
-from models.tokenizer import TOKENIZER_FILE
+from models.tokenizers.gguf_tokenizer import ensure_tokenizer, is_built
+from models.tokenizers.tokenizer import TOKENIZER_FILE
 from models.weights.checkpoint import tensor_names
 from models.weights.layer_names import needed_names
 from models.weights.reader import Weights, open_weights, sizes_of

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from models.errors import NotOnHub, TokenizerError, WeightsError
 from models.sources.hub_listing import Listing, read_range
-from models.weights.gguf_header import GgufHeader, HeaderCutShort, read_header
+from models.weights.gguf.header import GgufHeader, HeaderCutShort, read_header
 
 HEADERS = ".headers"  # in the model's folder, with a folder for each commit
 FIRST_BYTES = 4 << 20  # most vocabularies of 32 bits and less than this end in it

@@ -17,12 +17,12 @@ from cluster.shard import Shard
 from models.cache import Record, checked_file, clear_folder, is_complete, read_record, sha256_of, write_record
 from models.card import HubSource, compare_sizes
 from models.errors import DownloadError, NotOnHub
-from models.gguf_tokenizer import ensure_tokenizer, is_built
 from models.sources.gguf_headers import HEADERS, fetch_headers, named_by_repository
 from models.sources.hub_listing import Listing, RemoteFile, list_repository, plain_errors
 from models.sources.network import check_network_variables
 from models.sources.request import FetchRequest, Progress, check_space
 from models.sources.resume import download
+from models.tokenizers.gguf_tokenizer import ensure_tokenizer, is_built
 from models.weights.float8 import scale_names
 from models.weights.layer_names import needed_names
 from models.weights.layout import safetensors_places, stored_names

@@ -23,9 +23,9 @@ from common.python_child import child_environment, module_command
 from models.cache import CachedFile, Record, checked_file, clear_folder, is_complete, read_record, write_record
 from models.card import PackageSource, compare_sizes
 from models.errors import DownloadError
-from models.gguf_tokenizer import ensure_tokenizer, is_built
 from models.sizes import ModelSizes
 from models.sources.request import FetchRequest, Progress, check_space
+from models.tokenizers.gguf_tokenizer import ensure_tokenizer, is_built
 from models.weights.reader import open_weights, sizes_of
 
 _STALL_S = 300.0

@@ -9,7 +9,7 @@ from models.architecture import Architecture
 from models.card import PackedSizes
 from models.sizes import FLOAT32_BYTES
 from models.weights.checkpoint import EMBEDDING, HEAD, Shape, layer_shapes
-from models.weights.gguf_blocks import FORMS
+from models.weights.gguf.blocks import FORMS
 from models.weights.quantize_on_load import rounded_bits
 from models.weights.quantized import BlockForm
 from models.weights.rounding import KINDS

@@ -17,9 +17,9 @@ import numpy as np
 from cluster.shard import Shard
 from models.architecture import Architecture
 from models.weights.checkpoint import EMBEDDING, HEAD, Shape, tensor_shapes
-from models.weights.gguf_blocks import FORMS, unpacked
-from models.weights.gguf_header import GgufTensor
-from models.weights.gguf_tensors import read_bytes
+from models.weights.gguf.blocks import FORMS, unpacked
+from models.weights.gguf.header import GgufTensor
+from models.weights.gguf.tensors import read_bytes
 from models.weights.quantized import BlockForm, QuantizedMatrix
 from models.weights.reader import Weights
 from models.weights.rounded_file import RoundedFile

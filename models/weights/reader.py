@@ -14,8 +14,8 @@ from models.architecture import Architecture
 from models.errors import WeightsError
 from models.sizes import ModelSizes, model_sizes
 from models.weights.checkpoint import tensor_names
-from models.weights.gguf_header import is_gguf
-from models.weights.gguf_weights import GgufWeights
+from models.weights.gguf.header import is_gguf
+from models.weights.gguf.weights import GgufWeights
 from models.weights.quantized import BlockForm, QuantizedMatrix
 from models.weights.repository import Repository
 from models.weights.safetensors_weights import SafetensorsWeights

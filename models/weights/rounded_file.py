@@ -17,8 +17,8 @@ from models.cache import default_cache_root
 from models.errors import WeightsError
 from models.fingerprint import model_files
 from models.weights.checkpoint import Shape
-from models.weights.gguf_file import WrittenTensor, write_gguf
-from models.weights.gguf_header import GgufTensor, read_header
+from models.weights.gguf.file import WrittenTensor, write_gguf
+from models.weights.gguf.header import GgufTensor, read_header
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from models.tokenizer import Tokenizer
+from models.tokenizers.tokenizer import Tokenizer
 from tests.bench.figures import Figure
 from tests.bench.ours import ring_of_nodes
 from tests.bench.streams import StreamResult, Streams

@@ -19,7 +19,7 @@ def test_child_imports_nothing_from_current_folder(tmp_path: Path, pythonpath: s
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("raise SystemExit('a file of the current folder was imported')")
     child = subprocess.run(
-        module_command("models.gguf_tokenizer", "nowhere.gguf", "."),
+        module_command("models.tokenizers.gguf_tokenizer", "nowhere.gguf", "."),
         cwd=tmp_path,
         env=child_environment({"PYTHONPATH": pythonpath}),
         capture_output=True,

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.shard import Shard, whole
 from engines.settings import CHOSEN
-from models.tokenizer import Tokenizer
+from models.tokenizers.tokenizer import Tokenizer
 from tests.support.engines import EngineProcess, Generation, Ring, largest_difference
 from tests.support.models import default_model_path
 

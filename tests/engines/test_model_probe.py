@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engines.model_probe import measure
-from models.weights.gguf_header import read_header
+from models.weights.gguf.header import read_header
 from tests.support.gguf_models import write_model
 
 

@@ -13,8 +13,8 @@ from engines import scaled_model
 from engines.engine import Chunk
 from engines.registry import create
 from engines.scaled_model import LEAST_BYTES, measured_layers, write_scaled
-from models.weights.gguf_header import GgufHeader, GgufTensor, read_header
-from models.weights.gguf_tensors import read_tensor
+from models.weights.gguf.header import GgufHeader, GgufTensor, read_header
+from models.weights.gguf.tensors import read_tensor
 from tests.support.gguf_models import FAMILIES, VOCAB, write_model
 
 

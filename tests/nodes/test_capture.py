@@ -14,7 +14,7 @@ import msgspec
 
 from models.cache import default_cache_root
 from models.catalogue import DEFAULT_MODEL
-from models.tokenizer import Tokenizer
+from models.tokenizers.tokenizer import Tokenizer
 from tests.support.models import default_model_path
 from tests.support.network.network_capture import Side, capturing, little_endian, send_plainly, wire
 from tests.support.nodes import CODE, ROOT, NodeProcess

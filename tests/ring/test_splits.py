@@ -16,7 +16,7 @@ from cluster.shard import whole
 from engines.numpy.engine import NumpyEngine
 from engines.settings import CHOSEN
 from models.architecture import Dtype
-from models.tokenizer import Tokenizer
+from models.tokenizers.tokenizer import Tokenizer
 from models.weights.reader import Weights, open_weights
 from tests.support.engines import (
     TINY_TOLERANCES,

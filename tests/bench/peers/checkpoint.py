@@ -8,7 +8,7 @@ from pathlib import Path
 
 import safetensors.numpy
 
-from models.gguf_tokenizer import ensure_tokenizer
+from models.tokenizers.gguf_tokenizer import ensure_tokenizer
 from models.weights.reader import open_weights
 from tests.support.models import default_model_path
 

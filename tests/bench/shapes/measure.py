@@ -17,7 +17,7 @@ from common.machine import cores, memory
 from engines.choice import Choice, candidates, choose
 from engines.model_probe import measure as measure_speeds
 from models.cache import default_cache_root
-from models.weights.gguf_parts import read_model_header
+from models.weights.gguf.parts import read_model_header
 from tests.bench.figures import Figure
 from tests.bench.machine import load_sentence
 from tests.bench.shapes.random_gguf import MAIN_TYPES, Shape, random_gguf

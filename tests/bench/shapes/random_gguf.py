@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, Keys
 
-from models.weights.gguf_file import WrittenTensor, encoded, write_gguf
+from models.weights.gguf.file import WrittenTensor, encoded, write_gguf
 
 CONTEXT = 8192
 _ARCHITECTURE = "llama"

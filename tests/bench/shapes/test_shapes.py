@@ -11,7 +11,7 @@ from cluster.capabilities import DeviceCapabilities
 from cluster.shard import whole
 from engines.engine import Chunk
 from engines.registry import create
-from models.weights.gguf_header import read_header
+from models.weights.gguf.header import read_header
 from tests.bench.shapes import measure
 from tests.bench.shapes.measure import TURNS, Side
 from tests.bench.shapes.random_gguf import MAIN_TYPES, Shape, random_gguf

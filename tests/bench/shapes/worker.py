@@ -20,7 +20,7 @@ import psutil
 from cluster.shard import Shard
 from engines.engine import Chunk
 from engines.registry import create
-from models.weights.gguf_parts import read_model_header
+from models.weights.gguf.parts import read_model_header
 from ring.scheduler import PROMPT_CHUNK
 from tests.bench.shapes.bare_llamacpp import BareLlamaCpp
 

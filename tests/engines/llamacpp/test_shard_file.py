@@ -13,8 +13,8 @@ from cluster.shard import Shard, whole
 from engines.engine import EngineError
 from engines.llamacpp.shard_file import FOLDER, KEPT, shard_file
 from models.errors import WeightsError
-from models.weights.gguf_header import read_header
-from models.weights.gguf_parts import read_model_header
+from models.weights.gguf.header import read_header
+from models.weights.gguf.parts import read_model_header
 from tests.support.gguf_models import FAMILIES, HIDDEN, VOCAB, write_model
 from tests.support.models import write_tiny_gguf
 

@@ -14,8 +14,8 @@ from engines.llamacpp.engine import LlamaCppEngine
 from engines.llamacpp.weights_file import write_weights
 from engines.probe import SETTINGS, SHARD
 from engines.random_weights import RandomWeights
-from models.weights.gguf_header import read_header
-from models.weights.gguf_tensors import read_tensor
+from models.weights.gguf.header import read_header
+from models.weights.gguf.tensors import read_tensor
 from models.weights.reader import open_weights
 from tests.support.engines import numpy_engine
 from tests.support.models import write_tiny_llama

@@ -16,7 +16,7 @@ from engines.numpy.engine import NumpyEngine
 from engines.onnx.engine import OnnxEngine
 from engines.registry import create
 from engines.settings import PRECISIONS, Precision
-from models.tokenizer import Tokenizer
+from models.tokenizers.tokenizer import Tokenizer
 from tests.support.engines import PROMPT, Ring, cut, tokens
 from tests.support.models import default_model_path, write_tiny_gguf, write_tiny_llama
 

@@ -15,7 +15,7 @@ from engines.engine import FloatArray
 from engines.onnx.graph import Graph
 from engines.onnx.linear import float_product, linear, quantized_product
 from engines.onnx.shard_model import new_session
-from models.weights.gguf_blocks import FORMS, unpacked
+from models.weights.gguf.blocks import FORMS, unpacked
 from models.weights.quantized import BlockForm, QuantizedMatrix
 from models.weights.reader import Weights, open_weights
 from tests.support.models import HALVES, write_tiny_gguf

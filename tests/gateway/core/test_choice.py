@@ -8,7 +8,7 @@ import pytest
 
 from gateway.core.choice import ChoiceText
 from gateway.core.events import FinishReason
-from models.tokenizer import Tokenizer
+from models.tokenizers.tokenizer import Tokenizer
 from tests.support.models import EOS_TOKEN_ID, write_tokenizer_files
 
 

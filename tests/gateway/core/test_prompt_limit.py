@@ -15,7 +15,7 @@ from gateway.core.errors import ErrorKind, GatewayCode, GatewayError, RequestFie
 from gateway.core.prompt_limit import MAX_TEXT_BYTES, PromptLimit, check_text_bytes, prompt_limit
 from models.card import ModelCard
 from models.catalogue import Catalogue
-from models.tokenizer import Tokenizer
+from models.tokenizers.tokenizer import Tokenizer
 from ring.prefix_cache import BLOCK
 from tests.support.models import tiny_tokenizer
 

@@ -27,7 +27,7 @@ from models.card import SamplingDefaults
 from models.catalogue import Catalogue
 from models.templates.chat_template import ChatTemplate
 from models.templates.renderer import TemplateRenderer
-from models.tokenizer import Tokenizer
+from models.tokenizers.tokenizer import Tokenizer
 from tests.support.gateway.chat import PLAIN, post
 from tests.support.gateway.gateway_rig import Rig, eventually, running_rig, stop_gateway
 from tests.support.models import CHAT_TEMPLATE, SPECIAL_TOKENS, TINY_VOCAB, tiny_tokenizer, write_tokenizer_files

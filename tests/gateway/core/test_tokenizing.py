@@ -11,7 +11,7 @@ from cluster.failures import FailureCode
 from gateway.core.errors import GatewayCode, GatewayError
 from gateway.core.prompt_limit import PromptLimit
 from gateway.core.tokenizing import AT_A_TIME, LONG, PIECE, SHORT, Tokenizing, encode_within
-from models.tokenizer import Tokenizer
+from models.tokenizers.tokenizer import Tokenizer
 from tests.support.gateway.text_stage import WITHIN_S
 from tests.support.models import tiny_tokenizer
 

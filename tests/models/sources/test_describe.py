@@ -16,7 +16,7 @@ from models.errors import DownloadError, NotOnHub, WeightsError
 from models.names import HubName
 from models.sources import gguf_headers, hub_listing
 from models.sources.fetch import describe, fetch, search
-from models.tokenizer import Tokenizer
+from models.tokenizers.tokenizer import Tokenizer
 from models.weights.reader import open_weights, sizes_of
 from models.weights.safetensors_weights import INDEX
 from tests.support.model_servers import COMMIT, FakeServer, fake_hub, ignore

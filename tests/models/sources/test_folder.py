@@ -11,7 +11,7 @@ from models.cache import ModelCache
 from models.card import FolderSource
 from models.errors import DownloadError, WrongCard
 from models.sources.fetch import fetch
-from models.tokenizer import Tokenizer
+from models.tokenizers.tokenizer import Tokenizer
 from tests.support.model_servers import ignore, tiny_card
 from tests.support.models import write_tiny_gguf, write_tiny_llama
 

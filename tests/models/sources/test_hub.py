@@ -14,7 +14,7 @@ from models.card import HubSource, ModelCard
 from models.errors import DownloadCancelled, DownloadError, WeightsError, WrongCard
 from models.sources.fetch import fetch
 from models.sources.request import Progress
-from models.tokenizer import Tokenizer
+from models.tokenizers.tokenizer import Tokenizer
 from models.weights.checkpoint import tensor_names
 from models.weights.layer_names import needed_names
 from models.weights.reader import open_weights

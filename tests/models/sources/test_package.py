@@ -18,7 +18,7 @@ from models.card import ModelCard, PackageSource
 from models.errors import DownloadCancelled, DownloadError, WrongCard
 from models.sources.fetch import fetch
 from models.sources.request import Progress
-from models.tokenizer import Tokenizer
+from models.tokenizers.tokenizer import Tokenizer
 from tests.support.model_servers import FakeServer, fake_index, ignore, leftovers, make_wheel, tiny_card
 from tests.support.models import write_tiny_gguf
 

@@ -23,7 +23,7 @@ from models.templates.chat_template import (
     ChatTemplate,
     _compiled,
 )
-from models.tokenizer import Tokenizer
+from models.tokenizers.tokenizer import Tokenizer
 from tests.support.models import default_model_path, write_tokenizer_files
 from tests.support.templates import ATTACKS, CONVERSATIONS, RICH, TOOLS, template_of, unsandboxed, watched
 

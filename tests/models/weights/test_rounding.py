@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from models.weights.gguf_blocks import unpacked
+from models.weights.gguf.blocks import unpacked
 from models.weights.rounding import BLOCK, KINDS, rounded_blocks
 
 HASHES = {8: "a5d0823d308175c0", 4: "c5ed1f0e0d672e44"}

@@ -44,7 +44,7 @@ from cluster.placement import Instance, PlacedStage
 from cluster.shard import Shard
 from cluster.topology import NodeRecord, Topology
 from common.config import NodeConfig, write_config
-from models.tokenizer import Tokenizer
+from models.tokenizers.tokenizer import Tokenizer
 from tests.support.bus import hub_config, hub_of
 from tests.support.gateway.text_stage import EPOCH, WITHIN_S, Script, TextStage
 from tests.support.models import EOS_TOKEN_ID, write_tokenizer_files

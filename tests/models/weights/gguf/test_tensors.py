@@ -5,8 +5,8 @@ from __future__ import annotations
 import gguf
 import numpy as np
 
-from models.weights.gguf_header import read_header
-from models.weights.gguf_tensors import read_tensor
+from models.weights.gguf.header import read_header
+from models.weights.gguf.tensors import read_tensor
 from tests.support.models import default_model_path
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import tokenizers
 from tokenizers import AddedToken
 
-from models.control_tokens import ControlTokens, StandIns
+from models.tokenizers.control_tokens import ControlTokens, StandIns
 
 
 class PlainEncoder:

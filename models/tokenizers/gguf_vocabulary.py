@@ -18,8 +18,8 @@ from tokenizers import AddedToken, decoders, normalizers
 from tokenizers.models import BPE
 
 from models.errors import TokenizerError
-from models.pre_tokenizers import SPLIT_RULES, SplitRule
-from models.tokenizer import END_OF_TURN
+from models.tokenizers.pre_tokenizers import SPLIT_RULES, SplitRule
+from models.tokenizers.tokenizer import END_OF_TURN
 
 _SPACE = "\u2581"
 _ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED)

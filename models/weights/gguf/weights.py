@@ -19,11 +19,11 @@ from cluster.shard import whole
 from models.architecture import Architecture
 from models.errors import WeightsError
 from models.families import FAMILIES, described
-from models.weights.gguf_blocks import FORMS, unpacked
-from models.weights.gguf_config import gguf_settings
-from models.weights.gguf_header import GgufTensor
-from models.weights.gguf_parts import read_model_header
-from models.weights.gguf_tensors import read_bytes, read_tensor
+from models.weights.gguf.blocks import FORMS, unpacked
+from models.weights.gguf.config import gguf_settings
+from models.weights.gguf.header import GgufTensor
+from models.weights.gguf.parts import read_model_header
+from models.weights.gguf.tensors import read_bytes, read_tensor
 from models.weights.layout import check_shapes, located, places, stored_names
 from models.weights.quantized import BlockForm, QuantizedMatrix
 

@@ -9,9 +9,9 @@ import tokenizers
 
 from models.card import SamplingDefaults
 from models.errors import TokenizerError
-from models.gguf_tokenizer import ensure_tokenizer
-from models.tokenizer import Tokenizer
-from models.weights.gguf_header import read_header
+from models.tokenizers.gguf_tokenizer import ensure_tokenizer
+from models.tokenizers.tokenizer import Tokenizer
+from models.weights.gguf.header import read_header
 from tests.support.models import (
     CHAT_TEMPLATE,
     MERGES,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from models.card import SamplingDefaults
 from models.errors import TemplateError, TokenizerError
-from models.tokenizer import END_OF_TURN, Tokenizer
+from models.tokenizers.tokenizer import END_OF_TURN, Tokenizer
 from tests.support.models import TINY_VOCAB, default_model_path, tiny_tokenizer, write_tiny_llama
 
 # The default model's vocabulary has no token for these control bytes, nor for the lead bytes of planes 4 to 15.
@@ -235,7 +235,7 @@ class TestFiles:
             Tokenizer.load(tmp_path)
 
     def test_tokenizer_imports_no_heavy_package(self) -> None:
-        script = "import sys, models.tokenizer; print([m for m in sys.argv[1:] if m in sys.modules])"
+        script = "import sys, models.tokenizers.tokenizer; print([m for m in sys.argv[1:] if m in sys.modules])"
         command = [sys.executable, "-c", script, "transformers", "torch", "numpy", "mlx", "gguf", "zmq"]
         child = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
         assert child.stdout.strip() == "[]"

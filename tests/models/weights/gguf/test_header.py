@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.errors import WeightsError
-from models.weights.gguf_header import read_header
+from models.weights.gguf.header import read_header
 from models.weights.reader import open_weights
 from tests.support.models import write_tiny_gguf
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from gguf import MODEL_ARCH, GGMLQuantizationType
 
-from models.weights.gguf_header import GgufTensor
-from models.weights.gguf_weights import by_checkpoint_name
+from models.weights.gguf.header import GgufTensor
+from models.weights.gguf.weights import by_checkpoint_name
 from models.weights.reader import open_weights
 from tests.support.family_models import write_family_gguf
 from tests.support.models import TinyShape, write_tiny_gguf, write_tiny_llama

@@ -13,8 +13,8 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from models.errors import WeightsError
-from models.weights.gguf_header import GgufTensor
-from models.weights.gguf_parts import part_path
+from models.weights.gguf.header import GgufTensor
+from models.weights.gguf.parts import part_path
 
 _PIECE_WEIGHTS = 1 << 16
 

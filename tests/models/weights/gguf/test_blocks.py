@@ -12,7 +12,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.weights.gguf_blocks import FORMS, unpacked
+from models.weights.gguf.blocks import FORMS, unpacked
 from tests.support.models import HALVES
 
 HASHES: Mapping[str, str] = {

@@ -1,4 +1,4 @@
-"""`models.gguf_vocabulary`: a GGUF's tokenizer gives the ids of its makers', or is refused by name."""
+"""`models.tokenizers.gguf_vocabulary`: a GGUF's tokenizer gives the ids of its makers', or is refused by name."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from models.errors import TokenizerError
-from models.gguf_vocabulary import build_vocabulary
-from models.pre_tokenizers import SPLIT_RULES
-from models.tokenizer import Tokenizer
-from models.weights.gguf_header import read_header
+from models.tokenizers.gguf_vocabulary import build_vocabulary
+from models.tokenizers.pre_tokenizers import SPLIT_RULES
+from models.tokenizers.tokenizer import Tokenizer
+from models.weights.gguf.header import read_header
 from tests.support.models import MERGES, TINY_VOCAB, TinyVocabulary, default_model_path, write_tiny_gguf
 
 # Texts and ids of llama.cpp's `models/ggml-vocab-smollm.gguf.out`.

@@ -13,8 +13,8 @@ from gguf import GGMLQuantizationType, GGUFType, Keys
 from models.errors import WeightsError
 from models.families import GGUF_FAMILIES
 from models.settings import Settings
-from models.weights.gguf_header import GgufHeader
-from models.weights.gguf_tensors import read_tensor
+from models.weights.gguf.header import GgufHeader
+from models.weights.gguf.tensors import read_tensor
 
 _SCALE_LINEAR = "{arch}.rope.scale_linear"  # what older files have in place of rope.scaling
 _DTYPES = {GGMLQuantizationType.F32: "float32", GGMLQuantizationType.BF16: "bfloat16"}

@@ -1,4 +1,4 @@
-"""`models.control_tokens`: control tokens in any text are found, hidden and put back."""
+"""`models.tokenizers.control_tokens`: control tokens in any text are found, hidden and put back."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.control_tokens import ControlTokens
 from models.errors import TokenizerError
+from models.tokenizers.control_tokens import ControlTokens
 
 NAMES = ["<|im_end|>", "<|im_start|>", "<s>", "<s>>", "[INST]", "[/INST]", "x"]
 CONTROL = ControlTokens(NAMES)

@@ -9,7 +9,7 @@ from gguf import Keys
 
 from models.errors import WeightsError
 from models.quantizations import SPLIT, part_names
-from models.weights.gguf_header import GgufHeader, GgufTensor, read_header
+from models.weights.gguf.header import GgufHeader, GgufTensor, read_header
 
 MAX_PARTS = 512
 

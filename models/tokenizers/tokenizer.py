@@ -14,11 +14,11 @@ import tokenizers
 
 from models.card import SamplingDefaults
 from models.config import parse_object
-from models.control_tokens import ControlTokens, StandIns
 from models.errors import TemplateError, TokenizerError
 from models.generation_config import end_ids, sampling_defaults
-from models.plain_encoding import PlainEncoder, StandInTokenizer
 from models.templates.chat_template import MAX_SOURCE_BYTES, ChatTemplate
+from models.tokenizers.control_tokens import ControlTokens, StandIns
+from models.tokenizers.plain_encoding import PlainEncoder, StandInTokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"

@@ -1,4 +1,4 @@
-"""`models.plain_encoding`: text never becomes a control token, and is otherwise encoded as ever."""
+"""`models.tokenizers.plain_encoding`: text never becomes a control token, and is otherwise encoded as ever."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, pre_tokenizers
 from tokenizers.models import BPE
 
-from models.control_tokens import StandIns
-from models.plain_encoding import PlainEncoder, StandInTokenizer
-from models.tokenizer import Tokenizer
+from models.tokenizers.control_tokens import StandIns
+from models.tokenizers.plain_encoding import PlainEncoder, StandInTokenizer
+from models.tokenizers.tokenizer import Tokenizer
 from tests.support.models import default_model_path, tiny_tokenizer
 
 END = "<|im_end|>"

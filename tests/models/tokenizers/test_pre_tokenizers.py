@@ -1,4 +1,4 @@
-"""`models.pre_tokenizers`: texts are split as each family's own tokenizer splits them, and nothing of them is lost."""
+"""`models.tokenizers.pre_tokenizers`: texts are split as each family splits them, and nothing of them is lost."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders
 
-from models.pre_tokenizers import SPLIT_RULES
+from models.tokenizers.pre_tokenizers import SPLIT_RULES
 
 CODE = "x = [\n    12345"
 PROSE = "We'Ve 33 a ½b."

@@ -1,4 +1,4 @@
-"""Builds tokenizer.json from a GGUF file's metadata: `python -m models.gguf_tokenizer MODEL.gguf FOLDER`.
+"""Builds tokenizer.json from a GGUF file's metadata: `python -m models.tokenizers.gguf_tokenizer MODEL.gguf FOLDER`.
 
 A child process builds it, because a vocabulary takes seconds and memory. Beside the tokenizer it is recorded what file
 it was made from: a file that takes its place has a tokenizer and a chat template of its own.
@@ -20,10 +20,10 @@ from gguf import Keys
 from common.files import write_atomic
 from common.python_child import child_environment, module_command
 from models.errors import ModelError, TokenizerError
-from models.gguf_vocabulary import build_vocabulary
-from models.tokenizer import GENERATION_FILE, SETTINGS_FILE, TOKENIZER_FILE
-from models.weights.gguf_config import eos_token_ids
-from models.weights.gguf_header import read_header
+from models.tokenizers.gguf_vocabulary import build_vocabulary
+from models.tokenizers.tokenizer import GENERATION_FILE, SETTINGS_FILE, TOKENIZER_FILE
+from models.weights.gguf.config import eos_token_ids
+from models.weights.gguf.header import read_header
 
 BUILDER = 3
 """Raise it with every change after which the same file gives another tokenizer."""
@@ -84,7 +84,7 @@ def _recorded_origin(folder: Path) -> _Origin | None:
 
 
 def _build_in_child(weights_path: Path, folder: Path, timeout_s: float) -> None:
-    command = module_command("models.gguf_tokenizer", str(weights_path.absolute()), str(folder.absolute()))
+    command = module_command("models.tokenizers.gguf_tokenizer", str(weights_path.absolute()), str(folder.absolute()))
     try:
         child = subprocess.run(
             command,

@@ -1,0 +1,1 @@
+"""The tokenizers of models: from `tokenizer.json`, or made from the vocabulary of a GGUF file."""

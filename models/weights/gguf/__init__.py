@@ -1,0 +1,1 @@
+"""GGUF files: their headers, parts, blocks and tensors, read as weights and written."""
