@@ -1,4 +1,4 @@
-"""What every test file keeps to: it ends the processes that it started."""
+"""What every test file keeps to: it ends the processes that it started, and times no example of a property."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Iterator
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from tests.support.templates import children
 
 os.environ["PARALLEL"] = "0"  # tinygrad compiles in its own process: others would stay, and take longer to start
+
+settings.register_profile("no deadline", deadline=None)  # these machines are shared, and a busy one is slow
+settings.load_profile("no deadline")
 
 END_S = 3.0  # for a process that is ending already
 

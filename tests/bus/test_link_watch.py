@@ -155,7 +155,7 @@ class Watching(RuleBasedStateMachine):
         assert set(self.watch._linked) == self.told
 
 
-Watching.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+Watching.TestCase.settings = settings(max_examples=200, stateful_step_count=40)
 TestWatching = Watching.TestCase
 
 

@@ -106,7 +106,7 @@ def test_every_field_has_bounds(cls: type[msgspec.Struct]) -> None:
     assert not [path for path, kind in scalars(inspect.type_info(cls), cls.__name__) if not bounded(kind)]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data(), st.sampled_from(sorted(MESSAGES)))
 def test_decoding_reverses_encoding_of_any_values(data: st.DataObject, kind: str) -> None:
     cls = MESSAGES[kind]

@@ -276,14 +276,14 @@ def test_topology_of_100_nodes_fits() -> None:
     assert decode(encode("node/actor", new_header(state, "node/actor"), state)).message == state
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(st.lists(st.binary(max_size=64), max_size=5))
 def test_random_frames_are_refused(parts: list[bytes]) -> None:
     with pytest.raises(WireError):
         decode(parts)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(st.data(), st.sampled_from(sorted(MESSAGES)))
 def test_damaged_messages_decode_or_are_refused(data: st.DataObject, kind: str) -> None:
     message = example(MESSAGES[kind])

@@ -108,5 +108,5 @@ class Convergence(RuleBasedStateMachine):
         assert all(at.view.newest(MODEL) == (views[0] or (None,))[0] for at in self.cluster.nodes.values())
 
 
-Convergence.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+Convergence.TestCase.settings = settings(max_examples=300, stateful_step_count=40)
 TestConvergence = Convergence.TestCase

@@ -29,7 +29,7 @@ def topology(memory: dict[str, int]) -> Topology:
 heads = st.integers(0, 40)
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(rings, layer_counts, heads)
 def test_shards_tile_all_layers_without_empty_shards(memory: dict[str, int], n_layers: int, head: int) -> None:
     partitions = STRATEGY.partition(topology(memory), n_layers, head)
@@ -41,7 +41,7 @@ def test_shards_tile_all_layers_without_empty_shards(memory: dict[str, int], n_l
     assert len(shards) == min(sum(available > 0 for available in memory.values()), n_layers)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(rings, layer_counts)
 def test_only_the_smallest_nodes_are_left_out(memory: dict[str, int], n_layers: int) -> None:
     inside = {partition.node_id for partition in STRATEGY.partition(topology(memory), n_layers)}
@@ -50,14 +50,14 @@ def test_only_the_smallest_nodes_are_left_out(memory: dict[str, int], n_layers: 
     assert not inside or max(outside, default=0) <= min(memory[node_id] for node_id in inside)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data(), rings, layer_counts)
 def test_order_of_nodes_does_not_matter(data: st.DataObject, memory: dict[str, int], n_layers: int) -> None:
     shuffled = dict(data.draw(st.permutations(list(memory.items()))))
     assert STRATEGY.partition(topology(memory), n_layers) == STRATEGY.partition(topology(shuffled), n_layers)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(rings, layer_counts, heads)
 def test_more_memory_never_means_fewer_layers(memory: dict[str, int], n_layers: int, head: int) -> None:
     partitions = STRATEGY.partition(topology(memory), n_layers, head)
@@ -65,7 +65,7 @@ def test_more_memory_never_means_fewer_layers(memory: dict[str, int], n_layers: 
     assert counts == sorted(counts, reverse=True)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(st.integers(1, 2**44), min_size=1, max_size=24), st.integers(0, 200))
 def test_apportion_gives_out_every_seat(weights: list[int], more: int) -> None:
     counts = apportion(weights, len(weights) + more)

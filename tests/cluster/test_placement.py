@@ -81,7 +81,7 @@ def test_node_below_one_layer_is_left_out() -> None:
     assert plan(graph, STRATEGY, "m", 8, shard_bytes) == (PlacedStage("id-large", Shard("m", 0, 8, 8)),)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 800), max_size=6), st.integers(1, 40))
 def test_plan_never_exceeds_the_memory_of_a_node(memory_mb: dict[str, int], n_layers: int) -> None:
     graph = topology(**memory_mb)

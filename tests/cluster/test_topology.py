@@ -32,7 +32,7 @@ def graph(*node_ids: str) -> Topology:
     return topology
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.data(), st.lists(records, max_size=12))
 def test_records_in_any_order_give_the_same_graph(data: st.DataObject, sent: list[NodeRecord]) -> None:
     one, other = Topology(), Topology()
@@ -43,7 +43,7 @@ def test_records_in_any_order_give_the_same_graph(data: st.DataObject, sent: lis
     assert one.nodes == other.nodes
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(records, max_size=12))
 def test_version_rises_only_on_a_real_change(sent: list[NodeRecord]) -> None:
     topology = Topology()

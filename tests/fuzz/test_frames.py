@@ -71,7 +71,7 @@ def test_any_number_of_frames_is_handled() -> None:
     assert {"frames", "size", "header", "address"} <= ends.keys()
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(st.data(), st.sampled_from(sorted(MESSAGES)))
 def test_message_within_bounds_survives_encoding(data: st.DataObject, kind: str) -> None:
     cls = MESSAGES[kind]
@@ -81,7 +81,7 @@ def test_message_within_bounds_survives_encoding(data: st.DataObject, kind: str)
     assert (envelope.message, envelope.header) == (value, header)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(st.data(), st.sampled_from(sorted(TARGETS)))
 def test_any_bytes_are_accepted_or_refused(data: st.DataObject, name: str) -> None:
     seeds = TARGETS[name].seeds

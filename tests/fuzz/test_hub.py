@@ -48,7 +48,7 @@ A, MEMBER, OBSERVER = new_node(), new_node(), new_node()
 ROLES = {MEMBER: Role.MEMBER, OBSERVER: Role.OBSERVER}
 FRAMES = 200_000
 CONNECTIONS = 2_000
-MAX_GROWTH = 0.05
+MAX_GROWTH = 0.1
 KINDS = sorted(MESSAGES)
 
 Sent = Iterator[list[bytes]]

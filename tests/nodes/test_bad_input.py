@@ -107,7 +107,7 @@ def test_two_nodes_cannot_share_a_data_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        (("--engine", "abacus"), "mlx, tinygrad, onnx, numpy"),
+        (("--engine", "abacus"), "mlx, llamacpp, tinygrad, onnx, numpy"),
         (("--memory", "lots"), "12GB"),
         (("--host", "0.0.0.0"), "127.0.0.1"),
         (("--host", "studio.local"), "not an address"),

@@ -92,7 +92,7 @@ class Histories(RuleBasedStateMachine):
         return fits and len(self.running) < self.sessions
 
 
-Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 TestHistories = Histories.TestCase
 
 

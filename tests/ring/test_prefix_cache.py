@@ -270,7 +270,7 @@ class FailingRing(Ring):
 
 
 for machine in (Ring, FailingRing):
-    machine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+    machine.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 TestRing = Ring.TestCase
 TestFailingRing = FailingRing.TestCase
 

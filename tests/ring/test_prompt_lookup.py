@@ -113,7 +113,7 @@ def test_drafts_never_cost_more_than_the_floor(
     assert run.slowest >= SPEED_FLOOR - 1e-9
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds, st.sampled_from([4, 10, 100, 10_000]))
 def test_random_text_is_hardly_slower(seed: int, vocabulary: int) -> None:
     text = random_text(seed, 1500, vocabulary)
@@ -122,7 +122,7 @@ def test_random_text_is_hardly_slower(seed: int, vocabulary: int) -> None:
     assert run.slowest >= SPEED_FLOOR - 1e-9
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds, st.integers(1, 40))
 def test_repeating_text_takes_far_fewer_passes(seed: int, period: int) -> None:
     run = decode(PromptLookup([]), (random_text(seed, period, 1000) * 400)[:400])
@@ -130,7 +130,7 @@ def test_repeating_text_takes_far_fewer_passes(seed: int, period: int) -> None:
     assert run.speed >= 1.5
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seeds)
 def test_edited_copy_of_the_prompt_takes_fewer_passes(seed: int) -> None:
     random = Random(seed)

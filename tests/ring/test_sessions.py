@@ -48,7 +48,7 @@ class Slots(RuleBasedStateMachine):
         assert all(0 <= slot < self.most for slot in slots)
 
 
-Slots.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+Slots.TestCase.settings = settings(max_examples=100, stateful_step_count=40)
 TestSlots = Slots.TestCase
 
 

@@ -211,7 +211,7 @@ def test_opening_out_of_bounds_takes_no_slot(weights: Path, field: dict[str, Any
         assert ring.open_sessions() == [0, 0]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.binary(max_size=400))
 def test_any_bytes_decode_or_raise_a_decode_error(payload: bytes) -> None:
     for kind in (Opening, CacheUpdate, SessionFailure, SamplingParams):

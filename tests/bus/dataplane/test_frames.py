@@ -33,7 +33,7 @@ def payload_of(frame: Frame) -> bytes:
     return bytes(index % 251 for index in range(count))
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(frames)
 def test_frame_survives_packing(frame: Frame) -> None:
     payload = payload_of(frame)
@@ -46,14 +46,14 @@ def test_frame_survives_packing(frame: Frame) -> None:
     assert not array.flags.writeable
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(st.binary(max_size=120))
 def test_random_bytes_are_refused(message: bytes) -> None:
     with pytest.raises(FrameError):
         unpack(message)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(frames, st.integers(0, HEADER_BYTES - 1), u8, st.integers(-8, 8))
 def test_damaged_frame_is_consistent_or_refused(frame: Frame, at: int, byte: int, more: int) -> None:
     header = bytearray(frame.pack())

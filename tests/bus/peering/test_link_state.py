@@ -18,7 +18,7 @@ from tests.support.network.link_network import ADDRESSES, linked, network
 dial_lists = st.lists(st.sampled_from("ab"), min_size=1, max_size=4)  # the nodes that dial
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=800)
 @given(st.data(), dial_lists)
 def test_any_order_of_events_gives_one_link(data: st.DataObject, dials: list[str]) -> None:
     net = network("a", "b")
@@ -33,7 +33,7 @@ def test_any_order_of_events_gives_one_link(data: st.DataObject, dials: list[str
         assert net.hubs[node].endpoint_of(other) == ADDRESSES[other]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.data(), st.booleans(), st.booleans())
 def test_restart_takes_a_link_down_and_up(data: st.DataObject, notices: bool, redials: bool) -> None:
     net = network("a", "b")
@@ -50,7 +50,7 @@ def test_restart_takes_a_link_down_and_up(data: st.DataObject, notices: bool, re
     assert [type(fact) for fact in net.published["b"]] == [PeerUp]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.data(), dial_lists, st.integers(0, 12))
 def test_restart_amid_hellos_gives_one_link(data: st.DataObject, dials: list[str], steps: int) -> None:
     net = network("a", "b")
@@ -67,7 +67,7 @@ def test_restart_amid_hellos_gives_one_link(data: st.DataObject, dials: list[str
     assert facts == [PeerUp, PeerDown] * (len(facts) // 2) + [PeerUp]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data(), st.booleans())
 def test_link_broken_on_one_side_breaks_on_both(data: st.DataObject, at_the_dialler: bool) -> None:
     net = network("a", "b")
@@ -176,11 +176,11 @@ class BreakingLinks(RuleBasedStateMachine):
             assert heard.connection == net.connections[other, ADDRESSES[node]], "it was sent on an ended connection"
 
 
-BreakingLinks.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+BreakingLinks.TestCase.settings = settings(max_examples=150, stateful_step_count=30)
 TestBreakingLinks = BreakingLinks.TestCase
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_three_hubs_are_fully_linked(data: st.DataObject) -> None:
     net = network("a", "b", "c")

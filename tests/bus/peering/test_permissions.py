@@ -20,8 +20,7 @@ GATEWAY_WORK = {"instance.ensure", "session.check"}
 MEMBER_WORK = {"cluster.code", "member.approve", "member.revoke", "shard.load", "shard.unload", "instance.join"}
 WITHIN_A_NODE = {
     "actor.hello", "actor.start", "actor.stop", "cluster.rotate", "download.want", "engine.load", "join.request",
-    "join.accept", "peer.dial", "peer.drop", "engine.describe", "stage.drain",
-    "stage.join",
+    "join.accept", "model.describe", "peer.dial", "peer.drop", "engine.describe", "stage.drain", "stage.join",
 }  # fmt: skip
 REPLIES = {kind for kind, cls in MESSAGES.items() if issubclass(cls, Reply)} - {"join.accept"}
 LOCAL = {kind for kind, cls in MESSAGES.items() if issubclass(cls, LocalFact)}

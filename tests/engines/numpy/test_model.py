@@ -128,7 +128,7 @@ def test_gguf_gives_the_bits_of_its_checkpoint(tiny: Path, tmp_path: Path) -> No
     np.testing.assert_array_equal(logits_of(gguf, PROMPT), logits_of(numpy_engine(tiny), PROMPT))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sets(st.integers(1, len(PROMPT) - 1)))
 def test_chunking_a_prompt_keeps_its_logits(shared_engine: NumpyEngine, cuts: set[int]) -> None:
     expected = logits_of(shared_engine, PROMPT)
@@ -140,7 +140,7 @@ def test_chunking_a_prompt_keeps_its_logits(shared_engine: NumpyEngine, cuts: se
     np.testing.assert_allclose(output[0], expected, atol=2e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 9), st.integers(0, 9)), min_size=1, max_size=6))
 def test_ragged_batch_matches_its_chunks_alone(shared_engine: NumpyEngine, shares: list[tuple[int, int, int]]) -> None:
     random = np.random.default_rng(len(shares))

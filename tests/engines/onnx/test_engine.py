@@ -44,7 +44,7 @@ rounds = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rounds)
 def test_any_mix_of_slots_matches_the_reference(
     pair: tuple[OnnxEngine, NumpyEngine], rounds: list[dict[int, tuple[int, int, bool, bool]]]

@@ -106,7 +106,7 @@ def ids_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, 
 
 
 @pytest.mark.parametrize("name", LOOKING)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(written=WRITTEN.map("".join))
 def test_control_tokens_come_from_the_template_only(
     ids_of: Callable[[str, str], list[int]], name: str, written: str
@@ -116,7 +116,7 @@ def test_control_tokens_come_from_the_template_only(
     assert found == own
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(written=WRITTEN.map("".join))
 def test_message_is_read_as_it_was_written(ids_of: Callable[[str, str], list[int]], written: str) -> None:
     text = Tokenizer(tiny_tokenizer(), [2], None).decode(ids_of("chatml", written))

@@ -203,7 +203,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(sorted(CONFIGS)), st.data())
 def test_any_value_is_described_or_refused(name: str, data: st.DataObject) -> None:
     key = data.draw(st.sampled_from(sorted({*CONFIGS[name], "rope_parameters", "layer_types", "head_dim"})))

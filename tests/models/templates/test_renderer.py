@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import TemplateError, TemplateUnavailable
@@ -108,7 +108,6 @@ def both() -> Iterator[Callable[[Sequence[dict[str, str]]], tuple[str, str]]]:
         runner.run(renderer.close())
 
 
-@settings(deadline=None)
 @given(messages=st.lists(st.fixed_dictionaries({"role": st.text(), "content": st.text()})))
 def test_any_conversation_renders_alike_in_a_child(
     both: Callable[[Sequence[dict[str, str]]], tuple[str, str]], messages: list[dict[str, str]]

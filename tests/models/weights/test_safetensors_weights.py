@@ -121,7 +121,7 @@ def test_header_over_the_limit_is_not_read(tmp_path: Path) -> None:
         open_weights(tmp_path)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200), st.integers(0, 300))
 def test_random_bytes_are_read_or_rejected(tmp_path_factory: pytest.TempPathFactory, noise: bytes, length: int) -> None:
     folder = write_tiny_llama(tmp_path_factory.mktemp("noise"), n_layers=1)

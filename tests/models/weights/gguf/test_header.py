@@ -58,7 +58,7 @@ def test_wrong_magic_is_rejected(tmp_path: Path) -> None:
         open_weights(path)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_changed_header_is_read_or_rejected(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     content = bytearray(tiny_gguf_bytes(tmp_path_factory))
