@@ -103,7 +103,7 @@ def _model() -> str:
 
 def main(engine: str, precision: str, *folders: str) -> None:
     """Print DeviceCapabilities as one line of JSON; on failure, print one sentence on standard error."""
-    from engines.engine import EngineError
+    from engines.errors import EngineError
 
     try:
         found = describe(engine, cast(Precision, precision), *map(Path, folders))  # which the engines check

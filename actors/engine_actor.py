@@ -33,7 +33,7 @@ from bus.wire import Envelope
 from cluster.failures import FailureCode
 from cluster.placement import Instance
 from common.config import NodeConfig
-from engines.engine import EngineError
+from engines.errors import EngineError
 from models.errors import ModelError
 from ring.loaded_shard import load_shard
 from ring.ring_view import ring_view

@@ -20,7 +20,7 @@ from bus.messages import EngineLoad
 from common.config import NodeConfig
 from common.files import write_atomic
 from engines.choice import Choice, ModelSpeed, candidates, choose
-from engines.engine import EngineError
+from engines.errors import EngineError
 from engines.llamacpp.library import VARIABLE
 from engines.llamacpp.shard_file import check_cut
 from engines.model_probe import measure
@@ -66,14 +66,14 @@ def engine_for(load: EngineLoad, config: NodeConfig) -> Choice:
 
 def _for_gguf(path: Path, load: EngineLoad, config: NodeConfig) -> Choice:
     header = read_model_header(path, skipped="tokenizer.")
+    if header.metadata.get(Keys.General.ARCHITECTURE) not in GGUF_FAMILIES:
+        return Choice(LLAMACPP, "no other engine runs this model")
     names, refused = candidates(load.engines, load.engine), {}
     if LLAMACPP in names:
         try:
             check_cut(header, load.shard)
         except EngineError as error:
             refused[LLAMACPP] = str(error)
-    if header.metadata.get(Keys.General.ARCHITECTURE) not in GGUF_FAMILIES and LLAMACPP in names:
-        return Choice(LLAMACPP, "no other engine runs this model")
     if len(names) - len(refused) < 2 or sum(tensor.nbytes for tensor in header.tensors.values()) < SMALL:
         return Choice(load.engine, "it is the fastest engine of this machine")
     return choose(_speeds(names, path, header, load.precision, config), load.engine, refused)

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from cluster.own_models import only_nodes
 from cluster.topology import Topology
 
 _MOST_NAMED = 8
+_REMEDIES = {
+    "mlx": "install it with `pip install -e '.[mlx]'`, or pick a GGUF file of this model",
+    "llamacpp": "it comes with exobus on Linux and macOS: start a node there, or pick another model",
+}
 
 
 def nodes_with_engine(topology: Topology, engine: str) -> frozenset[str]:
     """Return the ids of the nodes that have an engine; of all nodes if none is named."""
     return frozenset(node.node_id for node in topology.nodes if not engine or node.capabilities.has(engine))
+
+
+def only_roomiest(topology: Topology) -> Topology:
+    """Return the topology of the node with most memory free, for a model that cannot be cut."""
+    free = {node.node_id: node.capabilities.memory_available for node in topology.nodes}
+    return only_nodes(topology, frozenset([max(free, key=free.__getitem__)] if free else []))
 
 
 def no_engine(model_id: str, family: str, engine: str, topology: Topology) -> str:
@@ -18,5 +29,5 @@ def no_engine(model_id: str, family: str, engine: str, topology: Topology) -> st
     more = [f"{rest} more"] if (rest := len(topology.nodes) - len(used)) > 0 else []
     return (
         f"of the engines, only {engine} may run {model_id} (family {family}), and no node has it:"
-        f" {', '.join(used + more)}; install it with `pip install -e '.[{engine}]'`, or pick a GGUF file of this model"
+        f" {', '.join(used + more)}; {_REMEDIES.get(engine, 'pick another model')}"
     )

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 from cluster.shard import Shard
-from engines.engine import Chunk, EngineError, FloatArray, InferenceEngine, SavedKV
+from engines.engine import Chunk, FloatArray, InferenceEngine, SavedKV
+from engines.errors import EngineError
 from engines.slot_table import SlotTable
 from models.architecture import Dtype
 from models.sizes import ShardSizes
@@ -76,7 +77,7 @@ class SlotEngine(InferenceEngine, Generic[CacheT]):
         and WeightsError for one that exobus does not describe, unless the engine reads folders.
         """
         self.check_fits(shard, sizes_of(weights).n_layers)
-        reads_it = self.reads_folders and weights.repository is not None
+        reads_it = self.reads_folders and weights.repository is not None and weights.repository.path.is_dir()
         if not reads_it and (reason := self.supports(weights.architecture)) is not None:
             raise EngineError(f"the {self.name} engine {reason}; try numpy")
         self.hold(self.build(shard, weights))

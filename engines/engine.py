@@ -25,10 +25,6 @@ KV_BYTES = 1 << 24
 """The memory for keys and values if nobody says how much there is."""
 
 
-class EngineError(Exception):
-    """The engine cannot do what was requested. The text is one sentence for a person."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Chunk:
     """One sequence's share of a ragged batch: rows that continue `slot` at `position`.

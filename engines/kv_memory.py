@@ -8,7 +8,8 @@ from math import prod
 
 import numpy as np
 
-from engines.engine import EngineError, FloatArray
+from engines.engine import FloatArray
+from engines.errors import EngineError
 
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 """Python has the name only from 3.13 on."""

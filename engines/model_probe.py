@@ -20,7 +20,8 @@ import numpy as np
 from cluster.shard import whole
 from common.limits import MAX_DETAIL, cut
 from engines.choice import ModelSpeed
-from engines.engine import Chunk, EngineError, InferenceEngine
+from engines.engine import Chunk, InferenceEngine
+from engines.errors import EngineError
 from engines.probe import ProbeFailed, last_line
 from engines.registry import create
 from engines.scaled_model import write_scaled

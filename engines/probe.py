@@ -23,7 +23,8 @@ from cluster.shard import Shard
 from common.limits import MAX_DETAIL, cut
 from common.processor import processor_name
 from common.python_child import child_environment, module_command
-from engines.engine import Chunk, EngineError
+from engines.engine import Chunk
+from engines.errors import EngineError
 from engines.random_weights import RandomWeights
 from engines.registry import create
 from engines.settings import CHOSEN, Precision

@@ -6,7 +6,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import MappingProxyType
 
-from engines.engine import EngineError, InferenceEngine
+from engines.engine import InferenceEngine
+from engines.errors import EngineError
 from engines.settings import ENGINES, PRECISIONS
 
 _EXTRAS = ("mlx", "tinygrad")

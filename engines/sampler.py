@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.sampling import SEEDS, SamplingParams
-from engines.engine import EngineError, FloatArray
+from engines.engine import FloatArray
+from engines.errors import EngineError
 
 
 def sample(logits: FloatArray, params: SamplingParams, position: int) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from cluster.shard import Shard
-from engines.engine import Chunk, EngineError
+from engines.engine import Chunk
+from engines.errors import EngineError
 from engines.settings import MAX_SLOTS
 from models.sizes import ShardSizes
 

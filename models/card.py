@@ -23,9 +23,8 @@ REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.!+_-]*")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MEMBER = re.compile(r"\w[\w .,+=@()\[\]-]*(?:/\w[\w .,+=@()\[\]-]*)*\.gguf", re.IGNORECASE)
-
 UNDESCRIBED_ENGINE: Final = "mlx"
-"""The engine that runs models which exobus does not describe."""
+"""The engine that runs models in safetensors files which exobus does not describe."""
 
 _SIZES = ("n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size")
 _BYTES = ("context_length", "layer_bytes", "embedding_bytes", "size_bytes")
@@ -112,7 +111,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     license: str = ""
     params: str = ""
     made_from: str = ""
-    engine: Literal["", "mlx"] = ""
+    engine: Literal["", "mlx", "llamacpp"] = ""
     defaults: SamplingDefaults = SamplingDefaults()
 
     @property
@@ -173,15 +172,14 @@ def card_of(
 ) -> ModelCard:
     """Make a card with a model's own sizes; `fields` are the other fields of the card.
 
-    Of a model that exobus does not describe, the bytes in memory are those of its files: MLX keeps them as stored.
-    Raises CatalogueError, as `check_card` does.
+    Of a model that exobus does not describe, the bytes in memory are those of its files, which its
+    engine keeps as stored. Raises CatalogueError, as `check_card` does.
     """
     embedding = sizes.vocab_size * sizes.hidden_size
     card = ModelCard(
         family=sizes.model_type,
         layer_bytes=layer_bytes(architecture) if architecture else -(-size_bytes // sizes.n_layers),
         embedding_bytes=embedding * (FLOAT32_BYTES if architecture else _STORED_BYTES),
-        engine="" if architecture else UNDESCRIBED_ENGINE,
         size_bytes=size_bytes,
         tied_embedding=sizes.tied_embedding,
         packed=packed,

@@ -12,7 +12,7 @@ from models.fingerprint import model_files
 from models.generation_config import sampling_defaults
 from models.quantizations import SPLIT
 from models.weights.packed_sizes import packed_sizes
-from models.weights.reader import check_whole, described_in, open_weights, sizes_of
+from models.weights.reader import check_whole, model_in, open_weights
 
 _GENERATION = "generation_config.json"
 
@@ -24,18 +24,19 @@ def own_card(path: Path, model_id: str = "") -> ModelCard:
     """
     path = _weights_path(path.expanduser().absolute())
     with open_weights(path) as weights:
-        sizes, architecture = sizes_of(weights), described_in(weights)
-        if architecture is not None:
-            check_whole(architecture, weights.names(), str(path))
-        packed = packed_sizes(architecture, weights.form) if architecture else None
+        model = model_in(weights)
+        if model.described:
+            check_whole(model.described, weights.names(), str(path))
+        packed = packed_sizes(model.described, weights.form) if model.described else None
     generation = path / _GENERATION
     recommended = sampling_defaults(read_json(generation), str(generation)) if generation.is_file() else None
     return card_of(
-        sizes,
-        architecture,
+        model.sizes,
+        model.described,
         id=model_id or id_of(path),
         source=FolderSource(path),
         size_bytes=sum(file.stat().st_size for file in model_files(path)),
+        engine=model.only_engine,
         packed=packed,
         name=path.name,
         defaults=recommended or SamplingDefaults(),

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, Protocol, TypeVar
 
-from engines.engine import Chunk, EngineError, FloatArray, InferenceEngine, SavedKV
+from engines.engine import Chunk, FloatArray, InferenceEngine, SavedKV
+from engines.errors import EngineError
 from ring.prefix_cache import BLOCK, CacheUpdate, PrefixStore
 from ring.sessions import StageSession
 from ring.steps import Step

@@ -23,7 +23,7 @@ from cluster.openings import Opening, SessionFailure
 from common.limits import UNREADABLE
 from common.machine import memory, return_freed_memory
 from common.rate_limit import RateLimitedLogger
-from engines.engine import EngineError
+from engines.errors import EngineError
 from engines.settings import MAX_SLOTS
 from ring.frame_writer import NO_SESSION, FrameWriter, Outgoing
 from ring.loaded_shard import LoadedShard

@@ -8,7 +8,8 @@ import time
 from dataclasses import dataclass
 
 from cluster.openings import MAX_DRAFTS
-from engines.engine import EngineError, FloatArray
+from engines.engine import FloatArray
+from engines.errors import EngineError
 from engines.sampler import sample
 from ring.frame_writer import OutgoingArray
 from ring.model_runner import Computed

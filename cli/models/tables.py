@@ -11,12 +11,13 @@ import msgspec
 
 from cli.text import show_bytes, table
 from cluster.capabilities import DeviceCapabilities
-from cluster.needed_engine import no_engine, nodes_with_engine
+from cluster.needed_engine import no_engine, nodes_with_engine, only_roomiest
 from cluster.own_models import only_nodes
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.placement import DoesNotFit, PlacedStage, plan
 from cluster.shard import Shard, whole
 from cluster.topology import Topology
+from engines.cuts import runs_in_parts
 from models.card import FolderSource, ModelCard, PackedSizes
 from models.weights.memory import least_bytes, weight_bytes
 
@@ -53,8 +54,9 @@ def placed(card: ModelCard, topology: Topology, context: int = 0) -> tuple[Place
     able = nodes_with_engine(topology, card.engine)
     if not able:
         raise DoesNotFit(no_engine(card.id, card.family, card.engine, topology))
+    members = only_nodes(topology, able)
     return plan(
-        only_nodes(topology, able),
+        members if runs_in_parts(card) else only_roomiest(members),
         RingMemoryWeightedPartitioningStrategy(),
         card.id,
         card.n_layers,

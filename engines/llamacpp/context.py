@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from common.machine import cores
-from engines.engine import EngineError, FloatArray
+from engines.engine import FloatArray
+from engines.errors import EngineError
 from engines.llamacpp.abi import FLASH_ATTENTION, LOAD_BY_READING, ROWS_OF_FOUR_POSITIONS, Batch
 from engines.llamacpp.library import Library
 from engines.llamacpp.output_reader import OutputReader

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from cluster.shard import Shard
-from engines.engine import EngineError
+from engines.errors import EngineError
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ RULES: Mapping[str, CutRule] = MappingProxyType(
         "smollm3": CutRule(multiple=4),  # each fourth layer has no rope
     }
 )
+
+
+def may_cut(architecture: str) -> bool:
+    """Return whether models of an architecture run in parts, at some layers at least."""
+    return architecture in RULES
 
 
 def cut_rule(architecture: str, shard: Shard) -> CutRule:

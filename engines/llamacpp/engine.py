@@ -11,9 +11,9 @@ from gguf import GGMLQuantizationType
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.base import SlotEngine
-from engines.engine import KV_BYTES, EngineError
+from engines.engine import KV_BYTES
+from engines.errors import EngineError
 from engines.llamacpp.context import Context
-from engines.llamacpp.gguf_sizes import GgufSizes, gguf_sizes
 from engines.llamacpp.library import library
 from engines.llamacpp.row_check import exact_rows
 from engines.llamacpp.shard_file import shard_file
@@ -21,6 +21,7 @@ from engines.llamacpp.shard_model import SEQUENCES, LlamaCppShardModel
 from engines.llamacpp.weights_file import ARCHITECTURE, write_weights
 from models.weights.gguf.header import GgufHeader
 from models.weights.gguf.parts import read_model_header
+from models.weights.gguf.sizes import GgufSizes, gguf_sizes
 from models.weights.reader import Weights
 
 MAX_KV_BYTES = 1 << 30

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
-from engines.engine import EngineError
+from engines.errors import EngineError
 from engines.llamacpp.abi import (
     CONTEXT_SENTINELS,
     LAYOUTS,

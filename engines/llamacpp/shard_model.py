@@ -10,8 +10,8 @@ import numpy.typing as npt
 from cluster.shard import Shard
 from engines.engine import Chunk, FloatArray, SavedKV
 from engines.llamacpp.context import MAX_ROWS, Context, Rows
-from engines.llamacpp.gguf_sizes import GgufSizes
 from engines.settings import MAX_SLOTS
+from models.weights.gguf.sizes import GgufSizes
 
 SEQUENCES = MAX_SLOTS + 1
 _SPARE = MAX_SLOTS

@@ -13,7 +13,8 @@ import numpy as np
 from gguf import GGMLQuantizationType, Keys
 
 from cluster.shard import Shard
-from engines.engine import EngineError, FloatArray
+from engines.engine import FloatArray
+from engines.errors import EngineError
 from models.architecture import Mlp
 from models.weights.checkpoint import tensor_names
 from models.weights.gguf.file import WrittenTensor, encoded, write_gguf

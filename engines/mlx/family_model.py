@@ -19,7 +19,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from cluster.shard import Shard
-from engines.engine import EngineError
+from engines.errors import EngineError
 from models.weights.checkpoint import tensor_names
 from models.weights.layer_names import kind_of, layer_of
 from models.weights.reader import Weights
@@ -99,7 +99,7 @@ def _from_repository(repository: Repository, shard: Shard, upcast: bool) -> nn.M
         return ShardOfFamily, args_class
 
     load_model = importlib.import_module("mlx_lm.utils").load_model
-    loaded: nn.Module = load_model(repository.folder, lazy=True, strict=False, get_model_classes=classes)[0]
+    loaded: nn.Module = load_model(repository.path, lazy=True, strict=False, get_model_classes=classes)[0]
     return loaded
 
 

@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 from cluster.shard import Shard
 from engines.activations import LARGEST_HALF
-from engines.engine import EngineError
+from engines.errors import EngineError
 from models.architecture import Dtype
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from cluster.shard import Shard
-from engines.engine import NO_LOGITS, Chunk, EngineError, FloatArray, SavedKV
+from engines.engine import NO_LOGITS, Chunk, FloatArray, SavedKV
+from engines.errors import EngineError
 from engines.logits import split_logits, wanted_rows
 from engines.mlx.batched_cache import batch_caches, patch_attention
 from engines.mlx.family_model import FAMILY_ERRORS, load_family_model

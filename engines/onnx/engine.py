@@ -10,7 +10,8 @@ import onnxruntime
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.base import SlotEngine
-from engines.engine import KV_BYTES, EngineError
+from engines.engine import KV_BYTES
+from engines.errors import EngineError
 from engines.onnx.batch_layout import Padding
 from engines.onnx.graph import Graph
 from engines.onnx.model import model_graph

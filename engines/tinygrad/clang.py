@@ -11,7 +11,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from common.files import write_atomic
-from engines.engine import EngineError
+from engines.errors import EngineError
 
 
 def ensure_clang() -> None:

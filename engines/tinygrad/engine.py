@@ -10,7 +10,7 @@ from tinygrad import Device, Tensor
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.base import SlotEngine
-from engines.engine import EngineError
+from engines.errors import EngineError
 from engines.tinygrad.clang import ensure_clang
 from engines.tinygrad.model import TinygradModel
 from engines.tinygrad.shard_model import TinygradShardModel

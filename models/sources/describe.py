@@ -11,16 +11,13 @@ import msgspec
 
 from cluster.capabilities import DeviceCapabilities
 from cluster.shard import whole
-from models.architecture import Architecture
 from models.cache import ModelCache
 from models.card import HubSource, ModelCard, SamplingDefaults, card_of
 from models.errors import DownloadCancelled, NotOnHub, WeightsError
-from models.folder_model import model_of
 from models.generation_config import sampling_defaults
 from models.names import AUTO, HubName
 from models.quantizations import GgufModel, gguf_models, largest_that_fits, named_quant
 from models.settings import Settings
-from models.sizes import ModelSizes, model_sizes
 from models.sources.described import Described
 from models.sources.gguf_headers import HEADERS, fetch_headers, named_by_repository
 from models.sources.hub_listing import (
@@ -34,12 +31,13 @@ from models.sources.hub_listing import (
 )
 from models.sources.network import check_network_variables
 from models.sources.without_model import without_model
+from models.stored_model import StoredModel, model_of
 from models.tokenizers.tokenizer import GENERATION_FILE
 from models.weights.layer_names import has_head
 from models.weights.layout import safetensors_places
 from models.weights.memory import least_bytes
 from models.weights.packed_sizes import Forms, form_named, packed_sizes
-from models.weights.reader import check_whole, open_weights
+from models.weights.reader import check_whole, model_in, open_weights
 from models.weights.safetensors_weights import INDEX, SINGLE
 
 DEFAULT_CONTEXT = 8192  # positions that a quantization is chosen for if none are asked
@@ -87,7 +85,7 @@ class Description:
         generation = read_object(listing, GENERATION_FILE)
         recommended = sampling_defaults(generation, f"{GENERATION_FILE} of {repo}")
         source = HubSource(repo, listing.commit)
-        made = self._card(self._name, model.sizes, model.described, source, size, listing, _floats)
+        made = self._card(self._name, model, source, size, listing, _floats)
         return msgspec.structs.replace(made, defaults=recommended or SamplingDefaults())
 
     def _gguf(self, listing: Listing, models: tuple[GgufModel, ...]) -> Described:
@@ -122,12 +120,12 @@ class Description:
             with named_by_repository(folder, listing.repo):
                 headers = fetch_headers(listing, models[0].files, folder, self._check_cancelled)
                 with open_weights(headers) as weights:
-                    architecture = weights.architecture
-        sizes, source = model_sizes(architecture), HubSource(listing.repo, listing.commit)
+                    first = model_in(weights)
+        source = HubSource(listing.repo, listing.commit)
 
         def estimated(model: GgufModel) -> int:
             form = form_named(model.quant)
-            return self._need(self._card(self._name, sizes, architecture, source, model.size, listing, lambda _: form))
+            return self._need(self._card(self._name, first, source, model.size, listing, lambda _: form))
 
         return {model: estimated(model) for model in models}
 
@@ -143,28 +141,28 @@ class Description:
         with named_by_repository(folder, listing.repo):
             path = fetch_headers(listing, model.files, folder, self._check_cancelled)
             with open_weights(path) as weights:
-                architecture = weights.architecture
-                check_whole(architecture, weights.names(), str(path))
-                sizes = model_sizes(architecture)
-                return self._card(name, sizes, architecture, source, model.size, listing, weights.form)
+                found = model_in(weights)
+                if found.described:
+                    check_whole(found.described, weights.names(), str(path))
+                return self._card(name, found, source, model.size, listing, weights.form)
 
     def _card(
         self,
         name: HubName,
-        sizes: ModelSizes,
-        architecture: Architecture | None,
+        model: StoredModel,
         source: HubSource,
         size_bytes: int,
         listing: Listing,
         form: Forms,
     ) -> ModelCard:
         return card_of(
-            sizes,
-            architecture,
+            model.sizes,
+            model.described,
+            engine=model.only_engine,
             id=name.model_id,
             source=source,
             size_bytes=size_bytes,
-            packed=packed_sizes(architecture, form) if architecture else None,
+            packed=packed_sizes(model.described, form) if model.described else None,
             name=str(name),
             made_from=str(name),
             license=listing.license,

@@ -41,5 +41,5 @@ def _needed(weights: Weights, shard: Shard) -> tuple[str, ...]:
     """List the tensors that a shard needs, by the names with which they are read."""
     repository = weights.repository
     if repository is not None and repository.model.undescribed:
-        return needed_names(shard, repository.names)
+        return needed_names(shard, repository.names) if repository.path.is_dir() else ()
     return tensor_names(weights.architecture, shard)

@@ -12,7 +12,9 @@ import numpy as np
 from cluster.shard import whole
 from models.architecture import Architecture
 from models.errors import WeightsError
+from models.settings import Settings
 from models.sizes import ModelSizes, model_sizes
+from models.stored_model import StoredModel
 from models.weights.checkpoint import tensor_names
 from models.weights.gguf.header import is_gguf
 from models.weights.gguf.weights import GgufWeights
@@ -40,7 +42,7 @@ class Weights(Protocol):
 
     @property
     def repository(self) -> Repository | None:
-        """The files, for an engine that reads them by itself; None for a GGUF file or none at all."""
+        """The files, for an engine that reads them by itself; None for a described GGUF file or none at all."""
         ...
 
     def names(self) -> frozenset[str]:
@@ -68,12 +70,15 @@ class Weights(Protocol):
 
 def sizes_of(weights: Weights) -> ModelSizes:
     """Return the sizes of a model, whether or not exobus describes it."""
-    return weights.repository.model.sizes if weights.repository else model_sizes(weights.architecture)
+    return model_in(weights).sizes
 
 
-def described_in(weights: Weights) -> Architecture | None:
-    """Return the description of a model, None if exobus has none of it. Raises WeightsError, as `architecture` does."""
-    return weights.repository.model.described if weights.repository else weights.architecture
+def model_in(weights: Weights) -> StoredModel:
+    """Return what is known of a model, whether or not exobus describes it."""
+    if weights.repository is not None:
+        return weights.repository.model
+    architecture = weights.architecture
+    return StoredModel(Settings(weights.settings, architecture.family), model_sizes(architecture), "", architecture)
 
 
 def check_whole(architecture: Architecture, names: Collection[str], where: str) -> None:

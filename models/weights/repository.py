@@ -1,20 +1,20 @@
-"""A folder with the files of a Hugging Face repository, for an engine that reads them by itself."""
+"""The files of a model, for an engine that reads them by itself."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.folder_model import FolderModel
+from models.stored_model import StoredModel
 
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """A folder whose headers are checked, the stored names of all tensors of its model, and what is known of it.
+    """A folder of a Hugging Face repository, or a GGUF file that exobus does not describe.
 
-    Files may be absent.
+    Its headers are checked. `names` are the stored names of all tensors of the model; files of a folder may be absent.
     """
 
-    folder: Path
+    path: Path
     names: frozenset[str]
-    model: FolderModel
+    model: StoredModel

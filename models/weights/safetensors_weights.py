@@ -21,7 +21,7 @@ from cluster.shard import whole
 from models.architecture import Architecture
 from models.config import folder_settings, read_json
 from models.errors import WeightsError
-from models.folder_model import FolderModel, model_of
+from models.stored_model import StoredModel, model_of
 from models.weights import float8
 from models.weights.checkpoint import HEAD
 from models.weights.layer_names import has_head
@@ -120,7 +120,7 @@ class SafetensorsWeights:
         self._tensors.clear()
 
 
-def folder_model(folder: Path) -> FolderModel:
+def folder_model(folder: Path) -> StoredModel:
     """Describe the model in a folder. Its weights, if any are there, decide whether it has a head of its own.
 
     In a fine-tune `tie_word_embeddings` may be the base model's, and a head that is there counts. Raises WeightsError,
@@ -210,7 +210,7 @@ def _check_overlaps(path: Path, tensors: dict[str, SafetensorsTensor]) -> None:
         end = stored.offset + stored.nbytes
 
 
-def _places(model: FolderModel) -> dict[str, Place]:
+def _places(model: StoredModel) -> dict[str, Place]:
     """Map canonical names to where the files have them; none of a model that exobus does not describe."""
     if model.undescribed:
         return {}

@@ -11,7 +11,8 @@ import pytest
 from cluster.capabilities import EngineCapability
 from cluster.shard import Shard, whole
 from engines.base import SlotEngine
-from engines.engine import Chunk, EngineError, FloatArray, SavedKV
+from engines.engine import Chunk, FloatArray, SavedKV
+from engines.errors import EngineError
 from models.architecture import Architecture
 from models.sizes import shard_sizes
 from models.weights.reader import Weights

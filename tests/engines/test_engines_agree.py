@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from cluster.shard import whole
-from engines.engine import Chunk, EngineError
+from engines.engine import Chunk
+from engines.errors import EngineError
 from engines.numpy.engine import NumpyEngine
 from engines.settings import CHOSEN
 from tests.support.engines import (

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from cluster.shard import whole
-from engines.engine import Chunk, EngineError, FloatArray
+from engines.engine import Chunk, FloatArray
+from engines.errors import EngineError
 from engines.numpy.engine import NumpyEngine
 from engines.onnx.engine import OnnxEngine
 from engines.registry import create

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cluster.shard import whole
-from engines.engine import EngineError
+from engines.errors import EngineError
 from engines.onnx.engine import OnnxEngine
 from engines.onnx.row_check import fewest_rows
 from engines.registry import create

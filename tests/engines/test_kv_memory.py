@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from cluster.shard import Shard
-from engines.engine import Chunk, EngineError, InferenceEngine
+from engines.engine import Chunk, InferenceEngine
+from engines.errors import EngineError
 from engines.kv_memory import KVMemory
 from engines.random_weights import RandomWeights
 from engines.registry import create

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.capabilities import EngineCapability
-from engines.engine import EngineError
+from engines.errors import EngineError
 from engines.probe import choose, fingerprint, measure
 from engines.settings import CHOSEN, ENGINES, PRECISIONS
 

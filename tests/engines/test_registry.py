@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from engines.engine import EngineError
+from engines.errors import EngineError
 from engines.registry import create
 from tests.support.engines import ROOT
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cluster.sampling import SamplingParams
-from engines.engine import EngineError, FloatArray
+from engines.engine import FloatArray
+from engines.errors import EngineError
 from engines.sampler import kept, sample, uniform
 
 LOGITS = arrays(np.float32, st.integers(1, 60), elements=st.floats(-30, 30, width=32).map(lambda x: round(x, 1)))

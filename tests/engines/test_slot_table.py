@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cluster.shard import Shard, whole
-from engines.engine import Chunk, EngineError
+from engines.engine import Chunk
+from engines.errors import EngineError
 from engines.numpy.engine import NumpyEngine
 from engines.settings import MAX_SLOTS
 from tests.support.engines import numpy_engine, tokens

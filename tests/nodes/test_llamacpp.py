@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from openai import OpenAI
 
 from models.catalogue import DEFAULT_MODEL
-from tests.nodes.test_nodes import wait_for_ring
+from tests.nodes.test_nodes import wait_for_nodes, wait_for_ring
+from tests.support.gguf_models import write_model
+from tests.support.models import TinyVocabulary
 from tests.support.nodes import NodeProcess, free_udp_port, nodes
 
 ARGUMENTS = ["--engine", "llamacpp", "--threads", "1"]
 
 
-def text(node: NodeProcess) -> str:
+def text(node: NodeProcess, model: str = DEFAULT_MODEL) -> str:
     """Return the answers to two questions, of which the second begins like the first."""
     with OpenAI(base_url=f"{node.api}/v1", api_key="none", max_retries=0, timeout=120.0) as chats:
         answers = [
             chats.chat.completions.create(
-                model=DEFAULT_MODEL, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=32
+                model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=32
             )
             for question in ("Tell me how rivers are made." * 5, "Tell me how rivers are made." * 5 + " Be brief.")
         ]
@@ -33,6 +36,26 @@ def test_ring_of_llamacpp_writes_what_one_node_writes() -> None:
         with nodes("bob", arguments=arguments):
             wait_for_ring(ada, "ada", "bob")
             assert text(ada) == alone
+
+
+def holders(node: NodeProcess, model: str) -> list[str]:
+    """Return the names of the nodes that hold the stages of a model."""
+    instances = node.get("/v1/topology")["instances"]
+    return [stage["node"] for instance in instances if instance["model"] == model for stage in instance["stages"]]
+
+
+def test_architecture_without_a_description_runs_by_name(tmp_path: Path) -> None:
+    for name in ("olmo", "olmo2"):  # the first is not known to give the same numbers in parts
+        write_model(tmp_path / f"{name}.gguf", name, "Q8_0", TinyVocabulary())
+    arguments = [*ARGUMENTS, "--models-dir", str(tmp_path), "--discovery-port", str(free_udp_port())]
+    with nodes("ada", arguments=arguments) as (ada,):
+        alone = [text(ada, name) for name in ("olmo", "olmo2")]
+        with nodes("bob", arguments=arguments) as (bob,):
+            wait_for_nodes(bob, 2)
+            for node in (ada, bob):
+                assert [text(node, name) for name in ("olmo", "olmo2")] == alone
+            assert len(holders(bob, "olmo")) == 1
+            assert sorted(holders(bob, "olmo2")) == ["ada", "bob"]
 
 
 def test_engines_are_compared_on_the_model() -> None:

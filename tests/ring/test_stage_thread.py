@@ -11,7 +11,8 @@ import pytest
 
 from bus.dataplane.access import best_endpoint
 from cluster.shard import Shard
-from engines.engine import Chunk, EngineError, FloatArray
+from engines.engine import Chunk, FloatArray
+from engines.errors import EngineError
 from engines.numpy.engine import NumpyEngine
 from ring import stage as stage_module
 from ring.loaded_shard import LoadedShard

@@ -25,7 +25,8 @@ from cluster.capabilities import EngineCapability
 from cluster.sampling import SamplingParams
 from cluster.shard import Shard, whole
 from engines.activations import packed, unpacked
-from engines.engine import Chunk, EngineError, FloatArray, InferenceEngine, SavedKV
+from engines.engine import Chunk, FloatArray, InferenceEngine, SavedKV
+from engines.errors import EngineError
 from engines.numpy.engine import NumpyEngine
 from engines.sampler import sample
 from models.architecture import Dtype

@@ -1,6 +1,6 @@
-"""Writes tiny random GGUF models of the architectures that the llama.cpp engine may cut, and of one that it refuses.
+"""Writes tiny random GGUF models of the architectures that the llama.cpp engine may cut, and of two that it may not.
 
-They have no vocabulary: the engine knows token ids only. The weights are fixed by a seed.
+They have no vocabulary unless one is asked for: the engine knows token ids only. The weights are fixed by a seed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from types import MappingProxyType
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
+
+from tests.support.models import TinyVocabulary, add_gguf_tokenizer
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER, VOCAB, CONTEXT = 128, 4, 2, 32, 192, 320, 2048
 EXPERTS, USED_EXPERTS, EXPERT_INNER = 4, 2, 96
@@ -66,12 +68,16 @@ _EXPERT_KEYS = {
 
 @dataclass(frozen=True)
 class Family:
-    """The tensors of one layer, metadata beside the sizes, by key without the architecture, and how many layers."""
+    """The tensors of one layer, metadata beside the sizes, by key without the architecture, and how many layers.
+
+    `normed` says whether a norm with weights stands before the head.
+    """
 
     layer: Shapes
     keys: Mapping[str, int | float] = field(default_factory=dict)
     n_layers: int = 5
     tied: bool = False
+    normed: bool = True
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -130,6 +136,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             _ATTENTION | _BIASES | {"ffn_norm.weight": (HIDDEN,)} | _EXPERTS | _SHARED_EXPERT,
             {**_EXPERT_KEYS, "expert_shared_feed_forward_length": INNER},
         ),
+        "olmo": Family(
+            {name: shape for name, shape in (_ATTENTION | _MLP).items() if "norm" not in name},
+            {"attention.layer_norm_epsilon": 1e-5},
+            normed=False,
+        ),
         "mamba": Family(
             {
                 "attn_norm.weight": (HIDDEN,),
@@ -155,12 +166,19 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 
 
 def write_model(
-    path: Path, architecture: str, quantization: str = "F32", **keys: int | float | list[bool] | list[int]
+    path: Path,
+    architecture: str,
+    quantization: str = "F32",
+    vocabulary: TinyVocabulary | None = None,
+    **keys: int | float | list[bool] | list[int],
 ) -> Path:
     """Write a model and return its path. Matrices are in `quantization`, the rest in F32; `keys` are more metadata."""
     family = FAMILIES[architecture]
     writer = GGUFWriter(str(path), architecture)
-    writer.add_tokenizer_model("no_vocab")
+    if vocabulary is None:
+        writer.add_tokenizer_model("no_vocab")
+    else:
+        add_gguf_tokenizer(writer, VOCAB, vocabulary)
     values = {**_sizes(family), **family.keys, **{key.replace("__", "."): value for key, value in keys.items()}}
     for key, value in values.items():
         _add(writer, f"{architecture}.{key}", value)
@@ -194,7 +212,9 @@ def _sizes(family: Family) -> dict[str, int | float]:
 
 
 def _tensors(family: Family) -> Shapes:
-    ends: Shapes = {"token_embd.weight": (VOCAB, HIDDEN), "output_norm.weight": (HIDDEN,)}
+    ends: Shapes = {"token_embd.weight": (VOCAB, HIDDEN)}
+    if family.normed:
+        ends["output_norm.weight"] = (HIDDEN,)
     if not family.tied:
         ends["output.weight"] = (VOCAB, HIDDEN)
     return ends | {f"blk.{i}.{name}": shape for i in range(family.n_layers) for name, shape in family.layer.items()}
@@ -210,6 +230,8 @@ def _random_tensor(random: np.random.Generator, name: str, shape: tuple[int, ...
 def _add(writer: GGUFWriter, key: str, value: int | float | list[bool] | list[int]) -> None:
     if isinstance(value, list):
         writer.add_array(key, value)
+    elif isinstance(value, bool):
+        writer.add_bool(key, value)
     elif isinstance(value, int):
         writer.add_uint32(key, value)
     else:

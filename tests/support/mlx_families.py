@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from cluster.shard import Shard, whole
-from engines.engine import EngineError, FloatArray
+from engines.engine import FloatArray
+from engines.errors import EngineError
 from engines.mlx.engine import MlxEngine
 from engines.mlx.family_model import open_file_limit_kept
 from models.weights.layer_names import layer_of, needed_names

@@ -262,7 +262,7 @@ def write_tiny_gguf(
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(str(path), "llama", split_max_tensors=split_tensors)
     _add_gguf_sizes(writer, shape)
-    _add_gguf_tokenizer(writer, shape.vocab, vocabulary)
+    add_gguf_tokenizer(writer, shape.vocab, vocabulary)
     for key, value in (keys or {}).items():
         add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
         add(key, value)
@@ -300,7 +300,8 @@ def _add_gguf_sizes(writer: GGUFWriter, shape: TinyShape) -> None:
     writer.add_vocab_size(shape.vocab)
 
 
-def _add_gguf_tokenizer(writer: GGUFWriter, rows: int, vocabulary: TinyVocabulary) -> None:
+def add_gguf_tokenizer(writer: GGUFWriter, rows: int, vocabulary: TinyVocabulary) -> None:
+    """Add a vocabulary with so many tokens, and what splits and ends texts."""
     tokens = vocabulary.tokens(rows)
     writer.add_tokenizer_model(vocabulary.model)
     if vocabulary.pre is not None:

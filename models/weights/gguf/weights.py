@@ -10,22 +10,24 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
-from gguf import MODEL_ARCH, get_tensor_name_map
+from gguf import MODEL_ARCH, Keys, get_tensor_name_map
 
 from cluster.shard import whole
 from models.architecture import Architecture
 from models.errors import WeightsError
-from models.families import FAMILIES, described
+from models.families import FAMILIES, GGUF_FAMILIES, described
 from models.weights.gguf.blocks import FORMS, unpacked
 from models.weights.gguf.config import gguf_settings
-from models.weights.gguf.header import GgufTensor
+from models.weights.gguf.header import GgufHeader, GgufTensor
 from models.weights.gguf.parts import read_model_header
 from models.weights.gguf.tensors import read_bytes, read_tensor
+from models.weights.gguf.undescribed import undescribed_model
 from models.weights.layout import check_shapes, located, places, stored_names
 from models.weights.quantized import BlockForm, QuantizedMatrix
+from models.weights.repository import Repository
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
@@ -33,19 +35,32 @@ _LAYER = re.compile(r"\.layers\.(\d+)\.")
 class GgufWeights:
     """The tensors of a .gguf file, or of all parts of a split model. Only the bytes of requested tensors are read."""
 
-    repository = None
-
     def __init__(self, path: Path) -> None:
         header = read_model_header(path)
         self._path = path
-        settings = gguf_settings(header, path)
-        self.settings = settings.values
-        self.architecture = described(settings)
-        found = places(self.architecture, whole(self.architecture.family, self.architecture.n_layers))
-        self._family = FAMILIES[self.architecture.family]
+        self.repository: Repository | None = None
+        self.settings: Mapping[str, Any] = {}
+        self._tensors: dict[str, tuple[GgufTensor, ...]] = {}
+        if header.metadata.get(Keys.General.ARCHITECTURE) in GGUF_FAMILIES:
+            self._describe(header)
+        else:
+            self.repository = Repository(path, frozenset(header.tensors), undescribed_model(header, path))
+
+    def _describe(self, header: GgufHeader) -> None:
+        settings = gguf_settings(header, self._path)
+        self.settings, architecture = settings.values, described(settings)
+        found = places(architecture, whole(architecture.family, architecture.n_layers))
+        self._architecture, self._family = architecture, FAMILIES[architecture.family]
         stored = by_checkpoint_name(self._family.gguf, stored_names(found), header.tensors)
-        check_shapes(found, stored, path)
+        check_shapes(found, stored, self._path)
         self._tensors = located(found, stored)
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the model is. Raises WeightsError if exobus does not describe it."""
+        if self.repository is not None:
+            return self.repository.model.architecture
+        return self._architecture
 
     def names(self) -> frozenset[str]:
         """List the canonical names of the model's tensors in the file."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.shard import Shard
-from engines.engine import EngineError
+from engines.errors import EngineError
 from engines.llamacpp.cut_table import CutRule, cut_rule, windowed_layers
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from bus.process import CANNOT_START
 from cluster.shard import whole
-from engines.engine import Chunk, EngineError
+from engines.engine import Chunk
+from engines.errors import EngineError
 from engines.llamacpp.engine import LlamaCppEngine
 from tests.support.engines import (
     PROMPT,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.engine import EngineError
+from engines.errors import EngineError
 from engines.llamacpp import library as found
 from engines.llamacpp.abi import LAYOUTS
 from engines.llamacpp.library import VARIABLE, Library, library, library_file

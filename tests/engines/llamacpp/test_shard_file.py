@@ -10,7 +10,7 @@ import pytest
 from gguf import GGUFReader
 
 from cluster.shard import Shard, whole
-from engines.engine import EngineError
+from engines.errors import EngineError
 from engines.llamacpp.shard_file import FOLDER, KEPT, shard_file
 from models.errors import WeightsError
 from models.weights.gguf.header import read_header

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cluster.shard import Shard, whole
-from engines.engine import Chunk, EngineError
+from engines.engine import Chunk
+from engines.errors import EngineError
 from engines.llamacpp.engine import LlamaCppEngine
 from engines.llamacpp.weights_file import write_weights
 from engines.probe import SETTINGS, SHARD

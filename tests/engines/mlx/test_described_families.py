@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from cluster.shard import whole
-from engines.engine import EngineError, FloatArray
+from engines.engine import FloatArray
+from engines.errors import EngineError
 from engines.mlx.engine import FROM_GGUF
 from models.families import FAMILIES
 from tests.support.engines import EngineProcess, Forwards, Ring, cut, numpy_engine

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from cluster.shard import Shard, whole
-from engines.engine import Chunk, EngineError
+from engines.engine import Chunk
+from engines.errors import EngineError
 from tests.support.engines import ROOT, EngineProcess
 
 LAYERS = 4

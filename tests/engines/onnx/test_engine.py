@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.shard import whole
-from engines.engine import NO_LOGITS, Chunk, EngineError, FloatArray
+from engines.engine import NO_LOGITS, Chunk, FloatArray
+from engines.errors import EngineError
 from engines.numpy.engine import NumpyEngine
 from engines.onnx.engine import OnnxEngine
 from engines.registry import create

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.shard import whole
-from engines.engine import EngineError
+from engines.errors import EngineError
 from engines.numpy.engine import NumpyEngine
 from engines.tinygrad.clang import ensure_clang
 from tests.support.engines import PROMPT, EngineProcess, Ring

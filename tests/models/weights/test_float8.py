@@ -12,8 +12,8 @@ import pytest
 from ml_dtypes import float8_e4m3fn
 
 from models.errors import WeightsError
-from models.folder_model import has_float8
 from models.settings import Settings
+from models.stored_model import has_float8
 from models.weights.float8 import scale_fits, scaled
 from models.weights.reader import open_weights
 from tests.support.models import TinyShape

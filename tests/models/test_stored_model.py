@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from models.errors import WeightsError
-from models.folder_model import model_of
 from models.settings import Settings
+from models.stored_model import model_of
 
 SIZES = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 99}
 

@@ -1,4 +1,4 @@
-"""The sizes that the engine needs of a GGUF file of any architecture. Reads no tensor."""
+"""The sizes of a GGUF file of any architecture, described or not. Reads no tensor."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def gguf_sizes(header: GgufHeader, path: Path) -> GgufSizes:
 
 def _kv_widths(metadata: Mapping[str, Any], architecture: str, n_layers: int) -> tuple[int, ...]:
     """Count each layer's numbers; a head's size is that of the hidden states divided by the heads, unless given."""
-    heads = _of_layers(_value(metadata, Keys.Attention.HEAD_COUNT, architecture), n_layers)
-    kv_heads = _of_layers(metadata.get(Keys.Attention.HEAD_COUNT_KV.format(arch=architecture), heads), n_layers)
+    heads = of_layers(_value(metadata, Keys.Attention.HEAD_COUNT, architecture), n_layers)
+    kv_heads = of_layers(metadata.get(Keys.Attention.HEAD_COUNT_KV.format(arch=architecture), heads), n_layers)
     even = int(_value(metadata, Keys.LLM.EMBEDDING_LENGTH, architecture)) // heads[0]
     key, value = (
         int(metadata.get(name.format(arch=architecture), even))
@@ -69,7 +69,7 @@ def _kv_widths(metadata: Mapping[str, Any], architecture: str, n_layers: int) ->
     return tuple(count * (key + value) for count in kv_heads)
 
 
-def _of_layers(value: Any, n_layers: int) -> list[int]:
+def of_layers(value: Any, n_layers: int) -> list[int]:
     """Return one number for each layer, of one for all or a list. Raises ValueError for a list of another length."""
     found = [int(one) for one in value] if isinstance(value, list) else [int(value)] * n_layers
     if len(found) != n_layers:

@@ -1,4 +1,4 @@
-"""What the settings of a model folder say of its model: whether exobus describes it, and its sizes. Reads no file."""
+"""What the settings of a model's files say of it: whether exobus describes it, and its sizes. Reads no file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from models.any_family import any_sizes
 from models.architecture import Architecture
+from models.card import UNDESCRIBED_ENGINE
 from models.errors import WeightsError
 from models.families import FAMILIES, described
 from models.settings import Settings
@@ -14,17 +15,19 @@ from models.sizes import ModelSizes, model_sizes
 
 
 @dataclass(frozen=True, slots=True)
-class FolderModel:
-    """A model whose files are in a folder.
+class StoredModel:
+    """A model whose files are here, or the settings of which are.
 
     `undescribed` says why the engines that build from a description cannot run it, as what follows the name of its
-    `config.json`; "" if they can. Its weights may still be of a family that is `known`.
+    `config.json` or GGUF file; "" if they can. Then only `engine` may run it, which reads the files by itself. Its
+    weights may still be of a family that is `known`.
     """
 
     settings: Settings
     sizes: ModelSizes
     undescribed: str
     known: Architecture | None
+    engine: str = UNDESCRIBED_ENGINE
 
     @property
     def described(self) -> Architecture | None:
@@ -32,12 +35,17 @@ class FolderModel:
         return None if self.undescribed else self.known
 
     @property
+    def only_engine(self) -> str:
+        """The only engine that may run the model; "" if every engine may that has what the model uses."""
+        return self.engine if self.undescribed else ""
+
+    @property
     def architecture(self) -> Architecture:
         """What the model is. Raises WeightsError if exobus does not describe it."""
         if self.described is None:
+            other = ", or a GGUF file of this model" if self.engine == UNDESCRIBED_ENGINE else ""
             raise WeightsError(
-                f"{self.settings.where} {self.undescribed}, which only the engine mlx runs;"
-                " choose it, or a GGUF file of this model"
+                f"{self.settings.where} {self.undescribed}, which only the engine {self.engine} runs; choose it{other}"
             )
         return self.described
 
@@ -52,7 +60,7 @@ def _without_text(settings: Settings) -> str:
     return str(names[0]) if names and all(_NO_TEXT.fullmatch(str(name)) for name in names) else ""
 
 
-def model_of(settings: Settings) -> FolderModel:
+def model_of(settings: Settings) -> StoredModel:
     """Describe a model as far as exobus can. Raises WeightsError for what no engine runs."""
     family = FAMILIES.get(str(settings.get("model_type")))
     if family is None:
@@ -63,13 +71,13 @@ def model_of(settings: Settings) -> FolderModel:
             sizes = any_sizes(settings)
         except WeightsError as error:
             raise settings.unsupported(f"{unknown}, and does not say its sizes as models of text do") from error
-        return FolderModel(settings, sizes, unknown, None)
+        return StoredModel(settings, sizes, unknown, None)
     known, undescribed = described(settings), ""
     if family.gguf_only:
         undescribed = f"is of the family {family.model_types[0]!r} in safetensors files"
     if settings.get("quantization") or (settings.get("quantization_config") and not has_float8(settings)):
         undescribed = "is of a quantized model"
-    return FolderModel(settings, model_sizes(known), undescribed, known)
+    return StoredModel(settings, model_sizes(known), undescribed, known)
 
 
 def has_float8(settings: Settings) -> bool:

@@ -1,0 +1,40 @@
+"""What a GGUF file says of a model that exobus does not describe, and that llama.cpp alone may run. Reads no tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gguf import Keys
+
+from models.errors import WeightsError
+from models.settings import Settings
+from models.sizes import ModelSizes
+from models.stored_model import StoredModel
+from models.weights.gguf.header import GgufHeader
+from models.weights.gguf.sizes import gguf_sizes, of_layers
+
+HEAD = "output.weight"
+
+
+def undescribed_model(header: GgufHeader, path: Path) -> StoredModel:
+    """Return the sizes of a model. Raises WeightsError for one that generates no text, or does not say its sizes."""
+    found = gguf_sizes(header, path)
+    family, metadata = found.architecture, header.metadata
+    if metadata.get(Keys.Attention.CAUSAL.format(arch=family)) is False:
+        raise WeightsError(f"{path} is of the family {family!r} and generates no text; pick another model")
+    heads = of_layers(metadata[Keys.Attention.HEAD_COUNT.format(arch=family)], found.n_layers)
+    kv_heads = of_layers(metadata.get(Keys.Attention.HEAD_COUNT_KV.format(arch=family), heads), found.n_layers)
+    n_kv_heads = max(1, *kv_heads)
+    sizes = ModelSizes(
+        model_type=family,
+        n_layers=found.n_layers,
+        hidden_size=found.hidden_size,
+        n_heads=max(1, *heads),
+        n_kv_heads=n_kv_heads,
+        head_dim=max(1, -(-max(found.kv_widths) // (2 * n_kv_heads))),
+        vocab_size=found.vocab_size,
+        context_length=found.context_length,
+        tied_embedding=HEAD not in header.tensors,
+        dtype="float32",
+    )
+    return StoredModel(Settings({}, str(path)), sizes, f"is of the family {family!r}", None, "llamacpp")
