@@ -14,8 +14,12 @@ import msgspec
 from cluster.capabilities import EngineCapability
 from common.limits import MAX_DETAIL, Detail, Name, Real, cut
 
-FAR_SLOWER = 3.0
-"""An engine that takes so many times as long as the fastest one is not compared on each model."""
+FAR_SLOWER = 6.0
+"""An engine that takes so many times as long as the fastest one is not compared on each model. If the machine is busy
+during that measurement, an engine whose threads wait for each other takes three times as long as else."""
+
+REFERENCE = "numpy"
+"""The engine that is never the fastest, so it is not compared unless it is the machine's own."""
 
 PROMPT_TOKENS = 4
 """A chat reads some tokens for each that it writes. Time is counted for so many, with one written."""
@@ -58,7 +62,7 @@ class Choice(NamedTuple):
 def candidates(engines: Sequence[EngineCapability], own: str) -> list[str]:
     """Return the engines to compare on a model, the machine's `own` among them, by their speed on the synthetic one."""
     timed = sorted((engine.ms_per_layer, engine.name) for engine in engines if engine.ms_per_layer is not None)
-    return [name for ms, name in timed if name == own or ms <= FAR_SLOWER * timed[0][0]]
+    return [name for ms, name in timed if name == own or (name != REFERENCE and ms <= FAR_SLOWER * timed[0][0])]
 
 
 def choose(speeds: Sequence[ModelSpeed], own: str, refused: Mapping[str, str]) -> Choice:

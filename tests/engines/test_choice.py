@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.capabilities import EngineCapability
-from engines.choice import FAR_SLOWER, MARGIN, ModelSpeed, candidates, choose
+from engines.choice import FAR_SLOWER, MARGIN, REFERENCE, ModelSpeed, candidates, choose
 from engines.settings import ENGINES
 
 MS = st.floats(0.01, 1000)
@@ -18,11 +18,11 @@ SPEEDS = st.lists(TIMED | FAILED, max_size=5, unique_by=lambda speed: speed.name
 
 
 @given(st.lists(MEASURED, max_size=5, unique_by=lambda engine: engine.name), NAMES)
-def test_engines_far_behind_are_not_compared(engines: list[EngineCapability], own: str) -> None:
+def test_slow_engines_are_not_compared(engines: list[EngineCapability], own: str) -> None:
     timed = {engine.name: engine.ms_per_layer for engine in engines if engine.ms_per_layer is not None}
     found = candidates(engines, own)
     limit = FAR_SLOWER * min(timed.values(), default=0)
-    assert set(found) == {name for name, ms in timed.items() if ms <= limit or name == own}
+    assert set(found) == {name for name, ms in timed.items() if (ms <= limit and name != REFERENCE) or name == own}
     assert found == sorted(found, key=lambda name: (timed[name], name))
 
 

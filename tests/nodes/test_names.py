@@ -52,7 +52,7 @@ def pair(hub: FakeServer, models_dir: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def chat(node: NodeProcess, model: str) -> dict[str, Any]:
-    body = {"model": model, "max_tokens": 8, "messages": [{"role": "user", "content": "the ring"}]}
+    body = {"model": model, "max_tokens": 8, "temperature": 0, "messages": [{"role": "user", "content": "the ring"}]}
     answer: dict[str, Any] = httpx.post(f"{node.api}/v1/chat/completions", json=body, timeout=120.0).json()
     return answer
 

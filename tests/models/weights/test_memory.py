@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 
 from cluster.capabilities import DeviceCapabilities
 from cluster.shard import Shard, whole
-from common.python_child import module_command
 from engines.settings import ENGINES, PRECISIONS, QUANTIZE
 from models.card import ModelCard
 from models.catalogue import DEFAULT_MODEL, Catalogue
@@ -102,7 +102,7 @@ def test_experts_count_as_float32() -> None:
 def test_engine_holds_what_was_counted() -> None:
     card, path = Catalogue.load().get(DEFAULT_MODEL), default_model_path()
     counted = weight_bytes(card, whole(card.id, card.n_layers), fast())
-    command = module_command("tests.support.held_memory", "onnx", "fast", "0", str(path), str(card.n_layers))
+    command = [sys.executable, "-m", "tests.support.held_memory", "onnx", "fast", "0", str(path), str(card.n_layers)]
     held = int(subprocess.run(command, capture_output=True, check=True, cwd=ROOT).stdout)
     assert counted * 0.9 < held < counted + RUNTIME_BYTES
 
