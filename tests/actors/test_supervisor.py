@@ -17,6 +17,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -246,6 +247,8 @@ def test_node_is_ready_once_all_actors_registered(tmp_path: Path) -> None:
 def test_refusals_are_limited_but_not_new_keys(tmp_path: Path) -> None:
     async def main() -> None:
         async with node(tmp_path) as running:
+            for kind in (PeerRefused, PeerAuthenticated, ClusterChanged):
+                assert await asyncio.to_thread(in_time, partial(running.bus.has_subscribers, kind))
             for _ in range(3):
                 await running.bus.publish(PeerRefused("", FailureCode.WRONG_CODE, "ada was refused"))
             await running.bus.publish(PeerRefused("", FailureCode.REVOKED, "eve was refused"))

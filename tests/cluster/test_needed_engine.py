@@ -30,9 +30,9 @@ def test_nodes_that_chose_or_measured_an_engine_have_it() -> None:
 
 
 def test_sentence_names_each_node_and_its_engine() -> None:
-    sentence = no_engine("glm", "glm4", "tinygrad", NODES)
-    assert "only tinygrad may run glm (family glm4), and no node has it" in sentence
-    assert "other uses numpy, unknown uses none yet; install it with `pip install -e '.[tinygrad]'`" in sentence
+    sentence = no_engine("glm", "glm4", "mlx", NODES)
+    assert "only mlx may run glm (family glm4), and no node has it" in sentence
+    assert "other uses numpy, unknown uses none yet; install it with `pip install -e '.[mlx]'`" in sentence
 
 
 def test_sentence_of_many_nodes_stays_short() -> None:

@@ -49,6 +49,7 @@ ROLES = {MEMBER: Role.MEMBER, OBSERVER: Role.OBSERVER}
 FRAMES = 200_000
 CONNECTIONS = 2_000
 MAX_GROWTH = 0.1
+HANDLED_WITHIN_S = 60.0
 KINDS = sorted(MESSAGES)
 
 Sent = Iterator[list[bytes]]
@@ -99,7 +100,7 @@ async def wait_until_handled(hub: HubProcess, dealer: zmq.Socket[bytes], sender:
     async with client(hub.config.run_path, A, "receiver") as receiver:
         header = Header(VERSION, "link.probe", f"the last of {sequence}", sender, sequence, life=2)
         dealer.send_multipart(encode(receiver.address, header, LinkProbe()))
-        while (await next_message(receiver, LinkProbe))[1].header.id != header.id:
+        while (await next_message(receiver, LinkProbe, HANDLED_WITHIN_S))[1].header.id != header.id:
             pass
 
 

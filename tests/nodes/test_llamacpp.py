@@ -9,6 +9,7 @@ from openai import OpenAI
 
 from models.catalogue import DEFAULT_MODEL
 from tests.nodes.test_nodes import wait_for_nodes, wait_for_ring
+from tests.support.gateway.gateway_rig import eventually
 from tests.support.gguf_models import write_model
 from tests.support.models import TinyVocabulary
 from tests.support.nodes import NodeProcess, free_udp_port, nodes
@@ -54,8 +55,8 @@ def test_architecture_without_a_description_runs_by_name(tmp_path: Path) -> None
             wait_for_nodes(bob, 2)
             for node in (ada, bob):
                 assert [text(node, name) for name in ("olmo", "olmo2")] == alone
+            assert eventually(lambda: sorted(holders(bob, "olmo2")) == ["ada", "bob"])
             assert len(holders(bob, "olmo")) == 1
-            assert sorted(holders(bob, "olmo2")) == ["ada", "bob"]
 
 
 def test_engines_are_compared_on_the_model() -> None:
