@@ -2,6 +2,7 @@
 
 A tokenizer needs some 80 bytes of memory for each byte of a text, and as much again for each token. So only a few texts
 are tokenized at a time, long ones one after another, and a text that may be far too long is counted in pieces first.
+A thread keeps a part of the memory of the longest text that was tokenized in it, so all long ones share one thread.
 Knows no models.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from cluster.failures import FailureCode
@@ -53,6 +55,8 @@ class Tokenizing:
         self.wait_timeout_s = wait_timeout_s
         self._long_lane = asyncio.Semaphore(1)
         self._lane = asyncio.Semaphore(AT_A_TIME)
+        self._long_thread = ThreadPoolExecutor(1, "long texts")
+        self._threads = ThreadPoolExecutor(AT_A_TIME, "texts")
 
     async def encode(self, tokenizer: TextTokenizer, text: str, limit: PromptLimit) -> tuple[int, ...]:
         """Return the ids of a text.
@@ -70,14 +74,15 @@ class Tokenizing:
         """
         if characters <= SHORT:
             return work()
-        lane = self._lane if characters <= LONG else self._long_lane
+        is_long = characters > LONG
+        lane, threads = (self._long_lane, self._long_thread) if is_long else (self._lane, self._threads)
         try:
             async with asyncio.timeout(self.wait_timeout_s):
                 await lane.acquire()
         except TimeoutError:
             sentence = f"other long prompts were tokenized for {self.wait_timeout_s:g} s; try again soon"
             raise unavailable(FailureCode.BUSY, sentence) from None
-        running = asyncio.ensure_future(asyncio.to_thread(work))
+        running = asyncio.get_running_loop().run_in_executor(threads, work)
         running.add_done_callback(lambda done: _release(lane, done))  # a thread goes on if its request is cancelled
         return await asyncio.shield(running)
 
