@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
@@ -46,12 +47,14 @@ from models.errors import (
     WeightsError,
     WrongCard,
 )
-from models.models_folder import ModelsFolder
 from models.names import AUTO, HubName, parse_name
 from models.sources.described import Described
 from models.sources.fetch import describe, fetch
 from models.sources.lookups import MAX_LOOKUPS, Lookups, TooManyLookups
 from models.sources.request import Progress
+
+if TYPE_CHECKING:
+    from models.models_folder import ModelsFolder
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +77,12 @@ class DownloadActor(Actor):
         self._locks: dict[str, asyncio.Lock] = {}
         self._lookups = Lookups()
         self._describing = ThreadPoolExecutor(MAX_LOOKUPS, "describe")  # a hub that hangs must not delay downloads
-        folder = Path(config.models_dir) if config.models_dir else None
-        self._folder = ModelsFolder(folder, config.listed_cards_path, self._taken) if folder else None
+        self._folder = self._models_folder(Path(config.models_dir)) if config.models_dir else None
+
+    def _models_folder(self, folder: Path) -> ModelsFolder:
+        from models.models_folder import ModelsFolder  # it reads weights: most nodes need no array library for it
+
+        return ModelsFolder(folder, self._config.listed_cards_path, self._taken)
 
     @every(LOOK_EVERY_S)
     async def look(self) -> None:

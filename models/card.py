@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -23,8 +23,9 @@ REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,127}")
 REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.!+_-]*")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MEMBER = re.compile(r"\w[\w .,+=@()\[\]-]*(?:/\w[\w .,+=@()\[\]-]*)*\.gguf", re.IGNORECASE)
-UNDESCRIBED_ENGINE: Final = "mlx"
-"""The engine that runs models in safetensors files which exobus does not describe."""
+
+Engine = Literal["", "mlx", "llamacpp"]
+"""The only engine that may run a model which exobus does not describe; "" for one that it describes."""
 
 _SIZES = ("n_layers", "hidden_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size")
 _BYTES = ("context_length", "layer_bytes", "embedding_bytes", "size_bytes")
@@ -111,7 +112,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     license: str = ""
     params: str = ""
     made_from: str = ""
-    engine: Literal["", "mlx", "llamacpp"] = ""
+    engine: Engine = ""
     defaults: SamplingDefaults = SamplingDefaults()
 
     @property

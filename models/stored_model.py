@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from models.any_family import any_sizes
 from models.architecture import Architecture
-from models.card import UNDESCRIBED_ENGINE
+from models.card import Engine
 from models.errors import WeightsError
 from models.families import FAMILIES, described
 from models.settings import Settings
@@ -27,7 +27,7 @@ class StoredModel:
     sizes: ModelSizes
     undescribed: str
     known: Architecture | None
-    engine: str = UNDESCRIBED_ENGINE
+    engine: Engine = "mlx"
 
     @property
     def described(self) -> Architecture | None:
@@ -43,7 +43,7 @@ class StoredModel:
     def architecture(self) -> Architecture:
         """What the model is. Raises WeightsError if exobus does not describe it."""
         if self.described is None:
-            other = ", or a GGUF file of this model" if self.engine == UNDESCRIBED_ENGINE else ""
+            other = ", or a GGUF file of this model" if self.engine == "mlx" else ""
             raise WeightsError(
                 f"{self.settings.where} {self.undescribed}, which only the engine {self.engine} runs; choose it{other}"
             )

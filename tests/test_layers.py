@@ -161,7 +161,9 @@ def test_every_module_has_a_docstring(file: Path) -> None:
     assert ast.get_docstring(ast.parse(file.read_text()))
 
 
-@pytest.mark.parametrize("module", ["actors.node_actor", "actors.topology_actor", "bus.hub", "cli.node.process"])
+@pytest.mark.parametrize(
+    "module", ["actors.node_actor", "actors.topology_actor", "actors.download_actor", "bus.hub", "cli.node.process"]
+)
 def test_idle_processes_load_no_array_library(module: str) -> None:
     program = f"import sys, {module}; print({{'numpy', 'gguf', 'tokenizers'}} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True) == "set()\n"

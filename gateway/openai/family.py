@@ -21,8 +21,7 @@ from gateway.http.json_response import JsonResponse
 from gateway.openai.chat_completions import ChatCompletions
 from gateway.openai.errors import error_body
 from models.cache import ModelCache
-from models.card import UNDESCRIBED_ENGINE, FolderSource, HubSource, ModelCard, PackageSource
-from models.families import is_described
+from models.card import FolderSource, HubSource, ModelCard, PackageSource
 
 MAX_DIGITS = 12
 _SIZES = (
@@ -80,7 +79,7 @@ class OpenAiFamily:
             "params": card.params,
             "from": _from(card),
             "own": own,
-            "engine": card.engine or (None if is_described(card.family) or not card.family else UNDESCRIBED_ENGINE),
+            "engine": card.engine or None,
             "quantization": _quantization(self._instances.newest(card.id)),
             "size_bytes": card.size_bytes or None,
             "downloaded_bytes": card.size_bytes if own else self._cache.bytes_here(card),

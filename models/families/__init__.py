@@ -37,8 +37,3 @@ def described(settings: Settings) -> Architecture:
     if settings.get("num_experts") and not has_experts:
         raise settings.unsupported("has experts, which exobus does not run in this family")
     return architecture
-
-
-def is_described(model_type: str) -> bool:
-    """Return whether every engine may run a family, if it has what the model uses; else only MLX may."""
-    return model_type in FAMILIES

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.card import FolderSource, HubSource, encode_card, travelling
+from models.card import FolderSource, HubSource, ModelCard, encode_card, travelling
 from models.catalogue import DEFAULT_MODEL, Catalogue, write_card
 from models.errors import CatalogueError, UnknownModel
+from models.families import FAMILIES
 from models.names import CatalogueName, parse_name
 from tests.support.model_servers import tiny_card
 
@@ -52,6 +53,14 @@ def test_shipped_names_are_unique_and_come_from_somewhere() -> None:
     assert len(names) == len(set(names))
     assert all(card.license and card.params and card.family for card in CARDS)
     assert all(parse_name(name) == CatalogueName(name) for name in names)
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.id)
+def test_card_names_the_only_engine_of_its_family(card: ModelCard) -> None:
+    """A card of the hub is asked for before its model is described."""
+    family = FAMILIES.get(card.family)
+    described = family is not None and not (family.gguf_only and isinstance(card.source, HubSource))
+    assert card.engine == ("" if described else "mlx")
 
 
 def test_unknown_name_suggests_the_nearest() -> None:
