@@ -6,6 +6,7 @@ It goes on to reply, takes no more memory, and logs no exception.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import socket
 from collections.abc import Callable, Iterator
@@ -48,8 +49,8 @@ A, MEMBER, OBSERVER = new_node(), new_node(), new_node()
 ROLES = {MEMBER: Role.MEMBER, OBSERVER: Role.OBSERVER}
 FRAMES = 200_000
 CONNECTIONS = 2_000
-MAX_GROWTH = 0.1
-HANDLED_WITHIN_S = 60.0
+MAX_GROWTH = 0.05
+AT_A_TIME = 10_000  # so that a busy machine has no more of them to hold than a quiet one
 KINDS = sorted(MESSAGES)
 
 Sent = Iterator[list[bytes]]
@@ -100,25 +101,27 @@ async def wait_until_handled(hub: HubProcess, dealer: zmq.Socket[bytes], sender:
     async with client(hub.config.run_path, A, "receiver") as receiver:
         header = Header(VERSION, "link.probe", f"the last of {sequence}", sender, sequence, life=2)
         dealer.send_multipart(encode(receiver.address, header, LinkProbe()))
-        while (await next_message(receiver, LinkProbe, HANDLED_WITHIN_S))[1].header.id != header.id:
+        while (await next_message(receiver, LinkProbe))[1].header.id != header.id:
             pass
 
 
 def growth_of_memory(hub: HubProcess, send: Callable[[int], None]) -> float:
     """Return the relative growth of the hub's memory after the first fifth. `send` returns when all is handled."""
-    send(FRAMES // 5)
+    for _ in range(0, FRAMES // 5, AT_A_TIME):
+        send(AT_A_TIME)
     before = resident(hub)
-    send(FRAMES - FRAMES // 5)
+    for _ in range(FRAMES // 5, FRAMES, AT_A_TIME):
+        send(AT_A_TIME)
     return resident(hub) / before - 1
 
 
 def sender_of_damage(hub: HubProcess, dealer: zmq.Socket[bytes], sender: str) -> Callable[[int], None]:
     """Return a function that sends so many damaged messages and waits until they are handled."""
-    sent = hostile(sender, seed=20_260)
+    sent, sequence = hostile(sender, seed=20_260), itertools.count(FRAMES)
 
     def send(count: int) -> None:
         send_some(dealer, sent, count)
-        asyncio.run(wait_until_handled(hub, dealer, sender, count))
+        asyncio.run(wait_until_handled(hub, dealer, sender, next(sequence)))
 
     return send
 
