@@ -14,6 +14,8 @@ from pathlib import Path
 
 from gguf import GGML_QUANT_SIZES, GGUF_MAGIC, GGMLQuantizationType, GGUFValueType
 
+from common.files import replacing
+
 _VERSION = 3
 _PIECE = 4 << 20
 
@@ -46,24 +48,16 @@ def write_gguf(
     alignment: int = 32,
 ) -> None:
     """Write a file in one step. `entries` are encoded values, with their types. Raises OSError."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     tensors = list(tensors)
-    try:
-        with part.open("wb") as file:
-            file.write(_header(entries, tensors, alignment))
-            for tensor in tensors:
-                file.seek(_aligned(file.tell(), alignment))
-                for piece in _pieces(tensor):
-                    file.write(piece)
-                if tensor.content is None and tensor.source is None:
-                    file.seek(tensor.nbytes, os.SEEK_CUR)
-            file.truncate(_aligned(file.tell(), alignment))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        file.write(_header(entries, tensors, alignment))
+        for tensor in tensors:
+            file.seek(_aligned(file.tell(), alignment))
+            for piece in _pieces(tensor):
+                file.write(piece)
+            if tensor.content is None and tensor.source is None:
+                file.seek(tensor.nbytes, os.SEEK_CUR)
+        file.truncate(_aligned(file.tell(), alignment))
 
 
 def encoded(value: str | int | float) -> bytes:
