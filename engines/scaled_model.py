@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
-from gguf import Keys
+from gguf import GGUF_DEFAULT_ALIGNMENT, Keys
 
-from engines.llamacpp.shard_file import is_of_layers
-from models.weights.gguf.file import WrittenTensor, encoded, picked, write_gguf
+from engines.llamacpp.shard_file import copied_entries
+from models.weights.gguf.file import WrittenTensor, encoded, write_gguf
 from models.weights.gguf.header import GgufHeader, GgufTensor
 from models.weights.gguf.parts import part_path
 
@@ -33,7 +33,6 @@ class Scaled(NamedTuple):
 
 
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
-_NOT_COPIED = ("tokenizer.", "split.")
 _OF_VOCABULARY = ("token_embd.weight", "output.weight", "output.bias")
 
 
@@ -55,23 +54,13 @@ def write_scaled(target: Path, source: Path, header: GgufHeader) -> Scaled:
     count = int(header.metadata[_key(header, Keys.LLM.BLOCK_COUNT)])
     rows = max(header.tensors["token_embd.weight"].shape[0] * len(layers) // count, 1)
     with source.open("rb") as file:
-        entries = _entries(file, header, layers, count)
+        entries = copied_entries(file, header, layers, count)
     entries[_key(header, Keys.LLM.BLOCK_COUNT)] = encoded(len(layers))
     entries[_key(header, Keys.LLM.VOCAB_SIZE)] = encoded(rows)
     entries[Keys.Tokenizer.MODEL] = encoded("no_vocab")
-    write_gguf(target, entries, _tensors(source, header, layers, rows))
+    alignment = header.metadata.get(Keys.General.ALIGNMENT, GGUF_DEFAULT_ALIGNMENT)
+    write_gguf(target, entries, _tensors(source, header, layers, rows), alignment)
     return Scaled(len(layers), count / len(layers))
-
-
-def _entries(source: IO[bytes], header: GgufHeader, layers: Sequence[int], count: int) -> dict[str, bytes]:
-    entries = {}
-    for key, (begin, end) in header.places.items():
-        if key.startswith(_NOT_COPIED) or key == Keys.General.ALIGNMENT:
-            continue
-        source.seek(begin)
-        value = source.read(end - begin)
-        entries[key] = picked(value, layers) if is_of_layers(key, header, count) else value
-    return entries
 
 
 def _tensors(source: Path, header: GgufHeader, layers: Sequence[int], rows: int) -> Iterator[WrittenTensor]:

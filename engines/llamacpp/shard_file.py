@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -75,11 +75,6 @@ def _write(found: Path, path: Path, header: GgufHeader, shard: Shard, rule: CutR
 def _entries(source: IO[bytes], header: GgufHeader, shard: Shard, rule: CutRule) -> dict[str, bytes]:
     """Return the metadata of a part, encoded: the model's without its vocabulary, and what is true of the part."""
     architecture = header.metadata[Keys.General.ARCHITECTURE]
-    entries = {}
-    for key, (begin, end) in header.places.items():
-        if not key.startswith(_NOT_OF_PARTS):
-            value = _read(source, begin, end)
-            entries[key] = picked(value, shard.layers) if is_of_layers(key, header, shard.n_layers) else value
     changed = {
         Keys.LLM.BLOCK_COUNT: encoded(len(shard.layers)),
         Keys.LLM.VOCAB_SIZE: encoded(_vocabulary(header, shard)),
@@ -89,10 +84,22 @@ def _entries(source: IO[bytes], header: GgufHeader, shard: Shard, rule: CutRule)
         changed[Keys.LLM.EMBEDDING_SCALE] = encoded(1.0)
     if (windowed := _windowed(header, shard, rule)) is not None:
         changed[_WINDOW] = encoded_flags(windowed)
+    entries = copied_entries(source, header, shard.layers, shard.n_layers)
     return entries | {key.format(arch=architecture): value for key, value in changed.items()}
 
 
-def is_of_layers(key: str, header: GgufHeader, n_layers: int) -> bool:
+def copied_entries(source: IO[bytes], header: GgufHeader, layers: Sequence[int], n_layers: int) -> dict[str, bytes]:
+    """Return the encoded metadata of a model for some of its layers, without what concerns texts and split files."""
+    entries = {}
+    for key, (begin, end) in header.places.items():
+        if not key.startswith(_NOT_OF_PARTS):
+            source.seek(begin)
+            value = source.read(end - begin)
+            entries[key] = picked(value, layers) if _is_of_layers(key, header, n_layers) else value
+    return entries
+
+
+def _is_of_layers(key: str, header: GgufHeader, n_layers: int) -> bool:
     """Return whether a metadata value is a list with an item for each layer of the model."""
     value = header.metadata[key]
     listed = isinstance(value, list) and len(value) == n_layers and not isinstance(value[0], str)
@@ -140,11 +147,6 @@ def _stand_in(name: str, tensor: GgufTensor, vocabulary: int) -> WrittenTensor:
         size = tensor.shape if name.startswith("output_norm") else (vocabulary,)
         return WrittenTensor(name, GGMLQuantizationType.F32, size)
     return WrittenTensor(name, GGMLQuantizationType.F16, (vocabulary, tensor.shape[1]))
-
-
-def _read(source: IO[bytes], begin: int, end: int) -> bytes:
-    source.seek(begin)
-    return source.read(end - begin)
 
 
 def _name_of(path: Path) -> str:
