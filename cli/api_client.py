@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     import httpx
@@ -34,6 +35,11 @@ class ApiUnreachable(Exception):
 
 class ApiRefused(Exception):
     """The gateway refused the request, or the answer failed; the message is the gateway's sentence."""
+
+
+def model_path(name: str) -> str:
+    """Return the path of a model by an id, alias or name of the hub, in which slashes stay."""
+    return f"/v1/models/{quote(name, safe='/:@')}"
 
 
 def get(api: Api, path: str) -> dict[str, Any]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from typing import NoReturn
-from urllib.parse import quote
 
 import msgspec
 from filelock import FileLock, Timeout
 
-from cli.api_client import get
+from cli.api_client import get, model_path
 from cli.local_nodes import choose_node, gateway
 from cli.options import FAILED, USAGE, failures_shown, leave
 from common.config import NodeConfig
@@ -34,7 +33,7 @@ def add_model(text: str, model_id: str, node: str | None) -> str:
     except BadName as error:
         leave(str(error), USAGE)
     with failures_shown():
-        found = get(gateway(None, None, node), f"/v1/models/{quote(text, safe='/:@')}")
+        found = get(gateway(None, None, node), model_path(text))
     if model_id:
         _add_alias(found["id"], model_id, choose_node(node))
     return f"{model_id or found['id']} was added; try: exobus run {model_id or found['id']}"

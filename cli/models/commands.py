@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 
@@ -78,13 +77,9 @@ def show(
     node: NodeOption = None,
 ) -> None:
     """Show a model: its architecture, sizes, memory, license and source."""
-    from cli.api_client import get
-    from cli.local_nodes import gateway
     from cli.models.tables import details_of, own_node
 
-    with shown():
-        asked = gateway(api, api_key, node)
-        model, topology = _model(asked, name), get(asked, "/v1/topology")
+    model, topology = _model_and_topology(name, api, api_key, node)
     typer.echo(json.dumps(model) if as_json else details_of(model, own_node(topology)))
 
 
@@ -98,14 +93,10 @@ def plan(
     node: NodeOption = None,
 ) -> None:
     """Show which node would hold which layers, or why none."""
-    from cli.api_client import get
-    from cli.local_nodes import gateway
     from cli.models.tables import plan_of, plan_rows
     from cluster.placement import DoesNotFit
 
-    with shown():
-        asked = gateway(api, api_key, node)
-        model, topology = _model(asked, name, context), get(asked, "/v1/topology")
+    model, topology = _model_and_topology(name, api, api_key, node, context)
     try:
         typer.echo(json.dumps(plan_rows(model, topology, context)) if as_json else plan_of(model, topology, context))
     except DoesNotFit as error:
@@ -158,8 +149,12 @@ def _models_and_topology(api: str | None, key: str | None, node: str | None) -> 
         return get(asked, "/v1/models")["data"], get(asked, "/v1/topology")
 
 
-def _model(asked: Any, name: str, context: int = 0) -> Mapping[str, Any]:
-    from cli.api_client import get
+def _model_and_topology(
+    name: str, api: str | None, key: str | None, node: str | None, context: int = 0
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return what a gateway says of a model and of its cluster. Ends the command for a path, and on a failure."""
+    from cli.api_client import get, model_path
+    from cli.local_nodes import gateway
     from models.errors import BadName
     from models.names import LocalPath, parse_name
 
@@ -168,4 +163,6 @@ def _model(asked: Any, name: str, context: int = 0) -> Mapping[str, Any]:
             leave(f"{name} is a path; add it with `exobus models add {name}`, and use the id that it gets", USAGE)
     except BadName as error:
         leave(str(error), USAGE)
-    return get(asked, f"/v1/models/{quote(name, safe='/:@')}?context={context}")
+    with shown():
+        asked = gateway(api, key, node)
+        return get(asked, f"{model_path(name)}?context={context}"), get(asked, "/v1/topology")

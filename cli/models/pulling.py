@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from urllib.parse import quote
 
 import typer
 
-from cli.api_client import get
+from cli.api_client import get, model_path
 from cli.local_nodes import choose_node, gateway
 from cli.options import FAILED, INTERRUPTED, USAGE, failures_shown, leave
 from cli.text import show_bytes
@@ -32,7 +31,7 @@ def pull_model(name: str, node: str | None) -> str:
         leave(str(error), USAGE)
     config = choose_node(node)
     with failures_shown():
-        found = get(gateway(None, None, config.node_id), f"/v1/models/{quote(name, safe='/:@')}")
+        found = get(gateway(None, None, config.node_id), model_path(name))
     progress = _Line()
     try:
         card, cache = Catalogue.of_node(config).get(found["id"]), ModelCache(Path(config.cache_dir))
