@@ -71,7 +71,7 @@ class Device:
     def threads(self, nodes_here: int) -> int:
         """Return the threads of an engine: the configured number, or this node's share of the cores but one.
 
-        One core is left to everything else: a matrix library whose spinning threads have to share a core is many
+        One core is left to everything else: a matrix library with spinning threads that have to share a core is many
         times slower than one with a thread less.
         """
         return self._config.threads or max(cores() // nodes_here - 1, 1)

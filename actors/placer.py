@@ -1,4 +1,4 @@
-"""Carries out placements: loads every shard, connects the ring, and replaces an instance whose ring should grow.
+"""Carries out placements: loads every shard, connects the ring, and replaces an instance if its ring should grow.
 
 Where layers go is decided by `cluster.placement`.
 """

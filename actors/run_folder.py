@@ -78,7 +78,7 @@ class RunFolder:
     def keep(self, now: float) -> set[str]:
         """Check the folder at the monotonic time `now`, and restore what is missing of it but its sockets.
 
-        Returns the processes whose sockets were missing at this check and the one before: only they can bind them
+        Returns the processes that lacked their sockets at this check and the one before: only they can bind them
         again. Raises OSError if the folder is gone and cannot be made, or is not this user's alone.
         """
         with suppress(FileExistsError):

@@ -40,7 +40,7 @@ class ActorRegistry:
         return known.routing_id if known else None
 
     def forget(self, name: str) -> None:
-        """Remove an actor whose connection is gone."""
+        """Remove an actor that has lost its connection."""
         self._actors.pop(name, None)
 
     def present(self, now: float, is_connected: Callable[[bytes], bool]) -> tuple[HubActor, ...]:

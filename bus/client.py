@@ -88,7 +88,7 @@ class BusClient:
 
         The client itself also subscribes to lost nodes and actors: the requests that were sent there fail then. With
         `follow_links`, every link that there is or that ends is delivered as `PeerUp` or `PeerDown`, also one of before
-        the start, one whose fact was lost, and those that ended with the hub.
+        the start, one that lost its fact, and those that ended with the hub.
         """
         for topic in {*topics, kind_of(PeerDown), kind_of(ActorDown)}:
             self._subscriber.subscribe(topic)

@@ -29,7 +29,7 @@ _GROUPS: tuple[tuple[str, type[Message], str], ...] = (
     ("Facts", Fact, "Published to the subscribers on every node."),
     ("Local facts", LocalFact, "Published to the subscribers on the sender's own node only."),
     ("Work", Work, "Sent to one address."),
-    ("Replies", Reply, "Sent to the sender of some work, whose id is the header's `cause`."),
+    ("Replies", Reply, "Sent to the sender of some work; the id of that is the header's `cause`."),
 )
 _FRAME_FIELD = re.compile(r"^ +(?:offset +)?(\d+)  (\w+) +(\w+) *(.*)$", re.MULTILINE)
 _FLAG = re.compile(r"^ +(\w+): Final = (\d+)  # (.*)$", re.MULTILINE)

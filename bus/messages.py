@@ -63,7 +63,7 @@ class Header(msgspec.Struct, frozen=True):
     cause: HeaderText = ""
     time: Annotated[UnixTime, Meta(description="Unix seconds at the sender; informative only")] = 0.0
     life: Annotated[
-        Whole, Meta(description="rises with every new process of the sender, whose `sequence` starts again at 1")
+        Whole, Meta(description="rises with every new process of the sender; its `sequence` then starts again at 1")
     ] = 0
 
 
@@ -106,7 +106,7 @@ class RequestFailed(Reply, frozen=True, tag="request.failed"):
 
 
 class RequestCancel(Work, frozen=True, tag="request.cancel"):
-    """The sender no longer wants the work whose id is `request`. Sent by any actor; never answered."""
+    """The sender no longer wants the work with the id `request`. Sent by any actor; never answered."""
 
     request: Name
 

@@ -54,7 +54,7 @@ class PendingRequests:
         self._checks = {check: checked for check, checked in self._checks.items() if checked != request}
 
     def check(self, request: str, check: str) -> None:
-        """Note that a check of a request is sent, as work whose id is `check`."""
+        """Note that a check of a request is sent, as work with the id `check`."""
         self._checks[check] = request
 
     def resolve(self, envelope: Envelope, reply: Reply) -> bool:

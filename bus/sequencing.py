@@ -55,7 +55,7 @@ class ReplayFilter:
         return True
 
     def forget(self, node_id: str) -> None:
-        """Forget the streams of a node whose link went down.
+        """Forget the streams of a node that is not linked any more.
 
         Its next link has other session keys, under which no old message can be replayed; and the node's machine may
         have been restarted, and its clock with it.

@@ -29,7 +29,7 @@ def default_parent() -> Path:
 def running_nodes() -> list[NodeConfig]:
     """Return the settings of this user's nodes that run here; with EXOBUS_DATA_DIR, only of the node in that folder.
 
-    The node whose API has the usual port comes first, the others follow by name.
+    The node with its API on the usual port comes first, the others follow by name.
     """
     named = os.environ.get(DATA_DIR_VARIABLE)
     folders = [Path(named)] if named else _data_folders()

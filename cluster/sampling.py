@@ -11,7 +11,7 @@ class SamplingParams(msgspec.Struct, frozen=True):
     """How to choose a token. The defaults sample from the plain distribution, seed 0. Values out of range are refused.
 
     temperature: 0 is greedy, else logits are divided by it, at most 100. top_k: keep the k likeliest tokens, 0 keeps
-    all. top_p: keep the likeliest tokens whose probabilities first reach it, in 0..1, 1 keeps all. min_p: keep tokens
+    all. top_p: keep the likeliest tokens until their probabilities reach it, in 0..1, 1 keeps all. min_p: keep tokens
     with at least this share of the likeliest token's probability, 0 keeps all. seed: any integer of 64 bits.
     """
 

@@ -23,7 +23,7 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A node's settings.
 
     `cluster` is empty for a node that stands alone: it listens on no tcp port but its API's. In a cluster, `code_file`
-    is the path of the join code, and `strict` admits only nodes whose key was approved.
+    is the path of the join code, and `strict` admits only nodes with a key that was approved.
     Ports: 0 means any free port, None the usual port or, if that is taken, any. Memory is in bytes: 0 means all that is
     available; `kv_memory` bounds what one stage gets for keys and values, and 0 leaves that to the node. `threads` of
     an engine: 0 means this node's share of the machine's cores. `precision` is one of `engines.settings.PRECISIONS`,

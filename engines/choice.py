@@ -16,7 +16,7 @@ from common.limits import MAX_DETAIL, Detail, Name, Real, cut
 
 FAR_SLOWER = 6.0
 """An engine that takes so many times as long as the fastest one is not compared on each model. If the machine is busy
-during that measurement, an engine whose threads wait for each other takes three times as long as else."""
+during that measurement, an engine with threads that wait for each other takes three times as long as else."""
 
 REFERENCE = "numpy"
 """The engine that is never the fastest, so it is not compared unless it is the machine's own."""

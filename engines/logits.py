@@ -16,7 +16,7 @@ from engines.engine import NO_LOGITS, Chunk, FloatArray
 
 
 def wanted_rows(batch: Sequence[Chunk]) -> npt.NDArray[np.int64]:
-    """List the rows whose logits are wanted, counted over all chunks' rows laid end to end."""
+    """List the rows of which logits are wanted, counted over all chunks' rows laid end to end."""
     ends = accumulate(chunk.rows for chunk in batch)
     return np.array(
         [row for end, chunk in zip(ends, batch, strict=True) for row in range(end - chunk.logits, end)], np.int64

@@ -75,7 +75,7 @@ def _likeliest(scaled: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.in
 
 
 def _nucleus(probabilities: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.intp]:
-    """Return the indices, ascending, of the fewest most likely tokens whose probabilities sum to `top_p`."""
+    """Return the indices, ascending, of the fewest most likely tokens that sum to a probability of `top_p`."""
     # Values below (1 - top_p) / n sum to less than 1 - top_p, so the set lies among the others, and only those are
     # sorted. The bound is halved so that rounding cannot drop a flat distribution as a whole.
     candidates = np.flatnonzero(probabilities >= (1 - top_p) / (2 * len(probabilities)))

@@ -205,7 +205,7 @@ def encode_card(card: ModelCard) -> str:
 
 
 def travelling(card: ModelCard) -> str:
-    """Return a card as JSON for another process or node; "" for an own model, whose path stays here."""
+    """Return a card as JSON for another process or node; "" for an own model: its path stays here."""
     return "" if isinstance(card.source, FolderSource) else encode_card(card)
 
 

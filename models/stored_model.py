@@ -16,7 +16,7 @@ from models.sizes import ModelSizes, model_sizes
 
 @dataclass(frozen=True, slots=True)
 class StoredModel:
-    """A model whose files are here, or the settings of which are.
+    """A model of which the files are here, or the settings.
 
     `undescribed` says why the engines that build from a description cannot run it, as what follows the name of its
     `config.json` or GGUF file; "" if they can. Then only `engine` may run it, which reads the files by itself. Its

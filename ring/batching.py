@@ -22,7 +22,7 @@ def micro_batch_size(sessions: int, stages: int) -> int:
 
 
 def prompt_chunks(prefilling: Iterable[StageSession], rows: int, room: int) -> list[tuple[StageSession, int]]:
-    """Return the sessions whose prompts continue next, each with how many tokens: `rows` at most together.
+    """Return the sessions with prompts that continue next, each with how many tokens: `rows` at most together.
 
     The session that waited longest comes first. A chunk is left out unless there is `room` for it among the tokens that
     may be in flight: a fast stage would only fill the queue of a slow one, and decode steps would wait behind it.
@@ -62,7 +62,7 @@ class InFlightBatches:
         self._batches.append(set(sessions))
 
     def returned(self, session_id: int) -> None:
-        """Remove the micro-batch whose step came back, and those before it. A step that was never dealt is no error."""
+        """Remove the micro-batch of a step that is back, and those before it. A step never dealt is no error."""
         for at, batch in enumerate(self._batches):
             if session_id in batch:
                 for _ in range(at + 1):

@@ -43,7 +43,7 @@ class ModelRunner:
         self._attempt = attempt
 
     def run(self, batch: list[Step]) -> list[Computed]:
-        """Compute a micro-batch in one pass, without the steps whose sessions failed.
+        """Compute a micro-batch in one pass, without the steps of sessions that failed.
 
         If the engine refuses several steps, each is computed alone, so that only the sessions at fault fail. Raises
         EngineError if it refuses the only step. Any other exception may be due to any of the steps.

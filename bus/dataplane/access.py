@@ -1,7 +1,7 @@
 """Where a data plane listens, which nodes it accepts connections from, and which endpoints it may connect to.
 
-Within a machine it uses ipc, whose files only this user can open; between machines tcp with CURVE keys, and only in a
-cluster. Knows nothing of frames.
+Within a machine it uses ipc, with files that only this user can open; between machines tcp with CURVE keys, and only
+in a cluster. Knows nothing of frames.
 """
 
 from __future__ import annotations

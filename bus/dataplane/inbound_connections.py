@@ -40,7 +40,7 @@ class InboundConnections:
         return source in self._known
 
     def add(self, source: bytes, part: zmq.Frame) -> None:
-        """Add a connection, whose first message is `part`."""
+        """Add a connection with `part` as its first message."""
         self._known[source] = InboundConnection(sender_of(part))
         if len(self._known) > MAX_INBOUND:
             self._known.popitem(last=False)
@@ -70,7 +70,7 @@ class InboundConnections:
 
 
 def sender_of(part: zmq.Frame) -> str:
-    """Return the node whose key opened the connection that a message came over; "" for ipc and inproc without keys."""
+    """Return the node that opened the connection of a message with its key; "" for ipc and inproc without keys."""
     with suppress(zmq.ZMQError):
         return str(part.get("User-Id"))
     try:

@@ -1,4 +1,4 @@
-"""The nodes whose data-plane connections a process accepts: those that its own hub is linked to.
+"""The nodes from which a process accepts data-plane connections: those that its own hub is linked to.
 
 The data plane's actor updates it as links come and go; the ZAP handler's thread and the data plane's thread only read
 it.

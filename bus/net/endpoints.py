@@ -36,7 +36,7 @@ def fits_ipc(run_dir: Path) -> bool:
 
 
 def with_key(address: str, public: bytes) -> str:
-    """Return the endpoint of a tcp address whose listener has the public key."""
+    """Return the endpoint of a tcp address at which the listener has the public key."""
     return f"{address}#{public.hex()}"
 
 

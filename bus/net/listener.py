@@ -1,7 +1,7 @@
 """A tcp port of the hub: a CURVE ROUTER that receives, and the monitor of its connections.
 
 When the process has no file descriptor left, the port is closed for a second: ZeroMQ's own thread would spin on the
-connection that it cannot accept. Connections whose keys are not accepted are gone within three.
+connection that it cannot accept. Connections with keys that are not accepted are gone within three.
 """
 
 from __future__ import annotations

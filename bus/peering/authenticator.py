@@ -49,7 +49,7 @@ class Authenticator:
     def authenticate(self, domain: str, key: bytes) -> str:
         """Decide on a key for `bus.net.zap`, on its thread.
 
-        On the bus it is accepted if it is an approved member's, whose id becomes the user id. At the join port it is
+        On the bus it is accepted if it is an approved member's: the user id is then its id. At the join port it is
         accepted unless it was revoked, and becomes the user id itself.
         """
         node_id = node_id_of(key)

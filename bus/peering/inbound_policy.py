@@ -47,5 +47,5 @@ class InboundPolicy:
         return header
 
     def forget(self, node_id: str) -> None:
-        """Forget the sequence numbers of a node whose link went down."""
+        """Forget the sequence numbers of a node that is not linked any more."""
         self._replays.forget(node_id)

@@ -84,7 +84,7 @@ class Layout:
 
 
 def _layout(model: _Fields, context: _Fields) -> Layout:
-    room = ("room", ctypes.c_char * 256)  # a library whose struct is longer must not write over other memory
+    room = ("room", ctypes.c_char * 256)  # a library with a longer struct must not write over other memory
     model_params = type("ModelParams", (ctypes.Structure,), {"_fields_": [*model, room]})
     context_params = type("ContextParams", (ctypes.Structure,), {"_fields_": [*context, room]})
     return Layout(model_params, context_params)

@@ -98,7 +98,7 @@ class LlamaCppEngine(SlotEngine[int]):
         return self._cells
 
     def close(self) -> None:
-        """Free the model, whose memory the library holds."""
+        """Free the model, which the library holds in memory."""
         if self._context is not None:
             self._context.close()
         super().close()

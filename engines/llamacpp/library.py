@@ -1,7 +1,7 @@
 """Finds libllama and opens it. Knows no model.
 
 It is the library that EXOBUS_LIBLLAMA names, else that of an installed `llama-cpp-python`, else the one inside
-`xllamacpp`, whose Python module is never imported: only its shared object is opened, which exports the C API.
+`xllamacpp`. Its Python module is never imported: only its shared object is opened, which exports the C API.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Library:
         self.log_set(self._log, None)
         self.set_abort(self._abort)
         self.backend_init()
-        if not self.device_count():  # a build whose backends are libraries of their own, beside it
+        if not self.device_count():  # a build with backends in libraries of their own, beside it
             self.load_backends(str(path.parent).encode())
 
     @property

@@ -46,7 +46,7 @@ class BatchedCache:
 
 
 def batch_caches(chunks: Sequence[Chunk], caches: Sequence[list[Any]]) -> list[BatchedCache]:
-    """Make the batched cache of each layer, for chunks whose rows are laid end to end."""
+    """Make the batched cache of each layer, for chunks with their rows laid end to end."""
     edges = [0, *accumulate(chunk.rows for chunk in chunks)]
     positions = [np.arange(chunk.position, chunk.position + chunk.rows, dtype=np.int32) for chunk in chunks]
     offset = mx.array(np.concatenate(positions))

@@ -1,6 +1,6 @@
 """A fast BLAS for MLX on Linux CPUs, if the machine has one.
 
-MLX's wheel contains the reference BLAS, whose matrix products run at a tenth of a core's speed or less. The symbols of
+MLX's wheel contains the reference BLAS: its matrix products run at a tenth of a core's speed or less. The symbols of
 a library that is loaded globally take precedence over those of the wheel's own, so no file has to change.
 """
 

@@ -1,7 +1,7 @@
 """mlx-lm's own model of a checkpoint, with parameters that are not read before they are used. Knows no cut.
 
 A family's `sanitize` renames, stacks and splits the tensors of a checkpoint, and some look at those of the first layer
-to see what the authors wrote. So it gets all layers of the checkpoint: tensors of other stages whose files are absent
+to see what the authors wrote. So it gets all layers of the checkpoint: tensors of other stages that have no file here
 are zeros, which are never computed, in the shape of the same tensor in another layer.
 """
 

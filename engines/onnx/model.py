@@ -29,7 +29,7 @@ def model_graph(architecture: Architecture, shard: Shard, weights: Weights, prec
     - `cos_cache_0` and `sin_cache_0` (positions, dims / 2) for each of `ropes_of` the shard, counted from 0;
     - `past_key_0` and `past_value_0` (batch, kv_heads, capacity, head_dim) for each layer of the shard, counted from 0,
       which must be bound to the same memory as the outputs `present_key_0` and `present_value_0`;
-    - on the last stage `wanted` (wanted rows,) int64, the rows whose logits are wanted.
+    - on the last stage `wanted` (wanted rows,) int64, the rows of which logits are wanted.
 
     The result is `output`, (rows, hidden) or (wanted rows, vocab).
     """
@@ -168,7 +168,7 @@ class _Builder:
         return self._linear(graph.node("Mul", active, up), f"{prefix}.down_proj")
 
     def _experts(self, rows: str, spec: Experts, prefix: str) -> str:
-        """Add a router, and experts in float32, in whose matrices the rows of gate and up alternate."""
+        """Add a router, and experts in float32; in their matrices the rows of gate and up alternate."""
         graph, clipped = self._graph, spec.expert.activation == "clipped_swiglu"
         inputs = []
         for kind in ("weight", "bias") if spec.expert.bias else ("weight",):

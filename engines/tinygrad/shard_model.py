@@ -17,7 +17,7 @@ LONG, SHORT, ONE = 256, 32, 1
 """The numbers of rows of captured shapes. A chunk is cut into pieces of these, and its last piece is padded."""
 
 GROUP_SIZES = (8, 4, 2, ONE)
-"""The numbers of slots whose single rows can be one pass. Each is one more shape to capture."""
+"""The numbers of slots with single rows that can be one pass. Each is one more shape to capture."""
 
 FIRST_CAPACITY, GROWTH = 512, 2
 """Positions in a new slot's cache, and the factor by which it grows. Each capacity is one more shape to capture."""

@@ -44,7 +44,7 @@ class DataPlane:
 
     @property
     def sessions(self) -> tuple[Session, ...]:
-        """The sessions whose block runs."""
+        """The sessions with a block that runs."""
         return tuple(self._sessions.values())
 
     @asynccontextmanager
@@ -80,7 +80,7 @@ class DataPlane:
                 self.dropped[error.reason] += 1
 
     def fail_where(self, lost: Callable[[Instance], bool], message: str) -> None:
-        """Fail the sessions whose instance is lost."""
+        """Fail the sessions that have lost their instance."""
         for session in self._sessions.values():
             if lost(session.instance):
                 session.fail(FailureCode.NODE_LOST, message)

@@ -110,7 +110,7 @@ class Generator:
                 instance = await self._choose(generation, work.model.card, instance)
                 await self._run_choices(generation, work, instance)
             except (SessionFailed, GatewayError) as failure:
-                # A task group whose task fails while it is cancelled raises the failure and drops the cancellation.
+                # If a task of a cancelled group fails, the group raises the failure and drops the cancellation.
                 ended = self._stopping.is_set() or generation.closed
                 if ended or generation.meter.completion_tokens:
                     raise

@@ -34,7 +34,7 @@ from models.tokenizers.tokenizer import Tokenizer
 
 FETCH_TIMEOUT_S = 3600.0  # a first download may take that long
 DESCRIBE_TIMEOUT_S = 150.0  # the download actor gives up before
-MAX_LOADED = 4  # models whose text side stays in memory
+MAX_LOADED = 4  # models of which the text side stays in memory
 MAX_NAMED = 8  # models that an error lists
 MAX_DESCRIBED = 1024  # names that clients typed
 
@@ -88,7 +88,7 @@ class TextModel:
     async def _hidden_tokens(
         self, conversation: Conversation, text: str, stand_ins: StandIns, limit: PromptLimit
     ) -> tuple[int, ...]:
-        """Return the token ids of a conversation whose prompt is `text`, without its texts' control tokens.
+        """Return the token ids of a conversation with the prompt `text`, without its texts' control tokens.
 
         A template may look into a text or cut it. So the prompt with stand-ins counts only if it is, with the control
         tokens put back, the prompt without stand-ins. Otherwise the control tokens are spoiled.
@@ -117,7 +117,7 @@ class TextModel:
 class TextModels:
     """Text models by card id, fetched and loaded on demand.
 
-    A name of the hub whose card was made stands for the same model as long as the gateway runs.
+    A name of the hub for which a card was made stands for the same model as long as the gateway runs.
     """
 
     def __init__(self, bus: BusClient, catalogue: Catalogue, renderer: TemplateRenderer, cache: ModelCache) -> None:

@@ -63,7 +63,7 @@ def headers_of(error: GatewayError) -> dict[str, str]:
 
 
 class ErrorResponses:
-    """Error responses in the shape of the family whose route was requested; of no route, in the first family's."""
+    """Error responses in the shape of the family that has the requested route; of no route, in the first family's."""
 
     def __init__(self, families: Sequence[ApiFamily]) -> None:
         self._families = families

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 
 class JsonResponse(Response):
-    """A response whose body is JSON in ASCII."""
+    """A response with JSON in ASCII as its body."""
 
     media_type = "application/json"
 

@@ -27,7 +27,7 @@ _ANYWHERE = frozenset({"", "0.0.0.0", "::"})  # noqa: S104  # addresses to liste
 
 @dataclass(frozen=True)
 class OriginPolicy:
-    """The host names of a gateway (IPv6 in brackets), its port, and the listed origins whose pages may call it."""
+    """The host names of a gateway (IPv6 in brackets), its port, and the listed origins of pages that may call it."""
 
     hosts: frozenset[str]
     port: int

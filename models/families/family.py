@@ -15,7 +15,7 @@ from models.settings import Settings
 class Family:
     """A family: its `model_type`s, the first of which is its name, and its architecture in GGUF files.
 
-    `fused` maps modules of a layer that files store as one to their parts, whose rows follow one another. With
+    `fused` maps modules of a layer that files store as one to their parts; the rows of these follow one another. With
     `pairwise_rope` the rows of q and k in GGUF files are in the order of llama.cpp's rope of adjacent dimensions
     (`LLAMA_ROPE_TYPE_NORM` there). With `single_experts` safetensors files have tensors for each expert. With
     `gguf_only` exobus reads no safetensors files of the family.

@@ -41,7 +41,7 @@ def layer_kind(settings: Settings, index: int, default: str = "full_attention") 
 
 
 def mlp(settings: Settings, size: str = "intermediate_size", activation: str = "silu") -> Mlp:
-    """Describe a feed-forward network whose width is the setting `size`. Raises WeightsError.
+    """Describe a feed-forward network as wide as the setting `size`. Raises WeightsError.
 
     `activation` is that of the family, for files that do not say.
     """
@@ -52,7 +52,7 @@ def mlp(settings: Settings, size: str = "intermediate_size", activation: str = "
 
 
 def experts(settings: Settings, count: str, expert: Mlp, **changes: Any) -> Experts:
-    """Describe experts, whose number is the setting `count`. `changes` are fields that the family decides."""
+    """Describe experts, as many as the setting `count`. `changes` are fields that the family decides."""
     number = settings.count(count, most=MOST_EXPERTS)
     return Experts(number, settings.count("num_experts_per_tok", most=number), expert, **changes)
 

@@ -1,7 +1,7 @@
 """Renders chat templates in child processes, so that a template cannot take more than its share.
 
-There are at most two children, and a template uses one at a time: a model whose template never ends delays only its
-own requests. Runs on one asyncio loop; knows no models and no HTTP.
+There are at most two children, and a template uses one at a time: a model with a template that never ends delays only
+its own requests. Runs on one asyncio loop; knows no models and no HTTP.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Control tokens in what users write: found, hidden while a chat template is rendered, and read as the text they are.
 
-A tokenizer makes one id of a control token wherever its text stands, so that a user who writes one could end a turn
+A tokenizer makes one id of a control token wherever its text stands, so that a user could end a turn by writing one
 and begin another. So a private-use character stands in for each that a user wrote. What is a control token in the
 rendered prompt then comes from the template. Knows the texts of control tokens, but no ids.
 """
@@ -74,7 +74,7 @@ class StandIns:
         return self._each_token(value, self.characters.__getitem__)
 
     def spoil(self, value: Any) -> Any:
-        """Return a JSON value whose control tokens are none any more: zero-width spaces divide them."""
+        """Return a JSON value in which control tokens are none any more: zero-width spaces divide them."""
         return self._each_token(value, lambda token: _ZERO_WIDTH_SPACE.join(token) if len(token) > 1 else _REPLACEMENT)
 
     def restore(self, text: str) -> str:

@@ -1,4 +1,4 @@
-"""Ids of prompts whose control tokens are known apart from their text, so that no other text becomes one.
+"""Ids of prompts in which control tokens are known apart from the text, so that no other text becomes one.
 
 Knows a `tokenizers` tokenizer and shares its vocabulary, but knows no files and no templates.
 """

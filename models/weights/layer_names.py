@@ -35,8 +35,8 @@ def needed_names(shard: Shard, names: Collection[str]) -> tuple[str, ...]:
 
     These are the tensors of its layers, for the first stage the embeddings, and for the last one everything else; the
     embeddings too unless there is a head of its own. Of each kind of tensor that its layers lack there is one as well,
-    by whose shape mlx-lm sees what the authors wrote. What sees or hears, and layers beyond the last, are needed by
-    none.
+    by the shape of which mlx-lm sees what the authors wrote. What sees or hears, and layers beyond the last, are
+    needed by none.
     """
     text = sorted(name for name in names if not _SENSES.search(name))
     tied = not has_head(text)

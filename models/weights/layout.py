@@ -73,7 +73,7 @@ def check_shapes(found: Mapping[str, Place], stored: Mapping[str, StoredTensor],
 
 
 def located(found: Mapping[str, Place], stored: Mapping[str, StoredT]) -> dict[str, tuple[StoredT, ...]]:
-    """Locate each tensor whose parts are all in `stored`, the parts of a stack one by one."""
+    """Locate each tensor that has all its parts in `stored`, the parts of a stack one by one."""
     return {
         name: tuple(rows_of(stored[part], place.start, place.rows) for part in place.names)
         for name, place in found.items()

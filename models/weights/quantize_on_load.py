@@ -1,4 +1,4 @@
-"""Weights whose float matrices are rounded to blocks when they are read, for engines that multiply with blocks.
+"""Weights with float matrices that are rounded to blocks when they are read, for engines that multiply with blocks.
 
 What a file has quantized stays as it is, and so do norms, biases, routers and experts. The embedding and the head get
 8 bits in any case. What is rounded is kept in the model cache, in a GGUF file with canonical names, so that the next

@@ -24,7 +24,7 @@ class BlockForm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QuantizedMatrix:
-    """A matrix whose weights are code * scale + minimum, to the bit those of the dequantized tensor.
+    """A matrix of the weights code * scale + minimum, to the bit those of the dequantized tensor.
 
     `codes` is (rows, columns) uint8; `scales` and `minimums` are (rows, columns / block) float32. `bits` is 4 or 8.
     `center` is the code that stands for 0, or None if that differs from block to block.

@@ -68,7 +68,7 @@ class RoundedFile:
             return None
 
     def path(self) -> Path:
-        """Return the path of the file, whose name follows from the source's files as they are now."""
+        """Return the path of the file: its name follows from the source's files as they are now."""
         digest = hashlib.sha256(f"{self.source.resolve()}\n{self.bits}\n{_BUILDER}".encode())
         for file in model_files(self.source):
             status = file.stat()

@@ -27,7 +27,7 @@ _PIECE = 1 << 10  # blocks that fit a processor's cache
 
 
 def rounded_blocks(weights: Floats, bits: int) -> Codes:
-    """Round weights, whose number is a multiple of BLOCK, to the bytes of a GGUF tensor: flat uint8."""
+    """Round a multiple of BLOCK weights to the bytes of a GGUF tensor: flat uint8."""
     blocks = weights.reshape(-1, BLOCK)
     packed = np.empty((len(blocks), GGML_QUANT_SIZES[KINDS[bits]][1]), np.uint8)
     for start in range(0, len(blocks), _PIECE):

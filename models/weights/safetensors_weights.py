@@ -65,7 +65,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class SafetensorsWeights:
-    """A config.json with one or more *.safetensors files. Only tensors whose file is present can be read."""
+    """A config.json with one or more *.safetensors files. Only tensors in files that are present can be read."""
 
     def __init__(self, folder: Path) -> None:
         self._model = folder_model(folder)

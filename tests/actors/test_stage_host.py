@@ -93,7 +93,7 @@ class Node:
 
 
 def config(run_dir: Path, **settings: object) -> NodeConfig:
-    """Return the settings of a node whose engine needs no measuring."""
+    """Return the settings of a node with an engine that needs no measuring."""
     fixed: dict[str, object] = {"node_id": A, "name": "ada", "incarnation": 1, "engine": "numpy", "memory": MEMORY}
     folders = dict.fromkeys(("run_dir", "data_dir", "cache_dir"), str(run_dir))
     return msgspec.convert({**fixed, **folders, **settings}, NodeConfig)

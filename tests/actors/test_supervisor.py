@@ -109,7 +109,7 @@ def config_of(folder: DataDir, bus_port: int = 0, *, alone: bool = False) -> Nod
 
 @dataclass
 class RunningNode:
-    """A node whose supervisor runs in this process, and a client at its hub."""
+    """A node with its supervisor in this process, and a client at its hub."""
 
     supervisor: Supervisor
     bus: BusClient

@@ -1,4 +1,4 @@
-"""The cost of one more stage for a token, with stages whose computing time is fixed."""
+"""The cost of one more stage for a token, with stages of a fixed computing time."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def measure() -> list[Figure]:
 
 
 def _overlap(stages: int) -> Figure:
-    """Compare tokens per second with those of a ring whose stages never wait: two tokens for each step."""
+    """Compare tokens per second with those of a ring with stages that never wait: two tokens for each step."""
     prompts = [(stream + 1, stages) for stream in range(STREAMS * stages)]
     with synthetic_ring(Model(call_ms=STEP_MS), stages) as ring:
         rate = together(ring.streams.generate_side_by_side(prompts, TOKENS))

@@ -1,4 +1,4 @@
-"""The gain of a ring on a long prompt, whose chunks all stages compute at once."""
+"""The gain of a ring on a long prompt, of which all stages compute chunks at once."""
 
 from __future__ import annotations
 

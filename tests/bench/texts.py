@@ -109,7 +109,7 @@ def _plain(tokenizer: Tokenizer) -> list[list[int]]:
 
 
 def _repeating(tokenizer: Tokenizer) -> list[list[int]]:
-    """Return prompts whose continuations repeat them: code to continue, and texts to edit and to list."""
+    """Return prompts with continuations that repeat them: code to continue, and texts to edit and to list."""
     code = [tokenizer.encode(path.read_text())[:CODE_PROMPT] for path in _sources()[:4]]
     paragraphs = [part for path in prose() for part in path.read_text().split("\n\n") if 300 < len(part) < 700][:4]
     asked = [form.format(text=text) for text in paragraphs for form in (EDIT, SUMMARY)]

@@ -18,7 +18,7 @@ TOKENS = 48
 
 
 def measure() -> list[Figure]:
-    """Return one figure, whose value is the highest point. If there are more stages than cores, stages share them."""
+    """Return one figure; its value is the highest point. If there are more stages than cores, stages share them."""
     with ExitStack() as stack:
         rings = {stages: stack.enter_context(ring(stages, "fast")) for stages in STAGES}
         rounds = [_round(rings) for _ in range(ROUNDS)]

@@ -85,7 +85,7 @@ def test_changed_peer_goes_down_and_up() -> None:
 
 
 class Watching(RuleBasedStateMachine):
-    """A hub whose facts are late or lost, whose list may be older than facts, and that ends and starts again."""
+    """A hub with facts that are late or lost, and a list that may be older than they are; it ends and starts again."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -89,7 +89,7 @@ class Convergence(RuleBasedStateMachine):
 
     @invariant()
     def rings_that_stand_have_all_their_stages(self) -> None:
-        """Check that nodes whose news have all been heard believe in no ring that has lost a stage."""
+        """Check that nodes that have heard all news believe in no ring that has lost a stage."""
         for at in getattr(self, "cluster", Cluster("")).nodes.values():
             for instance in at.view.standing():
                 assert at.id not in instance.node_ids or instance.instance_id in at.held

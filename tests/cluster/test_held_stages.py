@@ -16,7 +16,7 @@ def test_stage_of_a_standing_instance_stays() -> None:
     assert StageReview().to_end([JOINED], instances, 0.0) == []
 
 
-def test_stage_whose_ring_is_broken_ends_after_grace() -> None:
+def test_stage_of_broken_ring_ends_after_grace() -> None:
     instances, review = view(linked="vap"), StageReview()
     assert review.to_end([JOINED], instances, 100.0) == []
     assert review.to_end([JOINED], instances, 100.0 + GRACE_S - 0.1) == []

@@ -1,4 +1,4 @@
-"""`common.python_child` with real children, started in a folder whose files carry the names of modules."""
+"""`common.python_child` with real children, started in a folder with files that have the names of modules."""
 
 from __future__ import annotations
 

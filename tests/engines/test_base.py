@@ -22,7 +22,7 @@ TINY = whole("tiny", 4)
 
 
 class FailingEngine(SlotEngine[list[int]]):
-    """An engine whose arithmetic fails on token 13, after it has changed the caches before it."""
+    """An engine with arithmetic that fails on token 13, after it has changed the caches before it."""
 
     name = "failing"
 

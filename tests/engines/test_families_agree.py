@@ -90,7 +90,7 @@ def test_rows_of_a_chunk_have_their_bits_alone_in_onnx(name: str, tmp_path: Path
 
 
 def everything() -> Architecture:
-    """Describe a model whose two layers have all that a dense one may have."""
+    """Describe a model with two layers that have all that a dense one may have."""
     near = Attention(
         heads=4,
         kv_heads=2,

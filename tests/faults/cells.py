@@ -160,7 +160,7 @@ WORST = (
 
 
 def chosen(cells: Sequence[Cell], patterns: str) -> tuple[Cell, ...]:
-    """Return the cells whose names match one of the patterns, separated by commas; all if there is none.
+    """Return the cells with names that match one of the patterns, separated by commas; all if there is none.
 
     A pattern is a name with `*` and `?`. Raises ValueError for one that no name matches.
     """

@@ -75,7 +75,7 @@ class Times:
 
     @classmethod
     def of(cls, cell: Cell, begun_at: float, patience_s: float) -> Times:
-        """Return the times of a cell whose fault has just begun."""
+        """Return the times of a cell in which the fault has just begun."""
         over_at = begun_at + cell.fault.seconds
         since = over_at + QUIET_S if cell.load is Load.QUIET else begun_at
         return cls(begun_at, over_at, since, max(since, over_at) + GOAL_S + patience_s)

@@ -34,7 +34,7 @@ QUESTION: dict[str, Any] = {
 }
 CARD = f"""
 id = "{MODEL}"
-name = "A tiny model whose text does not end"
+name = "A tiny model with a text that does not end"
 family = "llama"
 n_layers = {LAYERS}
 hidden_size = {HIDDEN}

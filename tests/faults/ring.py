@@ -108,7 +108,7 @@ def _module(process: psutil.Process) -> str:
 
 
 class Ring:
-    """A ring whose nodes run."""
+    """A ring of nodes that run."""
 
     def __init__(self, layout: Layout, temporary: Sequence[Path]) -> None:
         self.layout = layout

@@ -1,4 +1,4 @@
-"""A gateway's process whose model has a huge context: prompts that no opening carries, and what hostile bodies cost."""
+"""A gateway's process with a model of a huge context: prompts that no opening carries, and what hostile bodies cost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole nodes whose processes are killed under a running stream: the client gets an error, and the next chat works."""
+"""Processes of whole nodes that are killed under a stream: the client gets an error, and the next chat works."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_disconnect_frees_every_stage() -> None:
 
 
 async def stages_freed_after_a_disconnect(node: NodeProcess) -> set[str]:
-    """Return the nodes whose stage was busy with a stream, and free after its client disconnected."""
+    """Return the nodes with a stage that was busy with a stream, and free after its client disconnected."""
     config = node.config
     names = {record["node_id"]: record["name"] for record in node.get("/v1/topology")["nodes"]}
     bus = BusClient(config.run_path, config.node_id, "observer")

@@ -1,4 +1,4 @@
-"""A whole node whose memory for keys and values holds one chat: queueing, refusals, and the prefix cache."""
+"""A whole node with memory for the keys and values of one chat: queueing, refusals, and the prefix cache."""
 
 from __future__ import annotations
 

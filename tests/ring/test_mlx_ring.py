@@ -1,4 +1,4 @@
-"""A ring of stages whose keys and values cannot be copied stores no prefixes."""
+"""A ring of stages with keys and values that cannot be copied stores no prefixes."""
 
 from __future__ import annotations
 

@@ -37,9 +37,9 @@ class Stage:
         self.slots: dict[int, Tokens] = {}
         self.reserved: dict[int, int] = {}
         self.commands: deque[Callable[[Stage], None]] = deque()
-        self.failed: list[int] = []  # sessions whose failure the first stage has not received
+        self.failed: list[int] = []  # sessions of which the first stage has not received the failure
         self.lacks = 0  # reports of missing blocks that the first stage has not received
-        self.overdue: set[int] = set()  # blocks whose drop was lost
+        self.overdue: set[int] = set()  # blocks of which the drop was lost
 
     @property
     def numbers(self) -> set[int]:

@@ -121,7 +121,7 @@ def test_remove_waiting_empties_the_queue() -> None:
 
 
 def with_three_blocks() -> RingMemory:
-    """Return a memory whose sessions are over, and in which three blocks are stored."""
+    """Return a memory with sessions that are over, and in which three blocks are stored."""
     memory = RingMemory(16 * BLOCK, 4)
     admitted(memory, 1, TEXT[: 3 * BLOCK])
     assert memory.store(TEXT[: 3 * BLOCK]) is not None

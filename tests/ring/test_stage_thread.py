@@ -106,7 +106,7 @@ def test_progress_is_known_while_a_pass_runs(weights: Path, monkeypatch: pytest.
         assert ring.stages[0].progress_of([])[0] > turns
 
 
-def test_session_whose_frame_was_lost_stands_still(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_with_a_lost_frame_stands_still(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage_module, "IDLE_WAIT_MS", 20)
     with stage_ring(weights, 2) as ring:
         stranded = Gateway(ring.run_dir, best_endpoint(ring.instance.stages[1].endpoints), "stranded")

@@ -66,7 +66,7 @@ class FakeServer:
     tokens: list[str] = field(default_factory=list)
 
     def fetched(self) -> list[str]:
-        """Return the names of the files whose bodies were requested, in order; a range counts as the file."""
+        """Return the names of the files with requested bodies, in order; a range counts as the file."""
         return [line.rpartition("/")[2] for line in self.requests if line.startswith("GET") and "/resolve/" in line]
 
 

@@ -1,6 +1,6 @@
 """Hostile chat templates: attacks, with a canary that shows whether they succeed, and bombs.
 
-Also conversations, and a renderer whose processes are counted.
+Also conversations, and a renderer with processes that are counted.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class HeaderCutShort(WeightsError):
 def read_header(path: Path, skipped: str = "", filled: int | None = None) -> GgufHeader:
     """Read and check the header of `path`. Raises WeightsError if it is not GGUF, damaged or cut short.
 
-    Lists whose key begins with `skipped`, if that is given, are passed over: they have a place, and None as value.
+    Lists with keys that begin with `skipped`, if that is given, are passed over: they have a place, and None as value.
     Of a file that is being fetched only the first `filled` bytes are there; HeaderCutShort says that they are too few.
     """
     try:

@@ -38,7 +38,7 @@ def read_model_header(path: Path, skipped: str = "") -> GgufHeader:
 
 
 def part_path(path: Path, part: int) -> Path:
-    """Return the file of a part of the model whose first file is `path`; parts count from 0."""
+    """Return the file of a part of the model with the first file `path`; parts count from 0."""
     return path.with_name(part_names(path.name, part + 1)[part]) if part else path
 
 

@@ -109,7 +109,7 @@ def _models(name: str) -> Iterator[tuple[str, Path]]:
 
 
 def _chosen(names: Sequence[str], path: Path, threads: int) -> Choice:
-    """Choose as a node whose engines have so many threads."""
+    """Choose as a node with engines of so many threads."""
     header = read_model_header(path, skipped="tokenizer.")
     os.environ["OMP_NUM_THREADS"] = str(threads)
     return choose(measure_speeds(names, "fast", path, header, PROBE_TIMEOUT_S), names[0], {})

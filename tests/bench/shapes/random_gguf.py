@@ -112,7 +112,7 @@ def _random(name: str, kind: GGMLQuantizationType, shape: tuple[int, int]) -> Wr
 
 @cache
 def _random_blocks(kind: GGMLQuantizationType, shape: tuple[int, int]) -> bytes:
-    """Repeat some random blocks, whose scales are small enough that activations stay finite."""
+    """Repeat some random blocks, with scales so small that activations stay finite."""
     block, block_bytes = GGML_QUANT_SIZES[kind]
     count = prod(shape) // block
     some = np.random.default_rng(0).integers(0, 256, (min(count, _PIECE // block_bytes), block_bytes), np.uint8)

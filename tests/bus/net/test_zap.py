@@ -1,4 +1,4 @@
-"""CURVE handshakes with a ZAP handler, without one, and with one whose callback raises."""
+"""CURVE handshakes with a ZAP handler, without one, and with one with a callback that raises."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_link_broken_on_one_side_breaks_on_both(data: st.DataObject, at_the_dial
 
 
 class BreakingLinks(RuleBasedStateMachine):
-    """Two hubs whose connections break, are noticed late and lose what was on them; hubs also start again.
+    """Two hubs with connections that break, are noticed late and lose what was on them; hubs also start again.
 
     Whenever it is quiet again, both are linked, each has the other's topics, and either both or none saw the link down.
     """

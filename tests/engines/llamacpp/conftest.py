@@ -1,4 +1,4 @@
-"""An engine process whose shard files go to a folder of the test run, and a model of each architecture."""
+"""An engine process with shard files that go to a folder of the test run, and a model of each architecture."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ def process(models: Path) -> Iterator[EngineProcess]:
 
 @pytest.fixture(scope="session")
 def llama(models: Path) -> Path:
-    """Write a small Llama whose products are exact, so that a row has the same bits alone and in a chunk."""
+    """Write a small Llama with exact products, so that a row has the same bits alone and in a chunk."""
     return write_model(models / "llama.gguf", "llama", "Q8_0")

@@ -29,7 +29,7 @@ class AllAddresses(set[int]):
         super().clear()
 
 
-def test_pass_whose_output_was_missed_is_repeated(llama: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pass_with_missed_output_is_repeated(llama: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXOBUS_CACHE", str(models))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     engine = LlamaCppEngine()

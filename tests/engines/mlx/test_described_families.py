@@ -23,7 +23,7 @@ PIECES = (IDS[:21], IDS[21:22], IDS[22:])
 FAMILY_OF = {name: tiny_architecture(name).family for name in CONFIGS}
 FROM_FOLDER = [name for name, family in FAMILY_OF.items() if not FAMILIES[family].gguf_only]
 SHORT_OF_MODULES = ("llama3 rope", "mistral with windows")
-"""Models whose GGUF files `write_family_gguf` does not write."""
+"""Models of which `write_family_gguf` writes no GGUF files."""
 
 
 def logits_of(stages: Sequence[Forwards]) -> FloatArray:

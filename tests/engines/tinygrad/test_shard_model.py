@@ -22,7 +22,7 @@ from tests.support.ring.ragged_batches import Sessions, check_many_batches
 
 @pytest.fixture
 def long_context(tmp_path: Path) -> Path:
-    """Write a tiny model whose context is longer than a slot's first capacity."""
+    """Write a tiny model with a longer context than a slot's first capacity."""
     folder = write_tiny_llama(tmp_path / "long", n_layers=1)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2 * FIRST_CAPACITY}))

@@ -16,7 +16,7 @@ PROMPT_TOKENS = 9
 
 
 def started() -> Generation:
-    """Return a generation of two choices whose sessions are open."""
+    """Return a generation of two choices with open sessions."""
     generation = Generation(GenerationRequest("tiny", Text("hello"), choices=2))
     generation.start(PROMPT_TOKENS)
     return generation

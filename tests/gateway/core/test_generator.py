@@ -22,7 +22,7 @@ DEFAULTS = SamplingDefaults(0.25, 0.75, 30, 0.125)
 
 
 def ring(*positions: int) -> Instance:
-    """Return a ring whose stages hold that many positions."""
+    """Return a ring of stages that hold so many positions."""
     n = len(positions)
     stages = (PlacedStage("a", Shard("tiny", at, at + 1, n), positions=held) for at, held in enumerate(positions))
     return Instance("i", "tiny", 1, tuple(stages))

@@ -116,7 +116,7 @@ def test_refused_opening_is_repeated_until_it_is_accepted(warm_rig: Rig) -> None
     assert (asked(warm_rig), len(warm_rig.stage.openings)) == (before + 3, opened + 4)
 
 
-def test_instance_whose_stages_do_not_respond_is_not_used_again(warm_rig: Rig) -> None:
+def test_instance_with_silent_stages_is_not_used_again(warm_rig: Rig) -> None:
     def ready(work: Work) -> Reply:
         if asked(warm_rig) == before + 2:
             warm_rig.set_script("Hello again")

@@ -25,7 +25,7 @@ def test_unreachable_actor_is_tried_again_for_some_seconds() -> None:
     assert RETRY_FOR_S - max(PAUSES_S) < sum(found) <= RETRY_FOR_S
 
 
-def test_request_whose_stages_keep_ending_is_given_up() -> None:
+def test_request_is_given_up_if_stages_keep_ending() -> None:
     assert len(pauses(SessionFailed(FailureCode.NODE_LOST, "engine-1 ended"))) == MAX_LOSSES
 
 

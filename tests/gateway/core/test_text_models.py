@@ -52,7 +52,7 @@ class NotingTokenizer(Tokenizer):
 
 @pytest.fixture
 def model(tmp_path: Path) -> TextModel:
-    """Return the tiny model's text side, whose renderer has started no process."""
+    """Return the tiny model's text side, with a renderer that has started no process."""
     write_tokenizer_files(tmp_path)
     tokenizer = NotingTokenizer.load(tmp_path)
     assert tokenizer.chat_template is not None

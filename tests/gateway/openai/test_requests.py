@@ -34,7 +34,7 @@ def refused(**fields: Any) -> FieldError:
 
 
 def refused_message(**fields: Any) -> FieldError:
-    """Return the error of a request whose second message has these fields."""
+    """Return the error of a request with these fields in its second message."""
     return refused(messages=[*PLAIN["messages"], {"role": "user", "content": "again", **fields}])
 
 

@@ -27,7 +27,7 @@ REPO = "Tiny/Llama"
 
 @pytest.fixture
 def quantized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
-    """Run a hub whose repository holds three GGUF models, one of them in parts."""
+    """Run a hub with a repository of three GGUF models, one of them in parts."""
     folder = tmp_path / "ggufs"
     write_tiny_gguf(folder / "Tiny-Q4_1.gguf", quantization="Q4_1")
     write_tiny_gguf(folder / "Tiny-Q8_0.gguf", quantization="Q8_0")

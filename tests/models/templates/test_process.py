@@ -21,7 +21,7 @@ from tests.support.templates import ENDLESS, GOOD, WITHIN_S, busy, children, goo
 ROOT = Path(__file__).parents[3]
 
 
-# A child whose replies are not valid.
+# A child with replies that are not valid.
 GARBAGE = """
 import os, sys
 os.write(1, bytes(4))

@@ -48,7 +48,7 @@ EITHER = ChatTemplate(
 )
 
 
-# A child whose templates are not in a sandbox.
+# A child with templates outside of a sandbox.
 UNSANDBOXED = """
 from models.templates import chat_template, child
 from tests.support.templates import unsandboxed

@@ -128,7 +128,7 @@ def test_token_that_comes_twice_is_refused(tmp_path: Path) -> None:
 
 
 def sentencepiece(scored: dict[str, float] = SCORED, **changes: Any) -> tokenizers.Tokenizer:
-    """Build a vocabulary like Llama 2's, whose merges follow from the scores. `changes` are more metadata."""
+    """Build a vocabulary like Llama 2's, with merges that follow from the scores. `changes` are more metadata."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *scored]
     types = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL] + [TokenType.BYTE] * 256
     metadata = {

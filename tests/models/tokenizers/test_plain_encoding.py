@@ -31,7 +31,7 @@ def spaced(scheme: str) -> tokenizers.Tokenizer:
 
 
 def stripping() -> tokenizers.Tokenizer:
-    """Make a tokenizer whose control token takes the spaces behind it, and another those before it."""
+    """Make a tokenizer with a control token that takes the spaces behind it, and another those before it."""
     backend = tiny_tokenizer()
     backend.add_tokens([AddedToken("<think>", normalized=False)])
     backend.add_special_tokens([AddedToken("<|end|>", rstrip=True), AddedToken("<|mask|>", lstrip=True)])

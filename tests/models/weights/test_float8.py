@@ -29,7 +29,7 @@ HASH = "3f5d77299f8d7b42"
 def write_float8(
     folder: Path, settings: dict[str, object], suffix: str, scale_of: Callable[[np.ndarray], np.ndarray]
 ) -> Path:
-    """Write a model whose matrices in layers are 8-bit floats: weight / scale, rounded."""
+    """Write a model with matrices of 8-bit floats in its layers: weight / scale, rounded."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SHAPE.config("bfloat16") | {"quantization_config": settings}))
     header, data = {}, b""

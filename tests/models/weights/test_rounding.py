@@ -34,7 +34,7 @@ def test_rounding_error_is_a_part_of_the_largest_weight(bits: int, parts: int, d
     found = unpacked(rounded_blocks(weights, bits), 2, KINDS[bits]).rows(slice(None))
     largest = np.abs(weights.reshape(2, 2, BLOCK)).max(axis=2, keepdims=True)
     error = np.abs((found - weights).reshape(2, 2, BLOCK))
-    # The largest of 16 codes stands for 7 of 8 parts. A scale is a float16, whose error counts 127 times in the largest
+    # The largest of 16 codes stands for 7 of 8 parts. The error of its float16 scale counts 127 times in the largest
     # weight, and the smallest one is 2**-24.
     assert (error <= largest / parts * 1.0001 + largest / 2000 + 127 * 2.0**-25).all()
 

@@ -33,7 +33,7 @@ class Script:
     failure: SessionFailure | None = None  # after `tokens`
     at_once: int = 1  # tokens a frame
     pause_s: float = 0.0
-    lost: int = -1  # the index of a token whose frame is never sent
+    lost: int = -1  # the index of a token of which the frame is never sent
     twice: bool = False  # each frame is sent a second time
     malformed: list[tuple[int, Payload | bytes]] = field(default_factory=list)  # (flags, payload), at the opening
 

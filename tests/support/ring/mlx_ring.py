@@ -1,4 +1,4 @@
-"""Chats on rings of MLX stages whose caches cannot be copied: `python -m tests.support.ring.mlx_ring FOLDER FAMILY`.
+"""Chats on MLX rings with caches that cannot be copied: `python -m tests.support.ring.mlx_ring FOLDER FAMILY`.
 
 In a child process, since it imports mlx_lm. Prints JSON: for rings of one and of two stages the tokens of two chats
 with the same prompt of 40 tokens, their failures, and how many positions each stage stores.

@@ -1,4 +1,4 @@
-"""An engine with a fixed cost per call, whose tokens are hashes of all tokens before them.
+"""An engine with a fixed cost per call, and tokens that are hashes of all tokens before them.
 
 It sleeps instead of computing, so a ring of eight stages runs on two cores and only the schedule is measured. It knows
 no stages and no processes.

@@ -175,7 +175,7 @@ def hosted_ring(
 
 
 def _settings(folder: Path, index: int, models: Sequence[Model], positions: int) -> Settings:
-    """Return the settings of one stage, whose model is written to a file."""
+    """Return the settings of one stage; its model is written to a file."""
     layers = models[index].n_layers
     begin, end = (at * layers // len(models) for at in (index, index + 1))
     path = folder / f"model-{index}.json"

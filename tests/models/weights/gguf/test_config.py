@@ -115,7 +115,7 @@ def llama3_factors(head_dim: int, theta: float) -> np.ndarray:
 
 
 def gguf_with_rope_factors(folder: Path, factors: np.ndarray, keys: dict[str, float] | None = None) -> Architecture:
-    """Read the configuration of a tiny GGUF whose tensors include `factors`."""
+    """Read the configuration of a tiny GGUF with `factors` among its tensors."""
     source = gguf.GGUFReader(write_tiny_gguf(folder / "plain.gguf", n_layers=1, keys=keys))
     writer = gguf.GGUFWriter(str(folder / "factors.gguf"), "llama")
     for key, field in source.fields.items():
