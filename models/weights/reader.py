@@ -73,6 +73,12 @@ def sizes_of(weights: Weights) -> ModelSizes:
     return model_in(weights).sizes
 
 
+def sizes_at(path: Path) -> ModelSizes:
+    """Return the sizes of the model at `path`, as `sizes_of` does. Raises WeightsError."""
+    with open_weights(path) as weights:
+        return sizes_of(weights)
+
+
 def model_in(weights: Weights) -> StoredModel:
     """Return what is known of a model, whether or not exobus describes it."""
     if weights.repository is not None:

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cluster.capabilities import DeviceCapabilities
 from cluster.shard import whole
 from models.cache import ModelCache
 from models.card import HubSource, ModelCard, compare_sizes
-from models.errors import DownloadError, NotOnHub, WeightsError
+from models.errors import DownloadError, NotOnHub, WeightsError, WrongCard
 from models.names import HubName
 from models.sources import gguf_headers, hub_listing
 from models.sources.fetch import describe, fetch, search
@@ -70,6 +71,15 @@ def test_named_quantization_is_described_by_its_headers(
     assert {asked for _, asked in quantized.first_bytes} >= {0, 4096}, "the header was not read by ranges"
     with open_weights(fetch(card, whole(card.id, 4), cache, ignore)) as weights:
         assert weights.tensor("model.layers.3.mlp.down_proj.weight").shape == (64, 128)
+
+
+def test_card_of_a_fetched_gguf_is_compared_again(quantized: FakeServer, cache: ModelCache) -> None:
+    card = describe(HubName(REPO, quant="Q8_0"), cache).card
+    fetch(card, whole(card.id, 4), cache, ignore)
+    before = len(quantized.requests)
+    with pytest.raises(WrongCard, match="says that its hidden_size is 65, but that of"):
+        fetch(msgspec.structs.replace(card, hidden_size=65), whole(card.id, 4), cache, ignore)
+    assert len(quantized.requests) == before
 
 
 def test_gateway_of_a_gguf_fetches_its_header_only(
