@@ -28,7 +28,7 @@ from bus.messages import (
     StageDrain,
     StageJoin,
 )
-from bus.process import actor_name, run_actor
+from bus.process import actor_name, end_without_finalizing, run_actor
 from bus.wire import Envelope
 from cluster.failures import FailureCode
 from cluster.placement import Instance
@@ -175,3 +175,4 @@ def _id_of(name: str) -> int:
 
 if __name__ == "__main__":
     run_actor(EngineActor, actor_name("engine"))
+    end_without_finalizing()

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from bus.actor import Actor
 from bus.client import BusClient
@@ -79,6 +80,18 @@ def _die_with_supervisor() -> None:
     while os.read(0, 1):
         pass
     os.killpg(0, signal.SIGKILL)
+
+
+def end_without_finalizing() -> NoReturn:
+    """Flush logs and streams, and end this process with status 0.
+
+    For processes in which a library has computed on a thread: when such a thread ends, MLX frees what it has compiled,
+    and takes the interpreter's lock for that. If the interpreter is being finalized at that moment, the process aborts.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def run_actor(make: Callable[[NodeConfig, BusClient], Actor], name: str, fatal: type[Exception] = CannotStart) -> None:

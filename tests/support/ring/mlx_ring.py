@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from bus.process import end_without_finalizing
 from engines.mlx.family_model import open_file_limit_kept
 from tests.support.mlx_families import write_family
 from tests.support.ring.stage_ring import GREEDY, stage_ring
@@ -34,3 +35,4 @@ if __name__ == "__main__":
         import_module("mlx_lm.utils")
     written = write_family(Path(sys.argv[1]), sys.argv[2])
     print(json.dumps({stages: chats(written, stages) for stages in (1, 2)}))
+    end_without_finalizing()
