@@ -5,10 +5,10 @@ from __future__ import annotations
 from bus.client import BusClient, RequestError
 from bus.messages import ModelDescribe, ModelDescribed, ShardLoad
 from cluster.failures import FailureCode
-from cluster.needed_engine import no_engine, nodes_with_engine, only_roomiest
+from cluster.needed_engine import no_engine, nodes_with_engine
 from cluster.own_models import MAX_OWN_MODELS, OwnModel, nodes_with, only_nodes
 from cluster.topology import Topology
-from engines.cuts import runs_in_parts
+from engines.cuts import able_nodes
 from models.card import FolderSource, ModelCard, decode_card
 from models.catalogue import Catalogue
 from models.errors import CatalogueError, UnknownModel
@@ -85,9 +85,7 @@ class ModelCards:
 
     def within(self, topology: Topology, card: ModelCard) -> Topology:
         """Return the topology of the nodes that can have a model's files and an engine that runs it."""
-        with_engine = nodes_with_engine(topology, card.engine)
-        members = only_nodes(topology, with_engine & self.holders(card, set(topology.node_ids)))
-        return members if runs_in_parts(card) else only_roomiest(members)
+        return able_nodes(card, only_nodes(topology, frozenset(self.holders(card, set(topology.node_ids)))))
 
     def check_engine(self, card: ModelCard, topology: Topology) -> None:
         """Raise RequestError if no node of the topology has the engine that a model needs."""

@@ -11,13 +11,12 @@ import msgspec
 
 from cli.text import show_bytes, table
 from cluster.capabilities import DeviceCapabilities
-from cluster.needed_engine import no_engine, nodes_with_engine, only_roomiest
-from cluster.own_models import only_nodes
+from cluster.needed_engine import no_engine, nodes_with_engine
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.placement import DoesNotFit, PlacedStage, plan
 from cluster.shard import Shard, whole
 from cluster.topology import Topology
-from engines.cuts import runs_in_parts
+from engines.cuts import able_nodes
 from models.card import FolderSource, ModelCard, PackedSizes
 from models.weights.memory import least_bytes, weight_bytes
 
@@ -51,12 +50,11 @@ def own_node(body: Json) -> DeviceCapabilities:
 
 def placed(card: ModelCard, topology: Topology, context: int = 0) -> tuple[PlacedStage, ...]:
     """Divide a model as the placer does, for a chat of `context` positions. Raises DoesNotFit."""
-    able = nodes_with_engine(topology, card.engine)
-    if not able:
+    able = able_nodes(card, topology)
+    if not able.nodes:
         raise DoesNotFit(no_engine(card.id, card.family, card.engine, topology))
-    members = only_nodes(topology, able)
     return plan(
-        members if runs_in_parts(card) else only_roomiest(members),
+        able,
         RingMemoryWeightedPartitioningStrategy(),
         card.id,
         card.n_layers,
