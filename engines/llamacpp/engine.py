@@ -74,10 +74,18 @@ class LlamaCppEngine(SlotEngine[int]):
 
     def build(self, shard: Shard, weights: Weights) -> LlamaCppShardModel:
         """Load open weights from a file that is written for it. Raises EngineError for a shard with an end."""
-        model = weights.architecture
-        widths = (2 * model.heads.kv_heads * model.heads.head_dim,) * model.n_layers
-        context, vocabulary = model.context_length, model.vocab_size
-        sizes = GgufSizes(ARCHITECTURE, model.n_layers, model.hidden_size, vocabulary, context, widths, 0)
+        model, heads = weights.architecture, weights.architecture.heads
+        sizes = GgufSizes(
+            architecture=ARCHITECTURE,
+            n_layers=model.n_layers,
+            hidden_size=model.hidden_size,
+            vocab_size=model.vocab_size,
+            context_length=model.context_length,
+            heads=(heads.heads,) * model.n_layers,
+            kv_heads=(heads.kv_heads,) * model.n_layers,
+            kv_widths=(2 * heads.kv_heads * heads.head_dim,) * model.n_layers,
+            window=0,
+        )
         with TemporaryDirectory() as folder:
             path = Path(folder) / "shard.gguf"
             write_weights(path, weights, shard)

@@ -21,8 +21,8 @@ HALF = 2
 class GgufSizes(msgspec.Struct, frozen=True):
     """What a file says of its model.
 
-    `kv_widths` are the numbers that a position's key and value take in each layer, and `window` is how many positions
-    some layers attend to, or 0.
+    `heads`, `kv_heads` and `kv_widths`, the numbers that a position's key and value take, are those of each layer.
+    `window` is how many positions some layers attend to, or 0.
     """
 
     architecture: str
@@ -30,6 +30,8 @@ class GgufSizes(msgspec.Struct, frozen=True):
     hidden_size: int
     vocab_size: int
     context_length: int
+    heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
     kv_widths: tuple[int, ...]
     window: int
 
@@ -48,30 +50,31 @@ def gguf_sizes(header: GgufHeader, path: Path) -> GgufSizes:
         raise WeightsError(f"{path} holds no whole model; fetch a single-file GGUF of it")
     try:
         n_layers = int(_value(metadata, Keys.LLM.BLOCK_COUNT, architecture))
-        widths = _kv_widths(metadata, architecture, n_layers)
+        heads = _of_layers(_value(metadata, Keys.Attention.HEAD_COUNT, architecture), n_layers)
+        kv_heads = _of_layers(metadata.get(Keys.Attention.HEAD_COUNT_KV.format(arch=architecture), heads), n_layers)
+        width = _kv_width(metadata, architecture, heads[0])
         context = int(_value(metadata, Keys.LLM.CONTEXT_LENGTH, architecture))
         window = int(metadata.get(Keys.Attention.SLIDING_WINDOW.format(arch=architecture), 0))
     except (KeyError, TypeError, ValueError, ZeroDivisionError, IndexError) as error:
         raise WeightsError(f"{path} does not say its own sizes ({error!r}); fetch the model again") from error
     vocabulary, hidden = embedding.shape
-    return GgufSizes(architecture, n_layers, hidden, vocabulary, context, widths, window)
+    widths = tuple(count * width for count in kv_heads)
+    return GgufSizes(architecture, n_layers, hidden, vocabulary, context, heads, kv_heads, widths, window)
 
 
-def _kv_widths(metadata: Mapping[str, Any], architecture: str, n_layers: int) -> tuple[int, ...]:
-    """Count each layer's numbers; a head's size is that of the hidden states divided by the heads, unless given."""
-    heads = of_layers(_value(metadata, Keys.Attention.HEAD_COUNT, architecture), n_layers)
-    kv_heads = of_layers(metadata.get(Keys.Attention.HEAD_COUNT_KV.format(arch=architecture), heads), n_layers)
-    even = int(_value(metadata, Keys.LLM.EMBEDDING_LENGTH, architecture)) // heads[0]
+def _kv_width(metadata: Mapping[str, Any], architecture: str, heads: int) -> int:
+    """Count the numbers of a head's key and value. Its size is that of the hidden states by the heads, unless given."""
+    even = int(_value(metadata, Keys.LLM.EMBEDDING_LENGTH, architecture)) // heads
     key, value = (
         int(metadata.get(name.format(arch=architecture), even))
         for name in (Keys.Attention.KEY_LENGTH, Keys.Attention.VALUE_LENGTH)
     )
-    return tuple(count * (key + value) for count in kv_heads)
+    return key + value
 
 
-def of_layers(value: Any, n_layers: int) -> list[int]:
+def _of_layers(value: Any, n_layers: int) -> tuple[int, ...]:
     """Return one number for each layer, of one for all or a list. Raises ValueError for a list of another length."""
-    found = [int(one) for one in value] if isinstance(value, list) else [int(value)] * n_layers
+    found = tuple(int(one) for one in value) if isinstance(value, list | tuple) else (int(value),) * n_layers
     if len(found) != n_layers:
         raise ValueError(f"{len(found)} numbers for {n_layers} layers")
     return found

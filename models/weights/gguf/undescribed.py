@@ -11,7 +11,7 @@ from models.settings import Settings
 from models.sizes import ModelSizes
 from models.stored_model import StoredModel
 from models.weights.gguf.header import GgufHeader
-from models.weights.gguf.sizes import gguf_sizes, of_layers
+from models.weights.gguf.sizes import gguf_sizes
 
 HEAD = "output.weight"
 
@@ -22,14 +22,12 @@ def undescribed_model(header: GgufHeader, path: Path) -> StoredModel:
     family, metadata = found.architecture, header.metadata
     if metadata.get(Keys.Attention.CAUSAL.format(arch=family)) is False:
         raise WeightsError(f"{path} is of the family {family!r} and generates no text; pick another model")
-    heads = of_layers(metadata[Keys.Attention.HEAD_COUNT.format(arch=family)], found.n_layers)
-    kv_heads = of_layers(metadata.get(Keys.Attention.HEAD_COUNT_KV.format(arch=family), heads), found.n_layers)
-    n_kv_heads = max(1, *kv_heads)
+    n_kv_heads = max(1, *found.kv_heads)
     sizes = ModelSizes(
         model_type=family,
         n_layers=found.n_layers,
         hidden_size=found.hidden_size,
-        n_heads=max(1, *heads),
+        n_heads=max(1, *found.heads),
         n_kv_heads=n_kv_heads,
         head_dim=max(1, -(-max(found.kv_widths) // (2 * n_kv_heads))),
         vocab_size=found.vocab_size,
