@@ -72,10 +72,13 @@ class SamplingDefaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_p: float = 0.0
 
 
+PACKED_BITS = (0, 8, 4)
+
+
 class PackedSizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bytes in an engine that keeps quantized matrices packed: of the largest layer, the embedding and the head.
 
-    Each is given three times: with float matrices as float32, and rounded to 8 and to 4 bits.
+    Each is given three times, for PACKED_BITS: with float matrices as float32, and rounded to 8 and to 4 bits.
     """
 
     layer: tuple[int, int, int]

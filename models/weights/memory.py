@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from cluster.capabilities import DeviceCapabilities
 from cluster.shard import Shard
-from models.card import ModelCard
+from models.card import PACKED_BITS, ModelCard
 
 PACKS = ("onnx",)
 """The engines that keep matrices as blocks if their precision is `fast`, and that can round float ones."""
 
 AS_STORED = ("llamacpp",)
 """The engines that hold a model in as many bytes as its files have."""
-
-_BITS = (0, 8, 4)  # in the order of `PackedSizes`
 
 
 def weight_bytes(card: ModelCard, shard: Shard, node: DeviceCapabilities, bits: int | None = None) -> int:
@@ -65,7 +63,7 @@ def _blocks(card: ModelCard, shard: Shard, node: DeviceCapabilities, bits: int) 
     layer, embedding, head = card.layer_bytes, card.embedding_bytes, card.embedding_bytes
     if card.packed is not None and node.precision != "exact":
         packed = (card.packed.layer, card.packed.embedding, card.packed.head)
-        layer, embedding, head = (sizes[_BITS.index(bits)] for sizes in packed)
+        layer, embedding, head = (sizes[PACKED_BITS.index(bits)] for sizes in packed)
     return len(shard.layers) * layer + shard.is_first * embedding + shard.is_last * head
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import prod
 
 from models.architecture import Architecture
-from models.card import PackedSizes
+from models.card import PACKED_BITS, PackedSizes
 from models.sizes import FLOAT32_BYTES
 from models.weights.checkpoint import EMBEDDING, HEAD, Shape, layer_shapes
 from models.weights.gguf.blocks import FORMS
@@ -26,7 +26,7 @@ def packed_sizes(architecture: Architecture, form: Forms) -> PackedSizes:
     table = (architecture.vocab_size, architecture.hidden_size)
     head = EMBEDDING if architecture.tied_embedding else HEAD
     sizes = []
-    for bits in (0, 8, 4):
+    for bits in PACKED_BITS:
         layers = [_layer_bytes(architecture, index, form, bits) for index in range(architecture.n_layers)]
         looked_up = _table_bytes(table, _rounded(EMBEDDING, table, form, bits))
         sizes.append((max(layers), looked_up, _product_bytes(table, _rounded(head, table, form, bits))))
