@@ -96,8 +96,7 @@ class InferenceEngine(ABC):
         Raises EngineError for a second load, a shard that does not fit the model or a model that this engine does
         not support, and WeightsError for files that cannot be read.
         """
-        with open_weights(weights) as opened:
-            self.read(shard, opened)
+        self.read(shard, open_weights(weights))
 
     @abstractmethod
     def read(self, shard: Shard, weights: Weights) -> None:

@@ -7,8 +7,7 @@ the products that it will use.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -58,14 +57,6 @@ class RandomWeights:
     def form(self, name: str) -> BlockForm | None:
         """Return the form of what `blocks` returns."""
         return BlockForm(BITS, BLOCK, None) if len(self._shapes[name]) == 2 else None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Do nothing: no file is open."""
 
 
 def _random(name: str) -> np.random.Generator:

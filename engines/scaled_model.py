@@ -38,7 +38,7 @@ _OF_VOCABULARY = ("token_embd.weight", "output.weight", "output.bias")
 
 def measured_layers(header: GgufHeader) -> list[int]:
     """Return the layers to measure, evenly spread, since mixtures of types store some layers in more bits."""
-    count = int(header.metadata[Keys.LLM.BLOCK_COUNT.format(arch=header.metadata[Keys.General.ARCHITECTURE])])
+    count = int(header.metadata[_key(header, Keys.LLM.BLOCK_COUNT)])
     nbytes = sum(tensor.nbytes for tensor in header.tensors.values())
     wanted = min(max(LEAST_LAYERS, -(-count * LEAST_BYTES // max(nbytes, 1))), count)
     return [(2 * index + 1) * count // (2 * wanted) for index in range(wanted)]

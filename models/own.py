@@ -23,11 +23,11 @@ def own_card(path: Path, model_id: str = "") -> ModelCard:
     A folder that holds the GGUF files of one model stands for them. Raises a ModelError.
     """
     path = _weights_path(path.expanduser().absolute())
-    with open_weights(path) as weights:
-        model = model_in(weights)
-        if model.described:
-            check_whole(model.described, weights.names(), str(path))
-        packed = packed_sizes(model.described, weights.form) if model.described else None
+    weights = open_weights(path)
+    model = model_in(weights)
+    if model.described:
+        check_whole(model.described, weights.names(), str(path))
+    packed = packed_sizes(model.described, weights.form) if model.described else None
     generation = path / _GENERATION
     recommended = sampling_defaults(read_json(generation), str(generation)) if generation.is_file() else None
     return card_of(

@@ -69,10 +69,10 @@ class OnnxEngine(SlotEngine[int]):
         if not self._bits:
             super().load(shard, weights, kv_bytes)
             return
-        with open_weights(weights) as opened:
-            rounded = QuantizeOnLoad(opened, shard, self._bits, RoundedFile(weights, shard, self._bits))
-            self.read(shard, rounded)
-            self.quantized_bits = self._bits if rounded.rounds else 0
+        file = RoundedFile(weights, shard, self._bits)
+        rounded = QuantizeOnLoad(open_weights(weights), shard, self._bits, file)
+        self.read(shard, rounded)
+        self.quantized_bits = self._bits if rounded.rounds else 0
 
     def build(self, shard: Shard, weights: Weights) -> OnnxShardModel:
         """Build the shard's graph and a session for it. Raises EngineError for experts if it has to be invariant."""

@@ -119,8 +119,7 @@ class Description:
             folder = Path(name)
             with named_by_repository(folder, listing.repo):
                 headers = fetch_headers(listing, models[0].files, folder, self._check_cancelled)
-                with open_weights(headers) as weights:
-                    first = model_in(weights)
+                first = model_in(open_weights(headers))
         source = HubSource(listing.repo, listing.commit)
 
         def estimated(model: GgufModel) -> int:
@@ -140,11 +139,11 @@ class Description:
         source = HubSource(listing.repo, listing.commit, model.files)
         with named_by_repository(folder, listing.repo):
             path = fetch_headers(listing, model.files, folder, self._check_cancelled)
-            with open_weights(path) as weights:
-                found = model_in(weights)
-                if found.described:
-                    check_whole(found.described, weights.names(), str(path))
-                return self._card(name, found, source, model.size, listing, weights.form)
+            weights = open_weights(path)
+            found = model_in(weights)
+            if found.described:
+                check_whole(found.described, weights.names(), str(path))
+            return self._card(name, found, source, model.size, listing, weights.form)
 
     def _card(
         self,

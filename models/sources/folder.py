@@ -20,10 +20,10 @@ def fetch_from_folder(request: FetchRequest, source: FolderSource) -> Path:
     path, card = source.path, request.card
     if not path.exists():
         raise DownloadError(f"{path} of the model {card.id} is not there; correct the path in its card")
-    with open_weights(path) as weights:
-        compare_sizes(card, sizes_of(weights), path)
-        needed = () if request.shard is None else _needed(weights, request.shard)
-        missing = [name for name in needed if name not in weights.names()]
+    weights = open_weights(path)
+    compare_sizes(card, sizes_of(weights), path)
+    needed = () if request.shard is None else _needed(weights, request.shard)
+    missing = [name for name in needed if name not in weights.names()]
     if missing:
         raise DownloadError(f"{path} lacks {missing[0]}; point the card of {card.id} to a whole model")
     if not request.cache.unchanged(path):  # a gateway may hold the tokenizer, or an engine the weights, of before

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -47,8 +45,9 @@ class QuantizeOnLoad:
         self.settings, self.repository = source.settings, source.repository
         shapes = tensor_shapes(source.architecture, shard)
         found = {name: rounded_bits(name, shape, source.form(name), bits) for name, shape in shapes.items()}
-        self._kinds = {name: KINDS[rounded] for name, rounded in found.items() if rounded}
-        self._shapes = {name: shapes[name] for name in self._kinds}
+        self._bits = {name: rounded for name, rounded in found.items() if rounded}
+        self._kinds = {name: KINDS[rounded] for name, rounded in self._bits.items()}
+        self._shapes = {name: shapes[name] for name in self._bits}
 
     @property
     def architecture(self) -> Architecture:
@@ -78,14 +77,6 @@ class QuantizeOnLoad:
         """Return the form of what `blocks` returns."""
         return FORMS[self._kinds[name]] if name in self._kinds else self._source.form(name)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Do nothing: whoever opened the source closes it."""
-
     @cached_property
     def _kept(self) -> tuple[Path, dict[str, GgufTensor]] | None:
         return self._file.open(self._kinds, self._shapes, self._bytes) if self._file else None
@@ -99,5 +90,4 @@ class QuantizeOnLoad:
         return unpacked(packed, self._shapes[name][0], self._kinds[name])
 
     def _bytes(self, name: str) -> np.ndarray:
-        bits = next(bits for bits, kind in KINDS.items() if kind == self._kinds[name])
-        return rounded_blocks(self._source.tensor(name), bits)
+        return rounded_blocks(self._source.tensor(name), self._bits[name])

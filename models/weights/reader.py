@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -61,12 +60,6 @@ class Weights(Protocol):
         """Return the form of what `blocks` returns, without reading it."""
         ...
 
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
 
 def sizes_of(weights: Weights) -> ModelSizes:
     """Return the sizes of a model, whether or not exobus describes it."""
@@ -75,8 +68,7 @@ def sizes_of(weights: Weights) -> ModelSizes:
 
 def sizes_at(path: Path) -> ModelSizes:
     """Return the sizes of the model at `path`, as `sizes_of` does. Raises WeightsError."""
-    with open_weights(path) as weights:
-        return sizes_of(weights)
+    return sizes_of(open_weights(path))
 
 
 def model_in(weights: Weights) -> StoredModel:

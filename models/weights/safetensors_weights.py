@@ -10,8 +10,7 @@ import json
 import math
 import re
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -110,14 +109,6 @@ class SafetensorsWeights:
 
     def form(self, name: str) -> None:
         """Return None, as `blocks` does."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._tensors.clear()
 
 
 def folder_model(folder: Path) -> StoredModel:

@@ -52,10 +52,10 @@ def logits_of(stages: Sequence[Forwards], pieces: Sequence[Sequence[int]]) -> Fl
 
 def onnx_ring(path: Path, *cuts: int) -> list[OnnxEngine]:
     stages = []
-    with open_weights(path) as weights:
-        for shard in cut("tiny", weights.architecture.n_layers, *cuts):
-            stages.append(OnnxEngine("exact"))
-            stages[-1].read(shard, weights)
+    weights = open_weights(path)
+    for shard in cut("tiny", weights.architecture.n_layers, *cuts):
+        stages.append(OnnxEngine("exact"))
+        stages[-1].read(shard, weights)
     return stages
 
 

@@ -72,10 +72,10 @@ def test_card_states_the_sizes_of_its_architecture(card: ModelCard) -> None:
 def test_default_card_matches_its_file() -> None:
     card = Catalogue.load().get(DEFAULT_MODEL)
     path = default_model_path()
-    with open_weights(path) as weights:
-        architecture = weights.architecture
-        names = tensor_names(architecture, whole(card.id, card.n_layers))
-        resident = sum(weights.tensor(name).nbytes for name in names)
+    weights = open_weights(path)
+    architecture = weights.architecture
+    names = tensor_names(architecture, whole(card.id, card.n_layers))
+    resident = sum(weights.tensor(name).nbytes for name in names)
     assert path.stat().st_size == card.size_bytes
     check_sizes(card, architecture)
     assert (architecture.n_layers, architecture.hidden_size, architecture.vocab_size) == (30, 576, 49152)

@@ -55,5 +55,6 @@ def test_undescribed_model_runs_on_mlx_alone(tmp_path: Path, change: dict[str, A
     folder = write_tiny_llama(tmp_path)
     changed = TinyShape().config("float32") | {"sliding_window": 8} | change
     (folder / "config.json").write_text(json.dumps(changed))
-    with open_weights(folder) as weights, pytest.raises(WeightsError, match=f"{what}.* only the engine mlx runs"):
+    weights = open_weights(folder)
+    with pytest.raises(WeightsError, match=f"{what}.* only the engine mlx runs"):
         NumpyEngine().read(whole("tiny", 4), weights)

@@ -34,8 +34,8 @@ def test_folder_gets_a_card_with_its_defaults(tmp_path: Path) -> None:
     (folder / "generation_config.json").write_text('{"temperature": 0.5}')
     card = own_card(folder)
     assert (card.id, card.source, card.defaults.temperature) == ("my-llama", FolderSource(folder), 0.5)
-    with open_weights(folder) as weights:
-        compare_sizes(card, sizes_of(weights), folder)
+    weights = open_weights(folder)
+    compare_sizes(card, sizes_of(weights), folder)
 
 
 def test_gguf_without_a_suffix_is_found_by_its_magic(tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import pytest
@@ -53,18 +51,10 @@ class WeightsInMemory:
     def names(self) -> frozenset[str]:
         return self._names
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
 
 @pytest.fixture(scope="module")
-def default_weights() -> Iterator[WeightsInMemory]:
-    with open_weights(default_model_path()) as weights:
-        yield WeightsInMemory(weights)
+def default_weights() -> WeightsInMemory:
+    return WeightsInMemory(open_weights(default_model_path()))
 
 
 @pytest.fixture(scope="module")

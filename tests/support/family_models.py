@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 
 import gguf
 import numpy as np
@@ -203,13 +203,6 @@ class DescribedWeights:
 
     def form(self, name: str) -> None:
         """Return None, as `blocks` does."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 def write_family_folder(folder: Path, name: str) -> Path:

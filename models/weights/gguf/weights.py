@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from gguf import MODEL_ARCH, Keys, get_tensor_name_map
@@ -71,7 +70,7 @@ class GgufWeights:
         return self._in_checkpoint_order(name, read_tensor(self._path, self._stored(name)))
 
     def blocks(self, name: str) -> QuantizedMatrix | None:
-        """Read a matrix as it is quantized; None for kinds that `gguf_blocks` does not unpack. Raises WeightsError."""
+        """Read a matrix as it is quantized; None for kinds that are not in FORMS. Raises WeightsError."""
         if self.form(name) is None:
             return None
         stored = self._stored(name)
@@ -99,14 +98,6 @@ class GgufWeights:
             if ".k_proj." in name:
                 return _half_split(rows, self.architecture.heads.kv_heads)
         return rows
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._tensors.clear()
 
 
 def by_checkpoint_name(

@@ -22,9 +22,9 @@ def write_checkpoint(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     gguf = default_model_path()
     ensure_tokenizer(gguf, folder)
-    with open_weights(gguf) as weights:
-        tensors = {name: weights.tensor(name) for name in weights.names()}
-        (folder / "config.json").write_text(json.dumps({**weights.settings, "torch_dtype": "float32"}))
+    weights = open_weights(gguf)
+    tensors = {name: weights.tensor(name) for name in weights.names()}
+    (folder / "config.json").write_text(json.dumps({**weights.settings, "torch_dtype": "float32"}))
     partial = folder / f"{MODEL_FILE}.partial"
     safetensors.numpy.save_file(tensors, partial, {"format": "mlx"})
     partial.rename(folder / MODEL_FILE)

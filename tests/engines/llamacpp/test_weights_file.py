@@ -28,8 +28,8 @@ def test_hidden_states_match_the_reference(tmp_path: Path) -> None:
     path = write_tiny_llama(tmp_path / "tiny", attention_bias=True)
     rows = np.random.default_rng(0).standard_normal((12, 64), np.float32)
     engine, reference = LlamaCppEngine(), numpy_engine(path, MIDDLE)
-    with open_weights(path) as weights:
-        engine.read(MIDDLE, weights)
+    weights = open_weights(path)
+    engine.read(MIDDLE, weights)
     (ours,), (theirs,) = (one.forward([Chunk(0, 0, rows)]) for one in (engine, reference))
     engine.close()
     np.testing.assert_allclose(ours, theirs, atol=1e-2)
@@ -47,8 +47,6 @@ def test_quantized_blocks_are_stored_as_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shard", [whole("tiny", 4), Shard("tiny", 0, 2, 4), Shard("tiny", 2, 4, 4)])
 def test_shard_with_an_end_is_refused(shard: Shard, tmp_path: Path) -> None:
-    with (
-        open_weights(write_tiny_llama(tmp_path)) as weights,
-        pytest.raises(EngineError, match="reads GGUF files by their paths; try mlx or onnx"),
-    ):
+    weights = open_weights(write_tiny_llama(tmp_path))
+    with pytest.raises(EngineError, match="reads GGUF files by their paths; try mlx or onnx"):
         LlamaCppEngine().read(shard, weights)

@@ -56,10 +56,10 @@ def logits_of(stages: Sequence[NumpyEngine], pieces: Sequence[Sequence[int]]) ->
 
 def ring(path: Path, *cuts: int) -> list[NumpyEngine]:
     stages = []
-    with open_weights(path) as weights:
-        for shard in cut("tiny", weights.architecture.n_layers, *cuts):
-            stages.append(NumpyEngine())
-            stages[-1].read(shard, weights)
+    weights = open_weights(path)
+    for shard in cut("tiny", weights.architecture.n_layers, *cuts):
+        stages.append(NumpyEngine())
+        stages[-1].read(shard, weights)
     return stages
 
 

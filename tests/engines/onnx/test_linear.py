@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import pytest
@@ -39,9 +37,9 @@ def test_large_matrix_is_split_into_several_weights(monkeypatch: pytest.MonkeyPa
 def test_fast_product_differs_only_by_row_rounding(quantization: str, tmp_path: Path) -> None:
     names = [f"model.layers.1.self_attn.{part}_proj" for part in "qkv"]
     rows = np.random.default_rng(3).standard_normal((5, 64), np.float32)
-    with open_weights(write_tiny_gguf(tmp_path / "tiny.gguf", quantization=quantization)) as weights:
-        found = product(weights, rows, names)
-        expected = rows @ np.concatenate([weights.tensor(f"{name}.weight") for name in names]).T
+    weights = open_weights(write_tiny_gguf(tmp_path / "tiny.gguf", quantization=quantization))
+    found = product(weights, rows, names)
+    expected = rows @ np.concatenate([weights.tensor(f"{name}.weight") for name in names]).T
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
     assert 1e-4 < error < 0.01
 
@@ -77,9 +75,9 @@ def test_product_supports_any_number_of_blocks(columns: int, bits: int) -> None:
 def test_product_joins_matrices_of_different_forms(tmp_path: Path) -> None:
     names = [f"model.layers.1.self_attn.{part}_proj" for part in "qkv"]
     rows = np.random.default_rng(3).standard_normal((5, 64), np.float32)
-    with ThreeFiles(tmp_path) as weights:
-        found = product(weights, rows, names)
-        expected = rows @ np.concatenate([weights.tensor(f"{name}.weight") for name in names]).T
+    weights = ThreeFiles(tmp_path)
+    found = product(weights, rows, names)
+    expected = rows @ np.concatenate([weights.tensor(f"{name}.weight") for name in names]).T
     assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.01
     np.testing.assert_allclose(found[:, 96:], expected[:, 96:], atol=TOLERANCE)
 
@@ -122,15 +120,6 @@ class ThreeFiles:
 
     def _of(self, name: str) -> Weights:
         return self._parts[name.split(".")[-2]]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for part in self._parts.values():
-            part.__exit__(kind, error, trace)
 
 
 def product(weights: Weights, rows: FloatArray, names: Sequence[str]) -> FloatArray:

@@ -47,8 +47,8 @@ def test_card_is_made_from_the_settings(hub: FakeServer, cache: ModelCache, hub_
     assert card.size_bytes == sum(map(len, weights))
     for name in ("family", "n_layers", "layer_bytes", "embedding_bytes", "context_length", "tied_embedding"):
         assert getattr(card, name) == getattr(hub_card, name)
-    with open_weights(fetch(card, whole(card.id, 4), cache, ignore)) as read:
-        compare_sizes(card, sizes_of(read), Path())
+    read = open_weights(fetch(card, whole(card.id, 4), cache, ignore))
+    compare_sizes(card, sizes_of(read), Path())
 
 
 def test_recommended_sampling_becomes_the_default(hub: FakeServer, cache: ModelCache) -> None:
@@ -69,8 +69,8 @@ def test_named_quantization_is_described_by_its_headers(
     assert len(card.source.files) == files
     assert described.why == ""
     assert {asked for _, asked in quantized.first_bytes} >= {0, 4096}, "the header was not read by ranges"
-    with open_weights(fetch(card, whole(card.id, 4), cache, ignore)) as weights:
-        assert weights.tensor("model.layers.3.mlp.down_proj.weight").shape == (64, 128)
+    weights = open_weights(fetch(card, whole(card.id, 4), cache, ignore))
+    assert weights.tensor("model.layers.3.mlp.down_proj.weight").shape == (64, 128)
 
 
 def test_card_of_a_fetched_gguf_is_compared_again(quantized: FakeServer, cache: ModelCache) -> None:
@@ -155,8 +155,8 @@ def test_files_of_unusual_names_are_fetched(
     written = sorted(tmp_path.glob(f"{path.stem}*.gguf"))
     quantized.files = dict(zip(names, [file.read_bytes() for file in written], strict=True))
     card = describe(HubName(REPO), cache).card
-    with open_weights(fetch(card, whole(card.id, 4), cache, ignore)) as weights:
-        assert "model.layers.3.mlp.down_proj.weight" in weights.names()
+    weights = open_weights(fetch(card, whole(card.id, 4), cache, ignore))
+    assert "model.layers.3.mlp.down_proj.weight" in weights.names()
 
 
 def test_weights_without_all_layers_are_refused_unfetched(hub: FakeServer, cache: ModelCache) -> None:

@@ -20,17 +20,17 @@ from tests.support.models import write_safetensors
 def test_every_tensor_has_the_shape_of_its_description(name: str, tmp_path: Path) -> None:
     architecture = tiny_architecture(name)
     shapes = tensor_shapes(architecture, whole(name, architecture.n_layers))
-    with open_weights(write_family_folder(tmp_path / "model", name)) as weights:
-        assert weights.names() == shapes.keys()
-        for tensor, shape in shapes.items():
-            assert weights.tensor(tensor).shape == shape
-            assert weights.tensor(tensor).flags.c_contiguous
+    weights = open_weights(write_family_folder(tmp_path / "model", name))
+    assert weights.names() == shapes.keys()
+    for tensor, shape in shapes.items():
+        assert weights.tensor(tensor).shape == shape
+        assert weights.tensor(tensor).flags.c_contiguous
 
 
 def test_parts_of_a_fused_tensor_follow_one_another(tmp_path: Path) -> None:
     stored = stored_tensors(tiny_architecture("phi3"), single_experts=False)
-    with open_weights(write_family_folder(tmp_path / "model", "phi3")) as weights:
-        parts = [weights.tensor(f"model.layers.1.self_attn.{part}_proj.weight") for part in "qkv"]
+    weights = open_weights(write_family_folder(tmp_path / "model", "phi3"))
+    parts = [weights.tensor(f"model.layers.1.self_attn.{part}_proj.weight") for part in "qkv"]
     np.testing.assert_array_equal(np.concatenate(parts), stored["model.layers.1.self_attn.qkv_proj.weight"])
 
 
@@ -59,8 +59,6 @@ def test_layer_without_one_expert_is_not_there(tmp_path: Path) -> None:
     stored = stored_tensors(tiny_architecture("qwen3_moe"), single_experts=True)
     del stored["model.layers.1.mlp.experts.3.up_proj.weight"]
     write_safetensors(folder / "model.safetensors", stored, "float32")
-    with (
-        open_weights(folder) as weights,
-        pytest.raises(WeightsError, match=r"no tensor 'model\.layers\.1\.mlp\.experts"),
-    ):
+    weights = open_weights(folder)
+    with pytest.raises(WeightsError, match=r"no tensor 'model\.layers\.1\.mlp\.experts"):
         weights.tensor("model.layers.1.mlp.experts.up_proj.weight")

@@ -88,8 +88,8 @@ def test_llamacpp_takes_the_size_of_the_files() -> None:
 
 
 def test_card_states_what_its_file_takes_packed() -> None:
-    with open_weights(default_model_path()) as weights:
-        assert Catalogue.load().get(DEFAULT_MODEL).packed == packed_sizes(weights.architecture, weights.form)
+    weights = open_weights(default_model_path())
+    assert Catalogue.load().get(DEFAULT_MODEL).packed == packed_sizes(weights.architecture, weights.form)
 
 
 def test_experts_count_as_float32() -> None:

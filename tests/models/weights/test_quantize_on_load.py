@@ -33,40 +33,40 @@ def kept(root: Path) -> list[Path]:
 def test_float_matrices_become_blocks(kind: str, tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     path = write_bfloat16(tmp_path) if kind == "folder" else write_tiny_gguf(file, quantization=kind)
-    with open_weights(path) as source:
-        weights = QuantizeOnLoad(source, SHARD, 4)
-        forms = {name: weights.form(name) for name in (EMBEDDING, MATRIX, NORM)}
-        blocks, table = weights.blocks(MATRIX), weights.blocks(EMBEDDING)
-        assert blocks is not None
-        assert table is not None
-        assert (table.form, blocks.form, None) == tuple(forms.values())
-        assert (table.bits, blocks.bits, blocks.block) == (8, 4, 32)
-        exact = source.tensor(MATRIX)
-        assert np.linalg.norm(weights.tensor(MATRIX) - exact) < 0.12 * np.linalg.norm(exact)
-        np.testing.assert_array_equal(weights.tensor(MATRIX), blocks.rows(slice(None)))
-        np.testing.assert_array_equal(weights.tensor(NORM), source.tensor(NORM))
+    source = open_weights(path)
+    weights = QuantizeOnLoad(source, SHARD, 4)
+    forms = {name: weights.form(name) for name in (EMBEDDING, MATRIX, NORM)}
+    blocks, table = weights.blocks(MATRIX), weights.blocks(EMBEDDING)
+    assert blocks is not None
+    assert table is not None
+    assert (table.form, blocks.form, None) == tuple(forms.values())
+    assert (table.bits, blocks.bits, blocks.block) == (8, 4, 32)
+    exact = source.tensor(MATRIX)
+    assert np.linalg.norm(weights.tensor(MATRIX) - exact) < 0.12 * np.linalg.norm(exact)
+    np.testing.assert_array_equal(weights.tensor(MATRIX), blocks.rows(slice(None)))
+    np.testing.assert_array_equal(weights.tensor(NORM), source.tensor(NORM))
 
 
 def test_quantized_files_stay_as_they_are(tmp_path: Path) -> None:
-    with open_weights(write_tiny_gguf(tmp_path / "m.gguf", quantization="Q4_1")) as source:
-        weights = QuantizeOnLoad(source, SHARD, 8, RoundedFile(tmp_path / "m.gguf", SHARD, 8, tmp_path))
-        assert not weights.rounds
-        found, expected = weights.blocks(MATRIX), source.blocks(MATRIX)
-        assert found is not None
-        assert expected is not None
-        np.testing.assert_array_equal(found.codes, expected.codes)
+    source = open_weights(write_tiny_gguf(tmp_path / "m.gguf", quantization="Q4_1"))
+    weights = QuantizeOnLoad(source, SHARD, 8, RoundedFile(tmp_path / "m.gguf", SHARD, 8, tmp_path))
+    assert not weights.rounds
+    found, expected = weights.blocks(MATRIX), source.blocks(MATRIX)
+    assert found is not None
+    assert expected is not None
+    np.testing.assert_array_equal(found.codes, expected.codes)
     assert not (tmp_path / FOLDER).exists()
 
 
 def test_routers_and_experts_stay_float(tmp_path: Path) -> None:
-    with open_weights(write_family_folder(tmp_path / "m", "qwen3_moe")) as source:
-        architecture = source.architecture
-        shard = whole("m", architecture.n_layers)
-        weights = QuantizeOnLoad(source, shard, 8)
-        for name in tensor_names(architecture, shard):
-            if ".mlp." in name:
-                assert weights.form(name) is None
-        assert weights.rounds
+    source = open_weights(write_family_folder(tmp_path / "m", "qwen3_moe"))
+    architecture = source.architecture
+    shard = whole("m", architecture.n_layers)
+    weights = QuantizeOnLoad(source, shard, 8)
+    for name in tensor_names(architecture, shard):
+        if ".mlp." in name:
+            assert weights.form(name) is None
+    assert weights.rounds
 
 
 def test_second_load_reads_the_kept_file(tmp_path: Path) -> None:
@@ -74,16 +74,16 @@ def test_second_load_reads_the_kept_file(tmp_path: Path) -> None:
     shard = Shard("tiny", 1, 3, 4)
 
     def matrix() -> np.ndarray:
-        with open_weights(path) as source:
-            return QuantizeOnLoad(source, shard, 8, RoundedFile(path, shard, 8, tmp_path)).tensor(MATRIX)
+        source = open_weights(path)
+        return QuantizeOnLoad(source, shard, 8, RoundedFile(path, shard, 8, tmp_path)).tensor(MATRIX)
 
     first = matrix()
     (file,) = kept(tmp_path)
     written = file.stat().st_ino
     np.testing.assert_array_equal(matrix(), first)
     assert [found.stat().st_ino for found in kept(tmp_path)] == [written]
-    with open_weights(path) as source:
-        np.testing.assert_array_equal(QuantizeOnLoad(source, shard, 8).tensor(MATRIX), first)
+    source = open_weights(path)
+    np.testing.assert_array_equal(QuantizeOnLoad(source, shard, 8).tensor(MATRIX), first)
     file.write_bytes(b"damaged")
     np.testing.assert_array_equal(matrix(), first)
 
@@ -108,8 +108,8 @@ def test_cache_keeps_the_files_used_last(tmp_path: Path) -> None:
     for part in (stale, fresh):
         part.touch()
     os.utime(stale, (stale.stat().st_mtime - 2 * PART_AGE_S,) * 2)
-    with open_weights(path) as source:
-        QuantizeOnLoad(source, SHARD, 8, RoundedFile(path, SHARD, 8, tmp_path)).tensor(MATRIX)
+    source = open_weights(path)
+    QuantizeOnLoad(source, SHARD, 8, RoundedFile(path, SHARD, 8, tmp_path)).tensor(MATRIX)
     left = {file.name for file in kept(tmp_path)}
     assert len(left) == KEPT + 1  # with the fresh part
     assert "b.1.part" in left
@@ -119,7 +119,8 @@ def test_cache_keeps_the_files_used_last(tmp_path: Path) -> None:
 def test_model_loads_without_a_cache(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_bfloat16(tmp_path / "m")
     (tmp_path / FOLDER).write_text("a file in the place of the folder")
-    with caplog.at_level(logging.WARNING), open_weights(path) as source:
+    source = open_weights(path)
+    with caplog.at_level(logging.WARNING):
         weights = QuantizeOnLoad(source, SHARD, 8, RoundedFile(path, SHARD, 8, tmp_path))
         assert weights.blocks(MATRIX) is not None
     assert "cannot be written" in caplog.text

@@ -28,33 +28,33 @@ def write_safetensors(path: Path, header: object, data: bytes) -> None:
 @pytest.mark.parametrize("shards", [1, 3])
 def test_tensors_match_those_of_the_safetensors_package(tmp_path: Path, dtype: str, shards: int) -> None:
     folder = write_tiny_llama(tmp_path, dtype=dtype, shards=shards)
-    with open_weights(folder) as weights:
-        seen = set()
-        for file in folder.glob("*.safetensors"):
-            with safetensors.safe_open(file, "np") as reader:
-                for name in reader.keys():  # noqa: SIM118  not a mapping
-                    expected = reader.get_tensor(name).astype(np.float32)
-                    np.testing.assert_array_equal(weights.tensor(name), expected)
-                    seen.add(name)
-        assert weights.names() == seen == set(tensor_names(weights.architecture, whole("tiny", 4)))
-        assert weights.architecture.dtype == dtype
+    weights = open_weights(folder)
+    seen = set()
+    for file in folder.glob("*.safetensors"):
+        with safetensors.safe_open(file, "np") as reader:
+            for name in reader.keys():  # noqa: SIM118  not a mapping
+                expected = reader.get_tensor(name).astype(np.float32)
+                np.testing.assert_array_equal(weights.tensor(name), expected)
+                seen.add(name)
+    assert weights.names() == seen == set(tensor_names(weights.architecture, whole("tiny", 4)))
+    assert weights.architecture.dtype == dtype
 
 
 def test_bfloat16_is_widened_exactly(tmp_path: Path) -> None:
     tensors = TinyShape().tensors()
-    with open_weights(write_tiny_llama(tmp_path, dtype="bfloat16")) as weights:
-        for name, tensor in tensors.items():
-            bits = np.frombuffer(stored_bytes(tensor, "bfloat16"), np.uint16).astype(np.uint32) << 16
-            found = weights.tensor(name)
-            np.testing.assert_array_equal(found, bits.view(np.float32).reshape(tensor.shape))
-            np.testing.assert_allclose(found, tensor, rtol=2**-8)
+    weights = open_weights(write_tiny_llama(tmp_path, dtype="bfloat16"))
+    for name, tensor in tensors.items():
+        bits = np.frombuffer(stored_bytes(tensor, "bfloat16"), np.uint16).astype(np.uint32) << 16
+        found = weights.tensor(name)
+        np.testing.assert_array_equal(found, bits.view(np.float32).reshape(tensor.shape))
+        np.testing.assert_allclose(found, tensor, rtol=2**-8)
 
 
 def test_tensor_is_a_new_contiguous_float32_array(tmp_path: Path) -> None:
-    with open_weights(write_tiny_llama(tmp_path)) as weights:
-        first = weights.tensor("model.norm.weight")
-        first[:] = 0
-        again = weights.tensor("model.norm.weight")
+    weights = open_weights(write_tiny_llama(tmp_path))
+    first = weights.tensor("model.norm.weight")
+    first[:] = 0
+    again = weights.tensor("model.norm.weight")
     assert again.flags.c_contiguous
     assert again.flags.writeable
     assert again.dtype == np.float32
@@ -134,10 +134,8 @@ def test_random_bytes_are_read_or_rejected(tmp_path_factory: pytest.TempPathFact
 def test_missing_tensor_is_named(tmp_path: Path) -> None:
     folder = write_tiny_llama(tmp_path, shards=3)
     (folder / "model-00003-of-00003.safetensors").unlink()
-    with (
-        open_weights(folder) as weights,
-        pytest.raises(WeightsError, match=r"holds no tensor .*model\.norm\.weight"),
-    ):
+    weights = open_weights(folder)
+    with pytest.raises(WeightsError, match=r"holds no tensor .*model\.norm\.weight"):
         weights.tensor("model.norm.weight")
 
 
@@ -166,12 +164,10 @@ def set_tie(folder: Path, tie: bool) -> None:
 def test_head_that_is_there_counts(tmp_path: Path, shards: int) -> None:
     folder = write_tiny_llama(tmp_path, tie=False, shards=shards)
     set_tie(folder, True)
-    with open_weights(folder) as weights:
-        assert not weights.architecture.tied_embedding
-        assert "lm_head.weight" in tensor_names(weights.architecture, whole("tiny", 4))
-        np.testing.assert_array_equal(
-            weights.tensor("lm_head.weight"), TinyShape(tie=False).tensors()["lm_head.weight"]
-        )
+    weights = open_weights(folder)
+    assert not weights.architecture.tied_embedding
+    assert "lm_head.weight" in tensor_names(weights.architecture, whole("tiny", 4))
+    np.testing.assert_array_equal(weights.tensor("lm_head.weight"), TinyShape(tie=False).tensors()["lm_head.weight"])
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -187,5 +183,5 @@ def test_stage_knows_of_a_head_in_a_file_of_another_stage(tmp_path: Path) -> Non
     folder = write_tiny_llama(tmp_path, tie=False, shards=3)
     set_tie(folder, True)
     (folder / "model-00003-of-00003.safetensors").unlink()
-    with open_weights(folder) as weights:
-        assert not weights.architecture.tied_embedding
+    weights = open_weights(folder)
+    assert not weights.architecture.tied_embedding

@@ -64,8 +64,8 @@ LINEAR_4 = Linear(4.0)
 def test_scaling_without_a_type_is_linear(
     tmp_path: Path, keys: dict[str, str | float], scaling: RopeScaling | None
 ) -> None:
-    with open_weights(write_tiny_gguf(tmp_path / "tiny.gguf", n_layers=1, keys=keys)) as weights:
-        assert scaling_of(weights.architecture) == scaling
+    weights = open_weights(write_tiny_gguf(tmp_path / "tiny.gguf", n_layers=1, keys=keys))
+    assert scaling_of(weights.architecture) == scaling
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "su2"])
@@ -128,5 +128,5 @@ def gguf_with_rope_factors(folder: Path, factors: np.ndarray, keys: dict[str, fl
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with open_weights(folder / "factors.gguf") as weights:
-        return weights.architecture
+    weights = open_weights(folder / "factors.gguf")
+    return weights.architecture

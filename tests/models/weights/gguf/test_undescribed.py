@@ -24,10 +24,9 @@ def test_card_is_made_from_the_header(architecture: str, tmp_path: Path) -> None
 
 
 def test_other_engines_name_the_one_that_runs_it(tmp_path: Path) -> None:
-    with (
-        open_weights(write_model(tmp_path / "model.gguf", "olmo2")) as weights,
-        pytest.raises(WeightsError, match=r"is of the family 'olmo2', which only the engine llamacpp runs; choose it$"),
-    ):
+    weights = open_weights(write_model(tmp_path / "model.gguf", "olmo2"))
+    sentence = r"is of the family 'olmo2', which only the engine llamacpp runs; choose it$"
+    with pytest.raises(WeightsError, match=sentence):
         weights.architecture  # noqa: B018
 
 

@@ -18,32 +18,31 @@ from tests.support.models import TinyShape, write_tiny_gguf, write_tiny_llama
 def test_gguf_equals_the_checkpoint_of_the_same_weights(tmp_path: Path) -> None:
     folder = write_tiny_llama(tmp_path / "folder", tie=False)
     path = write_tiny_gguf(tmp_path / "tiny.gguf", tie=False)
-    with open_weights(folder) as expected, open_weights(path) as found:
-        assert found.names() == expected.names()
-        for name in expected.names():
-            np.testing.assert_array_equal(found.tensor(name), expected.tensor(name))
-            assert found.tensor(name).flags.c_contiguous
-        assert found.architecture == expected.architecture
+    expected = open_weights(folder)
+    found = open_weights(path)
+    assert found.names() == expected.names()
+    for name in expected.names():
+        np.testing.assert_array_equal(found.tensor(name), expected.tensor(name))
+        assert found.tensor(name).flags.c_contiguous
+    assert found.architecture == expected.architecture
 
 
 @pytest.mark.parametrize(("kind", "error"), [("F16", 1e-3), ("BF16", 1e-2), ("Q8_0", 2e-2), ("Q4_1", 0.3)])
 def test_quantized_weights_are_close_to_the_checkpoint(tmp_path: Path, kind: str, error: float) -> None:
     tensors = TinyShape().tensors()
-    with open_weights(write_tiny_gguf(tmp_path / "tiny.gguf", quantization=kind)) as weights:
-        for name, tensor in tensors.items():
-            np.testing.assert_allclose(weights.tensor(name), tensor, atol=error)
+    weights = open_weights(write_tiny_gguf(tmp_path / "tiny.gguf", quantization=kind))
+    for name, tensor in tensors.items():
+        np.testing.assert_allclose(weights.tensor(name), tensor, atol=error)
 
 
 @pytest.mark.parametrize(("kind", "error"), [("Q8_0", 3e-3), ("MXFP4", 0.2)])
 def test_quantized_experts_are_close_to_the_checkpoint(tmp_path: Path, kind: str, error: float) -> None:
     name = "model.layers.1.mlp.experts.down_proj.weight"
     quantized = write_family_gguf(tmp_path / "quantized.gguf", "gpt_oss", GGMLQuantizationType[kind])
-    with (
-        open_weights(quantized) as weights,
-        open_weights(write_family_gguf(tmp_path / "tiny.gguf", "gpt_oss")) as exact,
-    ):
-        assert weights.blocks(name) is None
-        assert 0 < np.abs(weights.tensor(name) - exact.tensor(name)).max() < error
+    weights = open_weights(quantized)
+    exact = open_weights(write_family_gguf(tmp_path / "tiny.gguf", "gpt_oss"))
+    assert weights.blocks(name) is None
+    assert 0 < np.abs(weights.tensor(name) - exact.tensor(name)).max() < error
 
 
 def test_gguf_names_map_to_checkpoint_names() -> None:
