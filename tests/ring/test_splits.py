@@ -28,8 +28,8 @@ from tests.support.engines import (
 from tests.support.models import default_model_path, write_tiny_llama
 
 DEFAULT, LAYERS = "smollm2-135m", 30
-SPLITS: list[tuple[int, ...]] = [tuple(range(1, LAYERS)), (1,), (LAYERS - 1,), (7, 15, 22)]
-"""The first one has every cut there is."""
+SPLITS: list[tuple[int, ...]] = [(layer,) for layer in range(1, LAYERS)]
+MORE_STAGES: list[tuple[int, ...]] = [(10, 20), (7, 15, 22), tuple(range(1, LAYERS))]
 
 STEPS = 32
 TINY_LAYERS = 4
@@ -79,7 +79,9 @@ def unsplit(default_weights: WeightsInMemory, default_prompt: list[int]) -> Gene
     return numpy_ring(default_weights).generate(default_prompt, STEPS)
 
 
-@pytest.mark.parametrize("cuts", SPLITS, ids=lambda cuts: f"{len(cuts) + 1} stages, the first of {cuts[0]}")
+@pytest.mark.parametrize(
+    "cuts", SPLITS + MORE_STAGES, ids=lambda cuts: f"{len(cuts) + 1} stages, the first of {cuts[0]}"
+)
 def test_default_models_bits_survive_any_split(
     cuts: tuple[int, ...], default_weights: WeightsInMemory, default_prompt: list[int], unsplit: Generation
 ) -> None:
@@ -121,22 +123,27 @@ def process() -> Iterator[EngineProcess]:
         yield process
 
 
-TinyHalves = dict[str, tuple[Forwards, Forwards]]
+TinyHalves = dict[tuple[str, int], tuple[Forwards, Forwards]]
 
 
 @pytest.fixture(scope="module")
 def tiny_halves(process: EngineProcess, tiny: Path) -> TinyHalves:
-    """Load both halves of the tiny model for every engine."""
-    first, last = cut("tiny", TINY_LAYERS, 2)
-    return {name: (process.load(name, first, tiny), process.load(name, last, tiny)) for name in CHOSEN}
+    """Load both halves of the tiny model for every engine and split."""
+    return {
+        (name, layer): (process.load(name, first, tiny), process.load(name, last, tiny))
+        for name in CHOSEN
+        for layer in range(1, TINY_LAYERS)
+        for first, last in [cut("tiny", TINY_LAYERS, layer)]
+    }
 
 
+@pytest.mark.parametrize("layer", range(1, TINY_LAYERS))
 @pytest.mark.parametrize("last_engine", CHOSEN)
 @pytest.mark.parametrize("first_engine", CHOSEN)
 def test_any_two_engines_give_the_references_tokens(
-    first_engine: str, last_engine: str, tiny_halves: TinyHalves, tiny_reference: Generation
+    first_engine: str, last_engine: str, layer: int, tiny_halves: TinyHalves, tiny_reference: Generation
 ) -> None:
-    made = Ring([tiny_halves[first_engine][0], tiny_halves[last_engine][1]]).generate(PROMPT, 32)
+    made = Ring([tiny_halves[first_engine, layer][0], tiny_halves[last_engine, layer][1]]).generate(PROMPT, 32)
     assert made.tokens == tiny_reference.tokens
     assert largest_difference(made, tiny_reference) < TINY_TOLERANCE
 
