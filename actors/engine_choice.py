@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 import msgspec
+import psutil
 from gguf import Keys
 
 from bus.messages import EngineLoad
@@ -42,10 +43,23 @@ SMALL = 32 << 20
 LLAMACPP = "llamacpp"
 
 
+QUIET = 0.25
+"""If other programs use a larger share of the machine, what is measured counts only until the machine is quiet."""
+
+GLANCE_S = 0.25
+"""For so long the machine is watched to see whether it is quiet now."""
+
+
 class Kept(msgspec.Struct, frozen=True):
-    """The content of a kept file."""
+    """The content of a kept file: speeds, and the share of the machine that other programs used meanwhile."""
 
     speeds: tuple[ModelSpeed, ...]
+    others: float = 0.0
+
+    @property
+    def counts(self) -> bool:
+        """Whether measuring again now would give nothing better."""
+        return self.others <= QUIET or psutil.cpu_percent(GLANCE_S) > 100 * QUIET
 
 
 def engine_for(load: EngineLoad, config: NodeConfig) -> Choice:
@@ -87,22 +101,22 @@ def _speeds(
     files = [Path(folder) / FOLDER / name for folder in (config.cache_dir, config.data_dir)]
     for file in files:
         with suppress(OSError, msgspec.DecodeError):
-            kept = msgspec.json.decode(file.read_bytes(), type=Kept).speeds
-            if [speed.name for speed in kept] == list(names):
-                return kept
+            kept = msgspec.json.decode(file.read_bytes(), type=Kept)
+            if [speed.name for speed in kept.speeds] == list(names) and kept.counts:
+                return kept.speeds
     try:
-        speeds = measure(names, precision, path, header, PROBE_TIMEOUT_S)
+        measured = measure(names, precision, path, header, PROBE_TIMEOUT_S)
     except OSError as error:
         return tuple(ModelSpeed(name, detail=f"there is no room to measure ({error.strerror})") for name in names)
-    _keep(files, speeds)
-    return speeds
+    _keep(files, Kept(*measured))
+    return measured.speeds
 
 
-def _keep(files: Sequence[Path], speeds: tuple[ModelSpeed, ...]) -> None:
+def _keep(files: Sequence[Path], kept: Kept) -> None:
     for file in files:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, msgspec.json.encode(Kept(speeds)))
+            write_atomic(file, msgspec.json.encode(kept))
             return
         except OSError as error:
             logger.warning("%s cannot be written (%s): the model is measured again next time", file, error.strerror)

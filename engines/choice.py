@@ -21,11 +21,16 @@ during that measurement, an engine with threads that wait for each other takes t
 REFERENCE = "numpy"
 """The engine that is never the fastest, so it is not compared unless it is the machine's own."""
 
-PROMPT_TOKENS = 4
-"""A chat reads some tokens for each that it writes. Time is counted for so many, with one written."""
+LEAN = "llamacpp"
+"""The engine that computes with a GGUF file's own bytes. Others pack them anew, which takes them several times as long
+to load a model, and up to twice the memory."""
+
+PROMPT_TOKENS = 1
+"""Time is counted for so many tokens of a prompt with one that is written. Chats write about as much as they read that
+is new: what they said before comes from the prefix cache."""
 
 MARGIN = 1.05
-"""The machine's own engine runs a model unless another one is so many times as fast, so that noise changes nothing."""
+"""Engines of which none is so many times as fast as another one are equally fast, so that noise changes nothing."""
 
 
 class ModelSpeed(msgspec.Struct, frozen=True):
@@ -66,12 +71,14 @@ def candidates(engines: Sequence[EngineCapability], own: str) -> list[str]:
 
 
 def choose(speeds: Sequence[ModelSpeed], own: str, refused: Mapping[str, str]) -> Choice:
-    """Choose the fastest engine, or the machine's `own` if that is nearly as fast, or nothing else can run the model.
+    """Choose the fastest engine. Of those that are nearly as fast, LEAN comes first, then the machine's `own`.
 
-    `refused` are engines that cannot take this part of it, with their reasons.
+    If none can run the model, it is `own`. `refused` are engines that cannot take this part of it, with their reasons.
     """
     able = {speed.name: speed.token_ms for speed in speeds if speed.token_ms is not None and speed.name not in refused}
-    best = min(able, key=lambda name: able[name] / (MARGIN if name == own else 1.0), default=own)
+    limit = MARGIN * min(able.values(), default=0.0)
+    tied = sorted((name != LEAN, name != own, ms, name) for name, ms in able.items() if ms <= limit)
+    best = tied[0][-1] if tied else own
     compared = [str(speed) for speed in speeds if speed.name not in refused]
     compared += [f"{name}: {reason}" for name, reason in refused.items()]
     return Choice(best, cut(f"a written and a read token of this model take: {'; '.join(compared)}", MAX_DETAIL))

@@ -13,9 +13,11 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
+import psutil
 
 from cluster.shard import whole
 from common.limits import MAX_DETAIL, cut
@@ -34,9 +36,14 @@ CHUNKS = 2
 STEPS = 8
 
 
-def measure(
-    names: Iterable[str], precision: str, path: Path, header: GgufHeader, timeout_s: float
-) -> tuple[ModelSpeed, ...]:
+class Measured(NamedTuple):
+    """The speeds of engines, and which share of the machine's processors other programs used meanwhile, 0 to 1."""
+
+    speeds: tuple[ModelSpeed, ...]
+    others: float
+
+
+def measure(names: Iterable[str], precision: str, path: Path, header: GgufHeader, timeout_s: float) -> Measured:
     """Measure each engine on the model at `path` in a child process, one after another, at most `timeout_s` each.
 
     For an engine that cannot run the model `detail` says why. Raises OSError if the small model cannot be written.
@@ -45,7 +52,11 @@ def measure(
         small = Path(folder) / "model.gguf"
         scaled = write_scaled(small, path, header)
         sizes = str(scaled.n_layers), str(scaled.scale)
-        return tuple(_measure_one(name, timeout_s, precision, str(small), *sizes) for name in names)
+        begun, wall = _time_of_others(), time.monotonic()
+        speeds = tuple(_measure_one(name, timeout_s, precision, str(small), *sizes) for name in names)
+        processors = psutil.cpu_count() or 1
+        others = (_time_of_others() - begun) / (processors * (time.monotonic() - wall))
+        return Measured(speeds, min(max(others, 0.0), 1.0))
 
 
 def time_model(engine: InferenceEngine, scale: float) -> tuple[float, float]:
@@ -67,6 +78,16 @@ def time_model(engine: InferenceEngine, scale: float) -> tuple[float, float]:
 
     prompt_ms = best(0, CHUNK, CHUNKS) / CHUNK
     return best(CHUNK * CHUNKS, 1, STEPS), prompt_ms
+
+
+def _time_of_others() -> float:
+    """Return the processor time, in seconds, of all but this process and the children that it has waited for.
+
+    That includes what the host of a virtual machine took away.
+    """
+    times, ours = psutil.cpu_times(), os.times()
+    idle, guests = times.idle + getattr(times, "iowait", 0.0), getattr(times, "guest", 0.0)  # guests count as user, too
+    return float(sum(times) - idle - guests - getattr(times, "guest_nice", 0.0) - sum(ours[:4]))
 
 
 def _measure_one(name: str, timeout_s: float, *arguments: str) -> ModelSpeed:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from actors import engine_choice
@@ -17,6 +18,7 @@ from cluster.shard import Shard, whole
 from cluster.topology import RecordNumber
 from common.config import NodeConfig
 from engines.choice import ModelSpeed
+from engines.model_probe import Measured
 from tests.support.gguf_models import FAMILIES, write_model
 from tests.support.models import TinyShape, write_tiny_gguf, write_tiny_llama
 
@@ -32,14 +34,18 @@ NUMBER = RecordNumber(1, 1)
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """Record which engines are measured together; llama.cpp is the fastest. No model is too small."""
+    """Record which engines are measured together; llama.cpp is the fastest. No model is too small.
+
+    The machine is busy the first time, and stays so.
+    """
     asked: list[tuple[str, ...]] = []
 
-    def measure(names: Sequence[str], *_: object) -> tuple[ModelSpeed, ...]:
+    def measure(names: Sequence[str], *_: object) -> Measured:
         asked.append(tuple(names))
-        return tuple(ModelSpeed(name, *SPEEDS[name]) for name in names)
+        return Measured(tuple(ModelSpeed(name, *SPEEDS[name]) for name in names), others=0.9 if len(asked) == 1 else 0)
 
     monkeypatch.setattr(engine_choice, "measure", measure)
+    monkeypatch.setattr(psutil, "cpu_percent", lambda _: 90.0)
     monkeypatch.setattr(engine_choice, "SMALL", 0)
     return asked
 
@@ -85,6 +91,16 @@ def test_speeds_are_kept_in_the_data_folder_if_need_be(tmp_path: Path, measured:
     settings, load = config(tmp_path, cache_dir=str(tmp_path / "file" / "models")), model(tmp_path)
     assert [engine_for(load, settings).engine for _ in range(2)] == ["llamacpp", "llamacpp"]
     assert len(measured) == 1
+
+
+def test_model_is_measured_again_on_a_quiet_machine(
+    tmp_path: Path, measured: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, settings = model(tmp_path), config(tmp_path)
+    for busy, times in ((90.0, 1), (90.0, 1), (3.0, 2), (3.0, 2)):
+        monkeypatch.setattr(psutil, "cpu_percent", lambda _, busy=busy: busy)
+        engine_for(load, settings)
+        assert len(measured) == times
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"speeds":[]}', '{"speeds":[{"name":"onnx","decode_ms":1}]}'])
