@@ -14,8 +14,9 @@ from engines.base import SlotEngine
 from engines.engine import KV_BYTES
 from engines.errors import EngineError
 from engines.llamacpp.context import Context
+from engines.llamacpp.kept_rows import kept_rows
 from engines.llamacpp.library import library
-from engines.llamacpp.row_check import exact_rows
+from engines.llamacpp.row_check import can_be_exact, exact_rows
 from engines.llamacpp.shard_file import shard_file
 from engines.llamacpp.shard_model import SEQUENCES, LlamaCppShardModel
 from engines.llamacpp.weights_file import ARCHITECTURE, write_weights
@@ -70,7 +71,11 @@ class LlamaCppEngine(SlotEngine[int]):
         sizes = gguf_sizes(header, weights)
         self.check_fits(shard, sizes.n_layers)
         copied = self._library.device == "CPU" and _is_repacked(header)
-        self.hold(self._open(shard_file(weights, header, shard), sizes, shard, kv_bytes, copied=copied))
+        file = shard_file(weights, header, shard)
+        model = self._open(file, sizes, shard, kv_bytes, copied=copied)
+        if can_be_exact(self._library.device):
+            self.exact_rows = kept_rows(file, lambda: exact_rows(model))
+        self.hold(model)
 
     def build(self, shard: Shard, weights: Weights) -> LlamaCppShardModel:
         """Load open weights from a file that is written for it. Raises EngineError for a shard with an end."""
@@ -97,9 +102,7 @@ class LlamaCppEngine(SlotEngine[int]):
         """Load a file that holds the shard alone."""
         self._cells = _cells(sizes, shard, kv_bytes)
         self._context = Context(self._library, path, self._cells, SEQUENCES, has_head=shard.is_last, copied=copied)
-        model = LlamaCppShardModel(sizes, shard, self._context)
-        self.exact_rows = exact_rows(model, self._library.device)
-        return model
+        return LlamaCppShardModel(sizes, shard, self._context)
 
     def positions(self, kv_bytes: int) -> int:
         """Return the cells, which were made when the shard was loaded."""

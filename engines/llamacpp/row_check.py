@@ -18,10 +18,13 @@ SIZES = (2, 3, 4, 6, 9)
 """The sizes that are tried, up to the first that differs: the last is a token with the most drafts of a ring."""
 
 
-def exact_rows(model: LlamaCppShardModel, device: str) -> int:
+def can_be_exact(device: str) -> bool:
+    """Return whether rows of a chunk can have the bits of each alone. If not, one row is exact."""
+    return device == "CPU" and threads() == 1
+
+
+def exact_rows(model: LlamaCppShardModel) -> int:
     """Compute random rows as a chunk of each size and alone. Returns the largest size that gives the same bits."""
-    if device != "CPU" or threads() > 1:
-        return 1
     inputs, exact = _inputs(model), 1
     cache, chunks = model.new_cache(), model.new_cache()
     alone: list[FloatArray] = []

@@ -47,7 +47,7 @@ def shard_file(path: Path, header: GgufHeader, shard: Shard, root: Path | None =
         return path
     rule = cut_rule(header.metadata[Keys.General.ARCHITECTURE], shard)
     folder = (root or default_cache_root()) / FOLDER
-    source = _name_of(path)
+    source = name_of(path)
     found = folder / f"{source}-{shard.start_layer}-{shard.end_layer}.gguf"
     if not found.is_file():
         try:
@@ -57,6 +57,13 @@ def shard_file(path: Path, header: GgufHeader, shard: Shard, root: Path | None =
         except OSError as error:
             raise WeightsError(f"{found} cannot be written ({error.strerror or error}); free some space") from error
     return found
+
+
+def name_of(path: Path) -> str:
+    """Return a name for the file at `path` as it is now."""
+    status = path.stat()
+    facts = f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{_BUILDER}"
+    return hashlib.sha256(facts.encode()).hexdigest()[:24]
 
 
 def check_cut(header: GgufHeader, shard: Shard) -> None:
@@ -147,13 +154,6 @@ def _stand_in(name: str, tensor: GgufTensor, vocabulary: int) -> WrittenTensor:
         size = tensor.shape if name.startswith("output_norm") else (vocabulary,)
         return WrittenTensor(name, GGMLQuantizationType.F32, size)
     return WrittenTensor(name, GGMLQuantizationType.F16, (vocabulary, tensor.shape[1]))
-
-
-def _name_of(path: Path) -> str:
-    """Return a name for the file at `path` as it is now."""
-    status = path.stat()
-    facts = f"{path.resolve()}\n{status.st_size}\n{status.st_mtime_ns}\n{_BUILDER}"
-    return hashlib.sha256(facts.encode()).hexdigest()[:24]
 
 
 def _remove_oldest(folder: Path, source: str) -> None:
