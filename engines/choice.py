@@ -29,7 +29,7 @@ PROMPT_TOKENS = 1
 """Time is counted for so many tokens of a prompt with one that is written. Chats write about as much as they read that
 is new: what they said before comes from the prefix cache."""
 
-MARGIN = 1.05
+MARGIN = 1.1
 """Engines of which none is so many times as fast as another one are equally fast, so that noise changes nothing."""
 
 
