@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from gguf import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, Keys
+from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, Keys
 
 from cluster.shard import Shard
 from engines.llamacpp.cut_table import CutRule, cut_rule, windowed_layers
@@ -28,12 +28,15 @@ FOLDER = ".shards"
 KEPT = 8
 """How many shard files of one model stay in the cache; the oldest go first. A process that has loaded one keeps it."""
 
-_BUILDER = 1  # part of the name: another one makes other files
+_BUILDER = 2  # part of the name: another one makes other files
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 _NOT_OF_LAYERS = ("rope.dimension_sections",)
 _NOT_OF_PARTS = ("tokenizer.", "split.")
 _WINDOW = "{arch}.attention.sliding_window_pattern"
 _EMBEDDING, _HEAD, _NORM = "token_embd.weight", "output.weight", "output_norm.weight"
+_FEW_BITS = (GGMLQuantizationType.IQ1_S, GGMLQuantizationType.Q4_1, GGMLQuantizationType.F16)
+"""The types for stand-ins, in order: a part that the library reads has them in memory."""
+
 _OUTPUTS = (_HEAD, "output.bias", _NORM, "output_norm.bias")
 
 
@@ -153,7 +156,8 @@ def _stand_in(name: str, tensor: GgufTensor, vocabulary: int) -> WrittenTensor:
     if len(tensor.shape) == 1:
         size = tensor.shape if name.startswith("output_norm") else (vocabulary,)
         return WrittenTensor(name, GGMLQuantizationType.F32, size)
-    return WrittenTensor(name, GGMLQuantizationType.F16, (vocabulary, tensor.shape[1]))
+    kind = next(kind for kind in _FEW_BITS if tensor.shape[1] % GGML_QUANT_SIZES[kind][0] == 0)
+    return WrittenTensor(name, kind, (vocabulary, tensor.shape[1]))
 
 
 def _remove_oldest(folder: Path, source: str) -> None:
