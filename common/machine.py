@@ -21,6 +21,7 @@ from common.files import text_of
 
 _APPLICATION = b"exobus"
 _IDENTITY_FILES = ("etc/machine-id", "proc/sys/kernel/random/boot_id")
+_MADV_DONTNEED = 4  # madvise(2)
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _RANDOM_ADDRESS = 1 << 40  # the bit that Python sets in a hardware address that it had to make up (RFC 9562, 6.10)
 
@@ -77,6 +78,21 @@ def return_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim:
         trim(0)
+
+
+def return_mapped_pages() -> None:
+    """Let go of the pages of files that are mapped to be read, shared with the system's cache (Linux).
+
+    What is read again comes from that cache. Pages that are locked stay.
+    """
+    if sys.platform != "linux":
+        return
+    advise = ctypes.CDLL(None).madvise
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        edges, permissions, *_ = line.split(maxsplit=2)
+        if permissions == "r--s":
+            begin, end = (int(edge, 16) for edge in edges.split("-"))
+            advise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
 
 
 def continue_when_parent_ends() -> None:

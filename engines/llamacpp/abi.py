@@ -15,7 +15,6 @@ from types import MappingProxyType
 from typing import Any
 
 FLASH_ATTENTION = 1
-LOAD_BY_READING = 0
 ROWS_OF_FOUR_POSITIONS = (8, 24, 40)
 """The rope types that take four positions for each row of hidden states: M-RoPE, that of images, and interleaved."""
 

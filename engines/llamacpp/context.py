@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.machine import cores
+from common.machine import cores, return_mapped_pages
 from engines.engine import FloatArray
 from engines.errors import EngineError
-from engines.llamacpp.abi import FLASH_ATTENTION, LOAD_BY_READING, ROWS_OF_FOUR_POSITIONS, Batch
+from engines.llamacpp.abi import FLASH_ATTENTION, ROWS_OF_FOUR_POSITIONS, Batch
 from engines.llamacpp.library import Library
 from engines.llamacpp.output_reader import OutputReader
 
@@ -55,13 +55,15 @@ class Context:
     ) -> None:
         """Load the file. Without a head, passes give the hidden states of the last layer. Raises EngineError.
 
-        The file is mapped if the library thinks fit, or read if `copied`: mapped pages would stay in memory beside the
-        library's own copy of weights that it stores in another order.
+        With `copied` the library stores most weights in another order: the file's pages, which it has mapped, would
+        stay in memory beside that copy.
         """
         self._library = library
         self._reader: OutputReader | None = None
         self._context = None
-        self._model = self._load(path, copied)
+        self._model = self._load(path)
+        if copied:
+            return_mapped_pages()
         if library.is_recurrent(self._model) or library.is_hybrid(self._model):
             self.close()
             raise EngineError(
@@ -124,12 +126,9 @@ class Context:
             self._library.free_model(self._model)
         self._context = self._model = None
 
-    def _load(self, path: Path, copied: bool) -> Any:
+    def _load(self, path: Path) -> Any:
         self._library.first_error, self._library.model = "", path.name
-        params = self._library.model_params()
-        if copied:
-            params.load_mode = LOAD_BY_READING
-        model = self._library.load_model(os.fsencode(path), params)
+        model = self._library.load_model(os.fsencode(path), self._library.model_params())
         if not model:
             raise EngineError(f"llama.cpp cannot load {path}: {self._library.first_error or 'it says no reason'}")
         return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import platform
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from common.machine import cores, machine_id, memory
+from common.machine import cores, machine_id, memory, return_mapped_pages
 from common.python_child import child_environment
 
 BOOT = "proc/sys/kernel/random/boot_id"
@@ -117,3 +118,18 @@ def test_freed_memory_goes_back_to_the_system() -> None:
     command = [sys.executable, "-c", program]
     returned = int(subprocess.check_output(command, env=child_environment(), text=True, timeout=30))
     assert returned > 100_000_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count the pages of files elsewhere")
+def test_pages_of_a_mapped_file_are_let_go(tmp_path: Path) -> None:
+    def resident() -> int:
+        return int(psutil.Process().memory_info().shared)
+
+    size = 32 << 20
+    (tmp_path / "weights").write_bytes(bytes(range(256)) * (size // 256))
+    with (tmp_path / "weights").open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        total = sum(mapped[::4096])
+        before = resident()
+        return_mapped_pages()
+        assert before - resident() > size // 2
+        assert sum(mapped[::4096]) == total
