@@ -68,9 +68,10 @@ class Node:
         self.stopped: asyncio.Queue[str] = asyncio.Queue()
         self.asker = asker
 
-    async def load(self, instance_id: str, shard: Shard) -> EngineLoad:
+    async def load(self, instance_id: str, shard: Shard, auto_bits: int = 0) -> EngineLoad:
         """Have it load a shard; returns what its engine received."""
-        await self.asker.request("node", ShardLoad(instance_id, 1, shard, LATER), ShardLoaded, WITHIN_S)
+        work = ShardLoad(instance_id, 1, shard, LATER, auto_bits=auto_bits)
+        await self.asker.request("node", work, ShardLoaded, WITHIN_S)
         return self.loads[-1]
 
     async def unload(self, instance_id: str) -> None:
@@ -154,6 +155,26 @@ def test_engine_is_told_to_how_many_bits_it_rounds() -> None:
     for engine, quantize, bits in (("onnx", "auto", 8), ("onnx", "4", 4), ("numpy", "8", 0)):
         with running_hub(A) as hub:
             assert asyncio.run(told(engine, quantize)) == bits
+
+
+def test_placer_decides_the_bits_of_auto_only() -> None:
+    async def told(quantize: str, auto_bits: int) -> int:
+        async with running_node(hub.run_dir, engine="onnx", quantize=quantize) as node:
+            return (await node.load("i", PART, auto_bits=auto_bits)).quantize_bits
+
+    for quantize, auto_bits, bits in (("auto", 4, 4), ("8", 4, 8), ("none", 8, 0)):
+        with running_hub(A) as hub:
+            assert asyncio.run(told(quantize, auto_bits)) == bits
+
+
+def test_unknown_bits_are_refused() -> None:
+    async def test() -> None:
+        async with running_node(hub.run_dir, engine="onnx") as node:
+            with pytest.raises(RequestError, match="ada rounds to 8 or 4 bits, not to 6; update exobus there"):
+                await node.load("i", PART, auto_bits=6)
+
+    with running_hub(A) as hub:
+        asyncio.run(test())
 
 
 def test_small_model_gets_what_its_slots_use(tmp_path: Path) -> None:
