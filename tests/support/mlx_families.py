@@ -1,7 +1,8 @@
 """Tiny random models of several families, split at every cut and compared with mlx-lm's own unsplit model.
 
 Run as `python -m tests.support.mlx_families FOLDER`, since it imports mlx_lm. Prints JSON: for each family what its
-engine says, and for each cut the largest difference of a logit.
+engine says, and for each cut the largest difference of a logit. With a family as a second argument it only writes that
+one, for the tiny tokenizer.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from models.weights.layer_names import layer_of, needed_names
 from models.weights.layout import safetensors_places, stored_names
 from models.weights.safetensors_weights import INDEX, folder_model, index_files
 from tests.support.engines import Ring, cut, tokens
+from tests.support.models import TINY_VOCAB
 
 CHUNKS = ([5, 25, 17, 29, 3], [12], [14], [20])
 LAYERS = 4
@@ -153,10 +155,13 @@ FAMILIES: Mapping[str, dict[str, Any]] = {
 }
 
 
-def write_family(folder: Path, name: str) -> Path:
-    """Write a repository with a file for each layer and one for the rest, and return its folder."""
+def write_family(folder: Path, name: str, **changes: int) -> Path:
+    """Write a repository with a file for each layer and one for the rest, and return its folder.
+
+    `changes` are settings instead of the family's.
+    """
     mx, nn, utils = import_module("mlx.core"), import_module("mlx.nn"), import_module("mlx_lm.utils")
-    config = COMMON | FAMILIES[name]
+    config = COMMON | FAMILIES[name] | changes
     model_class, args_class = utils._get_classes(config)
     mx.random.seed(0)
     model = model_class(args_class.from_dict(config))
@@ -276,7 +281,10 @@ def refusal(folder: Path, file: str) -> str:
 if __name__ == "__main__":
     with open_file_limit_kept():
         import_module("mlx_lm.utils")
-    found: dict[str, Any] = dict(results(Path(sys.argv[1])))
-    written = Path(sys.argv[1]) / "mistral"
-    found["without"] = {file: refusal(written, f"model-{file}.safetensors") for file in ("None", "2")}
-    print(json.dumps(found))
+    target, *only = Path(sys.argv[1]), *sys.argv[2:]
+    if only:
+        write_family(target, only[0], vocab_size=TINY_VOCAB, vocab_size_per_layer_input=TINY_VOCAB)
+    else:
+        found: dict[str, Any] = dict(results(target))
+        missing = {file: refusal(target / "mistral", f"model-{file}.safetensors") for file in ("None", "2")}
+        print(json.dumps(found | {"without": missing}))
