@@ -156,10 +156,11 @@ class Placer:
         return frozenset() if wanted == tried and time.monotonic() - when < GROW_AGAIN_S else wanted
 
     async def _replace(self, card: ModelCard, held: Instance, topology: Topology) -> Instance:
-        """Place a larger ring beside an instance if memory allows it, else after its end."""
+        """Place a larger ring beside an instance if memory allows it with as many bits, else after its end."""
+        bits = max(stage.quantized_bits for stage in held.stages)
         with suppress(DoesNotFit):
             planned = self._plan(card, topology)
-            if len(planned.stages) > len(held.stages):
+            if len(planned.stages) > len(held.stages) and planned.auto_bits >= bits:
                 return await self._place(card, planned)
         await self._retire(held)
         await asyncio.sleep(SETTLE_S)

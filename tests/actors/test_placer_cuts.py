@@ -5,18 +5,32 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
-import msgspec
 import pytest
 
 from bus.messages import RequestFailed, ShardLoad
 from cluster.capabilities import DeviceCapabilities
 from cluster.failures import FailureCode
 from cluster.instances import Instances
+from cluster.placement import Instance, PlacedStage
 from cluster.shard import whole
 from cluster.topology import NodeRecord, Topology
 from models.catalogue import Catalogue
-from tests.actors.test_placer import CARD, MEMBERS, A, B, answer, clients, load, load_and_join, placer, unload
+from tests.actors.test_placer import (
+    CARD,
+    MEMBERS,
+    A,
+    B,
+    answer,
+    clients,
+    load,
+    load_and_join,
+    placer,
+    standing,
+    unload,
+)
 from tests.support.bus import next_message, running_hub
+
+FLOAT = Catalogue.load().get("llama-3.2-3b")
 
 
 def test_model_is_placed_whole_once_a_part_is_refused() -> None:
@@ -41,19 +55,47 @@ def test_model_is_placed_whole_once_a_part_is_refused() -> None:
         asyncio.run(test())
 
 
-@pytest.mark.parametrize(("memory", "bits"), [(4 << 30, 8), (2200 * 10**6, 4)], ids=["room", "little room"])
-def test_members_are_told_one_number_of_bits(memory: int, bits: int) -> None:
+def rounding(ada: int, bob: int) -> Topology:
+    """Return two nodes with `--quantize auto`, and so many megabytes of memory."""
+    topology = Topology()
+    for node_id, megabytes in ((A, ada), (B, bob)):
+        can = DeviceCapabilities(memory_available=megabytes * 10**6, engine="onnx", precision="fast", quantize="auto")
+        topology = topology.with_node(NodeRecord(node_id, node_id, 1, 1, can))
+    return topology
+
+
+ROOM, LITTLE_ROOM = rounding(4000, 3000), rounding(2400, 2200)
+
+
+@pytest.mark.parametrize(("members", "bits"), [(ROOM, 8), (LITTLE_ROOM, 4)], ids=["room", "little room"])
+def test_members_are_told_one_number_of_bits(members: Topology, bits: int) -> None:
     async def test() -> None:
         async with AsyncExitStack() as stack:
             ada, bob, asker = await clients(stack, one, two)
-            can = DeviceCapabilities(memory_available=memory, engine="onnx", precision="fast", quantize="auto")
-            roomy = msgspec.structs.replace(can, memory_available=2400 * 10**6)
-            members = Topology().with_node(NodeRecord(A, "ada", 1, 1, roomy)).with_node(NodeRecord(B, "bob", 1, 1, can))
-            placing = asyncio.create_task(placer(asker, None, members).ensure(Catalogue.load().get("llama-3.2-3b")))
+            placing = asyncio.create_task(placer(asker, None, members).ensure(FLOAT))
             works = [await next_message(member, ShardLoad) for member in (ada, bob)]
             placing.cancel()
             assert [work.auto_bits for work, _ in works] == [bits, bits]
             await asyncio.gather(unload(ada), unload(bob))
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_growth_takes_no_bits_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.placer.SETTLE_S", 0.0)
+    alone = PlacedStage(A, whole(FLOAT.id, FLOAT.n_layers), f"{A}/engine", "onnx", quantized_bits=8)
+
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, bob, asker = await clients(stack, one, two)
+            old = Instance("0011223344556677", FLOAT.id, 1, (alone,), A)
+            growing = placer(asker, standing(old), LITTLE_ROOM, ROOM)  # a ring of 4 bits has room beside the old one
+            assert growing.grow(FLOAT, LITTLE_ROOM)
+            await unload(ada)
+            works = [await next_message(member, ShardLoad) for member in (ada, bob)]
+            await growing.stop()
+            assert [work.auto_bits for work, _ in works] == [8, 8]
 
     with running_hub(A) as one, running_hub(B) as two:
         asyncio.run(test())

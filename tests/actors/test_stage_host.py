@@ -148,23 +148,14 @@ def test_engine_gets_its_precision_and_half_the_memory() -> None:
 
 
 def test_engine_is_told_to_how_many_bits_it_rounds() -> None:
-    async def told(engine: str, quantize: str) -> int:
+    async def told(engine: str, quantize: str, auto_bits: int) -> int:
         async with running_node(hub.run_dir, engine=engine, quantize=quantize) as node:
-            return (await node.load("i", PART)).quantize_bits
+            return (await node.load("i", PART, auto_bits)).quantize_bits
 
-    for engine, quantize, bits in (("onnx", "auto", 8), ("onnx", "4", 4), ("numpy", "8", 0)):
+    cases = (("onnx", "auto", 0, 8), ("onnx", "auto", 4, 4), ("onnx", "4", 8, 4), ("numpy", "8", 4, 0))
+    for engine, quantize, auto_bits, bits in cases:
         with running_hub(A) as hub:
-            assert asyncio.run(told(engine, quantize)) == bits
-
-
-def test_placer_decides_the_bits_of_auto_only() -> None:
-    async def told(quantize: str, auto_bits: int) -> int:
-        async with running_node(hub.run_dir, engine="onnx", quantize=quantize) as node:
-            return (await node.load("i", PART, auto_bits=auto_bits)).quantize_bits
-
-    for quantize, auto_bits, bits in (("auto", 4, 4), ("8", 4, 8), ("none", 8, 0)):
-        with running_hub(A) as hub:
-            assert asyncio.run(told(quantize, auto_bits)) == bits
+            assert asyncio.run(told(engine, quantize, auto_bits)) == bits
 
 
 def test_unknown_bits_are_refused() -> None:
