@@ -33,7 +33,7 @@ from bus.wire import Envelope
 from cluster.failures import FailureCode
 from cluster.placement import Instance
 from common.config import NodeConfig
-from engines.errors import EngineError
+from engines.errors import EngineError, NotInParts
 from models.errors import ModelError
 from ring.loaded_shard import load_shard
 from ring.ring_view import ring_view
@@ -92,7 +92,8 @@ class EngineActor(DataPlaneActor):
         try:
             shard = await asyncio.wait_for(asyncio.wrap_future(self._thread.loaded), LOAD_TIMEOUT_S)
         except (EngineError, ModelError, OSError, MemoryError) as error:
-            raise RequestError(FailureCode.LOAD_FAILED, f"{engine} cannot load {message.shard}: {error}") from error
+            code = FailureCode.NOT_IN_PARTS if isinstance(error, NotInParts) else FailureCode.LOAD_FAILED
+            raise RequestError(code, f"{engine} cannot load {message.shard}: {error}") from error
         return ShardLoaded(
             self.bus.address,
             engine,

@@ -10,6 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 
 import msgspec
@@ -32,10 +33,11 @@ from bus.messages import (
 from cluster.failures import FailureCode
 from cluster.instances import Instances
 from cluster.partitioning import PartitioningStrategy
-from cluster.placement import DoesNotFit, Instance, PlacedStage, larger_ring, plan
+from cluster.placement import DoesNotFit, Instance, PlacedStage, larger_ring
 from cluster.topology import RecordNumber, Topology
+from engines.cuts import WHOLE, ModelPlan, plan_model, stage_starts
 from models.card import ModelCard, travelling
-from models.weights.memory import least_bytes
+from models.weights.memory import AUTO_BITS, least_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +75,15 @@ class Placer:
         self._locks: dict[str, asyncio.Lock] = {}
         self._growing: dict[str, asyncio.Task[None]] = {}
         self._retiring: set[str] = set()  # ids of instances that take no new sessions
+        self._whole: set[str] = set()  # ids of models of which an engine refused a part
         # by model id: the nodes of a growth that failed, and when it was
         self._attempts: dict[str, tuple[frozenset[str], float]] = {}
 
     async def ensure(self, card: ModelCard) -> Instance:
         """Return the standing instance, or place one. Raises RequestError with what failed.
 
-        A standing instance is returned at once, also while a larger one is being placed beside it.
+        A standing instance is returned at once, also while a larger one is being placed beside it. A model of which an
+        engine refuses a part is placed whole.
         """
         if held := self._standing(card):
             return held
@@ -87,10 +91,18 @@ class Placer:
             if held := self._standing(card):
                 return held
             try:
-                stages = self._plan(card, await self._current_topology(card))
-            except DoesNotFit as error:
-                raise RequestError(FailureCode.INSUFFICIENT_MEMORY, str(error)) from None
-            return await self._place(card, stages)
+                return await self._plan_and_place(card)
+            except RequestError as error:
+                if error.code is not FailureCode.NOT_IN_PARTS:
+                    raise
+            return await self._plan_and_place(card)  # now whole
+
+    async def _plan_and_place(self, card: ModelCard) -> Instance:
+        try:
+            planned = self._plan(card, await self._current_topology(card))
+        except DoesNotFit as error:
+            raise RequestError(FailureCode.INSUFFICIENT_MEMORY, str(error)) from None
+        return await self._place(card, planned)
 
     def _standing(self, card: ModelCard) -> Instance | None:
         held = self._instances.newest(card.id)
@@ -138,52 +150,63 @@ class Placer:
 
     def _larger_ring(self, card: ModelCard, topology: Topology, held: Instance) -> frozenset[str]:
         """Return the nodes of the ring that is wanted now, unless a growth to it failed not long ago."""
-        wanted = larger_ring(topology, self._strategy, held, card.n_layers, partial(least_bytes, card))
+        need = partial(least_bytes, card, auto_bits=AUTO_BITS[0])
+        wanted = larger_ring(topology, self._strategy, held, card.n_layers, need, self._starts(card, topology))
         tried, when = self._attempts.get(card.id, (frozenset(), 0.0))
         return frozenset() if wanted == tried and time.monotonic() - when < GROW_AGAIN_S else wanted
 
     async def _replace(self, card: ModelCard, held: Instance, topology: Topology) -> Instance:
-        """Place a larger ring beside an instance if memory allows it, else after its end."""
-        try:
-            stages = self._plan(card, topology)
-        except DoesNotFit:
-            stages = ()
-        if len(stages) <= len(held.stages):
-            await self._retire(held)
-            await asyncio.sleep(SETTLE_S)
-            stages = self._plan_or_repeat(card, await self._current_topology(card), held)
-        return await self._place(card, stages)
+        """Place a larger ring beside an instance if memory allows it with as many bits, else after its end."""
+        bits = max(stage.quantized_bits for stage in held.stages)
+        with suppress(DoesNotFit):
+            planned = self._plan(card, topology)
+            if len(planned.stages) > len(held.stages) and planned.auto_bits >= bits:
+                return await self._place(card, planned)
+        await self._retire(held)
+        await asyncio.sleep(SETTLE_S)
+        return await self._place(card, self._plan_or_repeat(card, await self._current_topology(card), held))
 
-    def _plan(self, card: ModelCard, topology: Topology) -> tuple[PlacedStage, ...]:
-        return plan(topology, self._strategy, card.id, card.n_layers, partial(least_bytes, card), card.head_layers)
+    def _plan(self, card: ModelCard, topology: Topology) -> ModelPlan:
+        return plan_model(card, topology, self._strategy, self._starts(card, topology))
 
-    def _plan_or_repeat(self, card: ModelCard, topology: Topology, held: Instance) -> tuple[PlacedStage, ...]:
+    def _starts(self, card: ModelCard, topology: Topology) -> Sequence[int]:
+        return WHOLE if card.id in self._whole else stage_starts(card, topology)
+
+    def _plan_or_repeat(self, card: ModelCard, topology: Topology, held: Instance) -> ModelPlan:
         """Return a plan, or the placement of an instance that has just ended: its nodes had room for that."""
         try:
             return self._plan(card, topology)
         except DoesNotFit:
-            return tuple(PlacedStage(stage.node_id, stage.shard) for stage in held.stages)
+            stages = tuple(PlacedStage(stage.node_id, stage.shard) for stage in held.stages)
+            used = {stage.quantized_bits for stage in held.stages}
+            return ModelPlan(stages, min((bits for bits in AUTO_BITS if bits in used), default=0))
 
     def _lock(self, card: ModelCard) -> asyncio.Lock:
         return self._locks.setdefault(card.id, asyncio.Lock())
 
-    async def _place(self, card: ModelCard, stages: tuple[PlacedStage, ...]) -> Instance:
+    async def _place(self, card: ModelCard, planned: ModelPlan) -> Instance:
         """Load all shards at once, then connect the ring. On a failure nothing stays loaded."""
+        stages, auto_bits = planned
         instance_id, epoch = secrets.token_hex(8), self._instances.next_epoch(card.id)
         await self._bus.publish(Status(card.id, f"placing {card.id} on {len(stages)} node{'s' * (len(stages) > 1)}"))
-        planned = Instance(instance_id, card.id, epoch, stages, self._bus.node_id)
+        wanted = Instance(instance_id, card.id, epoch, stages, self._bus.node_id)
         requested = self._next_record()
         self.placing.add(instance_id)
         sent = travelling(card), self._fingerprint(card)
-        loads = [self._load(stage, ShardLoad(instance_id, epoch, stage.shard, requested, *sent)) for stage in stages]
+        loads = [
+            self._load(stage, ShardLoad(instance_id, epoch, stage.shard, requested, *sent, auto_bits=auto_bits))
+            for stage in stages
+        ]
         try:
             # Every load runs to its end, also after one has failed: a stage that is still loading cannot be unloaded.
             results = await asyncio.gather(*loads, return_exceptions=True)
-            instance = msgspec.structs.replace(planned, stages=_all_loaded(results))
+            instance = msgspec.structs.replace(wanted, stages=_all_loaded(results))
             numbers = await asyncio.gather(*(self._join(stage.node_id, instance) for stage in stages))
         except BaseException as error:  # a cancellation, too, may come when some members have loaded and some have not
-            await asyncio.shield(self._unload(planned))
+            await asyncio.shield(self._unload(wanted))
             if isinstance(error, RequestError):
+                if error.code is FailureCode.NOT_IN_PARTS:
+                    self._whole.add(card.id)
                 await self._bus.publish(InstanceFailed(card.id, error.code, error.message))
             raise
         finally:

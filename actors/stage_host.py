@@ -37,7 +37,7 @@ from cluster.placement import Instance
 from common.config import NodeConfig
 from engines.settings import MAX_SLOTS
 from models.card import ModelCard, travelling
-from models.weights.memory import rounded_to, weight_bytes
+from models.weights.memory import AUTO_BITS, rounded_to, weight_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,9 @@ class StageHost:
         """
         stage = self._stages[work.instance_id] = _Stage(HeldStage(work.instance_id, placer, work.requested))
         try:
+            if work.auto_bits not in (0, *AUTO_BITS):
+                rounds = f"{self._config.name} rounds to {' or '.join(map(str, AUTO_BITS))} bits"
+                raise RequestError(FailureCode.UNSUPPORTED, f"{rounds}, not to {work.auto_bits}; update exobus there")
             return await self._load(stage, work, card, nodes_here)
         except BaseException as error:
             await asyncio.shield(self._remove(stage))
@@ -160,6 +163,7 @@ class StageHost:
         self._check_wanted(stage, work)
         await self._bus.publish(Status(work.shard.model_id, f"loading {work.shard} on {self._config.name}"))
         offered = self._device.now(nodes_here)
+        bits = rounded_to(card, work.shard, offered, work.auto_bits)
         load = EngineLoad(
             measured.engine,
             work.instance_id,
@@ -168,9 +172,9 @@ class StageHost:
             path,
             stage.held.placer,
             work.requested,
-            self._reserve(work, card, offered),
+            self._reserve(work, card, offered, bits),
             self._config.precision,
-            rounded_to(card, work.shard, offered),
+            bits,
             measured.engines,
         )
         loaded = await self._bus.request(stage.engine, load, ShardLoaded, LOAD_TIMEOUT_S)
@@ -183,11 +187,14 @@ class StageHost:
         if self._stages.get(work.instance_id) is not stage:
             raise RequestError(FailureCode.UNREACHABLE, f"{work.shard} is not wanted on {self._config.name} any more")
 
-    def _reserve(self, work: ShardLoad, card: ModelCard, offered: DeviceCapabilities) -> int:
-        """Return the bytes that a stage may use for keys and values; at most what MAX_SLOTS whole contexts take."""
+    def _reserve(self, work: ShardLoad, card: ModelCard, offered: DeviceCapabilities, bits: int) -> int:
+        """Return the bytes that a stage may use for keys and values; at most what MAX_SLOTS whole contexts take.
+
+        Its float matrices are rounded to `bits` bits.
+        """
         shard = work.shard
         most = card.kv_bytes(shard, MAX_SLOTS * card.context_length)
-        weights = weight_bytes(card, shard, offered)
+        weights = weight_bytes(card, shard, offered, bits)
         request = KvRequest(weights, card.least_kv_bytes(shard), most, self._config.kv_memory)
         return self._budget.reserve(work.instance_id, card.id, request, offered.memory_available)
 

@@ -458,6 +458,10 @@ class ShardLoad(Work, frozen=True, tag="shard.load"):
     requested: Annotated[RecordNumber, Meta(description="of the placer's first record to list it as being placed")]
     card: Annotated[CardText, Meta(description="the model's card as JSON; empty: the member's own card")] = ""
     fingerprint: Annotated[Name, Meta(description="of the files of a model that members have in own folders")] = ""
+    auto_bits: Annotated[
+        Whole,
+        Meta(description="to how many bits to round if the member runs with `--quantize auto`; 0: it decides"),
+    ] = 0
 
 
 class ShardLoaded(Reply, frozen=True, tag="shard.loaded"):

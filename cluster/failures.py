@@ -44,6 +44,7 @@ class FailureCode(StrEnum):
     MODEL_NOT_FOUND = "model_not_found"
     NO_ENGINE = "no_engine"
     NO_MEMBER = "no_member"
+    NOT_IN_PARTS = "not_in_parts"
     UNREACHABLE = "unreachable"
     WRONG_CARD = "wrong_card"
     # sessions

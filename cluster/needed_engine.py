@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from cluster.own_models import only_nodes
 from cluster.topology import Topology
 
 _MOST_NAMED = 8
@@ -15,12 +14,6 @@ _REMEDIES = {
 def nodes_with_engine(topology: Topology, engine: str) -> frozenset[str]:
     """Return the ids of the nodes that have an engine; of all nodes if none is named."""
     return frozenset(node.node_id for node in topology.nodes if not engine or node.capabilities.has(engine))
-
-
-def only_roomiest(topology: Topology) -> Topology:
-    """Return the topology of the node with most memory free, for a model that cannot be cut."""
-    free = {node.node_id: node.capabilities.memory_available for node in topology.nodes}
-    return only_nodes(topology, frozenset([max(free, key=free.__getitem__)] if free else []))
 
 
 def no_engine(model_id: str, family: str, engine: str, topology: Topology) -> str:

@@ -28,8 +28,9 @@ class PartitioningStrategy(ABC):
     def partition(self, topology: Topology, n_layers: int, head: int = 0) -> tuple[Partition, ...]:
         """Return partitions in ring order, which tile 0..1 and are each worth at least one of `n_layers` layers.
 
-        The last node also computes the model's head, which is as much work as `head` layers. The result is empty if no
-        node can take part.
+        If the model cannot be cut at every layer, groups of layers are dealt instead, and counted in both numbers. The
+        last node also computes the model's head, which is as much work as `head` layers. The result is empty if no node
+        can take part.
         """
 
 
@@ -82,13 +83,17 @@ def apportion(weights: Sequence[int], seats: int) -> list[int]:
     return [1 + count for count in counts]
 
 
-def shards_of(partitions: Sequence[Partition], model_id: str, n_layers: int) -> tuple[Shard, ...]:
+def shards_of(
+    partitions: Sequence[Partition], model_id: str, n_layers: int, starts: Sequence[int] | None = None
+) -> tuple[Shard, ...]:
     """Return one shard for each partition, in order; they tile 0..n_layers exactly.
 
-    Raises ValueError if the partitions do not tile 0..1 or a share is worth no layer.
+    A shard begins at one of `starts`, which ascend from 0; by default at any layer. Raises ValueError if the partitions
+    do not tile 0..1 or a share is worth no group of layers between two of them.
     """
-    bounds = [0, *(round(partition.end * n_layers) for partition in partitions)]
-    starts = [round(partition.start * n_layers) for partition in partitions]
-    if bounds[:-1] != starts or bounds[-1] != n_layers:
+    edges = [*(range(n_layers) if starts is None else starts), n_layers]
+    groups = len(edges) - 1
+    bounds = [0, *(round(partition.end * groups) for partition in partitions)]
+    if bounds[:-1] != [round(partition.start * groups) for partition in partitions] or bounds[-1] != groups:
         raise ValueError("the partitions do not tile 0..1")
-    return tuple(Shard(model_id, start, end, n_layers) for start, end in pairwise(bounds))
+    return tuple(Shard(model_id, edges[start], edges[end], n_layers) for start, end in pairwise(bounds))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated
 
 import msgspec
@@ -71,9 +71,9 @@ def placer_of(model_id: str, node_ids: Iterable[str]) -> str:
     return max(node_ids, key=lambda node_id: hashlib.sha256(f"{model_id}\0{node_id}".encode()).digest())
 
 
-def able(topology: Topology, model_id: str, n_layers: int, need: Need) -> Topology:
-    """Return the topology without the nodes that have no memory for even the last layer with the head."""
-    last = Shard(model_id, n_layers - 1, n_layers, n_layers)
+def able(topology: Topology, model_id: str, n_layers: int, need: Need, starts: Sequence[int] | None = None) -> Topology:
+    """Return the topology without the nodes that have no memory for even the smallest last stage, with the head."""
+    last = Shard(model_id, starts[-1] if starts else n_layers - 1, n_layers, n_layers)
     for node in topology.nodes:
         if node.capabilities.memory_available < need(last, node.capabilities):
             topology = topology.without_node(node.node_id)
@@ -87,20 +87,23 @@ def plan(
     n_layers: int,
     need: Need,
     head: int = 0,
+    starts: Sequence[int] | None = None,
 ) -> tuple[PlacedStage, ...]:
     """Return stages for a model of `n_layers`, without actors or endpoints yet. Raises DoesNotFit.
 
     `need` gives the memory that a shard needs on a node to be of use. The model's head is as much work as `head`
-    layers; that is balanced if memory allows it.
+    layers; that is balanced if memory allows it. `starts` are the layers at which a stage may begin, by default all; if
+    it is only 0, the model is placed whole, on the node with most memory free.
     """
-    members = able(topology, model_id, n_layers, need)
-    for counted in (head, 0):
-        partitions = strategy.partition(members, n_layers, counted)
-        shards = shards_of(partitions, model_id, n_layers) if partitions else ()
+    members = able(topology, model_id, n_layers, need, starts)
+    groups = len(starts) if starts else n_layers
+    for counted in (round(head * groups / n_layers), 0):
+        partitions = strategy.partition(members, groups, counted)
+        shards = shards_of(partitions, model_id, n_layers, starts) if partitions else ()
         stages = tuple(PlacedStage(part.node_id, shard) for part, shard in zip(partitions, shards, strict=True))
         if stages and all(_fits(stage, topology, need) for stage in stages):
             return stages
-    raise DoesNotFit(_shortage(topology, whole(model_id, n_layers), need))
+    raise DoesNotFit(_shortage(topology, whole(model_id, n_layers), need, alone=groups == 1 < n_layers))
 
 
 def larger_ring(
@@ -109,19 +112,22 @@ def larger_ring(
     held: Instance,
     n_layers: int,
     need: Need,
+    starts: Sequence[int] | None = None,
 ) -> frozenset[str]:
     """Return the nodes that the ring of an instance should have, if those are more than it has; else none.
 
-    A node counts if it could take a layer, or holds one already: what memory the instance itself takes, and memory
-    that comes and goes, change nothing. A node that has just joined counts once its engines are measured.
+    A node counts if it could take the least that a stage has, or holds one already: what memory the instance itself
+    takes, and memory that comes and goes, change nothing. A node that has just joined counts once its engines are
+    measured. `starts` is that of `plan`.
     """
-    could = able(topology, held.model_id, n_layers, need).node_ids
+    could = able(topology, held.model_id, n_layers, need, starts).node_ids
     ready = tuple(
         node
         for node in topology.nodes
         if node.capabilities.engine and (node.node_id in could or node.node_id in held.node_ids)
     )
-    partitions = strategy.partition(msgspec.structs.replace(topology, nodes=ready), n_layers)
+    groups = len(starts) if starts else n_layers
+    partitions = strategy.partition(msgspec.structs.replace(topology, nodes=ready), groups)
     wanted = frozenset(partition.node_id for partition in partitions)
     return wanted if len(wanted) > len(set(held.node_ids)) else frozenset()
 
@@ -131,14 +137,20 @@ def _fits(stage: PlacedStage, topology: Topology, need: Need) -> bool:
     return record is not None and need(stage.shard, record.capabilities) <= record.capabilities.memory_available
 
 
-def _shortage(topology: Topology, model: Shard, need: Need) -> str:
-    """Say what a whole model needs where it needs least, and what the nodes offer."""
+def _shortage(topology: Topology, model: Shard, need: Need, *, alone: bool) -> str:
+    """Say what a whole model needs where it needs least, and what the nodes offer. It may have to run `alone`."""
     nodes = [node.capabilities for node in topology.nodes] or [DeviceCapabilities()]
     least = min(need(model, capabilities) for capabilities in nodes)
     offers = ", ".join(f"{n.name} {_gb(n.capabilities.memory_available)}" for n in topology.nodes) or "no node"
+    needs = f"{model.model_id} needs {_gb(least)} of memory for its weights and one chat"
+    if alone:
+        return (
+            f"{needs} on one node, because it cannot be split, and no node here has as much ({offers} free);"
+            " free memory, or choose a smaller model"
+        )
     return (
-        f"{model.model_id} needs {_gb(least)} of memory for its weights and one chat, and does not fit on the nodes "
-        f"here ({offers} free); add a node, free memory, or choose a smaller model"
+        f"{needs}, and does not fit on the nodes here ({offers} free);"
+        " add a node, free memory, or choose a smaller model"
     )
 
 

@@ -16,7 +16,7 @@ from models.sizes import ModelSizes
 _NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "n_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_transformer_layers"),
-        "hidden_size": ("hidden_size", "n_embd", "d_model", "dim", "model_dim"),
+        "hidden_size": ("hidden_size", "n_embd", "d_model", "dim", "model_dim", "hidden_dim"),
         "n_heads": ("num_attention_heads", "n_head", "n_heads", "num_heads"),
         "n_kv_heads": ("num_key_value_heads", "num_kv_heads"),
         "head_dim": ("head_dim", "attention_head_dim"),

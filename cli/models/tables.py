@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,12 @@ from cli.text import show_bytes, table
 from cluster.capabilities import DeviceCapabilities
 from cluster.needed_engine import no_engine, nodes_with_engine
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
-from cluster.placement import DoesNotFit, PlacedStage, plan
+from cluster.placement import DoesNotFit
 from cluster.shard import Shard, whole
 from cluster.topology import Topology
-from engines.cuts import able_nodes
+from engines.cuts import ModelPlan, able_nodes, plan_model, stage_starts, why_whole
 from models.card import FolderSource, ModelCard, PackedSizes
-from models.weights.memory import least_bytes, weight_bytes
+from models.weights.memory import named_bits, weight_bytes
 
 Json = Mapping[str, Any]
 NOWHERE = DeviceCapabilities()
@@ -48,19 +47,12 @@ def own_node(body: Json) -> DeviceCapabilities:
     return found.capabilities if found else NOWHERE
 
 
-def placed(card: ModelCard, topology: Topology, context: int = 0) -> tuple[PlacedStage, ...]:
+def placed(card: ModelCard, topology: Topology, context: int = 0) -> ModelPlan:
     """Divide a model as the placer does, for a chat of `context` positions. Raises DoesNotFit."""
     able = able_nodes(card, topology)
     if not able.nodes:
         raise DoesNotFit(no_engine(card.id, card.family, card.engine, topology))
-    return plan(
-        able,
-        RingMemoryWeightedPartitioningStrategy(),
-        card.id,
-        card.n_layers,
-        partial(least_bytes, card, positions=context),
-        card.head_layers,
-    )
+    return plan_model(card, able, RingMemoryWeightedPartitioningStrategy(), stage_starts(card, able), context)
 
 
 def fits(model: Json, topology: Topology, loaded: frozenset[str]) -> str:
@@ -120,8 +112,12 @@ def details_of(model: Json, node: DeviceCapabilities = NOWHERE) -> str:
 
 
 def plan_rows(model: Json, topology: Json, context: int = 0) -> list[dict[str, Any]]:
-    """Return which node would hold which layers and how much memory, or holds them already. Raises DoesNotFit."""
+    """Return which node would hold which layers and how much memory, or holds them already. Raises DoesNotFit.
+
+    `quantized_bits` is to how many bits a node rounds float matrices; 0 if it rounds none.
+    """
     card, graph = card_from(model), topology_from(topology)
+    nodes = {node.node_id: node for node in graph.nodes}
     held = [instance["stages"] for instance in topology["instances"] if instance["model"] == card.id]
     if held:
         stages = [
@@ -130,9 +126,9 @@ def plan_rows(model: Json, topology: Json, context: int = 0) -> list[dict[str, A
         ]
         bits = [stage.get("quantized_bits", 0) for stage in held[-1]]
     else:
-        stages = [(stage.node_id, stage.shard) for stage in placed(card, graph, context)]
-        bits = [None] * len(stages)
-    nodes = {node.node_id: node for node in graph.nodes}
+        planned = placed(card, graph, context)
+        stages = [(stage.node_id, stage.shard) for stage in planned.stages]
+        bits = [named_bits(card, shard, nodes[node].capabilities, planned.auto_bits) for node, shard in stages]
     return [
         {
             "node": nodes[node_id].name,
@@ -140,6 +136,7 @@ def plan_rows(model: Json, topology: Json, context: int = 0) -> list[dict[str, A
             "end_layer": shard.end_layer,
             "bytes": weight_bytes(card, shard, nodes[node_id].capabilities, rounded)
             + card.kv_bytes(shard, min(context, card.context_length)),
+            "quantized_bits": rounded,
             "loaded": bool(held),
         }
         for (node_id, shard), rounded in zip(stages, bits, strict=True)
@@ -147,19 +144,22 @@ def plan_rows(model: Json, topology: Json, context: int = 0) -> list[dict[str, A
 
 
 def plan_of(model: Json, topology: Json, context: int = 0) -> str:
-    """Format `plan_rows`, after the sentence that says why a quantization was chosen. Raises DoesNotFit."""
+    """Format `plan_rows`, after why a quantization was chosen and why the model is not split. Raises DoesNotFit."""
     rows = [
         (
             row["node"],
             f"{row['start_layer']}-{row['end_layer'] - 1}",
             f"{row['end_layer'] - row['start_layer']}",
             show_bytes(row["bytes"]),
+            f"{row['quantized_bits'] or '-'}",
             "loaded" if row["loaded"] else "would load",
         )
         for row in plan_rows(model, topology, context)
     ]
-    why = f"{model['id']}: {model['why']}\n\n" if model.get("why") else ""
-    return why + table(("NODE", "LAYERS", "COUNT", "MEMORY", "STATE"), rows)
+    card = card_from(model)
+    reasons = [model.get("why"), why_whole(card, able_nodes(card, topology_from(topology)))]
+    why = "".join(f"{model['id']}: {reason}\n\n" for reason in reasons if reason)
+    return why + table(("NODE", "LAYERS", "COUNT", "MEMORY", "BITS", "STATE"), rows)
 
 
 def _here(model: Json, loaded: frozenset[str]) -> str:

@@ -10,12 +10,12 @@ models, so it cannot see what depends on the number of a model's layers: that wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from cluster.shard import Shard
-from engines.errors import EngineError
+from engines.errors import NotInParts
 
 
 @dataclass(frozen=True)
@@ -54,27 +54,40 @@ RULES: Mapping[str, CutRule] = MappingProxyType(
 )
 
 
-def may_cut(architecture: str) -> bool:
-    """Return whether models of an architecture run in parts, at some layers at least."""
-    return architecture in RULES
+ARCHITECTURES: Mapping[str, str] = MappingProxyType(
+    {"gemma3_text": "gemma3", "gpt_oss": "gpt-oss", "mistral": "llama", "qwen3_moe": "qwen3moe"}
+)
+"""What GGUF files call the families that have another name as a `model_type`."""
+
+
+def stage_starts(family: str, n_layers: int) -> Sequence[int]:
+    """Return the layers at which a stage may begin, in order. If it is only 0, the model runs whole.
+
+    A part that begins with a layer without a window may be that layer alone, so none begins there.
+    """
+    rule = RULES.get(ARCHITECTURES.get(family, family))
+    if rule is None or 0 < rule.special_size <= n_layers:  # of more layers, a part could have just so many
+        return (0,)
+    period = rule.window_period or n_layers + 1
+    return [layer for layer in range(0, n_layers, rule.multiple) if layer % period < period - 1]
 
 
 def cut_rule(architecture: str, shard: Shard) -> CutRule:
-    """Return the rule for a part of a model. Raises EngineError if the model cannot be cut like that."""
+    """Return the rule for a part of a model. Raises NotInParts if the model cannot be cut like that."""
     rule = RULES.get(architecture)
     if rule is None:
-        raise EngineError(
+        raise NotInParts(
             f"llama.cpp's {architecture!r} models are not known to give the same numbers in parts;"
             " run this one whole on one node that has the memory for it"
         )
     if rule.special_size in (shard.n_layers, len(shard.layers)):
-        raise EngineError(
+        raise NotInParts(
             f"llama.cpp computes {architecture!r} models of {rule.special_size} layers in another way than their parts;"
             " run this one whole on one node that has the memory for it"
         )
     for layer in (shard.start_layer, shard.end_layer):
         if layer % rule.multiple and layer != shard.n_layers:
-            raise EngineError(
+            raise NotInParts(
                 f"{architecture!r} models can be cut at every {rule.multiple}th layer only, not at {layer};"
                 " run this one whole on one node, or on nodes of another memory"
             )
@@ -84,7 +97,7 @@ def cut_rule(architecture: str, shard: Shard) -> CutRule:
 def windowed_layers(rule: CutRule, said: object, shard: Shard) -> list[bool] | None:
     """Return for each layer of a part whether it attends within a window; None if the architecture has no windows.
 
-    `said` is what the file says of it: a list, another period, or nothing. Raises EngineError if no layer of the part
+    `said` is what the file says of it: a list, another period, or nothing. Raises NotInParts if no layer of the part
     has a window, because llama.cpp ends the process for a file that names a window and no layer that has it.
     """
     if not rule.window_period:
@@ -95,5 +108,5 @@ def windowed_layers(rule: CutRule, said: object, shard: Shard) -> list[bool] | N
         period = said if isinstance(said, int) else rule.window_period
         windowed = [layer % period < period - 1 for layer in shard.layers]
     if not any(windowed):
-        raise EngineError(f"{shard} has no layer with a window, which llama.cpp needs here; cut the model elsewhere")
+        raise NotInParts(f"{shard} has no layer with a window, which llama.cpp needs here; cut the model elsewhere")
     return windowed

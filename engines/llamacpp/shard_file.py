@@ -44,7 +44,7 @@ def shard_file(path: Path, header: GgufHeader, shard: Shard, root: Path | None =
     """Return the file of a shard of the model at `path`: that one for the whole model, else one of the cache under
     `root`, which is written unless it is there.
 
-    Raises EngineError for a model that cannot be cut there, and WeightsError if the file cannot be written.
+    Raises NotInParts for a model that cannot be cut there, and WeightsError if the file cannot be written.
     """
     if shard.is_first and shard.is_last:
         return path
@@ -70,7 +70,7 @@ def name_of(path: Path) -> str:
 
 
 def check_cut(header: GgufHeader, shard: Shard) -> None:
-    """Raise EngineError if `shard_file` would, for a model that cannot be cut there."""
+    """Raise NotInParts if `shard_file` would, for a model that cannot be cut there."""
     if not (shard.is_first and shard.is_last):
         _windowed(header, shard, cut_rule(header.metadata[Keys.General.ARCHITECTURE], shard))
 
@@ -117,7 +117,7 @@ def _is_of_layers(key: str, header: GgufHeader, n_layers: int) -> bool:
 
 
 def _windowed(header: GgufHeader, shard: Shard, rule: CutRule) -> list[bool] | None:
-    """Return which layers of a part have a window, if its file has to say so. Raises EngineError if it cannot."""
+    """Return which layers of a part have a window, if its file has to say so. Raises NotInParts if it cannot."""
     architecture = header.metadata[Keys.General.ARCHITECTURE]
     said = header.metadata.get(_WINDOW.format(arch=architecture))
     has_window = header.metadata.get(Keys.Attention.SLIDING_WINDOW.format(arch=architecture))

@@ -89,8 +89,8 @@ class OutputHook(LayerHook):
     """The last owned layer. Keeps its output (all rows, hidden), not yet evaluated, for the stage to read.
 
     On the last stage only the rows in `wanted` continue to norm and head, as (1, wanted, hidden): both work by the row.
-    In a whole model, which is `alone`, layers may pass on more than hidden states or have several streams of them, of
-    which all rows continue. Elsewhere that raises CannotCut.
+    In a whole model, which is `alone`, layers may pass on more than hidden states or have several streams of them, or a
+    pass may go through them more than once. Then all rows continue. Elsewhere that raises CannotCut.
     """
 
     output: Any = None
@@ -99,18 +99,22 @@ class OutputHook(LayerHook):
     def __init__(self, layer: Any, alone: bool) -> None:
         super().__init__(layer)
         self._alone = alone
+        self._looped = False  # known after the first pass, which has one row
 
     def run(self, rows: mx.array, *others: Any, **named: Any) -> Any:
         output, more = _split(super().run(rows, *others, **named))
         streams = output.ndim != 3
         if (more or streams) and not self._alone:
             raise CannotCut("its layers pass on more than hidden states")
-        if self.output is not None and not self._alone:
-            raise CannotCut("a pass goes through its layers more than once")
+        if self.output is not None:
+            self._looped = True
+            if not self._alone:
+                raise CannotCut("a pass goes through its layers more than once")
         if streams:
             return _joined(output, more)
         self.output = output.reshape(-1, output.shape[-1])
-        return _joined(output if self.wanted is None else self.output[None, self.wanted], more)
+        all_rows = self.wanted is None or self._looped
+        return _joined(output if all_rows else self.output[None, self.wanted], more)
 
 
 def cut(model: nn.Module, shard: Shard, dtype: Dtype, kept: mx.Dtype) -> tuple[InputHook, OutputHook]:

@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 
 from cluster.shard import Shard
 from engines.engine import NO_LOGITS, Chunk, FloatArray, SavedKV
-from engines.errors import EngineError
+from engines.errors import EngineError, NotInParts
 from engines.logits import split_logits, wanted_rows
 from engines.mlx.batched_cache import batch_caches, patch_attention
 from engines.mlx.family_model import FAMILY_ERRORS, load_family_model
@@ -138,7 +138,7 @@ class MlxShardModel:
     def _probe(self) -> tuple[list[mx.array], list[Any]]:
         """Build the graph of a pass of one row and one of two, without computing them. Returns outputs and cache.
 
-        Raises EngineError if the family's code does not work with stubs.
+        Raises EngineError if the family's code does not work, NotInParts if it does not work with stubs.
         """
         cache, outputs = self.new_cache(), []
         try:
@@ -150,7 +150,7 @@ class MlxShardModel:
             remedy = "update mlx-lm or choose another engine"
             if self.shard.is_first and self.shard.is_last:
                 raise EngineError(f"{family} does not compute here ({error}); {remedy}") from error
-            raise EngineError(f"{family} cannot be split ({error}); run it on one node") from error
+            raise NotInParts(f"{family} cannot be split ({error}); run it on one node") from error
         return outputs, cache
 
     def _check_numbers(self, probe: tuple[list[mx.array], list[Any]]) -> None:

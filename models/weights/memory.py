@@ -17,6 +17,9 @@ PACKS = ("onnx",)
 AS_STORED = ("llamacpp",)
 """The engines that hold a model in as many bytes as its files have."""
 
+AUTO_BITS = (8, 4)
+"""To how many bits nodes with `--quantize auto` may round, the most first."""
+
 
 def weight_bytes(card: ModelCard, shard: Shard, node: DeviceCapabilities, bits: int | None = None) -> int:
     """Count the bytes of a shard's weights on a node, its float matrices rounded to `bits` bits if its engine can.
@@ -30,25 +33,35 @@ def weight_bytes(card: ModelCard, shard: Shard, node: DeviceCapabilities, bits: 
     return card.shard_bytes(shard)
 
 
-def least_bytes(card: ModelCard, shard: Shard, node: DeviceCapabilities, positions: int = 0) -> int:
+def least_bytes(card: ModelCard, shard: Shard, node: DeviceCapabilities, positions: int = 0, auto_bits: int = 0) -> int:
     """Count the bytes that a node must have free to hold a shard: weights, and keys and values of one session.
 
-    That has `positions` positions, or the least that a shard is loaded for.
+    That has `positions` positions, or the least that a shard is loaded for. `auto_bits` is that of `rounded_to`.
     """
-    return weight_bytes(card, shard, node) + _session_bytes(card, shard, positions)
+    bits = rounded_to(card, shard, node, auto_bits)
+    return weight_bytes(card, shard, node, bits) + _session_bytes(card, shard, positions)
 
 
-def rounded_to(card: ModelCard, shard: Shard, node: DeviceCapabilities) -> int:
+def rounded_to(card: ModelCard, shard: Shard, node: DeviceCapabilities, auto_bits: int = 0) -> int:
     """Return to how many bits a node rounds the float matrices of a shard; 0 if it rounds none.
 
-    `auto` is 8 bits, or 4 if 8 do not fit the memory that is available.
+    `auto` is `auto_bits`, which the placer decides for a whole ring. Without, it is 8 bits, or 4 if 8 do not fit the
+    memory that is available.
     """
     if node.engine not in PACKS or node.precision == "exact" or node.quantize == "none":
         return 0
     if node.quantize != "auto":
         return int(node.quantize)
+    if auto_bits:
+        return auto_bits
     need = _blocks(card, shard, node, 8) + _session_bytes(card, shard, 0)
     return 8 if need <= node.memory_available else 4
+
+
+def named_bits(card: ModelCard, shard: Shard, node: DeviceCapabilities, auto_bits: int) -> int:
+    """Return to how many bits a node rounds float matrices of a shard if it has any, as a loaded stage says it."""
+    bits = rounded_to(card, shard, node, auto_bits)
+    return bits if weight_bytes(card, shard, node, bits) < weight_bytes(card, shard, node, 0) else 0
 
 
 def _session_bytes(card: ModelCard, shard: Shard, positions: int) -> int:

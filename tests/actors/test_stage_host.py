@@ -68,9 +68,10 @@ class Node:
         self.stopped: asyncio.Queue[str] = asyncio.Queue()
         self.asker = asker
 
-    async def load(self, instance_id: str, shard: Shard) -> EngineLoad:
+    async def load(self, instance_id: str, shard: Shard, auto_bits: int = 0) -> EngineLoad:
         """Have it load a shard; returns what its engine received."""
-        await self.asker.request("node", ShardLoad(instance_id, 1, shard, LATER), ShardLoaded, WITHIN_S)
+        work = ShardLoad(instance_id, 1, shard, LATER, auto_bits=auto_bits)
+        await self.asker.request("node", work, ShardLoaded, WITHIN_S)
         return self.loads[-1]
 
     async def unload(self, instance_id: str) -> None:
@@ -147,13 +148,24 @@ def test_engine_gets_its_precision_and_half_the_memory() -> None:
 
 
 def test_engine_is_told_to_how_many_bits_it_rounds() -> None:
-    async def told(engine: str, quantize: str) -> int:
+    async def told(engine: str, quantize: str, auto_bits: int) -> int:
         async with running_node(hub.run_dir, engine=engine, quantize=quantize) as node:
-            return (await node.load("i", PART)).quantize_bits
+            return (await node.load("i", PART, auto_bits)).quantize_bits
 
-    for engine, quantize, bits in (("onnx", "auto", 8), ("onnx", "4", 4), ("numpy", "8", 0)):
+    cases = (("onnx", "auto", 0, 8), ("onnx", "auto", 4, 4), ("onnx", "4", 8, 4), ("numpy", "8", 4, 0))
+    for engine, quantize, auto_bits, bits in cases:
         with running_hub(A) as hub:
-            assert asyncio.run(told(engine, quantize)) == bits
+            assert asyncio.run(told(engine, quantize, auto_bits)) == bits
+
+
+def test_unknown_bits_are_refused() -> None:
+    async def test() -> None:
+        async with running_node(hub.run_dir, engine="onnx") as node:
+            with pytest.raises(RequestError, match="ada rounds to 8 or 4 bits, not to 6; update exobus there"):
+                await node.load("i", PART, auto_bits=6)
+
+    with running_hub(A) as hub:
+        asyncio.run(test())
 
 
 def test_small_model_gets_what_its_slots_use(tmp_path: Path) -> None:

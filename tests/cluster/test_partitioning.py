@@ -81,6 +81,19 @@ def test_three_nodes_share_thirty_two_layers_by_memory() -> None:
         assert partition.end - partition.start == pytest.approx(share, abs=1 / 32)
 
 
+@settings(max_examples=500)
+@given(rings, layer_counts, st.sets(st.integers(1, 199)), heads)
+def test_shards_begin_only_where_a_model_may_be_cut(
+    memory: dict[str, int], n_layers: int, cuts: set[int], head: int
+) -> None:
+    starts = sorted({0, *(cut for cut in cuts if cut < n_layers)})
+    partitions = STRATEGY.partition(topology(memory), len(starts), head)
+    shards = shards_of(partitions, "m", n_layers, starts) if partitions else ()
+    assert {shard.start_layer for shard in shards} <= set(starts)
+    assert [layer for shard in shards for layer in shard.layers] == list(range(n_layers if partitions else 0))
+    assert len(shards) == min(sum(available > 0 for available in memory.values()), len(starts))
+
+
 def test_head_counts_as_layers_of_the_last_node() -> None:
     partitions = STRATEGY.partition(topology({"a": 5, "b": 5}), 30, head=8)
     assert [len(shard.layers) for shard in shards_of(partitions, "m", 30)] == [19, 11]

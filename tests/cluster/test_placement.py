@@ -70,6 +70,28 @@ def test_oversized_model_is_reported_with_both_sizes() -> None:
     assert "add a node" in sentence
 
 
+def test_plan_begins_stages_at_the_starts_only() -> None:
+    stages = plan(topology(a=900, b=900), STRATEGY, "m", 10, shard_bytes, starts=(0, 4, 8))
+    assert [stage.shard.start_layer for stage in stages] == [0, 8]
+    stages = plan(topology(a=900, b=900, c=900, d=900), STRATEGY, "m", 10, shard_bytes, starts=(0, 4, 8))
+    assert [stage.shard.start_layer for stage in stages] == [0, 4, 8]
+
+
+def test_model_that_cannot_be_cut_is_placed_on_the_roomiest_node() -> None:
+    stages = plan(topology(a=300, b=900, c=600), STRATEGY, "m", 8, shard_bytes, starts=(0,))
+    assert stages == (PlacedStage("id-b", whole("m", 8)),)
+
+
+def test_model_that_cannot_be_cut_needs_one_node_with_room() -> None:
+    with pytest.raises(DoesNotFit, match=r"on one node, because it cannot be split, and no node here has as much \(a"):
+        plan(topology(a=100, b=120), STRATEGY, "m", 8, shard_bytes, starts=(0,))
+
+
+def test_node_below_the_smallest_stage_is_left_out() -> None:
+    stages = plan(topology(a=900, b=85), STRATEGY, "m", 8, shard_bytes, starts=(0, 4))  # b has room for three layers
+    assert stages == (PlacedStage("id-a", whole("m", 8)),)
+
+
 def test_shortage_is_reported_without_any_node() -> None:
     with pytest.raises(DoesNotFit, match=r"m needs 0\.1 GB .*\(no node free\)"):
         plan(Topology(), STRATEGY, "m", 8, shard_bytes)
@@ -143,6 +165,12 @@ def larger(graph: Topology, instance: Instance, n_layers: int = 8) -> frozenset[
 def test_ring_grows_over_a_node_that_has_joined() -> None:
     assert larger(measured(topology(a=900, b=900)), held("a")) == {"id-a", "id-b"}
     assert larger(measured(topology(a=900, b=900)), held("a", "b")) == frozenset()
+
+
+def test_ring_grows_no_further_than_a_model_may_be_cut() -> None:
+    graph = measured(topology(a=900, b=900, c=900))
+    for starts, wanted in (((0,), set()), ((0, 4), {"id-a", "id-b"}), ((0, 4, 6), {"id-a", "id-b", "id-c"})):
+        assert larger_ring(graph, STRATEGY, held("a"), 8, shard_bytes, starts) == wanted
 
 
 def test_ring_waits_for_a_new_nodes_engines() -> None:

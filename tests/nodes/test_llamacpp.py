@@ -45,18 +45,20 @@ def holders(node: NodeProcess, model: str) -> list[str]:
     return [stage["node"] for instance in instances if instance["model"] == model for stage in instance["stages"]]
 
 
-def test_architecture_without_a_description_runs_by_name(tmp_path: Path) -> None:
-    for name in ("olmo", "olmo2"):  # the first is not known to give the same numbers in parts
-        write_model(tmp_path / f"{name}.gguf", name, "Q8_0", TinyVocabulary())
+def test_ring_is_cut_where_the_architecture_may_be(tmp_path: Path) -> None:
+    names = ("my-olmo", "my-olmo2", "my-smollm3")  # runs whole; is cut anywhere; is cut at each fourth layer
+    for name in names:
+        write_model(tmp_path / f"{name}.gguf", name.removeprefix("my-"), "Q8_0", TinyVocabulary())
     arguments = [*ARGUMENTS, "--models-dir", str(tmp_path), "--discovery-port", str(free_udp_port())]
     with nodes("ada", arguments=arguments) as (ada,):
-        alone = [text(ada, name) for name in ("olmo", "olmo2")]
+        alone = [text(ada, name) for name in names]
         with nodes("bob", arguments=arguments) as (bob,):
             wait_for_nodes(bob, 2)
+            assert eventually(lambda: sorted(holders(bob, "my-olmo2")) == ["ada", "bob"])
+            assert eventually(lambda: sorted(holders(bob, "my-smollm3")) == ["ada", "bob"])
+            assert len(holders(bob, "my-olmo")) == 1
             for node in (ada, bob):
-                assert [text(node, name) for name in ("olmo", "olmo2")] == alone
-            assert eventually(lambda: sorted(holders(bob, "olmo2")) == ["ada", "bob"])
-            assert len(holders(bob, "olmo")) == 1
+                assert [text(node, name) for name in names] == alone
 
 
 def test_engines_are_compared_on_the_model() -> None:

@@ -1,7 +1,8 @@
 """Tiny random models of several families, split at every cut and compared with mlx-lm's own unsplit model.
 
 Run as `python -m tests.support.mlx_families FOLDER`, since it imports mlx_lm. Prints JSON: for each family what its
-engine says, and for each cut the largest difference of a logit.
+engine says, and for each cut the largest difference of a logit. With a family as a second argument it only writes that
+one, for the tiny tokenizer.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from models.weights.layer_names import layer_of, needed_names
 from models.weights.layout import safetensors_places, stored_names
 from models.weights.safetensors_weights import INDEX, folder_model, index_files
 from tests.support.engines import Ring, cut, tokens
+from tests.support.models import TINY_VOCAB
 
 CHUNKS = ([5, 25, 17, 29, 3], [12], [14], [20])
 LAYERS = 4
@@ -93,16 +95,73 @@ FAMILIES: Mapping[str, dict[str, Any]] = {
         "vocab_size_per_layer_input": 64,
         "global_head_dim": 8,
     },
+    "gemma3n": {
+        "model_type": "gemma3n",
+        "text_config": COMMON
+        | {
+            "model_type": "gemma3n_text",
+            "intermediate_size": [48] * LAYERS,
+            "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0],
+            "num_kv_shared_layers": 2,
+            "vocab_size_per_layer_input": 64,
+            "hidden_size_per_layer_input": 8,
+            "altup_active_idx": 0,
+            "altup_coef_clip": None,
+            "altup_num_inputs": 4,
+            "altup_correct_scale": True,
+            "laurel_rank": 8,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "rope_local_base_freq": 10000.0,
+            "rope_scaling": None,
+            "final_logit_softcapping": 30.0,
+        },
+    },
+    "afm7": {"model_type": "afm7", "hidden_dim": 32, "num_layers": LAYERS, "num_kv_reuse_layers": 2}
+    | {"num_heads": 4, "num_kv_heads": 2},
+    "hunyuan": {
+        "model_type": "hunyuan",
+        "attention_bias": False,
+        "moe_topk": 2,
+        "num_experts": 4,
+        "num_shared_expert": 1,
+        "use_mixed_mlp_moe": True,
+        "use_qk_norm": True,
+        "use_cla": True,
+        "cla_share_factor": 2,
+        "rope_scaling": {"type": "dynamic", "factor": 1.0, "alpha": 1000.0},
+        "moe_intermediate_size": [16] * LAYERS,
+    },
+    "rwkv7": {"model_type": "rwkv7", "norm_eps": 1e-5}
+    | {f"{part}_low_rank_dim": 8 for part in ("a", "v", "gate", "decay")},
+    "deepseek-v41": {
+        "model_type": "deepseek_v41",
+        "q_lora_rank": 16,
+        "qk_rope_head_dim": 4,
+        "o_groups": 2,
+        "o_lora_rank": 8,
+        "moe_intermediate_size": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 8,
+        "compress_ratios": [0] * LAYERS,
+        "hc_mult": 2,
+    },
+    "talkie": {"model_type": "talkie"},
+    "nanbeige": {"model_type": "nanbeige", "num_loops": 2},
     "looped": {"model_type": "iquestloopcoder", "loop_num": 2, "loop_window_size": 4},
     "llama-4bit": LLAMA | {"tie_word_embeddings": True, "quantization": {"group_size": 32, "bits": 4}},
     "llama-8bit": LLAMA | {"quantization": {"group_size": 64, "bits": 8}},
 }
 
 
-def write_family(folder: Path, name: str) -> Path:
-    """Write a repository with a file for each layer and one for the rest, and return its folder."""
+def write_family(folder: Path, name: str, **changes: int) -> Path:
+    """Write a repository with a file for each layer and one for the rest, and return its folder.
+
+    `changes` are settings instead of the family's.
+    """
     mx, nn, utils = import_module("mlx.core"), import_module("mlx.nn"), import_module("mlx_lm.utils")
-    config = COMMON | FAMILIES[name]
+    config = COMMON | FAMILIES[name] | changes
     model_class, args_class = utils._get_classes(config)
     mx.random.seed(0)
     model = model_class(args_class.from_dict(config))
@@ -222,7 +281,10 @@ def refusal(folder: Path, file: str) -> str:
 if __name__ == "__main__":
     with open_file_limit_kept():
         import_module("mlx_lm.utils")
-    found: dict[str, Any] = dict(results(Path(sys.argv[1])))
-    written = Path(sys.argv[1]) / "mistral"
-    found["without"] = {file: refusal(written, f"model-{file}.safetensors") for file in ("None", "2")}
-    print(json.dumps(found))
+    target, *only = Path(sys.argv[1]), *sys.argv[2:]
+    if only:
+        write_family(target, only[0], vocab_size=TINY_VOCAB, vocab_size_per_layer_input=TINY_VOCAB)
+    else:
+        found: dict[str, Any] = dict(results(target))
+        missing = {file: refusal(target / "mistral", f"model-{file}.safetensors") for file in ("None", "2")}
+        print(json.dumps(found | {"without": missing}))

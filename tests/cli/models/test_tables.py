@@ -12,6 +12,7 @@ from cluster.capabilities import DeviceCapabilities
 from cluster.placement import DoesNotFit
 from cluster.topology import NodeRecord, Topology
 from models.card import HubSource
+from models.catalogue import Catalogue
 from tests.support.model_servers import tiny_card
 
 MIB = 1 << 20
@@ -74,6 +75,28 @@ def test_plan_tiles_the_layers_over_the_nodes() -> None:
     assert sum(row["bytes"] for row in rows) >= 4 * card.layer_bytes
     assert "would load" in plan_of(model(), topology(64 * MIB))
     assert plan_of(model(why="it is the largest"), topology(64 * MIB)).startswith("tiny: it is the largest")
+
+
+def test_plan_says_why_a_model_is_not_split() -> None:
+    graph = topology(64 * MIB, 96 * MIB)
+    for node in graph["nodes"]:
+        node["capabilities"]["engine"] = "mlx"
+    unsplit = model(family="gemma4", engine="mlx")
+    (row,) = plan_rows(unsplit, graph)
+    assert (row["node"], row["start_layer"], row["end_layer"]) == ("node-1", 0, 4)
+    assert plan_of(unsplit, graph).startswith("tiny: MLX runs models of the family 'gemma4' on one node only")
+    assert len(plan_rows(model(family="glm4", engine="mlx"), graph)) == 2
+
+
+def test_plan_names_the_bits_of_the_ring() -> None:
+    card = msgspec.to_builtins(Catalogue.load().get("llama-3.2-3b"))
+    for free, bits in ((3 * 10**9, 8), (2 * 10**9, 4)):
+        graph = topology(free, free + 10**8)
+        for node in graph["nodes"]:
+            node["capabilities"] |= {"engine": "onnx", "precision": "fast", "quantize": "auto"}
+        assert [row["quantized_bits"] for row in plan_rows(model(**card), graph)] == [bits, bits]
+        heads, first, _ = plan_of(model(**card), graph).splitlines()
+        assert first[heads.index("BITS") :].startswith(f"{bits} ")
 
 
 def test_plan_counts_the_context() -> None:

@@ -15,7 +15,7 @@ from cluster.shard import Shard, whole
 from engines.settings import ENGINES, PRECISIONS, QUANTIZE
 from models.card import ModelCard
 from models.catalogue import DEFAULT_MODEL, Catalogue
-from models.weights.memory import least_bytes, rounded_to, weight_bytes
+from models.weights.memory import AUTO_BITS, least_bytes, named_bits, rounded_to, weight_bytes
 from models.weights.packed_sizes import form_named, packed_sizes
 from models.weights.quantized import BlockForm
 from models.weights.reader import open_weights
@@ -71,6 +71,20 @@ def test_auto_rounds_to_four_bits_if_eight_do_not_fit() -> None:
     eight = least_bytes(LLAMA, shard, fast())
     assert [rounded_to(LLAMA, shard, fast(free)) for free in (eight, eight - 1)] == [8, 4]
     assert least_bytes(LLAMA, shard, fast(eight - 1)) < eight
+
+
+@given(st.sampled_from(CARDS), nodes, st.sampled_from(AUTO_BITS))
+def test_placer_decides_only_what_is_auto(card: ModelCard, node: DeviceCapabilities, bits: int) -> None:
+    shard = whole(card.id, card.n_layers)
+    decides = node.engine == "onnx" and node.precision != "exact" and node.quantize == "auto"
+    assert rounded_to(card, shard, node, bits) == (bits if decides else rounded_to(card, shard, node))
+
+
+def test_bits_are_named_only_if_a_matrix_is_rounded() -> None:
+    quantized = Catalogue.load().get(DEFAULT_MODEL)
+    for card, bits in ((LLAMA, 4), (quantized, 0)):
+        assert named_bits(card, whole(card.id, card.n_layers), fast(), 4) == bits
+    assert named_bits(LLAMA, whole(LLAMA.id, LLAMA.n_layers), DeviceCapabilities(engine="numpy"), 4) == 0
 
 
 @pytest.mark.parametrize(("engine", "precision"), [("onnx", "exact"), ("numpy", "fast"), ("mlx", "fast")])
