@@ -38,6 +38,8 @@ class Measured(msgspec.Struct, frozen=True):
 def describe(engine: str, precision: Precision, *folders: Path) -> DeviceCapabilities:
     """Describe the machine with `engine` chosen: `auto` takes the fastest at this precision, a name is not checked.
 
+    With a name, no other engine is listed, since none is used.
+
     Raises engines.engine.EngineError if no engine works.
     """
     from engines.probe import choose, fingerprint
@@ -45,7 +47,8 @@ def describe(engine: str, precision: Precision, *folders: Path) -> DeviceCapabil
     files, key = [folder / MEASURED_FILE.format(precision) for folder in folders], fingerprint(precision=precision)
     kept = next(filter(None, (_kept(file, key) for file in files)), None)
     if engine != "auto":
-        return msgspec.structs.replace(kept or _machine(()), engine=engine, why="it was asked for")
+        only = tuple(found for found in kept.engines if found.name == engine) if kept else ()
+        return msgspec.structs.replace(kept or _machine(()), engine=engine, engines=only, why="it was asked for")
     found = kept or _measure(files, key, precision)
     name, why = choose(found.engines)
     return msgspec.structs.replace(found, engine=name, why=why)

@@ -35,9 +35,10 @@ from cluster.held_stages import HeldStage
 from cluster.kv_budget import KvBudget, KvRequest
 from cluster.placement import Instance
 from common.config import NodeConfig
+from engines.choice import with_room
 from engines.settings import MAX_SLOTS
 from models.card import ModelCard, travelling
-from models.weights.memory import AUTO_BITS, rounded_to, weight_bytes
+from models.weights.memory import AUTO_BITS, engine_bytes, rounded_to
 
 logger = logging.getLogger(__name__)
 
@@ -164,18 +165,23 @@ class StageHost:
         await self._bus.publish(Status(work.shard.model_id, f"loading {work.shard} on {self._config.name}"))
         offered = self._device.now(nodes_here)
         bits = rounded_to(card, work.shard, offered, work.auto_bits)
+        room = offered.memory_available - card.least_kv_bytes(work.shard)
+        need = engine_bytes(card, work.shard, offered, bits)
+        engine, engines = with_room(measured.engines, measured.engine, need, room)
         load = EngineLoad(
-            measured.engine,
+            engine,
             work.instance_id,
             work.epoch,
             work.shard,
             path,
             stage.held.placer,
             work.requested,
-            self._reserve(work, card, offered, bits),
+            self._reserve(
+                work, card, offered, max([need[engine], *(need[name] for name in need if need[name] <= room)])
+            ),
             self._config.precision,
             bits,
-            measured.engines,
+            engines,
         )
         loaded = await self._bus.request(stage.engine, load, ShardLoaded, LOAD_TIMEOUT_S)
         self._check_wanted(stage, work)
@@ -187,14 +193,13 @@ class StageHost:
         if self._stages.get(work.instance_id) is not stage:
             raise RequestError(FailureCode.UNREACHABLE, f"{work.shard} is not wanted on {self._config.name} any more")
 
-    def _reserve(self, work: ShardLoad, card: ModelCard, offered: DeviceCapabilities, bits: int) -> int:
+    def _reserve(self, work: ShardLoad, card: ModelCard, offered: DeviceCapabilities, weights: int) -> int:
         """Return the bytes that a stage may use for keys and values; at most what MAX_SLOTS whole contexts take.
 
-        Its float matrices are rounded to `bits` bits.
+        Its weights take `weights` bytes at most.
         """
         shard = work.shard
         most = card.kv_bytes(shard, MAX_SLOTS * card.context_length)
-        weights = weight_bytes(card, shard, offered, bits)
         request = KvRequest(weights, card.least_kv_bytes(shard), most, self._config.kv_memory)
         return self._budget.reserve(work.instance_id, card.id, request, offered.memory_available)
 

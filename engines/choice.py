@@ -70,6 +70,21 @@ def candidates(engines: Sequence[EngineCapability], own: str) -> list[str]:
     return [name for ms, name in timed if name == own or (name != REFERENCE and ms <= FAR_SLOWER * timed[0][0])]
 
 
+def with_room(
+    engines: Sequence[EngineCapability], own: str, need: Mapping[str, int], free: int
+) -> tuple[str, tuple[EngineCapability, ...]]:
+    """Return the engine that takes the place of the machine's `own`, and those that are left to compare.
+
+    `need` has the bytes of a model's weights for each engine that may run it, and `free` bytes are there. Those with
+    too little room are left out. If there is room for none, all stay as they are: loading then says what is missing.
+    """
+    fit = [name for name, weights in need.items() if weights <= free]
+    if not fit:
+        return own, tuple(engines)
+    left = tuple(engine for engine in engines if engine.name in fit or engine.name not in need)
+    return own if own in fit else fit[0], left
+
+
 def choose(speeds: Sequence[ModelSpeed], own: str, refused: Mapping[str, str]) -> Choice:
     """Choose the fastest engine. Of those that are nearly as fast, LEAN comes first, then the machine's `own`.
 

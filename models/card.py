@@ -124,6 +124,17 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return self.n_layers > 0
 
     @property
+    def is_gguf(self) -> bool:
+        """Whether the model comes as GGUF files, as its source names them."""
+        match self.source:
+            case HubSource(files=files):
+                return bool(files)
+            case FolderSource(path=path):
+                return path.suffix.lower() == ".gguf"
+            case PackageSource():
+                return True
+
+    @property
     def hub_name(self) -> str:
         """The name by which any node finds the same model: of the hub if the card was made from it, else its id."""
         return self.made_from or self.id

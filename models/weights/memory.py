@@ -21,15 +21,31 @@ AUTO_BITS = (8, 4)
 """To how many bits nodes with `--quantize auto` may round, the most first."""
 
 
-def weight_bytes(card: ModelCard, shard: Shard, node: DeviceCapabilities, bits: int | None = None) -> int:
-    """Count the bytes of a shard's weights on a node, its float matrices rounded to `bits` bits if its engine can.
+def engine_bytes(card: ModelCard, shard: Shard, node: DeviceCapabilities, bits: int) -> dict[str, int]:
+    """Count the bytes of a shard's weights with each engine that may run it on a node: the node's own, and llama.cpp.
 
-    Without `bits` it is what `rounded_to` says.
+    That one runs GGUF files, if the node has it and no other precision than `fast` was asked for. `bits` are those to
+    which an engine that can rounds float matrices.
     """
-    if node.engine in AS_STORED:
+    others = AS_STORED if card.is_gguf and node.precision == "fast" else ()
+    names = (node.engine, *(name for name in others if name != node.engine and node.has(name)))
+    return {name: _bytes_with(name, card, shard, node, bits) for name in names}
+
+
+def weight_bytes(card: ModelCard, shard: Shard, node: DeviceCapabilities, bits: int | None = None) -> int:
+    """Count the bytes of a shard's weights on a node, with the engine that takes least.
+
+    Its float matrices are rounded to `bits` bits if that engine can; without `bits` it is what `rounded_to` says.
+    """
+    rounded = rounded_to(card, shard, node) if bits is None else bits
+    return min(engine_bytes(card, shard, node, rounded).values())
+
+
+def _bytes_with(engine: str, card: ModelCard, shard: Shard, node: DeviceCapabilities, bits: int) -> int:
+    if engine in AS_STORED:
         return min(_share(card, shard), card.size_bytes)
-    if node.engine in PACKS:
-        return _blocks(card, shard, node, rounded_to(card, shard, node) if bits is None else bits)
+    if engine in PACKS:
+        return _blocks(card, shard, node, bits)
     return card.shard_bytes(shard)
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.capabilities import EngineCapability
-from engines.choice import FAR_SLOWER, LEAN, MARGIN, REFERENCE, ModelSpeed, candidates, choose
+from engines.choice import FAR_SLOWER, LEAN, MARGIN, REFERENCE, ModelSpeed, candidates, choose, with_room
 from engines.settings import ENGINES
 
 MS = st.floats(0.01, 1000)
@@ -62,3 +62,22 @@ def test_reason_has_all_times_and_refusals() -> None:
 def test_read_token_counts_as_much_as_a_written_one() -> None:
     slow_reader, slow_writer = ModelSpeed("onnx", 10.0, 9.0), ModelSpeed("mlx", 11.0, 5.0)
     assert choose([slow_reader, slow_writer], "onnx", {}).engine == "mlx"
+
+
+@given(
+    st.lists(MEASURED, max_size=5, unique_by=lambda engine: engine.name),
+    NAMES,
+    st.dictionaries(NAMES, st.integers(0, 100)),
+    st.integers(0, 100),
+)
+def test_engines_without_room_are_left_out(
+    engines: list[EngineCapability], own: str, others: dict[str, int], free: int
+) -> None:
+    need = {own: 50, **others}
+    engine, left = with_room(engines, own, need, free)
+    if any(weights <= free for weights in need.values()):
+        assert need[engine] <= free
+        assert engine == own or need[own] > free
+        assert {one.name for one in left} == {one.name for one in engines if need.get(one.name, 0) <= free}
+    else:
+        assert (engine, left) == (own, tuple(engines)), "loading says what is missing"

@@ -6,14 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.capabilities import DeviceCapabilities
+from cluster.capabilities import DeviceCapabilities, EngineCapability
 from cluster.shard import Shard, whole
 from engines.settings import ENGINES, PRECISIONS, QUANTIZE
-from models.card import ModelCard
+from models.card import HubSource, ModelCard
 from models.catalogue import DEFAULT_MODEL, Catalogue
 from models.weights.memory import AUTO_BITS, least_bytes, named_bits, rounded_to, weight_bytes
 from models.weights.packed_sizes import form_named, packed_sizes
@@ -134,3 +135,35 @@ def test_engine_holds_what_was_counted() -> None:
 )
 def test_form_follows_from_the_name_of_a_quantization(quant: str, form: BlockForm | None) -> None:
     assert form_named(quant) == form
+
+
+QWEN3_30B = ModelCard(
+    id="qwen3-30b-a3b-q4_k_m",
+    source=HubSource("org/repo", files=("Qwen3-30B-A3B-Q4_K_M.gguf",)),
+    n_layers=48,
+    hidden_size=2048,
+    n_heads=32,
+    n_kv_heads=4,
+    head_dim=128,
+    vocab_size=151936,
+    context_length=40960,
+    layer_bytes=2_480_000_000,
+    embedding_bytes=1_244_659_712,
+    tied_embedding=False,
+    size_bytes=18_600_000_000,
+)
+
+
+def test_gguf_of_experts_fits_by_the_engine_that_keeps_it_packed() -> None:
+    shard = whole(QWEN3_30B.id, QWEN3_30B.n_layers)
+    with_it = msgspec.structs.replace(fast(), engines=(EngineCapability("llamacpp", ms_per_layer=1.0),))
+    assert weight_bytes(QWEN3_30B, shard, fast()) > 100 * GB, "ONNX Runtime unpacks experts"
+    assert weight_bytes(QWEN3_30B, shard, with_it) == QWEN3_30B.size_bytes
+    for other in ({"precision": "exact"}, {"engines": (EngineCapability("llamacpp", detail="it is missing"),)}):
+        assert weight_bytes(QWEN3_30B, shard, msgspec.structs.replace(with_it, **other)) > 100 * GB
+
+
+def test_safetensors_are_never_counted_for_llamacpp() -> None:
+    shard = whole(LLAMA.id, LLAMA.n_layers)
+    with_it = msgspec.structs.replace(fast(), engines=(EngineCapability("llamacpp", ms_per_layer=1.0),))
+    assert weight_bytes(LLAMA, shard, with_it, 0) == weight_bytes(LLAMA, shard, fast(), 0)
