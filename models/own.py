@@ -12,6 +12,7 @@ from models.fingerprint import model_files
 from models.generation_config import sampling_defaults
 from models.quantizations import SPLIT
 from models.sources.without_model import without_model
+from models.tokenizers.gguf_tokenizer import check_tokenizer
 from models.weights.packed_sizes import packed_sizes
 from models.weights.reader import check_whole, model_in, open_weights
 from models.weights.safetensors_weights import INDEX, SINGLE, index_files
@@ -31,6 +32,8 @@ def own_card(path: Path, model_id: str = "") -> ModelCard:
     model = model_in(weights)
     if model.described:
         check_whole(model.described, weights.names(), str(path))
+    if path.is_file():
+        check_tokenizer(path)
     packed = packed_sizes(model.described, weights.form) if model.described else None
     generation = path / _GENERATION
     recommended = sampling_defaults(read_json(generation), str(generation)) if generation.is_file() else None

@@ -32,6 +32,7 @@ from models.sources.hub_listing import (
 from models.sources.network import check_network_variables
 from models.sources.without_model import without_model
 from models.stored_model import StoredModel, model_of
+from models.tokenizers.gguf_tokenizer import check_tokenizer
 from models.tokenizers.tokenizer import GENERATION_FILE
 from models.weights.layer_names import has_head
 from models.weights.layout import safetensors_places
@@ -143,6 +144,7 @@ class Description:
             found = model_in(weights)
             if found.described:
                 check_whole(found.described, weights.names(), str(path))
+            check_tokenizer(path)
             return self._card(name, found, source, model.size, listing, weights.form)
 
     def _card(

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from models.card import FolderSource, compare_sizes
-from models.errors import CatalogueError, WeightsError
+from models.errors import CatalogueError, TokenizerError, WeightsError
 from models.fingerprint import Fingerprints
 from models.own import id_of, own_card
 from models.weights.reader import open_weights, sizes_of
-from tests.support.models import write_tiny_gguf, write_tiny_llama
+from tests.support.models import TinyVocabulary, write_tiny_gguf, write_tiny_llama
 
 
 @pytest.mark.parametrize(
@@ -122,3 +122,16 @@ def test_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.gguf")
     with pytest.raises(WeightsError, match="is neither a model folder nor a GGUF file"):
         own_card(tmp_path / "pipe.gguf")
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "sentence"),
+    [
+        (TinyVocabulary(pre="abacus"), "splits texts by the rule 'abacus' .* whatever the engine"),
+        (TinyVocabulary(pre=None), "does not say how its texts are split"),
+        (TinyVocabulary(model="rwkv"), "holds a tokenizer of the kind 'rwkv'"),
+    ],
+)
+def test_file_of_an_unknown_tokenizer_is_refused(tmp_path: Path, vocabulary: TinyVocabulary, sentence: str) -> None:
+    with pytest.raises(TokenizerError, match=sentence):
+        own_card(write_tiny_gguf(tmp_path / "tiny.gguf", n_layers=1, vocabulary=vocabulary))

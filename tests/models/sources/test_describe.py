@@ -13,7 +13,7 @@ from cluster.capabilities import DeviceCapabilities
 from cluster.shard import whole
 from models.cache import ModelCache
 from models.card import HubSource, ModelCard, compare_sizes
-from models.errors import DownloadError, NotOnHub, WeightsError, WrongCard
+from models.errors import DownloadError, NotOnHub, TokenizerError, WeightsError, WrongCard
 from models.names import HubName
 from models.sources import gguf_headers, hub_listing
 from models.sources.fetch import describe, fetch, search
@@ -21,7 +21,7 @@ from models.tokenizers.tokenizer import Tokenizer
 from models.weights.reader import open_weights, sizes_of
 from models.weights.safetensors_weights import INDEX
 from tests.support.model_servers import COMMIT, FakeServer, fake_hub, ignore
-from tests.support.models import write_tiny_gguf
+from tests.support.models import TinyVocabulary, write_tiny_gguf
 
 REPO = "Tiny/Llama"
 
@@ -206,3 +206,10 @@ def test_search_says_that_the_hub_is_away(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(DownloadError, match="the hub could not be reached for llama"):
         search("llama")
+
+
+def test_unknown_split_rule_is_refused_unfetched(quantized: FakeServer, cache: ModelCache, tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "Rule-Q8_0.gguf", n_layers=1, vocabulary=TinyVocabulary(pre="abacus"))
+    quantized.files = {path.name: path.read_bytes()}
+    with pytest.raises(TokenizerError, match=r"^Rule-Q8_0\.gguf of Tiny/Llama splits texts by the rule 'abacus'"):
+        describe(HubName(REPO), cache)

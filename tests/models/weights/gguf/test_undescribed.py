@@ -13,11 +13,12 @@ from models.errors import WeightsError
 from models.own import own_card
 from models.weights.reader import open_weights
 from tests.support.gguf_models import FAMILIES, HEAD_DIM, HEADS, HIDDEN, KV_HEADS, VOCAB, write_model
+from tests.support.models import TinyVocabulary
 
 
 @pytest.mark.parametrize("architecture", ["olmo", "olmo2", "cohere2", "qwen2moe"])
 def test_card_is_made_from_the_header(architecture: str, tmp_path: Path) -> None:
-    path = write_model(tmp_path / "model.gguf", architecture, "Q8_0")
+    path = write_model(tmp_path / "model.gguf", architecture, "Q8_0", TinyVocabulary())
     card = own_card(path)
     family = FAMILIES[architecture]
     assert (card.family, card.engine, card.n_layers) == (architecture, "llamacpp", family.n_layers)
