@@ -62,9 +62,11 @@ def gguf_sizes(header: GgufHeader, path: Path) -> GgufSizes:
         raise said.unusable(key(Keys.Attention.HEAD_COUNT))
     kv_heads = _numbers(said, key(Keys.Attention.HEAD_COUNT_KV), n_layers, heads)
     # The size of a head is that of the hidden states by the heads, unless it is given.
-    even = (said.count(key(Keys.LLM.EMBEDDING_LENGTH)) // heads[0],)
-    (key_width,) = _numbers(said, key(Keys.Attention.KEY_LENGTH), 1, even)
-    (value_width,) = _numbers(said, key(Keys.Attention.VALUE_LENGTH), 1, even)
+    even, rest = divmod(said.count(key(Keys.LLM.EMBEDDING_LENGTH)), heads[0])
+    (key_width,) = _numbers(said, key(Keys.Attention.KEY_LENGTH), 1, (0 if rest else even,))
+    (value_width,) = _numbers(said, key(Keys.Attention.VALUE_LENGTH), 1, (even,))
+    if not key_width or any(shared and own % shared for own, shared in zip(heads, kv_heads, strict=True)):
+        raise said.unsupported("has heads that do not divide evenly")
     (window,) = _numbers(said, key(Keys.Attention.SLIDING_WINDOW), 1, (0,))
     widths = tuple(count * (key_width + value_width) for count in kv_heads)
     return GgufSizes(architecture, n_layers, hidden, vocabulary, context, heads, kv_heads, widths, window)

@@ -62,6 +62,13 @@ def test_impossible_size_is_refused_by_its_key(tmp_path: Path, key: str, value: 
         own_card(path)
 
 
+@pytest.mark.parametrize("change", [{"attention__head_count": 3}, {"attention__head_count_kv": 3}])
+def test_heads_that_do_not_divide_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = write_model(tmp_path / "model.gguf", "olmo", **change)
+    with pytest.raises(WeightsError, match="has heads that do not divide evenly; pick another model"):
+        own_card(path)
+
+
 def test_model_without_attention_heads_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"gives mamba\.attention\.head_count as 0"):
         own_card(write_model(tmp_path / "model.gguf", "mamba", attention__head_count=0))
