@@ -43,6 +43,8 @@ from models.errors import (
     DownloadError,
     ModelError,
     NotOnHub,
+    TemplateError,
+    TokenizerError,
     UnknownModel,
     WeightsError,
     WrongCard,
@@ -189,7 +191,7 @@ class DownloadActor(Actor):
 def _code_of(error: ModelError) -> FailureCode:
     """Return the code of a failed fetch or lookup: most pass, but not those that lie in the name or the model."""
     match error:
-        case UnknownModel() | BadName() | NotOnHub() | WeightsError():
+        case UnknownModel() | BadName() | NotOnHub() | WeightsError() | TokenizerError() | TemplateError():
             return FailureCode.MODEL_NOT_FOUND
         case TooManyLookups():
             return FailureCode.QUEUE_FULL

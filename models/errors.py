@@ -34,7 +34,11 @@ class WeightsError(ModelError):
 
 
 class TokenizerError(ModelError):
-    """A tokenizer that cannot be loaded or built."""
+    """A tokenizer that cannot be loaded or built, now or later."""
+
+
+class TokenizerUnavailable(ModelError):
+    """A tokenizer that could not be built, for a reason unrelated to it; a retry may succeed."""
 
 
 class TemplateError(ModelError):

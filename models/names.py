@@ -10,14 +10,16 @@ import msgspec
 
 from models.card import MODEL_ID, REPO_NAME, REVISION
 from models.errors import BadName
+from models.quantizations import quant_of
 
 AUTO = "auto"
 QUANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
 MAX_LENGTH = 256
-_HUBS = ("https://huggingface.co/", "https://hf.co/", "huggingface.co/", "hf.co/", "hf://")
-_PAGE = re.compile(r"([^/]+/[^/]+)/(?:tree/([^/]+)|(?:blob|resolve|raw)/.+)")
-"""What the address of a page of the hub has after the hub: of a repository's files, or of one file."""
+_HUB = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/|hf://", re.IGNORECASE)
+_PAGE = re.compile(r"([^/]+/[^/]+)/(?:tree|blob|resolve|raw)/([^/]+)(?:/(.+))?")
+"""What the address of a page of the hub has after the hub: repository, revision and, of a folder or file, its path."""
 
+_OLLAMA = re.compile(r"(?:https?://)?(?:www\.|registry\.)?ollama\.(?:com|ai)/(?:library/)?", re.IGNORECASE)
 _PATH = re.compile(r"[.]{0,2}/|~|[.]{1,2}\Z|[A-Za-z]:\\", re.ASCII)
 
 
@@ -66,25 +68,37 @@ def parse_name(text: str) -> ModelName:
     """Parse what a user typed. Raises BadName with a sentence.
 
     A path begins with `/`, `./`, `../` or `~`, or ends with `.gguf`; else a slash makes it a repository. The address of
-    a repository's page stands for the repository.
+    a page stands for its repository, and if it names a quantization for that one. A name in Ollama's library is taken
+    as one of the catalogue.
     """
     text = text.strip()
     if not text or len(text) > MAX_LENGTH or not text.isprintable():
         raise BadName("the name of a model has 1 to 256 printable characters; `exobus models ls` lists models")
-    hub = next((prefix for prefix in _HUBS if text.lower().startswith(prefix)), "")
-    rest = text[len(hub) :]
-    if not hub and "://" in text:
+    if hub := _HUB.match(text):
+        return _hub_page(text, text[hub.end() :])
+    ollama = _OLLAMA.match(text)
+    rest = text[ollama.end() if ollama else 0 :]
+    if ollama and "/" in rest.rstrip("/"):
+        raise BadName(f"{text} is a model of Ollama; give ORG/REPO of the hub, or an id of `exobus models ls`")
+    if "://" in rest:
         raise BadName(f"{text} is no address of the hub; give ORG/REPO, or the path of a file on this machine")
-    if not hub and (_PATH.match(rest) or rest.lower().endswith(".gguf")):
+    if not ollama and (_PATH.match(rest) or rest.lower().endswith(".gguf")):
         return LocalPath(Path(rest).expanduser())
-    if not hub and "/" not in rest:
-        return CatalogueName(rest.lower())
     rest = rest.rstrip("/")
-    if hub and (page := _PAGE.fullmatch(rest)):
-        if page[2] is None:
-            raise BadName(f"{text} is the address of a file; give {page[1]}, or {page[1]}:Q4_K_M for one quantization")
-        rest = page[1] if page[2] == "main" else f"{page[1]}@{page[2]}"
-    return _hub_name(rest)
+    return _hub_name(rest) if "/" in rest else CatalogueName(rest.lower().removesuffix(":latest"))
+
+
+def _hub_page(text: str, rest: str) -> HubName:
+    """Parse what comes after the hub in the address `text`. Raises BadName."""
+    rest = re.split("[?#]", rest)[0].rstrip("/")
+    page = _PAGE.fullmatch(rest)
+    if page is None:
+        return _hub_name(rest)
+    repo, revision, path = page[1], "" if page[2] == "main" else page[2], page[3] or ""
+    quant = quant_of(path)
+    if path.lower().endswith(".gguf") and not quant:
+        raise BadName(f"{text} is the address of a file; give {repo}, or {repo}:Q4_K_M for one quantization")
+    return _hub_name(repo + (revision and f"@{revision}") + (quant and f":{quant}"))
 
 
 def _hub_name(text: str) -> HubName:

@@ -11,8 +11,11 @@ from models.errors import WeightsError
 from models.fingerprint import model_files
 from models.generation_config import sampling_defaults
 from models.quantizations import SPLIT
+from models.sources.without_model import without_model
+from models.tokenizers.gguf_tokenizer import check_tokenizer
 from models.weights.packed_sizes import packed_sizes
 from models.weights.reader import check_whole, model_in, open_weights
+from models.weights.safetensors_weights import INDEX, SINGLE, index_files
 
 _GENERATION = "generation_config.json"
 
@@ -23,10 +26,14 @@ def own_card(path: Path, model_id: str = "") -> ModelCard:
     A folder that holds the GGUF files of one model stands for them. Raises a ModelError.
     """
     path = _weights_path(path.expanduser().absolute())
+    if path.is_dir():
+        _check_files(path)
     weights = open_weights(path)
     model = model_in(weights)
     if model.described:
         check_whole(model.described, weights.names(), str(path))
+    if path.is_file():
+        check_tokenizer(path)
     packed = packed_sizes(model.described, weights.form) if model.described else None
     generation = path / _GENERATION
     recommended = sampling_defaults(read_json(generation), str(generation)) if generation.is_file() else None
@@ -62,3 +69,13 @@ def _weights_path(path: Path) -> Path:
     if len(models) > 1:
         raise WeightsError(f"{path} holds {len(models)} models; give the path of one, such as {models[0]}")
     return models[0] if models else path
+
+
+def _check_files(folder: Path) -> None:
+    """Raise WeightsError if a folder has no model, or lacks a file of the one that it has."""
+    names = [file.name for file in folder.iterdir()]
+    if "config.json" not in names or not {SINGLE, INDEX} & set(names):
+        raise WeightsError(f"{folder} {without_model(names)}")
+    files = sorted(set(index_files(folder).values())) if INDEX in names else []
+    if missing := [file for file in files if not (folder / file).is_file()]:
+        raise WeightsError(f"{folder} lacks {missing[0]}, which {INDEX} names; fetch that file as well")

@@ -50,9 +50,21 @@ def gguf_models(sizes: Mapping[str, int]) -> tuple[GgufModel, ...]:
             continue
         files = part_names(name, int(split["count"])) if split else (name,)
         if all(file in sizes for file in files):
-            quant = _quant_of(split["stem"] if split else name[: -len(".gguf")])
-            found[name] = GgufModel(quant, files, sum(sizes[file] for file in files))
+            found[name] = GgufModel(quant_of(name), files, sum(sizes[file] for file in files))
     return tuple(sorted(found.values(), key=lambda model: (model.size, model.files)))
+
+
+def quant_of(name: str) -> str:
+    """Return the quantization that the name of a GGUF file ends with, or else its folder's, in upper case.
+
+    Empty if neither names one, and for a file that only goes with a model.
+    """
+    split = SPLIT.fullmatch(name)
+    path = PurePosixPath(split["stem"] if split else re.sub(r"\.gguf\Z", "", name, flags=re.IGNORECASE))
+    for part in () if _NO_MODEL.search(name) else reversed(path.parts):
+        if matches := _QUANT.findall(part):
+            return str(matches[-1]).upper()
+    return ""
 
 
 def named_quant(models: Sequence[GgufModel], quant: str, repo: str) -> GgufModel:
@@ -82,15 +94,6 @@ def largest_that_fits(
     larger = [model for model in quantized if model.size > chosen.size]
     why = f"{known} is the largest of {len(quantized)} that fits: it {has}"
     return chosen, f"{why}; {larger[0].quant} would need {_gb(need(larger[0]))}" if larger else why
-
-
-def _quant_of(stem: str) -> str:
-    """Return the quantization that a file's name ends with, or else its folder's; empty if neither names one."""
-    path = PurePosixPath(stem)
-    for part in reversed(path.parts):
-        if matches := _QUANT.findall(part):
-            return str(matches[-1]).upper()
-    return ""
 
 
 def _gb(count: int) -> str:

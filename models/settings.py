@@ -73,7 +73,9 @@ class Settings:
         return Settings({**self.values, **values}, self.where)
 
     def unusable(self, name: str) -> WeightsError:
-        """Make the error for a setting of a wrong type or out of range."""
+        """Make the error for a setting that is missing, of a wrong type or out of range."""
+        if self.values.get(name) is None:
+            return WeightsError(f"{self.where} does not say its {name}; pick another model")
         return WeightsError(f"{self.where} gives {name} as {repr(self.values.get(name))[:80]}; pick another model")
 
     def unsupported(self, what: str) -> WeightsError:

@@ -62,9 +62,12 @@ def _without_text(settings: Settings) -> str:
 
 def model_of(settings: Settings) -> StoredModel:
     """Describe a model as far as exobus can. Raises WeightsError for what no engine runs."""
-    family = FAMILIES.get(str(settings.get("model_type")))
+    model_type = settings.get("model_type")
+    if not isinstance(model_type, str | None):
+        raise settings.unusable("model_type")
+    family = FAMILIES.get(model_type or "")
     if family is None:
-        unknown = f"is of the family {settings.get('model_type')!r}"
+        unknown = f"is of the family {model_type!r}"
         if classes := _without_text(settings):
             raise settings.unsupported(f"{unknown} and the class {classes}, which generates no text")
         try:

@@ -12,9 +12,10 @@ from filelock import FileLock, Timeout
 from cli.api_client import get, model_path
 from cli.local_nodes import choose_node, gateway
 from cli.options import FAILED, USAGE, failures_shown, leave
+from cli.text import show_bytes
 from common.config import NodeConfig
 from models.cache import ModelCache
-from models.card import FolderSource, ModelCard
+from models.card import ALIAS, FolderSource, ModelCard
 from models.catalogue import Catalogue, write_card
 from models.errors import BadName, ModelError, UnknownModel
 from models.names import LocalPath, parse_name
@@ -25,9 +26,11 @@ LOCK_TIMEOUT_S = 2.0
 
 def add_model(text: str, model_id: str, node: str | None) -> str:
     """Add a path or a name. Returns a sentence with the id. Ends the command on a failure."""
+    if model_id and not ALIAS.fullmatch(model_id):
+        leave(f"{model_id} is no id; give lower-case letters, digits, dots and dashes to --name", USAGE)
     try:
         path = Path(text).expanduser()
-        if path.exists() or isinstance(parse_name(text), LocalPath):
+        if (text.strip() and path.exists()) or isinstance(parse_name(text), LocalPath):
             card = add_path(path, model_id, node)
             return f"{card.id} was added; try: exobus run {card.id}"
     except BadName as error:
@@ -60,6 +63,8 @@ def add_path(path: Path, model_id: str, node: str | None) -> ModelCard:
 
 def remove_model(name: str, node: str | None) -> str:
     """Remove an added card, or else what was fetched of a model. Returns a sentence. Ends the command on a failure."""
+    if not name.strip():
+        leave("the name of a model has 1 to 256 printable characters; `exobus models ls` lists models", USAGE)
     config = choose_node(node)
     cache = ModelCache(Path(config.cache_dir))
     try:
@@ -90,7 +95,7 @@ def _remove_files(card: ModelCard, cache: ModelCache, config: NodeConfig) -> str
             (cache.cards_folder / f"{card.id}.json").unlink(missing_ok=True)
     except Timeout:
         leave(f"{card.id} is being fetched; try again when that is over", FAILED)
-    return f"{freed / 1e6:.0f} MB of {card.id} were removed"
+    return f"{show_bytes(freed)} of {card.id} were removed" if freed else f"nothing of {card.id} is on this machine"
 
 
 def _add_alias(model_id: str, alias: str, config: NodeConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -48,13 +49,15 @@ def search(
 ) -> None:
     """Search the catalogue, and then the hub, to which the word is sent."""
     from cli.models.tables import list_of
-    from models.errors import ModelError
+    from models.errors import BadName, ModelError
+    from models.names import HubName, parse_name
     from models.sources.fetch import search as search_hub
 
+    with suppress(BadName):
+        words = name.repo if isinstance(name := parse_name(words), HubName) else words
     models, topology = _models_and_topology(api, api_key, node)
-    found = [
-        model for model in models if words.lower() in " ".join((model["id"], model["name"], *model["aliases"])).lower()
-    ]
+    texts = [" ".join((model["id"], model["name"], *model["aliases"], model["from"])) for model in models]
+    found = [model for model, text in zip(models, texts, strict=True) if words.lower() in text.lower()]
     try:
         names = search_hub(words)
     except ModelError as error:

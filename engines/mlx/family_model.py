@@ -26,11 +26,13 @@ from models.weights.reader import Weights
 from models.weights.repository import Repository
 
 FAMILY_ERRORS = (
+    ArithmeticError,
+    AssertionError,
     AttributeError,
     IndexError,
     KeyError,
+    NameError,
     NotImplementedError,
-    OverflowError,
     RuntimeError,
     TypeError,
     ValueError,

@@ -40,7 +40,6 @@ class GatewayCode(StrEnum):
     INTERNAL_ERROR = "internal_error"
     INVALID_API_KEY = "invalid_api_key"
     TEMPLATE_UNAVAILABLE = "template_unavailable"
-    TOKENIZER_FAILED = "tokenizer_failed"
     TOO_MANY_ATTEMPTS = "too_many_attempts"
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -147,6 +147,7 @@ class Generator:
         generation.progress = LoadingTokenizer(card.id)
         model = await self._models.get(card)
         prompt = await model.tokens(request.prompt, prompt_limit(card))
+        check_ids(prompt, card)
         max_tokens = token_limit(request.max_tokens, len(prompt), card.context_length)
         seed = secrets.randbits(53) if request.seed is None else request.seed  # readers of JSON keep 53 bits exactly
         return _Prepared(model, prompt, max_tokens, seed)
@@ -162,7 +163,7 @@ class Generator:
                     seed = (work.seed + index) % SEEDS
                     sampling = sampling_params(request.sampling, work.model.sampling, seed)
                     eos, reply_to = tokenizer.eos_token_ids, self._plane.endpoints
-                    vocabulary = tokenizer.vocabulary
+                    vocabulary = min(tokenizer.vocabulary, work.model.card.vocab_size)
                     opening = Opening(prompt, len(prompt), max_tokens, eos, sampling, reply_to, vocabulary=vocabulary)
                     choice = ChoiceRun(index, generation, ChoiceText(tokenizer, request.stops))
                     choices.create_task(choice.run(self._plane, self._bus, instance, opening))
@@ -178,6 +179,13 @@ class _Prepared:
     prompt: tuple[int, ...]
     max_tokens: int
     seed: int
+
+
+def check_ids(prompt: Sequence[int], card: ModelCard) -> None:
+    """Raise GatewayError if a prompt has a token that only the tokenizer knows: the model has no row for it."""
+    if (largest := max(prompt)) >= card.vocab_size:
+        sentence = f"the prompt has the token {largest}, and {card.id} knows {card.vocab_size}; leave it out"
+        raise GatewayError(ErrorKind.INVALID_REQUEST, sentence, field=RequestField.PROMPT)
 
 
 def token_limit(asked: int | None, prompt_tokens: int, context_length: int) -> int:

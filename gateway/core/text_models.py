@@ -187,6 +187,8 @@ class TextModels:
                 tokenizer.end_turns_at(await text_after_answer(self._renderer, tokenizer.chat_template))
         except RequestError as error:
             raise error_of_request(error) from None
-        except ModelError as error:
-            raise unavailable(GatewayCode.TOKENIZER_FAILED, str(error)) from None
+        except TemplateUnavailable as error:
+            raise unavailable(GatewayCode.TEMPLATE_UNAVAILABLE, str(error)) from None
+        except ModelError as error:  # the model's own files are unusable, and will be so the next time
+            raise model_not_found(str(error)) from None
         return TextModel(card, tokenizer, self._renderer, self._tokenizing)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 import time
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +22,8 @@ from common.config import NodeConfig
 from common.files import write_atomic
 from models.cache import ModelCache
 from models.card import FolderSource, HubSource, ModelCard, check_card, decode_card, encode_card, path_of, with_sizes_of
-from models.errors import CatalogueError, UnknownModel
+from models.errors import BadName, CatalogueError, UnknownModel
+from models.names import CatalogueName, HubName, parse_name
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +78,16 @@ class Catalogue:
         return tuple(sorted(made, key=lambda card: card.size_bytes))
 
     def get(self, model_id: str) -> ModelCard:
-        """Return the card of an id, alias or hub repository. Raises UnknownModel with the closest ids."""
+        """Return the card of an id, alias or hub repository, in any form. Raises UnknownModel with the closest ids."""
         self._refresh()
-        card = self._by_name.get(model_id.lower())
+        wanted = _plain(model_id)
+        card = self._by_name.get(model_id.lower(), self._by_name.get(wanted))
         if card is None:
-            names = difflib.get_close_matches(model_id.lower(), self._by_name, n=6, cutoff=0.6)
-            raise UnknownModel(model_id, tuple(dict.fromkeys(self._by_name[name].id for name in names))[:3])
+            # Of one kind, such as llama3.2, other sizes are closer than all that is spelled like it.
+            kind = re.split("[:@]", wanted)[0]
+            same = [name for name in self._by_name if name.startswith(kind) and len(kind) > 2]
+            near = difflib.get_close_matches(wanted, same or self._by_name, n=6, cutoff=0.0 if same else 0.6)
+            raise UnknownModel(model_id, tuple(dict.fromkeys(self._by_name[name].id for name in near))[:3])
         return card
 
     def received(self, model_id: str, text: str) -> ModelCard:
@@ -149,6 +155,21 @@ class _WatchedFolder:
                 continue  # it was removed meanwhile
             except (OSError, CatalogueError) as error:
                 logger.warning("%s", error)
+
+
+def _plain(text: str) -> str:
+    """Return a name without what an address has around it; what is no name of the catalogue or hub stays."""
+    try:
+        name = parse_name(text)
+    except BadName:
+        return text.lower()
+    match name:
+        case CatalogueName(name=known):
+            return known
+        case HubName():
+            return str(name).lower()
+        case _:
+            return text.lower()
 
 
 def _completed(held: ModelCard | None, made: ModelCard) -> ModelCard:

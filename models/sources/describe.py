@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
 
@@ -13,32 +13,24 @@ from cluster.capabilities import DeviceCapabilities
 from cluster.shard import whole
 from models.cache import ModelCache
 from models.card import HubSource, ModelCard, SamplingDefaults, card_of
-from models.errors import DownloadCancelled, NotOnHub, WeightsError
+from models.errors import DownloadCancelled, NotOnHub
 from models.generation_config import sampling_defaults
 from models.names import AUTO, HubName
 from models.quantizations import GgufModel, gguf_models, largest_that_fits, named_quant
 from models.settings import Settings
 from models.sources.described import Described
 from models.sources.gguf_headers import HEADERS, fetch_headers, named_by_repository
-from models.sources.hub_listing import (
-    MAX_JSON_BYTES,
-    Listing,
-    json_object,
-    list_repository,
-    plain_errors,
-    read_object,
-    read_range,
-)
+from models.sources.hub_listing import Listing, list_repository, plain_errors, read_object
 from models.sources.network import check_network_variables
+from models.sources.safetensors_headers import SafetensorsHeaders
 from models.sources.without_model import without_model
-from models.stored_model import StoredModel, model_of
+from models.stored_model import StoredModel
+from models.tokenizers.gguf_tokenizer import check_tokenizer
 from models.tokenizers.tokenizer import GENERATION_FILE
-from models.weights.layer_names import has_head
-from models.weights.layout import safetensors_places
 from models.weights.memory import least_bytes
 from models.weights.packed_sizes import Forms, form_named, packed_sizes
 from models.weights.reader import check_whole, model_in, open_weights
-from models.weights.safetensors_weights import INDEX, SINGLE
+from models.weights.safetensors_weights import INDEX, SINGLE, model_with
 
 DEFAULT_CONTEXT = 8192  # positions that a quantization is chosen for if none are asked
 
@@ -76,12 +68,12 @@ class Description:
         if not size or "config.json" not in listing.files:
             raise NotOnHub(f"{repo} {without_model(listing.files)}")
         settings = Settings(read_object(listing, "config.json"), f"config.json of {repo}")
-        names = _tensor_names(listing)
-        model = model_of(settings.replaced(tie_word_embeddings=not has_head(names)))
-        if model.described:
-            places = safetensors_places(model.described, whole("", model.sizes.n_layers))
-            there = [name for name, place in places.items() if all(part in names for part in place.names)]
-            check_whole(model.described, there, repo)
+        headers = SafetensorsHeaders(listing, self._check_cancelled)
+        with named_by_repository(Path(repo), repo):
+            files = headers.files()
+            model = model_with(settings, files, f"{SINGLE if SINGLE in listing.files else INDEX} of {repo}")
+            if model.described:
+                headers.check(model.described, files)
         generation = read_object(listing, GENERATION_FILE)
         recommended = sampling_defaults(generation, f"{GENERATION_FILE} of {repo}")
         source = HubSource(repo, listing.commit)
@@ -143,6 +135,7 @@ class Description:
             found = model_in(weights)
             if found.described:
                 check_whole(found.described, weights.names(), str(path))
+            check_tokenizer(path)
             return self._card(name, found, source, model.size, listing, weights.form)
 
     def _card(
@@ -174,19 +167,6 @@ class Description:
 
 def _floats(name: str) -> None:
     """Return the form of every tensor in safetensors files: none is quantized."""
-
-
-def _tensor_names(listing: Listing) -> Collection[str]:
-    """Request the names of a model's tensors: from its index, or the header of its only file. Raises a ModelError."""
-    if SINGLE not in listing.files:
-        names = read_object(listing, INDEX).get("weight_map")
-    else:
-        url = listing.url(SINGLE)
-        length = min(int.from_bytes(read_range(url, 0, 8), "little"), MAX_JSON_BYTES)
-        names = json_object(read_range(url, 8, length), f"the header of {SINGLE}", listing.repo)
-    if not isinstance(names, dict):
-        raise WeightsError(f"{INDEX} of {listing.repo} names no tensors; pick another model")
-    return names
 
 
 def _safetensors_bytes(listing: Listing) -> int:

@@ -42,7 +42,7 @@ def named_by_repository(folder: Path, repo: str) -> Iterator[None]:
     try:
         yield
     except (WeightsError, TokenizerError) as error:
-        known = rf"{re.escape(str(folder))}/([^/]+?\.gguf)(?:\.\d+\.part)?"
+        known = rf"{re.escape(str(folder))}/([^/]+?\.(?:gguf|safetensors))(?:\.\d+\.part)?"
         sentence = re.sub(known, rf"\1 of {repo}", str(error), flags=re.IGNORECASE)
         raise type(error)(sentence.replace("delete it and fetch the model again", "pick another model")) from error
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from cachetools import TTLCache
 
 from common.rate_limit import TokenBuckets
-from models.errors import DownloadError, NotOnHub, WeightsError
+from models.errors import DownloadError, NotOnHub, TokenizerError, WeightsError
 
 REFUSED_S = 60.0
 MAX_REFUSED = 1024
@@ -27,7 +27,7 @@ class Lookups:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._buckets = TokenBuckets(LOOKUPS_PER_S, 1)
-        self._refused: TTLCache[str, NotOnHub | WeightsError] = TTLCache(MAX_REFUSED, REFUSED_S, clock)
+        self._refused: TTLCache[str, NotOnHub | TokenizerError | WeightsError] = TTLCache(MAX_REFUSED, REFUSED_S, clock)
         self._running = 0
 
     @contextmanager
@@ -43,7 +43,7 @@ class Lookups:
         self._running += 1
         try:
             yield
-        except (NotOnHub, WeightsError) as error:  # the same name will not do in a minute either
+        except (NotOnHub, TokenizerError, WeightsError) as error:  # the same name will not do in a minute either
             self._refused[name] = error
             raise
         finally:

@@ -19,14 +19,17 @@ from gguf import Keys
 
 from common.files import write_atomic
 from common.python_child import child_environment, module_command
-from models.errors import ModelError, TokenizerError
-from models.tokenizers.gguf_vocabulary import build_vocabulary
+from models.errors import ModelError, TokenizerError, TokenizerUnavailable
+from models.tokenizers.gguf_vocabulary import build_vocabulary, check_known
 from models.tokenizers.tokenizer import GENERATION_FILE, SETTINGS_FILE, TOKENIZER_FILE
 from models.weights.gguf.config import eos_token_ids
 from models.weights.gguf.header import read_header
 
 BUILDER = 3
 """Raise it with every change after which the same file gives another tokenizer."""
+
+REFUSED = 3
+"""The exit status for a file of which no tokenizer can be built."""
 
 _ORIGIN_FILE = ".tokenizer-origin.json"
 _SAMPLING = {
@@ -51,7 +54,7 @@ class _Origin(msgspec.Struct, frozen=True):
 def ensure_tokenizer(weights_path: Path, folder: Path, timeout_s: float = 120.0) -> None:
     """Build the tokenizer files in `folder`, in a child process, unless they were made from this very file.
 
-    Raises TokenizerError.
+    Raises TokenizerError or TokenizerUnavailable.
     """
     if is_built(weights_path, folder):
         return
@@ -59,6 +62,11 @@ def ensure_tokenizer(weights_path: Path, folder: Path, timeout_s: float = 120.0)
     (folder / _ORIGIN_FILE).unlink(missing_ok=True)
     _build_in_child(weights_path, folder, timeout_s)
     write_atomic(folder / _ORIGIN_FILE, msgspec.json.encode(origin))
+
+
+def check_tokenizer(weights_path: Path) -> None:
+    """Raise TokenizerError, or WeightsError, if a file's vocabulary is of a kind that is not known. Builds nothing."""
+    check_known(read_header(weights_path, skipped="tokenizer.").metadata, weights_path)
 
 
 def is_built(weights_path: Path, folder: Path) -> bool:
@@ -94,14 +102,14 @@ def _build_in_child(weights_path: Path, folder: Path, timeout_s: float) -> None:
             timeout=timeout_s,
         )
     except subprocess.TimeoutExpired as error:
-        raise TokenizerError(
+        raise TokenizerUnavailable(
             f"the tokenizer of {weights_path.name} was not built in {timeout_s:.0f} s; "
             "try again when the machine is idle"
         ) from error
     if child.returncode != 0:
-        raise TokenizerError(
-            child.stderr.strip().rpartition("\n")[2] or f"building a tokenizer ended with {child.returncode}"
-        )
+        said = child.stderr.strip().rpartition("\n")[2]
+        refusal = TokenizerError if child.returncode == REFUSED else TokenizerUnavailable
+        raise refusal(said or f"building the tokenizer of {weights_path.name} ended with {child.returncode}; try again")
 
 
 def build_tokenizer(weights_path: Path, folder: Path) -> None:
@@ -132,12 +140,12 @@ def _generation(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Build the tokenizer. Returns the exit status: 0, or 1 with one sentence as the last line of stderr."""
+    """Build the tokenizer. Returns the exit status: 0, or another with one sentence as the last line of stderr."""
     try:
         build_tokenizer(Path(sys.argv[1]), Path(sys.argv[2]))
     except (ModelError, OSError) as error:
         print(error, file=sys.stderr)
-        return 1
+        return REFUSED if isinstance(error, ModelError) else 1
     return 0
 
 

@@ -64,13 +64,8 @@ def build_vocabulary(metadata: Mapping[str, Any], where: Path) -> tokenizers.Tok
         fields = msgspec.convert(metadata, _Fields)
     except msgspec.ValidationError as error:
         raise TokenizerError(f"{where} holds no usable tokenizer ({error}); fetch another conversion of it") from error
-    build = _KINDS.get(fields.kind)
-    if build is None:
-        kind, known = fields.kind[:64], ", ".join(_KINDS)
-        raise TokenizerError(
-            f"{where} holds a tokenizer of the kind {kind!r}, and exobus knows {known}; use another model"
-        )
-    backend = build(fields, where)
+    check_known(metadata, where)
+    backend = _KINDS[fields.kind](fields, where)
     added = _added_tokens(fields)
     backend.add_special_tokens([token for token in added.values() if token.special])
     backend.add_tokens([token for token in added.values() if not token.special])
@@ -80,6 +75,22 @@ def build_vocabulary(metadata: Mapping[str, Any], where: Path) -> tokenizers.Tok
                 f"{where} has a control token {token.content!r} that exobus cannot keep whole; use another model"
             )
     return backend
+
+
+def check_known(metadata: Mapping[str, Any], where: Path) -> None:
+    """Raise TokenizerError for a kind of vocabulary that is not known, and for an unknown rule that splits texts.
+
+    The lists of the metadata are not looked at.
+    """
+    kind = metadata.get(Keys.Tokenizer.MODEL)
+    if kind not in tuple(_KINDS):
+        known = ", ".join(_KINDS)
+        raise TokenizerError(
+            f"{where} holds a tokenizer of the kind {str(kind)[:64]!r}, and exobus knows {known}, whatever the engine; "
+            "use another model"
+        )
+    if kind == "gpt2":
+        _split_rule(metadata.get(Keys.Tokenizer.PRE), where)
 
 
 def _added_tokens(fields: _Fields) -> dict[int, AddedToken]:
@@ -142,17 +153,17 @@ def _ids(tokens: list[str], where: Path) -> dict[str, int]:
     return ids
 
 
-def _split_rule(name: str | None, where: Path) -> SplitRule:
+def _split_rule(name: Any, where: Path) -> SplitRule:
     """Find the rule of a byte-level vocabulary. Raises TokenizerError."""
     if name is None:
         raise TokenizerError(
             f"{where} does not say how its texts are split (tokenizer.ggml.pre); fetch a newer conversion of this model"
         )
-    rule = SPLIT_RULES.get(name)
+    rule = SPLIT_RULES.get(str(name))
     if rule is None:
         raise TokenizerError(
-            f"{where} splits texts by the rule {name[:64]!r} (tokenizer.ggml.pre), which exobus does not know; "
-            "use the safetensors form of this model, or another model"
+            f"{where} splits texts by the rule {str(name)[:64]!r} (tokenizer.ggml.pre), which exobus does not know, "
+            "whatever the engine; use the safetensors form of this model, or another model"
         )
     return rule
 

@@ -42,6 +42,9 @@ END_OF_TURN = (
 )
 """Tokens that end a turn in the families of models that have them."""
 
+MAX_ENDS = 128
+MAX_HELD = 64  # replacement characters: those of a character that is not complete yet are fewer
+_IDS = 1 << 31  # more than any model has
 _REPLACEMENT = "\ufffd"
 
 
@@ -66,6 +69,7 @@ class Tokenizer:
         self._plain_encoder = PlainEncoder(backend)
         self._added = backend.get_added_tokens_decoder()
         # Text such as "\u00fc" that byte-level vocabularies also write for a byte, which is no text alone.
+        self._special = frozenset(index for index, token in self._added.items() if token.special)
         self._literal = {
             index: token.content
             for index, token in self._added.items()
@@ -88,7 +92,14 @@ class Tokenizer:
         template = None if source is None else ChatTemplate(source, bos, eos)
         generation = _read_object(folder / GENERATION_FILE)
         ends = end_ids(generation) | end_ids(_read_object(folder / "config.json")) | _end_tokens(backend, eos)
-        return cls(backend, ends, template, sampling_defaults(generation, str(folder / GENERATION_FILE)))
+        if len(ends) > MAX_ENDS:
+            sentence = f"{folder / GENERATION_FILE} or config.json names {len(ends)} tokens that end an answer"
+            raise TokenizerError(f"{sentence}, and at most {MAX_ENDS} make sense; use another model")
+        made = cls(backend, ends, template, sampling_defaults(generation, str(folder / GENERATION_FILE)))
+        if made.vocabulary > _IDS:
+            sentence = f"{folder / TOKENIZER_FILE} gives a token the id {made.vocabulary - 1}"
+            raise TokenizerError(f"{sentence}, and no model has so many; use another model")
+        return made
 
     def encode(self, text: str) -> list[int]:
         """Convert text to ids. A special token that is written out in the text becomes its id; none is added."""
@@ -123,6 +134,10 @@ class Tokenizer:
         first = self.encode(after_answer.lstrip())[:1]
         self.eos_token_ids |= self._added.keys() & first
 
+    def has_text(self, token_id: int) -> bool:
+        """Return whether an id adds to a text: special tokens do not, nor do ids that no token has."""
+        return token_id not in self._special and self._backend.id_to_token(token_id) is not None
+
     def stream(self) -> StreamDecoder:
         """Make a decoder for the ids of one answer."""
         return StreamDecoder(self)
@@ -144,9 +159,13 @@ class StreamDecoder:
 
     def push(self, token_id: int) -> str:
         """Add an id and return the text that is now final; empty while a character is incomplete."""
+        if not self._tokenizer.has_text(token_id):
+            return ""
         self._window.append(token_id)
         text = self._tokenizer.decode(self._window)
         final = text.rstrip(_REPLACEMENT)
+        if len(text) - len(final) > MAX_HELD:
+            return self.flush()
         piece = final[self._sent :]
         self._sent = max(self._sent, len(final))
         if piece and final == text:

@@ -93,6 +93,9 @@ def open_weights(path: Path) -> Weights:
     """
     if path.is_dir():
         return SafetensorsWeights(path)
-    if path.suffix.lower() == ".gguf" or is_gguf(path):
+    if path.suffix.lower() == ".safetensors":
+        raise WeightsError(f"{path} is a part of a model; give the path of its folder")
+    # Only a file: opening a pipe would wait for its other end.
+    if (path.is_file() or not path.exists()) and (path.suffix.lower() == ".gguf" or is_gguf(path)):
         return GgufWeights(path)
     raise WeightsError(f"{path} is neither a model folder nor a GGUF file; give the path of one")

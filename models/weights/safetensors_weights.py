@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from cluster.shard import whole
 from models.architecture import Architecture
 from models.config import folder_settings, read_json
 from models.errors import WeightsError
+from models.settings import Settings
 from models.stored_model import StoredModel, model_of
 from models.weights import float8
 from models.weights.checkpoint import HEAD
@@ -118,29 +120,36 @@ def folder_model(folder: Path) -> StoredModel:
     also if the head that the configuration promises is in no file.
     """
     settings = folder_settings(folder)
-    model = model_of(settings)
     listing = folder / INDEX if (folder / INDEX).is_file() else folder / SINGLE
     if not listing.is_file():
-        return model
-    names = index_files(folder) if listing.name == INDEX else read_header(listing)
-    tied = not has_head(names)
+        return model_of(settings)
+    return model_with(settings, index_files(folder) if listing.name == INDEX else read_header(listing), str(listing))
+
+
+def model_with(settings: Settings, names: Collection[str], where: str) -> StoredModel:
+    """Describe a model by its settings and the names of its tensors, which stand in `where`, as `folder_model` does."""
+    model, tied = model_of(settings), not has_head(names)
     if tied and not model.undescribed and not model.sizes.tied_embedding:
         raise WeightsError(
-            f"{listing} has no {HEAD}, though config.json says that the model has a head of its own "
-            "(tie_word_embeddings is false); fetch the whole model again"
+            f"{where} has no {HEAD}, though config.json says that the model has a head of its own "
+            "(tie_word_embeddings is false); fetch the whole model, or pick another"
         )
     return model_of(settings.replaced(tie_word_embeddings=tied))
 
 
 def index_files(folder: Path) -> dict[str, str]:
     """Map tensor names to file names, from the folder's index. Raises WeightsError, also for unsafe file names."""
-    path = folder / INDEX
-    mapping = read_json(path).get("weight_map")
+    return checked_index(read_json(folder / INDEX), str(folder / INDEX))
+
+
+def checked_index(index: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Return the map of an index that stands in `where`. Raises WeightsError, also for unsafe file names."""
+    mapping = index.get("weight_map")
     if not isinstance(mapping, dict):
-        raise WeightsError(f"{path} has no weight_map; delete it and fetch the model again")
+        raise WeightsError(f"{where} has no weight_map; delete it and fetch the model again")
     for file in mapping.values():
         if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
-            raise WeightsError(f"{path} names the file {file!r}, which exobus will not open; pick another model")
+            raise WeightsError(f"{where} names the file {file!r}, which exobus will not open; pick another model")
     return mapping
 
 
@@ -150,20 +159,30 @@ def read_header(path: Path) -> dict[str, SafetensorsTensor]:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-                raise _damaged(path, f"claims a header of {length} bytes in a file of {size}")
-            text = file.read(length)
+            text = file.read(header_length(path, file.read(8), size))
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}); fetch the model again") from error
-    entries = _parse_header(path, text)
-    begin = 8 + length
-    tensors = {name: _stored(path, name, entry, begin, size) for name, entry in entries.items()}
+    return header_tensors(path, text, size)
+
+
+def header_length(path: Path, first: bytes, file_size: int) -> int:
+    """Read from a file's first 8 bytes how long its header is. Raises WeightsError if it cannot be so long."""
+    length = int.from_bytes(first[:8], "little")
+    if file_size < 8 or length > min(file_size - 8, _MAX_HEADER_BYTES):
+        raise _damaged(path, f"claims a header of {length} bytes in a file of {file_size}")
+    return length
+
+
+def header_tensors(path: Path, text: bytes, file_size: int) -> dict[str, SafetensorsTensor]:
+    """Locate the tensors of a file of this size by its header, which begins at byte 8. Raises as `read_header` does."""
+    tensors = {
+        name: _stored(path, name, entry, 8 + len(text), file_size) for name, entry in _entries(path, text).items()
+    }
     _check_overlaps(path, tensors)
     return tensors
 
 
-def _parse_header(path: Path, text: bytes) -> dict[str, _Entry]:
+def _entries(path: Path, text: bytes) -> dict[str, _Entry]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len({key for key, _ in pairs}) < len(pairs):
             raise _damaged(path, "names a tensor twice")

@@ -47,6 +47,34 @@ def test_names_aliases_and_repositories_ignore_case() -> None:
     assert catalogue.get("HuggingFaceTB/SmolLM2-360M-Instruct").id == "smollm2-360m"
 
 
+@pytest.mark.parametrize(
+    ("text", "model_id"),
+    [
+        ("hf.co/unsloth/Llama-3.2-1B-Instruct", "llama-3.2-1b"),
+        ("https://huggingface.co/unsloth/llama-3.2-1b-instruct/tree/main", "llama-3.2-1b"),
+        ("ollama.com/library/qwen3:latest", "qwen3-8b"),
+        ("llama3.2", "llama-3.2-3b"),
+        ("smollm2-135m/", "smollm2-135m"),
+    ],
+)
+def test_other_forms_of_a_name_find_its_card(text: str, model_id: str) -> None:
+    assert Catalogue.load().get(text).id == model_id
+
+
+@pytest.mark.parametrize(
+    ("text", "near"),
+    [
+        ("llama3.3:8b", ("llama-3.3-70b",)),
+        ("llama3.2:8b", ("llama-3.2-3b", "llama-3.2-1b")),
+        ("smolm2-135m", ("smollm2-135m", "smollm2-360m", "smollm2-1.7b")),
+    ],
+)
+def test_unknown_name_is_told_others_of_its_kind(text: str, near: tuple[str, ...]) -> None:
+    with pytest.raises(UnknownModel) as caught:
+        Catalogue.load().get(text)
+    assert caught.value.near == near
+
+
 def test_shipped_names_are_unique_and_come_from_somewhere() -> None:
     names = [name for card in CARDS for name in (card.id, *card.aliases)]
     assert len(CARDS) >= 40

@@ -36,7 +36,6 @@ def test_setting_in_range_is_returned(reader: str, value: Any) -> None:
         ("count", 10),
         ("count", True),
         ("count", 2.0),
-        ("count", None),
         ("number", 0),
         ("number", 9.5),
         ("number", float("nan")),
@@ -51,6 +50,11 @@ def test_setting_in_range_is_returned(reader: str, value: Any) -> None:
 def test_setting_of_a_wrong_type_or_range_is_named(reader: str, value: Any) -> None:
     with pytest.raises(WeightsError, match=r"config\.json gives x as .*; pick another model"):
         READERS[reader](Settings({"x": value}, "config.json"))
+
+
+def test_setting_that_is_missing_is_named() -> None:
+    with pytest.raises(WeightsError, match=r"config\.json does not say its x; pick another model"):
+        READERS["count"](Settings({}, "config.json"))
 
 
 def test_item_of_a_list_is_named() -> None:

@@ -21,6 +21,12 @@ def test_encoder_is_refused_by_its_class(name: str) -> None:
         model_of(settings("bert", name))
 
 
+@pytest.mark.parametrize("family", [5, ["llama"], {"llama": 1}])
+def test_family_that_is_no_text_is_refused(family: object) -> None:
+    with pytest.raises(WeightsError, match=r"config\.json of a/b gives model_type as .*; pick another model"):
+        model_of(Settings(SIZES | {"model_type": family}, "config.json of a/b"))
+
+
 @pytest.mark.parametrize("classes", [(), ("GPT2LMHeadModel",), ("Glm4ForCausalLM",), ("GlmModel", "GlmForCausalLM")])
 def test_other_families_are_left_to_their_engine(classes: tuple[str, ...]) -> None:
     assert "is of the family 'glm4'" in model_of(settings("glm4", *classes)).undescribed

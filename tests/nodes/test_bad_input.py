@@ -15,7 +15,7 @@ import pytest
 
 from cli.node.process import MIN_FILES
 from models.catalogue import DEFAULT_MODEL
-from tests.support.models import write_tiny_gguf, write_tiny_llama
+from tests.support.models import TinyVocabulary, write_tiny_gguf, write_tiny_llama
 from tests.support.nodes import CODE as JOIN_CODE
 from tests.support.nodes import ROOT, NodeProcess, clean_environment, nodes
 
@@ -188,12 +188,20 @@ def test_damaged_model_is_refused_and_others_still_work(tmp_path: Path) -> None:
     write_tiny_llama(tmp_path / "liar")
     lie = next((tmp_path / "liar").glob("*.safetensors"))
     lie.write_bytes((1 << 40).to_bytes(8, "little") + lie.read_bytes()[8:])
+    write_tiny_gguf(tmp_path / "rule.gguf", vocabulary=TinyVocabulary(pre="abacus"))
+    (write_tiny_llama(tmp_path / "mute") / "tokenizer.json").write_text("{}")
     write_tiny_llama(tmp_path / "sound")
-    for name, path in (("cut", "cut.gguf"), ("liar", "liar"), ("sound", "sound")):
+    models = {"cut": "cut.gguf", "liar": "liar", "sound": "sound", "rule": "rule.gguf", "mute": "mute"}
+    for name, path in models.items():
         (cards / f"{name}.toml").write_text(CARD.format(id=name, path=tmp_path / path))
     with nodes("ada", arguments=["--engine", "numpy", "--cards", str(cards)]) as (ada,):
         for name, file in (("cut", "cut.gguf"), ("liar", lie.name)):
             answer = ask(ada, name)
             assert answer.status_code == 503, answer.text
             assert file in answer.json()["error"]["message"]
+        for name, sentence in (("rule", "splits texts by the rule 'abacus'"), ("mute", "is not a tokenizer")):
+            answer = ask(ada, name)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found"), answer.text
+            assert "retry-after" not in answer.headers
+            assert sentence in answer.json()["error"]["message"]
         assert ask(ada, "sound").status_code == 200

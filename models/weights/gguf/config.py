@@ -17,6 +17,7 @@ from models.weights.gguf.header import GgufHeader
 from models.weights.gguf.tensors import read_tensor
 
 _SCALE_LINEAR = "{arch}.rope.scale_linear"  # what older files have in place of rope.scaling
+_PROJECTOR = "clip"
 _DTYPES = {GGMLQuantizationType.F32: "float32", GGMLQuantizationType.BF16: "bfloat16"}
 _NAMES = {
     "num_hidden_layers": Keys.LLM.BLOCK_COUNT,
@@ -65,7 +66,7 @@ class _Metadata:
 def gguf_settings(header: GgufHeader, path: Path) -> Settings:
     """Read the settings that the metadata describes. Raises WeightsError for anything but a whole model."""
     metadata = _Metadata(header.metadata)
-    _check_whole_model(metadata, path)
+    check_whole_model(header.metadata, path)
     family = GGUF_FAMILIES.get(str(metadata.architecture))
     if family is None:
         known = ", ".join(GGUF_FAMILIES)
@@ -98,15 +99,18 @@ def gguf_settings(header: GgufHeader, path: Path) -> Settings:
     return settings.replaced(rope_scaling=_rope_scaling(header, metadata, settings, path))
 
 
-def _check_whole_model(metadata: _Metadata, path: Path) -> None:
+def check_whole_model(entries: Mapping[str, Any], path: Path) -> None:
     """Raise WeightsError for a part of a model, and for a file that only goes with one, such as a LoRA adapter."""
+    metadata = _Metadata(entries)
     parts = metadata.get(Keys.Split.LLM_KV_SPLIT_COUNT, 0)
     if parts not in (0, 1):
         raise WeightsError(
             f"{path} is one of the {parts} files of a split model; name them as their makers do, "
             "such as model-00001-of-00003.gguf"
         )
-    kind = metadata.get(Keys.General.TYPE, GGUFType.MODEL)
+    # Projectors of images did not always state their type.
+    kind = _PROJECTOR if metadata.architecture == _PROJECTOR else GGUFType.MODEL
+    kind = metadata.get(Keys.General.TYPE, kind)
     if kind != GGUFType.MODEL:
         raise WeightsError(f"{path} is of the type {kind!r} and goes with a model; point to the model's own file")
 

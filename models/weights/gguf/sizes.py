@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from gguf import Keys
 
 from cluster.shard import Shard
 from models.errors import WeightsError
+from models.families.parts import MOST_LAYERS
+from models.settings import LARGEST_COUNT, Settings
 from models.sizes import ShardSizes
 from models.weights.gguf.header import GgufHeader
 
@@ -42,43 +42,40 @@ class GgufSizes(msgspec.Struct, frozen=True):
 
 
 def gguf_sizes(header: GgufHeader, path: Path) -> GgufSizes:
-    """Read the sizes. Raises WeightsError for a file that is no whole model."""
+    """Read the sizes. Raises WeightsError for a file that is no whole model, and for sizes that no model has."""
     metadata = header.metadata
     architecture = metadata.get(Keys.General.ARCHITECTURE)
     embedding = header.tensors.get("token_embd.weight")
-    if embedding is None or not isinstance(architecture, str) or metadata.get(Keys.Split.LLM_KV_SPLIT_COUNT, 0) > 1:
+    is_part = metadata.get(Keys.Split.LLM_KV_SPLIT_COUNT, 0) not in (0, 1)
+    if embedding is None or len(embedding.shape) != 2 or not isinstance(architecture, str) or is_part:
         raise WeightsError(f"{path} holds no whole model; fetch a single-file GGUF of it")
-    try:
-        n_layers = int(_value(metadata, Keys.LLM.BLOCK_COUNT, architecture))
-        heads = _of_layers(_value(metadata, Keys.Attention.HEAD_COUNT, architecture), n_layers)
-        kv_heads = _of_layers(metadata.get(Keys.Attention.HEAD_COUNT_KV.format(arch=architecture), heads), n_layers)
-        width = _kv_width(metadata, architecture, heads[0])
-        context = int(_value(metadata, Keys.LLM.CONTEXT_LENGTH, architecture))
-        window = int(metadata.get(Keys.Attention.SLIDING_WINDOW.format(arch=architecture), 0))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, IndexError) as error:
-        raise WeightsError(f"{path} does not say its own sizes ({error!r}); fetch the model again") from error
     vocabulary, hidden = embedding.shape
-    widths = tuple(count * width for count in kv_heads)
+    said = Settings(metadata, str(path))
+
+    def key(name: str) -> str:
+        return name.format(arch=architecture)
+
+    n_layers = said.count(key(Keys.LLM.BLOCK_COUNT), most=MOST_LAYERS)
+    context = said.count(key(Keys.LLM.CONTEXT_LENGTH))
+    heads = _numbers(said, key(Keys.Attention.HEAD_COUNT), n_layers)
+    if not heads[0]:
+        raise said.unusable(key(Keys.Attention.HEAD_COUNT))
+    kv_heads = _numbers(said, key(Keys.Attention.HEAD_COUNT_KV), n_layers, heads)
+    # The size of a head is that of the hidden states by the heads, unless it is given.
+    even, rest = divmod(said.count(key(Keys.LLM.EMBEDDING_LENGTH)), heads[0])
+    (key_width,) = _numbers(said, key(Keys.Attention.KEY_LENGTH), 1, (0 if rest else even,))
+    (value_width,) = _numbers(said, key(Keys.Attention.VALUE_LENGTH), 1, (even,))
+    if not key_width or any(shared and own % shared for own, shared in zip(heads, kv_heads, strict=True)):
+        raise said.unsupported("has heads that do not divide evenly")
+    (window,) = _numbers(said, key(Keys.Attention.SLIDING_WINDOW), 1, (0,))
+    widths = tuple(count * (key_width + value_width) for count in kv_heads)
     return GgufSizes(architecture, n_layers, hidden, vocabulary, context, heads, kv_heads, widths, window)
 
 
-def _kv_width(metadata: Mapping[str, Any], architecture: str, heads: int) -> int:
-    """Count the numbers of a head's key and value. Its size is that of the hidden states by the heads, unless given."""
-    even = int(_value(metadata, Keys.LLM.EMBEDDING_LENGTH, architecture)) // heads
-    key, value = (
-        int(metadata.get(name.format(arch=architecture), even))
-        for name in (Keys.Attention.KEY_LENGTH, Keys.Attention.VALUE_LENGTH)
-    )
-    return key + value
-
-
-def _of_layers(value: Any, n_layers: int) -> tuple[int, ...]:
-    """Return one number for each layer, of one for all or a list. Raises ValueError for a list of another length."""
-    found = tuple(int(one) for one in value) if isinstance(value, list | tuple) else (int(value),) * n_layers
-    if len(found) != n_layers:
-        raise ValueError(f"{len(found)} numbers for {n_layers} layers")
+def _numbers(said: Settings, name: str, length: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Return `length` numbers from 0 on, of a list or of one number for all. Raises WeightsError."""
+    value = said.get(name, default)
+    found = tuple(value) if isinstance(value, list | tuple) else (value,) * length
+    if len(found) != length or any(type(one) is not int or not 0 <= one <= LARGEST_COUNT for one in found):
+        raise said.unusable(name)
     return found
-
-
-def _value(metadata: Mapping[str, Any], key: str, architecture: str) -> Any:
-    return metadata[key.format(arch=architecture)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gguf import Keys
+from gguf import MODEL_ARCH_NAMES, Keys
 
 from models.errors import WeightsError
 from models.settings import Settings
 from models.sizes import ModelSizes
 from models.stored_model import StoredModel
+from models.weights.gguf.config import check_whole_model
 from models.weights.gguf.header import GgufHeader
 from models.weights.gguf.sizes import gguf_sizes
 
@@ -17,9 +18,14 @@ HEAD = "output.weight"
 
 
 def undescribed_model(header: GgufHeader, path: Path) -> StoredModel:
-    """Return the sizes of a model. Raises WeightsError for one that generates no text, or does not say its sizes."""
+    """Return the sizes of a model. Raises WeightsError for what llama.cpp does not run as well, and for no model."""
+    metadata = header.metadata
+    check_whole_model(metadata, path)
+    family = str(metadata.get(Keys.General.ARCHITECTURE))
+    if family not in MODEL_ARCH_NAMES.values():
+        sentence = f"is of the architecture {family[:64]!r}, which neither exobus nor llama.cpp knows"
+        raise WeightsError(f"{path} {sentence}; update exobus, or pick another model")
     found = gguf_sizes(header, path)
-    family, metadata = found.architecture, header.metadata
     if metadata.get(Keys.Attention.CAUSAL.format(arch=family)) is False:
         raise WeightsError(f"{path} is of the family {family!r} and generates no text; pick another model")
     n_kv_heads = max(1, *found.kv_heads)

@@ -58,3 +58,14 @@ def test_path_is_not_sent_to_a_gateway(rig: Rig, arguments: tuple[str, ...]) -> 
     assert done.returncode == 2
     assert "./folder is a path" in done.stderr
     assert "exobus models add" in done.stderr
+
+
+def test_removing_what_was_never_fetched_says_so(rig: Rig) -> None:
+    done = exobus("models", "rm", "gemma3:1b", EXOBUS_DATA_DIR=rig.config.data_dir)
+    assert done.stdout == "nothing of gemma-3-1b is on this machine\n", done.stderr
+
+
+def test_address_of_the_hub_is_searched_as_a_name(rig: Rig) -> None:
+    address = "https://huggingface.co/unsloth/gemma-3-1b-it"
+    done = exobus("models", "search", address, "--api", rig.url, HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.stdout.splitlines()[1].split()[0] == "gemma-3-1b"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from cluster.shard import Shard, whole
 from engines.engine import Chunk
 from engines.errors import EngineError
 from tests.support.engines import ROOT, EngineProcess
+from tests.support.models import write_tiny_llama
 
 LAYERS = 4
 
@@ -35,6 +37,15 @@ def test_later_stage_rejects_token_ids(process: EngineProcess, tiny: Path) -> No
     stage = process.load("mlx", Shard("tiny", 1, 4, LAYERS), tiny)
     with pytest.raises(EngineError, match="expects hidden states"):
         stage.forward([Chunk(0, 0, np.array([1, 2], np.int32))])
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_quantization_that_the_weights_lack_is_refused(process: EngineProcess, tmp_path: Path, method: str) -> None:
+    config = write_tiny_llama(tmp_path) / "config.json"
+    quantization = {"quant_method": method, "bits": 4, "group_size": 64}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": quantization}))
+    with pytest.raises(EngineError, match="mlx-lm cannot load this model"):
+        process.load("mlx", whole("tiny", LAYERS), tmp_path)
 
 
 def test_copy_takes_the_bytes_of_its_positions(process: EngineProcess, tiny: Path) -> None:

@@ -14,9 +14,10 @@ from cluster.placement import Instance, PlacedStage
 from cluster.sampling import SamplingParams
 from cluster.shard import Shard
 from gateway.core.errors import ErrorKind, GatewayError, RequestField
-from gateway.core.generator import DEFAULT_MAX_TOKENS, memory_limit, sampling_params, token_limit
+from gateway.core.generator import DEFAULT_MAX_TOKENS, check_ids, memory_limit, sampling_params, token_limit
 from gateway.core.request import SamplingOptions
 from models.card import SamplingDefaults
+from models.catalogue import DEFAULT_MODEL, Catalogue
 
 DEFAULTS = SamplingDefaults(0.25, 0.75, 30, 0.125)
 
@@ -48,6 +49,16 @@ def test_session_reserves_what_every_stage_can_hold(max_tokens: int, prompt_toke
         RequestField.PROMPT,
     )
     assert f"holds {held} " in error.message
+
+
+def test_token_that_only_the_tokenizer_knows_is_refused() -> None:
+    card = Catalogue.load().get(DEFAULT_MODEL)
+    check_ids((1, card.vocab_size - 1), card)
+    with pytest.raises(
+        GatewayError, match=r"has the token 49152, and smollm2-135m knows 49152; leave it out"
+    ) as caught:
+        check_ids((1, card.vocab_size), card)
+    assert caught.value.kind is ErrorKind.INVALID_REQUEST
 
 
 def test_card_fills_unset_sampling_options() -> None:

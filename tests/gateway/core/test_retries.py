@@ -41,7 +41,7 @@ def test_lasting_failure_is_reported_at_once(code: FailureCode) -> None:
 
 
 def test_failure_of_the_gateway_itself_is_reported_at_once() -> None:
-    assert pauses(unavailable(GatewayCode.TOKENIZER_FAILED, "no")) == []
+    assert pauses(unavailable(GatewayCode.TEMPLATE_UNAVAILABLE, "no")) == []
 
 
 def test_time_counts_from_the_first_failure() -> None:

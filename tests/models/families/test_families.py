@@ -186,7 +186,7 @@ def test_family_beyond_the_range_of_float16_is_computed_in_bfloat16(name: str) -
         ("gemma3_text", {"sliding_window": 0}, "sliding_window as 0"),
         ("phi3", {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}, "long_factor"),
         ("phi3", {"partial_rotary_factor": 0.1}, "partial_rotary_factor"),
-        ("granite", {"attention_multiplier": None}, "attention_multiplier as None"),
+        ("granite", {"attention_multiplier": None}, "does not say its attention_multiplier"),
         ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers"),
         ("qwen3_moe", {"num_experts_per_tok": 7}, "num_experts_per_tok"),
     ],

@@ -13,15 +13,15 @@ from cluster.capabilities import DeviceCapabilities
 from cluster.shard import whole
 from models.cache import ModelCache
 from models.card import HubSource, ModelCard, compare_sizes
-from models.errors import DownloadError, NotOnHub, WeightsError, WrongCard
+from models.errors import DownloadError, NotOnHub, TokenizerError, WeightsError, WrongCard
 from models.names import HubName
-from models.sources import gguf_headers, hub_listing
+from models.sources import gguf_headers, hub_listing, safetensors_headers
 from models.sources.fetch import describe, fetch, search
 from models.tokenizers.tokenizer import Tokenizer
 from models.weights.reader import open_weights, sizes_of
 from models.weights.safetensors_weights import INDEX
 from tests.support.model_servers import COMMIT, FakeServer, fake_hub, ignore
-from tests.support.models import write_tiny_gguf
+from tests.support.models import TinyVocabulary, write_tiny_gguf
 
 REPO = "Tiny/Llama"
 
@@ -42,13 +42,61 @@ def quantized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeS
 def test_card_is_made_from_the_settings(hub: FakeServer, cache: ModelCache, hub_card: ModelCard) -> None:
     card = describe(HubName(REPO), cache).card
     assert (card.id, card.made_from, card.source) == ("tiny--llama", REPO, HubSource(REPO, COMMIT))
-    assert set(hub.fetched()) <= {"config.json", "generation_config.json", INDEX}
     weights = [content for name, content in hub.files.items() if name.endswith(".safetensors")]
     assert card.size_bytes == sum(map(len, weights))
     for name in ("family", "n_layers", "layer_bytes", "embedding_bytes", "context_length", "tied_embedding"):
         assert getattr(card, name) == getattr(hub_card, name)
     read = open_weights(fetch(card, whole(card.id, 4), cache, ignore))
     compare_sizes(card, sizes_of(read), Path())
+
+
+def test_headers_of_all_files_are_read_and_no_more(
+    hub: FakeServer, cache: ModelCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(safetensors_headers, "FIRST_BYTES", 300)
+    describe(HubName(REPO), cache)
+    weights = sorted(name for name in hub.files if name.endswith(".safetensors"))
+    read = sorted((name, first) for name, first in hub.first_bytes if name in weights)
+    assert read == [(name, first) for name in weights for first in (0, 300)]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "sentence"),
+    [
+        (
+            "model-00002-of-00004.safetensors",
+            b'"shape": [64, 128]',
+            b'"shape": [128, 64]',
+            r"^model-00002-of-00004\.safetensors of Tiny/Llama holds model\.layers\.1\.mlp\.down_proj\.weight as "
+            r"\[128, 64\], but its configuration says \[64, 128\]: it is damaged, pick another model",
+        ),
+        (
+            "model-00001-of-00004.safetensors",
+            b'"data_offsets": [0, ',
+            b'"data_offsets": [9, ',
+            "model-00001-of-00004.safetensors of Tiny/Llama gives .* a shape that does not fit its bytes",
+        ),
+        ("model-00003-of-00004.safetensors", b"BF16", b"BF61", "Tiny/Llama stores .* as BF61, but exobus reads F32"),
+        ("model-00003-of-00004.safetensors", b"{", b"[", "of Tiny/Llama has a header that is not of the safetensors"),
+        (
+            INDEX,
+            b'"lm_head.weight": "model-00004',
+            b'"lm_head.weight": "model-00001',
+            "says that model-00001-of-00004.safetensors holds lm_head.weight, which it does not",
+        ),
+        (INDEX, b"model-00002-of-00004", b"../00002-of-00004", "names the file '../00002-of-00004.safetensors', which"),
+        (INDEX, b"model-00002-of-00004", b"model-00009-of-00004", "lacks model-00009-of-00004.safetensors, which"),
+        (INDEX, b"lm_head.weight", b"my_head.weight", "has no lm_head.weight, though config.json says that the model"),
+    ],
+    ids=["shape", "offsets", "dtype", "header", "place", "unsafe", "absent", "head"],
+)
+def test_damaged_safetensors_are_refused_unfetched(
+    hub: FakeServer, cache: ModelCache, name: str, old: bytes, new: bytes, sentence: str
+) -> None:
+    assert old in hub.files[name]
+    hub.files[name] = hub.files[name].replace(old, new)
+    with pytest.raises(WeightsError, match=sentence):
+        describe(HubName(REPO), cache)
 
 
 def test_recommended_sampling_becomes_the_default(hub: FakeServer, cache: ModelCache) -> None:
@@ -206,3 +254,10 @@ def test_search_says_that_the_hub_is_away(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(DownloadError, match="the hub could not be reached for llama"):
         search("llama")
+
+
+def test_unknown_split_rule_is_refused_unfetched(quantized: FakeServer, cache: ModelCache, tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "Rule-Q8_0.gguf", n_layers=1, vocabulary=TinyVocabulary(pre="abacus"))
+    quantized.files = {path.name: path.read_bytes()}
+    with pytest.raises(TokenizerError, match=r"^Rule-Q8_0\.gguf of Tiny/Llama splits texts by the rule 'abacus'"):
+        describe(HubName(REPO), cache)

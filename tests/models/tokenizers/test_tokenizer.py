@@ -119,6 +119,18 @@ class TestStream:
             stream.push(token)
         assert len(stream._window) < 4
 
+    @given(ids=st.lists(st.sampled_from([*range(TINY_VOCAB), TINY_VOCAB, 99999]), max_size=40))
+    def test_ids_without_a_text_change_no_piece(self, tiny: Tokenizer, ids: list[int]) -> None:
+        with_text = [token for token in ids if 3 <= token < TINY_VOCAB]
+        assert "".join(streamed(tiny, ids)) == "".join(streamed(tiny, with_text)) == tiny.decode(ids)
+
+    @pytest.mark.parametrize("token", [1, 99999, "é"], ids=["special", "without a text", "half a character"])
+    def test_token_that_is_repeated_fills_no_window(self, tiny: Tokenizer, token: int | str) -> None:
+        stream, token = tiny.stream(), token if isinstance(token, int) else tiny.encode(token)[0]
+        held = [(stream.push(token), len(stream._window))[1] for _ in range(300)]
+        assert max(held) < 100
+        assert stream.push(tiny.encode("x")[0]).endswith("x")
+
 
 class TestEnds:
     @pytest.mark.parametrize("name", END_OF_TURN)
@@ -221,6 +233,11 @@ class TestFiles:
             ("tokenizer.json", '{"model": {"type": "BPE"}}', "is not a tokenizer"),
             ("tokenizer_config.json", "{", "does not hold a JSON object"),
             ("tokenizer_config.json", "[]", "does not hold a JSON object"),
+            (
+                "generation_config.json",
+                f'{{"eos_token_id": {[*range(300)]}}}',
+                "names 300 tokens that end an answer",
+            ),
         ],
     )
     def test_damaged_file_is_rejected(self, tmp_path: Path, file: str, content: str, message: str) -> None:
@@ -229,6 +246,14 @@ class TestFiles:
         with pytest.raises(TokenizerError, match=message) as caught:
             Tokenizer.load(folder)
         assert str(folder / file) in str(caught.value)
+
+    def test_impossible_id_is_rejected(self, tmp_path: Path) -> None:
+        folder = write_tiny_llama(tmp_path)
+        text = json.loads((folder / "tokenizer.json").read_text())
+        text["model"]["vocab"]["far"] = (1 << 32) - 1
+        (folder / "tokenizer.json").write_text(json.dumps(text))
+        with pytest.raises(TokenizerError, match=r"tokenizer\.json gives a token the id 4294967295"):
+            Tokenizer.load(folder)
 
     def test_folder_without_a_tokenizer_is_rejected(self, tmp_path: Path) -> None:
         with pytest.raises(TokenizerError, match=r"has no tokenizer\.json"):
