@@ -12,7 +12,7 @@ from msgspec import Meta
 from cluster.capabilities import DeviceCapabilities
 from cluster.partitioning import PartitioningStrategy, shards_of
 from cluster.shard import Shard, whole
-from cluster.topology import Topology
+from cluster.topology import NodeRecord, Topology
 from common.limits import MAX_STAGES, Detail, Endpoint, ModelId, Name, Whole
 
 Endpoints = Annotated[tuple[Endpoint, ...], Meta(max_length=16)]
@@ -72,10 +72,11 @@ def placer_of(model_id: str, node_ids: Iterable[str]) -> str:
 
 
 def able(topology: Topology, model_id: str, n_layers: int, need: Need) -> Topology:
-    """Return the topology without the nodes that have no memory for even the last layer with the head."""
+    """Return the topology without the nodes that take no stage, or have no memory for the last layer with the head."""
     last = Shard(model_id, n_layers - 1, n_layers, n_layers)
     for node in topology.nodes:
-        if node.capabilities.memory_available < need(last, node.capabilities):
+        offered = node.capabilities
+        if not offered.stages_left or offered.memory_available < need(last, offered):
             topology = topology.without_node(node.node_id)
     return topology
 
@@ -135,11 +136,16 @@ def _shortage(topology: Topology, model: Shard, need: Need) -> str:
     """Say what a whole model needs where it needs least, and what the nodes offer."""
     nodes = [node.capabilities for node in topology.nodes] or [DeviceCapabilities()]
     least = min(need(model, capabilities) for capabilities in nodes)
-    offers = ", ".join(f"{n.name} {_gb(n.capabilities.memory_available)}" for n in topology.nodes) or "no node"
+    offers = ", ".join(_offer(node) for node in topology.nodes) or "no node free"
     return (
         f"{model.model_id} needs {_gb(least)} of memory for its weights and one chat, and does not fit on the nodes "
-        f"here ({offers} free); add a node, free memory, or choose a smaller model"
+        f"here ({offers}); add a node, free memory, or choose a smaller model"
     )
+
+
+def _offer(node: NodeRecord) -> str:
+    full = "" if node.capabilities.stages_left else ", but it takes no stage more; see --max-stages"
+    return f"{node.name} {_gb(node.capabilities.memory_available)} free{full}"
 
 
 def _gb(count: int) -> str:
