@@ -1,0 +1,135 @@
+"""Finds room for a model: a plan of its stages, if necessary after idle instances of other models have ended.
+
+Which ones end is decided by `cluster.room`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import msgspec
+
+from bus.client import BusClient
+from bus.messages import Status
+from cluster.instances import Instances
+from cluster.placement import DoesNotFit, Instance, PlacedStage
+from cluster.room import InstanceUse, LoadedInstance, changed, to_end
+from cluster.topology import Topology
+from models.card import ModelCard
+from models.weights.memory import least_bytes
+
+WAIT_S = 8.0  # for an instance in use to become idle, before a request is refused
+LOOK_EVERY_S = 0.1
+SETTLE_S = 3.0  # by then every node's record shows the memory that an unloaded stage has freed
+
+Plan = Callable[[ModelCard, Topology], tuple[PlacedStage, ...]]
+"""Divides a model over the nodes of a topology. Raises DoesNotFit."""
+
+
+class Room:
+    """Plans models, one at a time, so that two models do not count on the same memory.
+
+    The stages of a plan are claimed until `release`: other plans of this node leave them their memory, which no record
+    shows yet. `end_idle` ends an instance unless it has a session, and returns whether it did.
+    """
+
+    def __init__(
+        self,
+        bus: BusClient,
+        instances: Instances,
+        current_topology: Callable[[ModelCard], Awaitable[Topology]],
+        plan: Plan,
+        end_idle: Callable[[Instance, str], Awaitable[bool]],
+    ) -> None:
+        self._bus = bus
+        self._instances = instances
+        self._current_topology = current_topology
+        self._plan = plan
+        self._end_idle = end_idle
+        self._lock = asyncio.Lock()
+        self._claims: dict[str, tuple[ModelCard, tuple[PlacedStage, ...]]] = {}  # by model id
+
+    async def find(self, card: ModelCard, until: float) -> tuple[PlacedStage, ...]:
+        """Return the stages of a model, which it claims. Waits till the monotonic time `until` if that may help.
+
+        It may help if what stands is in use now. Raises DoesNotFit with what is loaded, and RequestError.
+        """
+        waits = False
+        while True:
+            async with self._lock:
+                try:
+                    return await self._claim(card)
+                except DoesNotFit as error:
+                    refusal = error
+                if stages := await self._make(card):
+                    return stages
+            if time.monotonic() >= until or not await self._may_come(card):
+                raise DoesNotFit(f"{refusal}{_loaded(self._instances.loaded())}") from None
+            if not waits:
+                waits = True
+                await self._bus.publish(Status(card.id, f"waiting for room for {card.id}: all other models are in use"))
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    def release(self, card: ModelCard) -> None:
+        """End the claim of a model: records show its memory, or it could not be loaded."""
+        self._claims.pop(card.id, None)
+
+    async def _claim(self, card: ModelCard) -> tuple[PlacedStage, ...]:
+        stages = self._plan(card, await self._unclaimed(card))
+        self._claims[card.id] = card, stages
+        return stages
+
+    async def _make(self, card: ModelCard) -> tuple[PlacedStage, ...]:
+        """End idle instances, as few as needed, and return the plan; none if that is not enough."""
+        chosen = to_end(await self._unclaimed(card), self._instances.loaded(), partial(self._fits, card))
+        for instance, _ in chosen or ():
+            if not await self._end_idle(instance, f"it was idle, and {card.id} needs its memory"):
+                return ()
+        settled = time.monotonic() + SETTLE_S
+        while chosen:
+            try:
+                return await self._claim(card)
+            except DoesNotFit:
+                if time.monotonic() >= settled:
+                    break
+            await asyncio.sleep(LOOK_EVERY_S)
+        return ()
+
+    async def _may_come(self, card: ModelCard) -> bool:
+        """Return whether there would be room if nothing were in use, as far as that is known."""
+        idle = [LoadedInstance(one, msgspec.structs.replace(use, idle_s=1)) for one, use in self._instances.loaded()]
+        unknown = any(not all(use.frees) for _, use in idle)  # a stage that joined just now
+        topology = await self._current_topology(card)
+        return unknown or to_end(topology, idle, partial(self._fits, card)) is not None
+
+    def _fits(self, card: ModelCard, topology: Topology) -> bool:
+        try:
+            return bool(self._plan(card, topology))
+        except DoesNotFit:
+            return False
+
+    async def _unclaimed(self, card: ModelCard) -> Topology:
+        """Return the nodes as they are now, without what the plans of other models have claimed."""
+        topology = await self._current_topology(card)
+        memory: Counter[str] = Counter()
+        stages: Counter[str] = Counter()
+        for claimed, placed in self._claims.values():
+            for stage in placed if claimed.id != card.id else ():
+                if node := topology.node(stage.node_id):
+                    memory[stage.node_id] -= least_bytes(claimed, stage.shard, node.capabilities)
+                    stages[stage.node_id] -= 1
+        return changed(topology, memory, stages)
+
+
+def _loaded(instances: tuple[LoadedInstance, ...]) -> str:
+    """Return what is loaded as the end of a sentence."""
+    names = [f"{one.model_id} ({_since(use)})" for one, use in instances]
+    return f"; loaded now: {', '.join(names)}" if names else ""
+
+
+def _since(use: InstanceUse) -> str:
+    return f"idle for {use.idle_s} s" if use.idle_s else "in use"
