@@ -69,9 +69,12 @@ class Device:
         )
 
     def offer(self, nodes_here: int, reserved: int, freed: int = 0) -> int:
-        """Return the bytes that a model may use now, or once `freed` bytes of this machine's memory are free."""
+        """Return the bytes that a model may use now, or once `freed` bytes more are free.
+
+        They all count for this node: the stages of a ring end on all nodes of the machine.
+        """
         total, available = memory()
-        return usable(min(available + freed, total) // nodes_here, self._config.memory, reserved)
+        return usable(min(available // nodes_here + freed, total // nodes_here), self._config.memory, reserved)
 
     def threads(self, nodes_here: int) -> int:
         """Return the threads of an engine: the configured number, or this node's share of the cores but one.

@@ -431,8 +431,8 @@ class InstanceUp(Fact, frozen=True, tag="instance.up"):
 
 
 class InstanceDown(Fact, frozen=True, tag="instance.down"):
-    """A stage of an instance ended, and with it the instance. Published by the stage's node, or by the placer that
-    replaced the instance.
+    """A stage of an instance ended, and with it the instance. Published by the stage's node, or by the member that
+    had the instance unloaded.
     """
 
     instance_id: Name

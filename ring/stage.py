@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 limited = RateLimitedLogger(logger)
 
 CHECK_EVERY_S = 1.0
-FIRST_SESSION_S = 10.0  # a stage was placed for a session, which is still to come
+FIRST_SESSION_S = 5.0  # within it the session comes for which a stage was placed
 IDLE_WAIT_MS = 1000
 FRAMES_A_TURN = 1024  # a peer that sends without end must not keep the engine waiting
 REST_WAIT_MS = 50  # for the rest of a micro-batch: its frames were sent together, so one that is late is lost

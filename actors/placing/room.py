@@ -67,11 +67,12 @@ class Room:
                     refusal = error
                 if stages := await self._make(card):
                     return stages
-            if time.monotonic() >= until or not await self._may_come(card):
-                raise DoesNotFit(f"{refusal}{_loaded(self._instances.loaded())}") from None
+            may_come = await self._may_come(card)
+            if not may_come or time.monotonic() >= until:
+                raise DoesNotFit(f"{refusal}{_loaded(self._instances.loaded(), may_come=may_come)}")
             if not waits:
                 waits = True
-                await self._bus.publish(Status(card.id, f"waiting for room for {card.id}: all other models are in use"))
+                await self._bus.publish(Status(card.id, f"waiting until other models leave {card.id} room"))
             await asyncio.sleep(LOOK_EVERY_S)
 
     def release(self, card: ModelCard) -> None:
@@ -86,18 +87,19 @@ class Room:
     async def _make(self, card: ModelCard) -> tuple[PlacedStage, ...]:
         """End idle instances, as few as needed, and return the plan; none if that is not enough."""
         chosen = to_end(await self._unclaimed(card), self._instances.loaded(), partial(self._fits, card))
-        for instance, _ in chosen or ():
+        if chosen is None:
+            return ()
+        for instance, _ in chosen:
             if not await self._end_idle(instance, f"it was idle, and {card.id} needs its memory"):
                 return ()
         settled = time.monotonic() + SETTLE_S
-        while chosen:
+        while True:
             try:
                 return await self._claim(card)
             except DoesNotFit:
                 if time.monotonic() >= settled:
-                    break
+                    return ()
             await asyncio.sleep(LOOK_EVERY_S)
-        return ()
 
     async def _may_come(self, card: ModelCard) -> bool:
         """Return whether there would be room if nothing were in use, as far as that is known."""
@@ -125,10 +127,11 @@ class Room:
         return changed(topology, memory, stages)
 
 
-def _loaded(instances: tuple[LoadedInstance, ...]) -> str:
-    """Return what is loaded as the end of a sentence."""
+def _loaded(instances: tuple[LoadedInstance, ...], *, may_come: bool) -> str:
+    """Return what is loaded, and whether to wait for it, as the end of a sentence."""
     names = [f"{one.model_id} ({_since(use)})" for one, use in instances]
-    return f"; loaded now: {', '.join(names)}" if names else ""
+    advice = "; it may fit once they are idle, so try again then" if may_come else ""
+    return f"; loaded now: {', '.join(names)}{advice}" if names else ""
 
 
 def _since(use: InstanceUse) -> str:

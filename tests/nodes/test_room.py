@@ -83,7 +83,7 @@ def test_models_that_do_not_fit_together_run_in_turn(node: NodeProcess) -> None:
     for model in ("one", "two", "one"):
         assert ask(node, model).status_code == 200
         assert loaded(node) == {model}
-    assert [process for process in node.children() if "actors.engine_actor" in process.cmdline()][1:] == []
+    assert sum("actors.engine_actor" in process.cmdline() for process in node.children()) == 1
 
 
 def test_model_with_a_running_stream_is_not_unloaded(node: NodeProcess) -> None:
@@ -100,7 +100,7 @@ def test_model_with_a_running_stream_is_not_unloaded(node: NodeProcess) -> None:
 
 def test_request_at_the_instant_of_an_unload_succeeds(node: NodeProcess) -> None:
     with ThreadPoolExecutor(2) as asking:
-        for _ in range(6):
+        for _ in range(4):
             ended = asking.submit(asyncio.run, unload(node, "one"))
             assert ask(node, "one").status_code == 200
             assert ended.result() in ("", FailureCode.BUSY, FailureCode.MODEL_NOT_FOUND)
@@ -123,7 +123,7 @@ async def unload(node: NodeProcess, model: str) -> str:
 
 def test_two_models_that_are_asked_for_at_once_both_run(node: NodeProcess) -> None:
     with ThreadPoolExecutor(2) as asking:
-        for _ in range(3):
+        for _ in range(2):
             assert [answer.status_code for answer in asking.map(ask, (node, node), ("one", "two"))] == [200, 200]
 
 
@@ -146,17 +146,16 @@ def test_room_is_made_on_all_nodes_of_a_ring(models_dir: Path) -> None:
     with running(models_dir, "ada", "bob", arguments=half) as (ada, bob):
         wait_for_nodes(ada, 2)
         wait_for_nodes(bob, 2)
-        for asked, model in ((ada, "one"), (bob, "two"), (ada, "one")):
+        for asked, model in ((ada, "one"), (bob, "two")):
             assert ask(asked, model).status_code == 200
             (instance,) = asked.get("/v1/topology")["instances"]
             assert instance["model"] == model
             assert {stage["node"] for stage in instance["stages"]} == {"ada", "bob"}
 
 
-def test_node_runs_no_more_stages_than_it_may_and_keeps_none(models_dir: Path) -> None:
-    with running(models_dir, "ada", arguments=["--max-stages", "1", "--keep-loaded", "0"]) as (ada,):
-        with streaming(ada, "one"):
-            refused = ask(ada, "two").json()["error"]["message"]
-            assert "it takes no stage more; see --max-stages" in refused
-        assert ask(ada, "two").status_code == 200
+def test_stages_and_idle_time_have_bounds(models_dir: Path) -> None:
+    with running(models_dir, "ada", arguments=["--max-stages", "1", "--keep-loaded", "2s"]) as (ada,):
+        assert ask(ada, "one").status_code == 200
+        with streaming(ada, "two"):
+            assert loaded(ada) == {"two"}
         assert eventually(lambda: not loaded(ada), WITHIN_S)
