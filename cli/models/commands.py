@@ -31,7 +31,7 @@ def root() -> None:
 def list_models(
     as_json: JsonOption = False, api: ApiOption = None, api_key: ApiKeyOption = None, node: NodeOption = None
 ) -> None:
-    """List the catalogue: what fits the cluster now, what is here, and which models are loaded where."""
+    """List the catalogue: what fits now, what is here, and what is loaded."""
     from cli.models.tables import list_of, loaded_of
 
     models, topology = _models_and_topology(api, api_key, node)
