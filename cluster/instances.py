@@ -99,6 +99,10 @@ class Instances:
         known |= {instance_id: instance for instance_id, (instance, _) in self._announced.items()}
         return tuple(known[instance_id] for instance_id in sorted(known) if self._stands(known[instance_id]))
 
+    def placing(self) -> frozenset[str]:
+        """Return the ids of the instances that linked nodes are placing."""
+        return frozenset().union(*self._placing.values())
+
     def loaded(self) -> tuple[LoadedInstance, ...]:
         """Return all instances that stand, by id, with their use."""
         return tuple(LoadedInstance(instance, self._use(instance)) for instance in self.standing())

@@ -84,6 +84,12 @@ def freed(topology: Topology, ended: Iterable[LoadedInstance]) -> Topology:
     return changed(topology, memory, stages)
 
 
+def empty(topology: Topology) -> Topology:
+    """Return the topology as if its nodes had all of their machines' memory to offer."""
+    memory = Counter({node.node_id: node.capabilities.memory_total for node in topology.nodes})
+    return changed(topology, memory, Counter(topology.node_ids))
+
+
 def changed(topology: Topology, memory: Counter[str], stages: Counter[str]) -> Topology:
     """Return a topology in which nodes offer so many bytes and stages more, or less, but never less than none."""
 

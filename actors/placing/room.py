@@ -17,12 +17,13 @@ from bus.client import BusClient
 from bus.messages import Status
 from cluster.instances import Instances
 from cluster.placement import DoesNotFit, Instance, PlacedStage
-from cluster.room import InstanceUse, LoadedInstance, changed, to_end
+from cluster.room import InstanceUse, LoadedInstance, changed, empty, to_end
 from cluster.topology import Topology
 from models.card import ModelCard
 from models.weights.memory import least_bytes
 
 WAIT_S = 8.0  # for an instance in use to become idle, before a request is refused
+LOADING_S = 120.0  # the most that a request waits for other models that are being loaded
 LOOK_EVERY_S = 0.1
 SETTLE_S = 3.0  # by then every node's record shows the memory that an unloaded stage has freed
 
@@ -56,9 +57,10 @@ class Room:
     async def find(self, card: ModelCard, until: float) -> tuple[PlacedStage, ...]:
         """Return the stages of a model, which it claims. Waits till the monotonic time `until` if that may help.
 
-        It may help if what stands is in use now. Raises DoesNotFit with what is loaded, and RequestError.
+        It may help if what stands is in use now. While other models are being loaded, `until` moves on, so that the one
+        that was unloaded for another gets its turn. Raises DoesNotFit with what is loaded, and RequestError.
         """
-        waits = False
+        waits, latest = False, time.monotonic() + LOADING_S
         while True:
             async with self._lock:
                 try:
@@ -67,6 +69,8 @@ class Room:
                     refusal = error
                 if stages := await self._make(card):
                     return stages
+            if self._instances.placing():
+                until = max(until, min(time.monotonic() + WAIT_S, latest))
             may_come = await self._may_come(card)
             if not may_come or time.monotonic() >= until:
                 raise DoesNotFit(f"{refusal}{_loaded(self._instances.loaded(), may_come=may_come)}")
@@ -102,11 +106,15 @@ class Room:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _may_come(self, card: ModelCard) -> bool:
-        """Return whether there would be room if nothing were in use, as far as that is known."""
+        """Return whether there would be room if nothing were in use.
+
+        What a stage frees that is being loaded or joined just now is not known: then all memory counts as free.
+        """
         idle = [LoadedInstance(one, msgspec.structs.replace(use, idle_s=1)) for one, use in self._instances.loaded()]
-        unknown = any(not all(use.frees) for _, use in idle)  # a stage that joined just now
         topology = await self._current_topology(card)
-        return unknown or to_end(topology, idle, partial(self._fits, card)) is not None
+        if self._instances.placing() or any(not all(use.frees) for _, use in idle):
+            return self._fits(card, empty(topology))
+        return to_end(topology, idle, partial(self._fits, card)) is not None
 
     def _fits(self, card: ModelCard, topology: Topology) -> bool:
         try:

@@ -33,7 +33,10 @@ def need(card: ModelCard) -> int:
 
 
 class Node:
-    """A node with `free` bytes of memory and instances of other models, by id. A request finds those `used` in use."""
+    """A node with `free` bytes of memory and instances of other models, by id. A request finds those `used` in use.
+
+    It is `placing` the instances of these ids.
+    """
 
     def __init__(self, bus: BusClient, free: int) -> None:
         self.free = free
@@ -41,6 +44,7 @@ class Node:
         self.room = Room(bus, self.instances, self.look, self.plan, self.end_idle)
         self.used: set[str] = set()
         self.asked: list[str] = []  # to end
+        self.placing: tuple[str, ...] = ()
         self._frees: dict[str, StageUse] = {}
 
     def hold(self, name: str, idle_s: int, frees: int) -> None:
@@ -50,10 +54,11 @@ class Node:
 
     def _record(self) -> None:
         held = [Instance(name, name, 1, (PlacedStage(A, whole(name, 1)),)) for name in self._frees]
-        self.instances.record(A, RecordNumber(1, 1), held, uses=self._frees.values())
+        self.instances.record(A, RecordNumber(1, 1), held, self.placing, self._frees.values())
 
     async def look(self, card: ModelCard) -> Topology:
-        return Topology().with_node(NodeRecord(A, "ada", 1, 1, DeviceCapabilities(memory_available=self.free)))
+        offered = DeviceCapabilities(memory_available=self.free, memory_total=need(CARD))
+        return Topology().with_node(NodeRecord(A, "ada", 1, 1, offered))
 
     def plan(self, card: ModelCard, topology: Topology) -> tuple[PlacedStage, ...]:
         strategy = RingMemoryWeightedPartitioningStrategy()
@@ -118,15 +123,30 @@ def test_model_that_got_a_session_in_time_stays() -> None:
     on_node(test)
 
 
-@pytest.mark.parametrize("frees", [need(CARD), 0], ids=["in use", "joined just now"])
-def test_request_waits_for_a_model_to_become_idle(frees: int) -> None:
+@pytest.mark.parametrize(
+    ("frees", "placing", "wait_s"),
+    [(need(CARD), (), WITHIN_S), (0, (), WITHIN_S), (0, ("other",), 0.0)],
+    ids=["in use", "joined just now", "being loaded"],
+)
+def test_request_waits_for_a_model_to_become_idle(frees: int, placing: tuple[str, ...], wait_s: float) -> None:
     async def test(node: Node) -> None:
+        node.placing = placing
         node.hold("other", 0, frees)
-        finding = asyncio.create_task(node.find(wait_s=WITHIN_S))
+        finding = asyncio.create_task(node.find(wait_s=wait_s))
         await asyncio.wait([finding], timeout=3 * room_module.LOOK_EVERY_S)
         assert not finding.done()
         node.hold("other", 1, need(CARD))
         assert len(await finding) == 1
+
+    on_node(test)
+
+
+def test_model_beyond_all_memory_waits_for_no_other() -> None:
+    async def test(node: Node) -> None:
+        node.placing = ("other",)
+        node.hold("other", 0, 0)
+        with pytest.raises(DoesNotFit, match="loaded now"):
+            await node.find(LARGE, wait_s=WITHIN_S)
 
     on_node(test)
 
