@@ -15,6 +15,7 @@ from actors.device import Device
 from actors.model_cards import ModelCards
 from actors.own_record import OwnRecord
 from actors.placer import Placer
+from actors.placing.members import placing_members
 from actors.placing.unloading import Unloading
 from actors.stage_host import StageHost
 from bus.actor import Actor, every, on
@@ -258,21 +259,7 @@ class NodeActor(Actor):
                 self._placer.grow(card, self._cards.within(self._topology, card))
 
     def _members(self) -> set[str]:
-        """Return the nodes that may place models.
-
-        Raises RequestError if this node may not request an instance, or no member is linked.
-        """
-        if self._role is Role.OBSERVER:
-            raise RequestError(
-                FailureCode.FORBIDDEN, "this node only observes; chat through another, or join with a gateway's code"
-            )
-        members = {*self._topology.node_ids, *([self.bus.node_id] if self._role is Role.MEMBER else [])}
-        if not members:
-            raise RequestError(
-                FailureCode.NO_MEMBER,
-                f"no member of cluster {self._config.cluster} is linked to this gateway yet; try again in a moment",
-            )
-        return members
+        return placing_members(self._config, self._role, self._topology)
 
     async def _current_topology(self, card: ModelCard) -> Topology:
         """Return the nodes that can have a model, with this node's record as of now: what was just unloaded counts.
