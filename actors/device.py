@@ -50,23 +50,31 @@ class Device:
         failed = task is not None and task.done() and not task.cancelled() and task.exception()
         return str(failed or "")
 
-    def now(self, nodes_here: int) -> DeviceCapabilities:
+    def now(self, nodes_here: int, reserved: int = 0, stages: int = 0) -> DeviceCapabilities:
         """Return what is known at this moment; before the measurement is over, only memory.
 
-        The `nodes_here` nodes of this machine divide its free memory equally.
+        The `nodes_here` nodes of this machine divide its free memory equally. This one's `stages` have reserved so many
+        bytes of its memory for models.
         """
         task = self._measuring
         known = task is not None and task.done() and not task.cancelled() and task.exception() is None
         capabilities = task.result() if task is not None and known else DeviceCapabilities()
-        total, available = memory()
-        offer = usable(available // nodes_here, self._config.memory)
         return msgspec.structs.replace(
             capabilities,
-            memory_total=total,
-            memory_available=offer,
+            memory_total=memory().total,
+            memory_available=self.offer(nodes_here, reserved),
+            stages_left=max(self._config.max_stages - stages, 0),
             precision=self._config.precision,
             quantize=self._config.quantize,
         )
+
+    def offer(self, nodes_here: int, reserved: int, freed: int = 0) -> int:
+        """Return the bytes that a model may use now, or once `freed` bytes more are free.
+
+        They all count for this node: the stages of a ring end on all nodes of the machine.
+        """
+        total, available = memory()
+        return usable(min(available // nodes_here + freed, total // nodes_here), self._config.memory, reserved)
 
     def threads(self, nodes_here: int) -> int:
         """Return the threads of an engine: the configured number, or this node's share of the cores but one.
@@ -104,7 +112,10 @@ class Device:
         return msgspec.json.decode(output, type=DeviceCapabilities)
 
 
-def usable(available: int, limit: int) -> int:
-    """Return the bytes to offer: at most `limit` (0: no limit), in steps, so that the figure does not flicker."""
-    offered = min(available, limit) if limit else available
+def usable(available: int, limit: int, reserved: int) -> int:
+    """Return the bytes to offer, in steps, so that the figure does not flicker.
+
+    With those that are reserved they are at most `limit` (0: no limit).
+    """
+    offered = min(available, max(limit - reserved, 0)) if limit else available
     return offered - offered % MEMORY_STEP if offered > MEMORY_STEP else offered

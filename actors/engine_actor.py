@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -37,7 +38,7 @@ from engines.errors import EngineError, NotInParts
 from models.errors import ModelError
 from ring.loaded_shard import load_shard
 from ring.ring_view import ring_view
-from ring.stage_thread import StageThread
+from ring.stage_thread import InUse, StageThread
 from ring.steps import StageCounts
 
 logger = logging.getLogger(__name__)
@@ -121,12 +122,16 @@ class EngineActor(DataPlaneActor):
     @on(EngineDescribe)
     async def describe(self, message: EngineDescribe, envelope: Envelope) -> EngineState:
         """Return what this process holds, also while it is being loaded."""
-        return EngineState(self._load, self._joined)
+        idle_s = math.ceil(self._thread.idle_s) if self._thread else 0
+        return EngineState(self._load, self._joined, idle_s, _private_bytes())
 
     @on(StageDrain)
     async def drain(self, message: StageDrain, envelope: Envelope) -> RequestDone:
         """Take no new sessions and wait for the running ones."""
-        await asyncio.wrap_future(self._loaded().drain())
+        try:
+            await asyncio.wrap_future(self._loaded().drain(if_idle=message.if_idle))
+        except InUse:
+            raise RequestError(FailureCode.BUSY, f"{self.bus.address} has sessions; try again once they end") from None
         return RequestDone()
 
     @on(SessionCheck)
@@ -172,6 +177,12 @@ def _id_of(name: str) -> int:
         return int(name, 16)
     except ValueError:
         return -1
+
+
+def _private_bytes() -> int:
+    """Return the memory of this process that no file and no other process has as well, if the system tells it."""
+    held = psutil.Process().memory_info()
+    return max(held.rss - getattr(held, "shared", 0), 0)
 
 
 if __name__ == "__main__":

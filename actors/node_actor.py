@@ -15,6 +15,8 @@ from actors.device import Device
 from actors.model_cards import ModelCards
 from actors.own_record import OwnRecord
 from actors.placer import Placer
+from actors.placing.members import placing_members
+from actors.placing.unloading import Unloading
 from actors.stage_host import StageHost
 from bus.actor import Actor, every, on
 from bus.client import BusClient, RequestError
@@ -28,6 +30,7 @@ from bus.messages import (
     InstanceJoin,
     InstanceJoined,
     InstanceReady,
+    InstanceUnload,
     InstanceUp,
     NodeRecorded,
     PeerDown,
@@ -78,11 +81,14 @@ class NodeActor(Actor):
         self._topology = Topology()
         self._linked_members: set[str] = set()
         self._instances = Instances(config.node_id)
+        self._unloading = Unloading(bus, self._instances)
         self._placer = Placer(
             bus,
             self._instances,
+            self._unloading,
             RingMemoryWeightedPartitioningStrategy(),
             self._current_topology,
+            self._cards.within,
             lambda: self._record.next_number,
             self._cards.fingerprint,
         )
@@ -116,12 +122,14 @@ class NodeActor(Actor):
         await self._record.publish_if_due(self._own_record())
 
     def _own_record(self) -> NodeRecorded:
-        record = self._record.make(self._device.now(self._nodes_here()))
+        stages = self._stages
+        record = self._record.make(self._device.now(self._nodes_here(), stages.reserved, len(stages.held)))
         self._note_own_stages()
-        return NodeRecorded(record, self._stages.joined, tuple(self._placer.placing), self._cards.own())
+        return NodeRecorded(record, stages.joined, tuple(self._placer.placing), self._cards.own(), stages.uses)
 
     def _note_own_stages(self) -> None:
-        self._instances.record(self.bus.node_id, self._record.number, self._stages.joined, self._placer.placing)
+        number, stages = self._record.number, self._stages
+        self._instances.record(self.bus.node_id, number, stages.joined, self._placer.placing, stages.uses)
 
     def _nodes_here(self) -> int:
         return max(self._topology.on_machine(self._config.machine), 1)
@@ -144,7 +152,8 @@ class NodeActor(Actor):
     async def recorded(self, message: NodeRecorded, envelope: Envelope) -> None:
         """Update what another node holds and places, and grow the rings that this node is the placer of now."""
         if envelope.node not in (self.bus.node_id, ""):
-            self._instances.record(envelope.node, message.record.number, message.instances, message.placing)
+            number, placing = message.record.number, message.placing
+            self._instances.record(envelope.node, number, message.instances, placing, message.uses)
             self._cards.record(envelope.node, message.models)
             self._record_came.set()
             self._grow_rings()
@@ -185,6 +194,14 @@ class NodeActor(Actor):
             await self._end_stage(held, "other nodes do not hold their part of it")
         with suppress(RequestError):  # a hub that is being restarted is asked again
             await self._stages.end_strays((await self._hub()).actors, time.monotonic())
+
+    @every(1.0)
+    async def look_at_use(self) -> None:
+        """Note how the stages here are used, and end instances that were idle for as long as this node keeps them."""
+        await self._stages.look(self._nodes_here())
+        self._note_own_stages()
+        if (keep_s := self._config.keep_loaded_s) >= 0:
+            await self._unloading.end_unused({instance.instance_id for instance in self._stages.joined}, keep_s)
 
     async def _end_stage(self, held: HeldStage, reason: str) -> None:
         await self._stages.end(held.instance_id)
@@ -242,31 +259,25 @@ class NodeActor(Actor):
                 self._placer.grow(card, self._cards.within(self._topology, card))
 
     def _members(self) -> set[str]:
-        """Return the nodes that may place models.
-
-        Raises RequestError if this node may not request an instance, or no member is linked.
-        """
-        if self._role is Role.OBSERVER:
-            raise RequestError(
-                FailureCode.FORBIDDEN, "this node only observes; chat through another, or join with a gateway's code"
-            )
-        members = {*self._topology.node_ids, *([self.bus.node_id] if self._role is Role.MEMBER else [])}
-        if not members:
-            raise RequestError(
-                FailureCode.NO_MEMBER,
-                f"no member of cluster {self._config.cluster} is linked to this gateway yet; try again in a moment",
-            )
-        return members
+        return placing_members(self._config, self._role, self._topology)
 
     async def _current_topology(self, card: ModelCard) -> Topology:
-        """Return the nodes that can hold a model, with this node's record as of now: what was just unloaded counts.
+        """Return the nodes that can have a model, with this node's record as of now: what was just unloaded counts.
 
         Raises RequestError if no node has the engine that it needs.
         """
         await self._device.measured()
         topology = self._topology.with_node(self._own_record().record)
         self._cards.check_engine(card, topology)
-        return self._cards.within(topology, card)
+        return topology
+
+    @on(InstanceUnload)
+    async def unload(self, message: InstanceUnload, envelope: Envelope) -> RequestDone:
+        """End what stands of a model, wherever it was placed from."""
+        if self._role is not Role.MEMBER:
+            raise RequestError(FailureCode.FORBIDDEN, f"{self._config.name} is no member; unload the model on a member")
+        await self._unloading.end_model(message.model_id)
+        return RequestDone()
 
     # -- as a member
 
@@ -290,7 +301,7 @@ class NodeActor(Actor):
     @on(ShardUnload)
     async def unload_shard(self, message: ShardUnload, envelope: Envelope) -> RequestDone:
         """Drain the stage of an instance, then end its process."""
-        await self._stages.drain(message.instance_id)
+        await self._stages.drain(message.instance_id, if_idle=message.if_idle)
         self._note_own_stages()
         return RequestDone()
 

@@ -67,10 +67,13 @@ class OwnRecord:
 
 
 def _nearly_equal(one: NodeRecorded, other: NodeRecorded) -> bool:
-    """Return whether two records differ in the sequence number and less than a 32nd of the memory at most."""
+    """Return whether two records differ in the sequence number, uses and less than a 32nd of the memory at most.
+
+    Uses change with every chat and every second, and need not be known sooner than a record is repeated.
+    """
     now, then = one.record.capabilities, other.record.capabilities
     if abs(now.memory_available - then.memory_available) > now.memory_total // 32:
         return False
     capabilities = msgspec.structs.replace(then, memory_available=now.memory_available)
     record = msgspec.structs.replace(other.record, sequence=one.record.sequence, capabilities=capabilities)
-    return one == msgspec.structs.replace(other, record=record)
+    return one == msgspec.structs.replace(other, record=record, uses=one.uses)

@@ -1,6 +1,6 @@
 """Carries out placements: loads every shard, connects the ring, and replaces an instance if its ring should grow.
 
-Where layers go is decided by `cluster.placement`.
+Where layers go is decided by `cluster.placement`, and `actors.placing.room` makes room for them.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from functools import partial
 
 import msgspec
 
+from actors.placing.room import SETTLE_S, WAIT_S, Room
+from actors.placing.unloading import Unloading
 from bus.address import Address
 from bus.client import BusClient, RequestError
 from bus.dataplane.access import node_at
 from bus.messages import (
-    InstanceDown,
     InstanceFailed,
     InstanceJoin,
     InstanceJoined,
     InstanceUp,
-    RequestDone,
     ShardLoad,
     ShardLoaded,
-    ShardUnload,
     Status,
 )
 from cluster.failures import FailureCode
@@ -42,26 +41,28 @@ from models.weights.memory import AUTO_BITS, least_bytes
 logger = logging.getLogger(__name__)
 
 LOAD_TIMEOUT_S = 3600.0  # a first download may take that long
-DRAIN_TIMEOUT_S = 600.0
 JOIN_TIMEOUT_S = 10.0
+REPLACED = "it was replaced"
+TAKEN_S = 0.5  # by then the record of a node shows that another placer has taken its memory
 STOP_TIMEOUT_S = 1.0  # for requests to unload to leave; other actors of this node may have ended
-SETTLE_S = 3.0  # by then every node's record shows the memory that an unloaded stage has freed
 GROW_AGAIN_S = 300.0  # after a failed attempt to grow a ring to the same nodes
 
 
 class Placer:
     """Places models, one placement of a model at a time.
 
-    `current_topology` returns the nodes that can have a model's files, as they are now, `next_record` the number of the
-    node's next record, and `fingerprint` that of an own model's files.
+    `current_topology` returns the nodes as they are now, `able` those of them that can have a model's files and run it,
+    `next_record` the number of the node's next record, and `fingerprint` that of an own model's files.
     """
 
     def __init__(
         self,
         bus: BusClient,
         instances: Instances,
+        unloading: Unloading,
         strategy: PartitioningStrategy,
         current_topology: Callable[[ModelCard], Awaitable[Topology]],
+        able: Callable[[Topology, ModelCard], Topology],
         next_record: Callable[[], RecordNumber],
         fingerprint: Callable[[ModelCard], str],
     ) -> None:
@@ -70,11 +71,13 @@ class Placer:
         self._instances = instances
         self._strategy = strategy
         self._current_topology = current_topology
+        self._able = able
+        self._unloading = unloading
+        self._room = Room(bus, instances, current_topology, self._plan, unloading.end_idle)
         self._next_record = next_record
         self._fingerprint = fingerprint
         self._locks: dict[str, asyncio.Lock] = {}
         self._growing: dict[str, asyncio.Task[None]] = {}
-        self._retiring: set[str] = set()  # ids of instances that take no new sessions
         self._whole: set[str] = set()  # ids of models of which an engine refused a part
         # by model id: the nodes of a growth that failed, and when it was
         self._attempts: dict[str, tuple[frozenset[str], float]] = {}
@@ -91,22 +94,15 @@ class Placer:
             if held := self._standing(card):
                 return held
             try:
-                return await self._plan_and_place(card)
+                return await self._place_in_room(card)
             except RequestError as error:
                 if error.code is not FailureCode.NOT_IN_PARTS:
                     raise
-            return await self._plan_and_place(card)  # now whole
-
-    async def _plan_and_place(self, card: ModelCard) -> Instance:
-        try:
-            planned = self._plan(card, await self._current_topology(card))
-        except DoesNotFit as error:
-            raise RequestError(FailureCode.INSUFFICIENT_MEMORY, str(error)) from None
-        return await self._place(card, planned)
+            return await self._place_in_room(card)  # now whole
 
     def _standing(self, card: ModelCard) -> Instance | None:
         held = self._instances.newest(card.id)
-        return None if held and held.instance_id in self._retiring else held
+        return None if held and held.instance_id in self._unloading.retiring else held
 
     def grow(self, card: ModelCard, topology: Topology) -> bool:
         """Begin to replace what stands of a model, if there are nodes that its ring should also have.
@@ -144,14 +140,15 @@ class Placer:
                     if wanted <= set(placed.node_ids):
                         del self._attempts[card.id]  # a node that leaves and comes back gets layers at once
                 for older in self._instances.older(card.id):
-                    await self._retire(older)
+                    await self._unloading.end(older, REPLACED)
             except RequestError as error:
                 logger.warning("the ring of %s does not grow: %s", card.id, error.message)
 
     def _larger_ring(self, card: ModelCard, topology: Topology, held: Instance) -> frozenset[str]:
         """Return the nodes of the ring that is wanted now, unless a growth to it failed not long ago."""
+        able = self._able(topology, card)
         need = partial(least_bytes, card, auto_bits=AUTO_BITS[0])
-        wanted = larger_ring(topology, self._strategy, held, card.n_layers, need, self._starts(card, topology))
+        wanted = larger_ring(able, self._strategy, held, card.n_layers, need, self._starts(card, able))
         tried, when = self._attempts.get(card.id, (frozenset(), 0.0))
         return frozenset() if wanted == tried and time.monotonic() - when < GROW_AGAIN_S else wanted
 
@@ -162,12 +159,13 @@ class Placer:
             planned = self._plan(card, topology)
             if len(planned.stages) > len(held.stages) and planned.auto_bits >= bits:
                 return await self._place(card, planned)
-        await self._retire(held)
+        await self._unloading.end(held, REPLACED)
         await asyncio.sleep(SETTLE_S)
         return await self._place(card, self._plan_or_repeat(card, await self._current_topology(card), held))
 
     def _plan(self, card: ModelCard, topology: Topology) -> ModelPlan:
-        return plan_model(card, topology, self._strategy, self._starts(card, topology))
+        able = self._able(topology, card)
+        return plan_model(card, able, self._strategy, self._starts(card, able))
 
     def _starts(self, card: ModelCard, topology: Topology) -> Sequence[int]:
         return WHOLE if card.id in self._whole else stage_starts(card, topology)
@@ -183,6 +181,21 @@ class Placer:
 
     def _lock(self, card: ModelCard) -> asyncio.Lock:
         return self._locks.setdefault(card.id, asyncio.Lock())
+
+    async def _place_in_room(self, card: ModelCard) -> Instance:
+        """Place a model, once more if another node's placer took the room. Raises RequestError."""
+        until = time.monotonic() + WAIT_S
+        while True:
+            try:
+                return await self._place(card, await self._room.find(card, until))
+            except DoesNotFit as error:
+                raise RequestError(FailureCode.INSUFFICIENT_MEMORY, str(error)) from None
+            except RequestError as error:
+                if error.code is not FailureCode.INSUFFICIENT_MEMORY or time.monotonic() >= until:
+                    raise
+            finally:
+                self._room.release(card)
+            await asyncio.sleep(TAKEN_S)
 
     async def _place(self, card: ModelCard, planned: ModelPlan) -> Instance:
         """Load all shards at once, then connect the ring. On a failure nothing stays loaded."""
@@ -203,7 +216,7 @@ class Placer:
             instance = msgspec.structs.replace(wanted, stages=_all_loaded(results))
             numbers = await asyncio.gather(*(self._join(stage.node_id, instance) for stage in stages))
         except BaseException as error:  # a cancellation, too, may come when some members have loaded and some have not
-            await asyncio.shield(self._unload(wanted))
+            await asyncio.shield(self._unloading.unload(wanted))
             if isinstance(error, RequestError):
                 if error.code is FailureCode.NOT_IN_PARTS:
                     self._whole.add(card.id)
@@ -234,36 +247,6 @@ class Placer:
             loaded.quantized_bits,
             loaded.why,
         )
-
-    async def _retire(self, instance: Instance) -> None:
-        """End an instance once its sessions are over. If that fails, the next look at what stands tries it again."""
-        self._retiring.add(instance.instance_id)
-        try:
-            unloaded = await self._unload(instance)
-        finally:
-            self._retiring.discard(instance.instance_id)
-        if unloaded:
-            self._instances.end(instance.instance_id)
-            await self._bus.publish(InstanceDown(instance.instance_id, instance.epoch, "it was replaced"))
-
-    async def _unload(self, instance: Instance) -> bool:
-        """Unload the first stage before the others: once it is empty, no opening is on its way to them.
-
-        Returns whether all were unloaded.
-        """
-        unloaded = []
-        for stages in (instance.stages[:1], instance.stages[1:]):
-            unloaded += await asyncio.gather(*(self._unload_stage(instance, stage) for stage in stages))
-        return all(unloaded)
-
-    async def _unload_stage(self, instance: Instance, stage: PlacedStage) -> bool:
-        work = ShardUnload(instance.instance_id, instance.epoch)
-        try:
-            await self._bus.request(f"{stage.node_id}/node", work, RequestDone, DRAIN_TIMEOUT_S)
-        except RequestError as error:
-            logger.warning("%s could not be unloaded: %s", stage.shard, error.message)
-            return False
-        return True
 
 
 def _check_own(node_id: str, loaded: ShardLoaded) -> None:

@@ -29,11 +29,11 @@ from bus.messages import (
     StageJoin,
     Status,
 )
-from cluster.capabilities import DeviceCapabilities
 from cluster.failures import FailureCode
 from cluster.held_stages import HeldStage
 from cluster.kv_budget import KvBudget, KvRequest
 from cluster.placement import Instance
+from cluster.room import StageUse
 from common.config import NodeConfig
 from engines.choice import with_room
 from engines.settings import MAX_SLOTS
@@ -58,6 +58,7 @@ class _Stage:
 
     held: HeldStage
     engine: str = ""
+    use: StageUse | None = None  # as of the last look, once it has joined
     draining: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -78,6 +79,16 @@ class StageHost:
         return tuple(stage.held for stage in self._stages.values())
 
     @property
+    def reserved(self) -> int:
+        """The bytes that all stages together may come to hold."""
+        return self._budget.reserved()
+
+    @property
+    def uses(self) -> tuple[StageUse, ...]:
+        """How the stages are used that have joined a ring, as far as that is known."""
+        return tuple(stage.use for stage in self._stages.values() if stage.use)
+
+    @property
     def joined(self) -> tuple[Instance, ...]:
         """The instances that have a stage here in its place in the ring."""
         return tuple(stage.held.joined for stage in self._stages.values() if stage.held.joined)
@@ -89,11 +100,26 @@ class StageHost:
         """
         names = [engine.name for engine in engines if engine.name.startswith(ENGINE_PREFIX)]
         for name, state in zip(names, await asyncio.gather(*map(self._describe, names)), strict=True):
-            if load := state.load:
+            if state is None:
+                logger.warning("%s does not say what it holds", name)
+            elif load := state.load:
                 held = HeldStage(load.instance_id, load.placer, load.requested, state.joined)
                 self._stages[load.instance_id] = _Stage(held, name)
-                reserved = KvRequest(0, load.kv_bytes, load.kv_bytes)
+                reserved = KvRequest(state.private_bytes, load.kv_bytes, load.kv_bytes)
                 self._budget.reserve(load.instance_id, load.shard.model_id, reserved, 0)
+                self._budget.loaded(load.instance_id)
+
+    async def look(self, nodes_here: int) -> None:
+        """Ask the engines how they are used. Of one that does not reply, the last reply counts."""
+        stages = [stage for stage in self._stages.values() if stage.held.joined]
+        states = await asyncio.gather(*(self._describe(stage.engine) for stage in stages))
+        reserved, now = self.reserved, self._device.offer(nodes_here, self.reserved)
+        for stage, state in zip(stages, states, strict=True):
+            if state and state.joined:
+                instance_id = stage.held.instance_id
+                left = reserved - self._budget.reserved_for(instance_id)
+                frees = self._device.offer(nodes_here, left, state.private_bytes) - now
+                stage.use = StageUse(instance_id, state.idle_s, max(frees, 0))
 
     async def load(self, work: ShardLoad, card: ModelCard, nodes_here: int, placer: str) -> ShardLoaded:
         """Fetch a shard's files and meanwhile start an engine for it, then load. Raises RequestError.
@@ -121,15 +147,17 @@ class StageHost:
         await self._bus.request(stage.engine, StageJoin(instance), RequestDone, JOIN_TIMEOUT_S)
         stage.held = msgspec.structs.replace(stage.held, joined=instance)
 
-    async def drain(self, instance_id: str) -> None:
+    async def drain(self, instance_id: str, *, if_idle: bool = False) -> None:
         """Wait until the sessions of a stage are over, then end it. Raises RequestError.
+
+        With `if_idle` a stage that has sessions stays as it is, which is an error.
 
         An engine is drained once, though two placers that disagreed for a moment may both ask for it.
         """
         if stage := self._stages.get(instance_id):
             async with stage.draining:
                 if self._stages.get(instance_id) is stage and stage.engine:
-                    await self._bus.request(stage.engine, StageDrain(), RequestDone, DRAIN_TIMEOUT_S)
+                    await self._bus.request(stage.engine, StageDrain(if_idle), RequestDone, DRAIN_TIMEOUT_S)
                 await self.end(instance_id)
 
     async def end(self, instance_id: str) -> bool:
@@ -163,11 +191,12 @@ class StageHost:
         path = await self._fetch_and_start(stage, work, card, self._device.threads(nodes_here))
         self._check_wanted(stage, work)
         await self._bus.publish(Status(work.shard.model_id, f"loading {work.shard} on {self._config.name}"))
-        offered = self._device.now(nodes_here)
+        offered = self._device.now(nodes_here, self.reserved)
         bits = rounded_to(card, work.shard, offered, work.auto_bits)
         room = offered.memory_available - card.least_kv_bytes(work.shard)
         need = engine_bytes(card, work.shard, offered, bits)
         engine, engines = with_room(measured.engines, measured.engine, need, room)
+        weights = max([need[engine], *(nbytes for nbytes in need.values() if nbytes <= room)])
         load = EngineLoad(
             engine,
             work.instance_id,
@@ -176,9 +205,7 @@ class StageHost:
             path,
             stage.held.placer,
             work.requested,
-            self._reserve(
-                work, card, offered, max([need[engine], *(need[name] for name in need if need[name] <= room)])
-            ),
+            self._reserve(work, card, weights, self._device.offer(nodes_here, 0)),
             self._config.precision,
             bits,
             engines,
@@ -193,15 +220,19 @@ class StageHost:
         if self._stages.get(work.instance_id) is not stage:
             raise RequestError(FailureCode.UNREACHABLE, f"{work.shard} is not wanted on {self._config.name} any more")
 
-    def _reserve(self, work: ShardLoad, card: ModelCard, offered: DeviceCapabilities, weights: int) -> int:
+    def _reserve(self, work: ShardLoad, card: ModelCard, weights: int, free: int) -> int:
         """Return the bytes that a stage may use for keys and values; at most what MAX_SLOTS whole contexts take.
 
-        Its weights take `weights` bytes at most.
+        Its weights take `weights` bytes at most. Raises RequestError if other stages have taken the user's limit since
+        the placer looked.
         """
-        shard = work.shard
+        shard, limit = work.shard, self._config.memory
         most = card.kv_bytes(shard, MAX_SLOTS * card.context_length)
         request = KvRequest(weights, card.least_kv_bytes(shard), most, self._config.kv_memory)
-        return self._budget.reserve(work.instance_id, card.id, request, offered.memory_available)
+        if limit and weights + request.share(0) > limit - self._budget.reserved(card.id):
+            sentence = f"the memory for models is in use by now, so that {shard} does not fit; try again"
+            raise RequestError(FailureCode.INSUFFICIENT_MEMORY, sentence)
+        return self._budget.reserve(work.instance_id, card.id, request, free, limit)
 
     async def _fetch_and_start(self, stage: _Stage, work: ShardLoad, card: ModelCard, threads: int) -> str:
         """Return the path of a shard's files, once its engine runs as well. If the files fail, the engine ends."""
@@ -238,9 +269,7 @@ class StageHost:
         except RequestError as error:
             logger.warning("%s could not be ended and is tried again: %s", engine, error.message)
 
-    async def _describe(self, engine: str) -> EngineState:
-        try:
+    async def _describe(self, engine: str) -> EngineState | None:
+        with suppress(RequestError):
             return await self._bus.request(engine, EngineDescribe(), EngineState, DESCRIBE_TIMEOUT_S)
-        except RequestError as error:
-            logger.warning("%s does not say what it holds: %s", engine, error.message)
-            return EngineState()
+        return None

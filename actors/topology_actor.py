@@ -71,7 +71,7 @@ class TopologyActor(Actor):
             return
         if peer := self._peers.get(envelope.node):
             peer.capabilities = message.record.capabilities
-        self._instances.record(envelope.node, message.record.number, message.instances)
+        self._instances.record(envelope.node, message.record.number, message.instances, uses=message.uses)
         await self._adopt(self._topology.with_node(as_seen_from(self._machine, message.record)))
 
     @on(InstanceUp)
@@ -97,8 +97,9 @@ class TopologyActor(Actor):
 
     @on(TopologyGet)
     async def get(self, message: TopologyGet, envelope: Envelope) -> TopologyState:
-        """Return the graph and all instances that stand."""
-        return TopologyState(self._topology, self._instances.standing())
+        """Return the graph, and all instances that stand with their use."""
+        loaded = self._instances.loaded()
+        return TopologyState(self._topology, tuple(one.instance for one in loaded), tuple(one.use for one in loaded))
 
     @every(5.0)
     async def probe_links(self) -> None:

@@ -18,6 +18,7 @@ from cluster.membership import Member
 from cluster.own_models import OwnModels
 from cluster.placement import Endpoints, Instance
 from cluster.roles import Role
+from cluster.room import InstanceUse, StageUse
 from cluster.shard import Shard
 from cluster.topology import Link, NodeRecord, RecordNumber, Topology
 from common.limits import (
@@ -47,6 +48,8 @@ Names = Annotated[tuple[Name, ...], Meta(max_length=MAX_NODES)]
 Topics = Annotated[tuple[Topic, ...], Meta(max_length=1024)]
 JoinEndpoints = Annotated[tuple[Endpoint, ...], Meta(max_length=MAX_JOIN_ENDPOINTS)]
 Instances = Annotated[tuple[Instance, ...], Meta(max_length=1024)]
+StageUses = Annotated[tuple[StageUse, ...], Meta(max_length=1024)]
+InstanceUses = Annotated[tuple[InstanceUse, ...], Meta(max_length=1024)]
 RecordNumbers = Annotated[tuple[RecordNumber, ...], Meta(max_length=MAX_STAGES)]
 CardText = Annotated[str, Meta(max_length=1 << 16)]
 SessionIds = Annotated[tuple[Name, ...], Meta(max_length=MAX_CHECKED)]
@@ -362,6 +365,7 @@ class NodeRecorded(Fact, frozen=True, tag="node.record"):
     instances: Annotated[Instances, Meta(description="those that the node has a joined stage of")] = ()
     placing: Annotated[Names, Meta(description="ids of the instances that the node is placing")] = ()
     models: Annotated[OwnModels, Meta(description="in folders of the node, so that no other node can fetch them")] = ()
+    uses: Annotated[StageUses, Meta(description="of the node's stages, as of a second ago")] = ()
 
 
 class LinkMeasured(Fact, frozen=True, tag="link.measured"):
@@ -389,6 +393,7 @@ class TopologyState(Reply, frozen=True, tag="topology.state"):
 
     topology: Topology
     instances: Instances = ()
+    uses: Annotated[InstanceUses, Meta(description="for each instance, how it is used")] = ()
 
 
 # -- instances and shards
@@ -408,6 +413,14 @@ class InstanceReady(Reply, frozen=True, tag="instance.ready"):
     instance: Instance
 
 
+class InstanceUnload(Work, frozen=True, tag="instance.unload"):
+    """End what stands of a model. Sent by a command to the node actor of a node here; answered by `request.done`, or
+    fails with `busy` if a session runs or waits on it.
+    """
+
+    model_id: ModelId
+
+
 class InstanceUp(Fact, frozen=True, tag="instance.up"):
     """A new instance is up. Published by its placer; the records of its stages' nodes repeat it."""
 
@@ -418,8 +431,8 @@ class InstanceUp(Fact, frozen=True, tag="instance.up"):
 
 
 class InstanceDown(Fact, frozen=True, tag="instance.down"):
-    """A stage of an instance ended, and with it the instance. Published by the stage's node, or by the placer that
-    replaced the instance.
+    """A stage of an instance ended, and with it the instance. Published by the stage's node, or by the member that
+    had the instance unloaded.
     """
 
     instance_id: Name
@@ -480,10 +493,13 @@ class ShardLoaded(Reply, frozen=True, tag="shard.loaded"):
 
 
 class ShardUnload(Work, frozen=True, tag="shard.unload"):
-    """End a stage when its sessions are over. Sent by the placer to a member's node; answered by `request.done`."""
+    """End a stage when its sessions are over. Sent by a member to a member's node; answered by `request.done`."""
 
     instance_id: Name
     epoch: Whole
+    if_idle: Annotated[bool, Meta(description="only if it has no session; else it goes on, and this fails: `busy`")] = (
+        False
+    )
 
 
 class EngineLoad(Work, frozen=True, tag="engine.load"):
@@ -506,7 +522,7 @@ class EngineLoad(Work, frozen=True, tag="engine.load"):
 
 
 class EngineDescribe(Query, frozen=True, tag="engine.describe"):
-    """Ask an engine what it holds. Sent by a node actor that was started again; answered by `engine.state`."""
+    """Ask an engine what it holds. Sent by its node actor, once a second; answered by `engine.state`."""
 
 
 class EngineState(Reply, frozen=True, tag="engine.state"):
@@ -514,6 +530,10 @@ class EngineState(Reply, frozen=True, tag="engine.state"):
 
     load: EngineLoad | None = None
     joined: Instance | None = None
+    idle_s: Annotated[
+        Whole, Meta(description="since its last session, rounded up; 0 while one runs, waits, or is still to come")
+    ] = 0
+    private_bytes: Annotated[Whole, Meta(description="memory that is free once the process has ended")] = 0
 
 
 class StageJoin(Work, frozen=True, tag="stage.join"):
@@ -526,6 +546,10 @@ class StageJoin(Work, frozen=True, tag="stage.join"):
 
 class StageDrain(Work, frozen=True, tag="stage.drain"):
     """Accept no more sessions. Sent by the node actor to an engine; answered by `request.done` after the last."""
+
+    if_idle: Annotated[bool, Meta(description="only if it has no session; else it goes on, and this fails: `busy`")] = (
+        False
+    )
 
 
 # -- downloads

@@ -28,6 +28,7 @@ OTHER_NAMES = {  # what users of similar programs type, and the exobus command t
     "pull": "exobus models pull NAME",
     "serve": "exobus node",
     "start": "exobus node",
+    "stop": "exobus models unload NAME",
     "status": "exobus topology",
     "version": "exobus --version",
 }

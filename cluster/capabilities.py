@@ -43,6 +43,8 @@ class Flops(msgspec.Struct, frozen=True):
 class DeviceCapabilities(msgspec.Struct, frozen=True):
     """What a machine offers. Memory is in bytes; `memory_available` is what a shard may use now.
 
+    It takes `stages_left` stages more.
+
     `engine` is the name of the engine that was chosen, `why` a sentence with the reason. A GGUF model may run on
     another one (`engines.choice`). `precision` and `quantize` are the node's settings, by which follows what its engine
     holds of a model; a node that does not say holds float32.
@@ -58,6 +60,7 @@ class DeviceCapabilities(msgspec.Struct, frozen=True):
     why: Detail = ""
     precision: Name = "exact"
     quantize: Name = "none"
+    stages_left: Whole = 1
 
     @property
     def device(self) -> str:

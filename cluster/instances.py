@@ -1,4 +1,5 @@
-"""Which instances stand, from what the nodes of their stages say. Facts may repeat, be lost, or arrive late.
+"""Which instances stand and how they are used, from what the nodes of their stages say. Facts may repeat, be lost, or
+arrive late.
 
 An instance stands as long as each of its stages says so: every node lists in its record the instances that it has a
 joined stage of. So the record that is missing a stage ends the instance in every view, whatever else was lost, and
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 from cachetools import LRUCache
 
 from cluster.placement import Instance
+from cluster.room import InstanceUse, LoadedInstance, StageUse, use_of
 from cluster.topology import RecordNumber
 
 MAX_KEPT = 1024  # announcements, and ids of instances that have ended, so that a late fact brings none back
@@ -26,6 +28,7 @@ class Instances:
         self._linked = {own}
         self._numbers: dict[str, RecordNumber] = {}  # of the last record of each node
         self._listed: dict[str, dict[str, Instance]] = {}  # by node: what that record lists, by id
+        self._uses: dict[str, dict[str, StageUse]] = {}  # by node: of its stages, by instance id
         self._placing: dict[str, frozenset[str]] = {}  # by node: ids of the instances that it is placing
         self._announced: LRUCache[str, tuple[Instance, tuple[RecordNumber, ...]]] = LRUCache(MAX_KEPT)
         self._ended: LRUCache[str, None] = LRUCache(MAX_KEPT)
@@ -42,22 +45,30 @@ class Instances:
         self._linked.discard(node_id)
         self._numbers.pop(node_id, None)
         self._listed.pop(node_id, None)
+        self._uses.pop(node_id, None)
         self._placing.pop(node_id, None)
         for instance, _ in list(self._announced.values()):
             if node_id in instance.node_ids:
                 del self._announced[instance.instance_id]
 
     def record(
-        self, node_id: str, number: RecordNumber, instances: Iterable[Instance], placing: Iterable[str] = ()
+        self,
+        node_id: str,
+        number: RecordNumber,
+        instances: Iterable[Instance],
+        placing: Iterable[str] = (),
+        uses: Iterable[StageUse] = (),
     ) -> None:
         """Take a node's record; one that is older than its last is ignored.
 
-        It lists the instances that the node has a joined stage of, and the ids of those that it is placing.
+        It lists the instances that the node has a joined stage of, the ids of those that it is placing, and how its
+        stages are used.
         """
         if number < self._number(node_id):
             return
         self._numbers[node_id] = number
         self._placing[node_id] = frozenset(placing)
+        self._uses[node_id] = {use.instance_id: use for use in uses}
         self._listed[node_id] = {i.instance_id: i for i in instances if node_id in i.node_ids}
         for instance in self._listed[node_id].values():
             self._note_epoch(instance)
@@ -88,6 +99,14 @@ class Instances:
         known |= {instance_id: instance for instance_id, (instance, _) in self._announced.items()}
         return tuple(known[instance_id] for instance_id in sorted(known) if self._stands(known[instance_id]))
 
+    def placing(self) -> frozenset[str]:
+        """Return the ids of the instances that linked nodes are placing."""
+        return frozenset().union(*self._placing.values())
+
+    def loaded(self) -> tuple[LoadedInstance, ...]:
+        """Return all instances that stand, by id, with their use."""
+        return tuple(LoadedInstance(instance, self._use(instance)) for instance in self.standing())
+
     def newest(self, model_id: str) -> Instance | None:
         """Return the newest instance of a model; of two with the same epoch, all nodes choose the same."""
         return max(self._of_model(model_id), key=lambda instance: (instance.epoch, instance.instance_id), default=None)
@@ -113,6 +132,9 @@ class Instances:
 
     def _of_model(self, model_id: str) -> list[Instance]:
         return [instance for instance in self.standing() if instance.model_id == model_id]
+
+    def _use(self, instance: Instance) -> InstanceUse:
+        return use_of([self._uses.get(node, {}).get(instance.instance_id) for node in instance.node_ids])
 
     def _stands(self, instance: Instance) -> bool:
         return instance.instance_id not in self._ended and all(

@@ -4,7 +4,7 @@ the prefix cache may hold. In bytes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 PARTS = 2
 """A stage gets one of this many equal parts of the memory that its weights leave. The rest is for arrays of its engine
@@ -43,6 +43,7 @@ class _Reservation:
     model_id: str
     weights: int
     kv: int
+    loaded: bool = False
 
 
 @dataclass(slots=True)
@@ -57,20 +58,32 @@ class KvBudget:
 
     _by_instance: dict[str, _Reservation] = field(default_factory=dict)
 
-    def reserve(self, instance_id: str, model_id: str, request: KvRequest, free: int) -> int:
+    def reserved(self, model_id: str = "") -> int:
+        """Return the bytes that all stages may come to hold, weights included, but for those of one model."""
+        return sum(r.weights + r.kv for r in self._by_instance.values() if r.model_id != model_id)
+
+    def reserved_for(self, instance_id: str) -> int:
+        """Return the bytes that one stage may come to hold, weights included."""
+        held = self._by_instance.get(instance_id)
+        return held.weights + held.kv if held else 0
+
+    def reserve(self, instance_id: str, model_id: str, request: KvRequest, free: int, limit: int = 0) -> int:
         """Reserve memory for a stage about to be loaded, of the node's `free` bytes.
 
-        Returns the bytes for its keys and values.
+        All stages together get at most `limit` bytes, if it is not 0. Returns the bytes for its keys and values.
         """
-        others = sum(r.weights + r.kv for r in self._by_instance.values() if r.model_id != model_id)
-        kv = request.share(free - request.weights - others)
+        others = [r for r in self._by_instance.values() if r.model_id != model_id]
+        rest = free - sum(r.kv if r.loaded else r.weights + r.kv for r in others)
+        if limit:
+            rest = min(rest, limit - self.reserved(model_id))
+        kv = request.share(rest - request.weights)
         self._by_instance[instance_id] = _Reservation(model_id, request.weights, kv)
         return kv
 
     def loaded(self, instance_id: str) -> None:
         """Note that a stage's weights are in memory, so that the free memory no longer contains them."""
         if reserved := self._by_instance.get(instance_id):
-            self._by_instance[instance_id] = _Reservation(reserved.model_id, 0, reserved.kv)
+            self._by_instance[instance_id] = replace(reserved, loaded=True)
 
     def release(self, instance_id: str) -> None:
         """Free the reservation of a stage that ended or could not be loaded."""

@@ -12,7 +12,7 @@ from msgspec import Meta
 from cluster.capabilities import DeviceCapabilities
 from cluster.partitioning import PartitioningStrategy, shards_of
 from cluster.shard import Shard, whole
-from cluster.topology import Topology
+from cluster.topology import NodeRecord, Topology
 from common.limits import MAX_STAGES, Detail, Endpoint, ModelId, Name, Whole
 
 Endpoints = Annotated[tuple[Endpoint, ...], Meta(max_length=16)]
@@ -72,10 +72,11 @@ def placer_of(model_id: str, node_ids: Iterable[str]) -> str:
 
 
 def able(topology: Topology, model_id: str, n_layers: int, need: Need, starts: Sequence[int] | None = None) -> Topology:
-    """Return the topology without the nodes that have no memory for even the smallest last stage, with the head."""
+    """Return the nodes that take a stage and have memory for the smallest last one, with the head."""
     last = Shard(model_id, starts[-1] if starts else n_layers - 1, n_layers, n_layers)
     for node in topology.nodes:
-        if node.capabilities.memory_available < need(last, node.capabilities):
+        offered = node.capabilities
+        if not offered.stages_left or offered.memory_available < need(last, offered):
             topology = topology.without_node(node.node_id)
     return topology
 
@@ -141,17 +142,19 @@ def _shortage(topology: Topology, model: Shard, need: Need, *, alone: bool) -> s
     """Say what a whole model needs where it needs least, and what the nodes offer. It may have to run `alone`."""
     nodes = [node.capabilities for node in topology.nodes] or [DeviceCapabilities()]
     least = min(need(model, capabilities) for capabilities in nodes)
-    offers = ", ".join(f"{n.name} {_gb(n.capabilities.memory_available)}" for n in topology.nodes) or "no node"
+    offers = ", ".join(_offer(node) for node in topology.nodes) or "no node free"
     needs = f"{model.model_id} needs {_gb(least)} of memory for its weights and one chat"
     if alone:
         return (
-            f"{needs} on one node, because it cannot be split, and no node here has as much ({offers} free);"
+            f"{needs} on one node, because it cannot be split, and no node here has as much ({offers});"
             " free memory, or choose a smaller model"
         )
-    return (
-        f"{needs}, and does not fit on the nodes here ({offers} free);"
-        " add a node, free memory, or choose a smaller model"
-    )
+    return f"{needs}, and does not fit on the nodes here ({offers}); add a node, free memory, or choose a smaller model"
+
+
+def _offer(node: NodeRecord) -> str:
+    full = "" if node.capabilities.stages_left else ", but it takes no stage more; see --max-stages"
+    return f"{node.name} {_gb(node.capabilities.memory_available)} free{full}"
 
 
 def _gb(count: int) -> str:

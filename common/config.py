@@ -25,7 +25,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     `cluster` is empty for a node that stands alone: it listens on no tcp port but its API's. In a cluster, `code_file`
     is the path of the join code, and `strict` admits only nodes with a key that was approved.
     Ports: 0 means any free port, None the usual port or, if that is taken, any. Memory is in bytes: 0 means all that is
-    available; `kv_memory` bounds what one stage gets for keys and values, and 0 leaves that to the node. `threads` of
+    available; `kv_memory` bounds what one stage gets for keys and values, and 0 leaves that to the node. The node takes
+    at most `max_stages` stages. Those without a session for `keep_loaded_s` seconds end; -1 means never. `threads` of
     an engine: 0 means this node's share of the machine's cores. `precision` is one of `engines.settings.PRECISIONS`,
     `quantize` one of `engines.settings.QUANTIZE`.
 
@@ -64,6 +65,8 @@ class NodeConfig(msgspec.Struct, frozen=True, kw_only=True):
     kv_memory: int = 0
     precision: str = "fast"
     quantize: str = "auto"
+    max_stages: int = 8
+    keep_loaded_s: int = -1
     threads: int = 0
 
     @property

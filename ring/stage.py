@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 limited = RateLimitedLogger(logger)
 
 CHECK_EVERY_S = 1.0
+FIRST_SESSION_S = 5.0  # within it the session comes for which a stage was placed
 IDLE_WAIT_MS = 1000
 FRAMES_A_TURN = 1024  # a peer that sends without end must not keep the engine waiting
 REST_WAIT_MS = 50  # for the rest of a micro-batch: its frames were sent together, so one that is late is lost
@@ -81,6 +82,7 @@ class Stage:
         self._computing: list[Step] = []
         self._drained: list[Future[None]] = []
         self._check_at = 0.0
+        self._used_at = time.monotonic() + FIRST_SESSION_S
         self._cache_bound = CacheBound()
         self._position_bytes = shard.engine.position_bytes
 
@@ -110,6 +112,12 @@ class Stage:
         computing = any(step.session is session for step in self._computing)
         active = computing or session.pending > 0 or session_id in self.sessions.prefilling
         return SessionProgress(False, active, session.frames, session.sampled)
+
+    @property
+    def idle_s(self) -> float:
+        """For how long it had no session; 0.0 if one runs, waits or is still to come. May be read from any thread."""
+        in_use = self.sessions.by_id or self.input.waiting
+        return 0.0 if in_use else max(time.monotonic() - self._used_at, 0.0)
 
     def drain(self, drained: Future[None]) -> None:
         """Take no new sessions; `drained` is done when the last one here is over."""
@@ -212,6 +220,7 @@ class Stage:
         """
         self.runner.blocks.drop(opening.drop, opening.drop_below)  # in any case: they count as dropped
         session = self.sessions.add(session_id, opening, time.monotonic())
+        self._used_at = session.touched_at
         session.reply_to, session.owner = reply_to, owner_of(opening.reply_to)
         self.attempt([session], self._begin, session)
         if session_id in self.sessions.by_id:
@@ -257,6 +266,7 @@ class Stage:
         """
         if not self.sessions.remove(session.id):
             return
+        self._used_at = time.monotonic()
         self.input.closed(session.id)
         self.queue.discard_parts(session)
         self.runner.release(session)

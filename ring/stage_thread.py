@@ -18,6 +18,10 @@ from ring.steps import StageCounts
 from ring.token_sampler import LoneTokenSampler, TokenSampler
 
 
+class InUse(Exception):
+    """A stage has a session that runs or waits."""
+
+
 class StageThread(threading.Thread):
     """Loads a shard, joins a ring, and serves its sessions until `finish`.
 
@@ -46,6 +50,11 @@ class StageThread(threading.Thread):
         return self._stage.counts if self._stage else StageCounts()
 
     @property
+    def idle_s(self) -> float:
+        """For how many seconds the stage had no session; 0.0 before `join_ring`."""
+        return self._stage.idle_s if self._stage else 0.0
+
+    @property
     def dropped(self) -> dict[str, int]:
         """Frames that were refused or lost, by reason."""
         return dict(self.loaded.result(0).transport.dropped)
@@ -64,12 +73,18 @@ class StageThread(threading.Thread):
         """Take a place in a ring, once, and connect. The future fails with ValueError if that is not possible."""
         return self._call(lambda: self._join(ring))
 
-    def drain(self) -> Future[None]:
-        """Take no new sessions; the future is done when the last one here is over."""
+    def drain(self, *, if_idle: bool = False) -> Future[None]:
+        """Take no new sessions; the future is done when the last one here is over.
+
+        With `if_idle` it fails with InUse at once, and nothing changes, if a session runs or waits.
+        """
         drained: Future[None] = Future()
 
         def begin() -> None:
-            if self._stage:
+            if if_idle and self._stage and (self._stage.counts.sessions or self._stage.counts.waiting):
+                if drained.set_running_or_notify_cancel():
+                    drained.set_exception(InUse())
+            elif self._stage:
                 self._stage.drain(drained)
             elif drained.set_running_or_notify_cancel():
                 drained.set_result(None)

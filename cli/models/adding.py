@@ -87,7 +87,7 @@ def _remove_files(card: ModelCard, cache: ModelCache, config: NodeConfig) -> str
     with failures_shown():
         instances = get(gateway(None, None, config.node_id), "/v1/topology")["instances"]
     if card.id in {instance["model"] for instance in instances}:
-        leave(f"{card.id} is loaded; stop the nodes that run it first", FAILED)
+        leave(f"{card.id} is loaded; unload it first with `exobus models unload {card.id}`", FAILED)
     freed = cache.bytes_here(card)
     try:
         with FileLock(cache.lock_file(card), timeout=LOCK_TIMEOUT_S):

@@ -32,11 +32,12 @@ def root() -> None:
 def list_models(
     as_json: JsonOption = False, api: ApiOption = None, api_key: ApiKeyOption = None, node: NodeOption = None
 ) -> None:
-    """List the catalogue: what fits the cluster now, and what is here."""
-    from cli.models.tables import list_of
+    """List the catalogue: what fits now, what is here, and what is loaded."""
+    from cli.models.tables import list_of, loaded_of
 
     models, topology = _models_and_topology(api, api_key, node)
-    typer.echo(json.dumps(models) if as_json else list_of(models, topology))
+    parts = [list_of(models, topology), *([loaded_of(topology)] if topology["instances"] else [])]
+    typer.echo(json.dumps(models) if as_json else "\n\n".join(parts))
 
 
 @app.command("search")
@@ -130,6 +131,17 @@ def pull(name: NameArgument, node: NodeOption = None) -> None:
     from cli.models.pulling import pull_model
 
     typer.echo(pull_model(name, node))
+
+
+@app.command("unload")
+def unload(name: NameArgument, node: NodeOption = None) -> None:
+    """Unload a model from the memory of all nodes.
+
+    A model that is in use stays. The next request loads it again.
+    """
+    from cli.models.unloading import unload_model
+
+    typer.echo(unload_model(name, node))
 
 
 @app.command("rm")

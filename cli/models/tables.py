@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from cli.text import show_bytes, table
+from cli.text import show_bytes, show_seconds, table
 from cluster.capabilities import DeviceCapabilities
 from cluster.needed_engine import no_engine, nodes_with_engine
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
-from cluster.placement import DoesNotFit
+from cluster.placement import DoesNotFit, Instance, PlacedStage
+from cluster.room import InstanceUse, LoadedInstance, freed, to_end
 from cluster.shard import Shard, whole
 from cluster.topology import Topology
 from engines.cuts import ModelPlan, able_nodes, plan_model, stage_starts, why_whole
@@ -47,6 +48,36 @@ def own_node(body: Json) -> DeviceCapabilities:
     return found.capabilities if found else NOWHERE
 
 
+def loaded_from(body: Json) -> tuple[LoadedInstance, ...]:
+    """Return the instances that a gateway reports, with their use."""
+    return tuple(_loaded_instance(instance) for instance in body["instances"])
+
+
+def _loaded_instance(body: Json) -> LoadedInstance:
+    shards = [(stage["start_layer"], stage["end_layer"], stage["n_layers"]) for stage in body["stages"]]
+    stages = tuple(
+        PlacedStage(stage["node_id"], Shard(body["model"], *shard))
+        for stage, shard in zip(body["stages"], shards, strict=True)
+    )
+    use = InstanceUse(body["idle_s"], tuple(stage["frees"] for stage in body["stages"]))
+    return LoadedInstance(Instance(body["instance_id"], body["model"], body["epoch"], stages), use)
+
+
+def placed_in_room(
+    card: ModelCard, topology: Topology, loaded: Iterable[LoadedInstance], context: int = 0
+) -> tuple[ModelPlan, tuple[str, ...]]:
+    """Divide a model as `placed` does, and name the idle models that are unloaded before. Raises DoesNotFit."""
+
+    def fits(graph: Topology) -> bool:
+        try:
+            return bool(placed(card, graph, context))
+        except DoesNotFit:
+            return False
+
+    ended = to_end(topology, loaded, fits) or ()
+    return placed(card, freed(topology, ended), context), tuple(one.instance.model_id for one in ended)
+
+
 def placed(card: ModelCard, topology: Topology, context: int = 0) -> ModelPlan:
     """Divide a model as the placer does, for a chat of `context` positions. Raises DoesNotFit."""
     able = able_nodes(card, topology)
@@ -55,16 +86,19 @@ def placed(card: ModelCard, topology: Topology, context: int = 0) -> ModelPlan:
     return plan_model(card, able, RingMemoryWeightedPartitioningStrategy(), stage_starts(card, able), context)
 
 
-def fits(model: Json, topology: Topology, loaded: frozenset[str]) -> str:
-    """Return whether a model can run now: `yes`, `no`, `needs mlx`, or `?` before its sizes are known."""
-    if model["id"] in loaded:
+def fits(model: Json, topology: Topology, loaded: Sequence[LoadedInstance]) -> str:
+    """Return whether a model can run now, if need be after idle ones were unloaded.
+
+    It is `yes`, `no`, `needs mlx`, or `?` before its sizes are known.
+    """
+    if any(one.instance.model_id == model["id"] for one in loaded):
         return "yes"
     if not nodes_with_engine(topology, model.get("engine") or ""):
         return f"needs {model['engine']}"
     if not model.get("n_layers"):
         return "?"
     try:
-        placed(card_from(model), topology)
+        placed_in_room(card_from(model), topology, loaded)
     except DoesNotFit:
         return "no"
     return "yes"
@@ -72,7 +106,7 @@ def fits(model: Json, topology: Topology, loaded: frozenset[str]) -> str:
 
 def list_of(models: Sequence[Json], topology: Json) -> str:
     """Format the catalogue: sizes, whether a model fits, and how much of it is here."""
-    loaded, graph = loaded_models(topology), topology_from(topology)
+    here, loaded, graph = loaded_models(topology), loaded_from(topology), topology_from(topology)
     rows = [
         (
             model["id"],
@@ -80,11 +114,24 @@ def list_of(models: Sequence[Json], topology: Json) -> str:
             show_bytes(model["size_bytes"]) if model.get("size_bytes") else "-",
             f"{model['context_length']}" if model.get("context_length") else "-",
             fits(model, graph, loaded),
-            _here(model, loaded),
+            _here(model, here),
         )
         for model in models
     ]
     return table(("MODEL", "PARAMS", "SIZE", "CONTEXT", "FITS", "HERE"), rows)
+
+
+def loaded_of(topology: Json) -> str:
+    """Format the models that are loaded: on which nodes, and for how long none has asked for them."""
+    rows = [
+        (
+            instance["model"],
+            ", ".join(stage["node"] or stage["node_id"] for stage in instance["stages"]),
+            show_seconds(instance["idle_s"]) if instance["idle_s"] else "in use",
+        )
+        for instance in topology["instances"]
+    ]
+    return table(("LOADED", "NODES", "IDLE"), rows)
 
 
 def loaded_models(topology: Json) -> frozenset[str]:
@@ -126,7 +173,7 @@ def plan_rows(model: Json, topology: Json, context: int = 0) -> list[dict[str, A
         ]
         bits = [stage.get("quantized_bits", 0) for stage in held[-1]]
     else:
-        planned = placed(card, graph, context)
+        planned, _ = placed_in_room(card, graph, loaded_from(topology), context)
         stages = [(stage.node_id, stage.shard) for stage in planned.stages]
         bits = [named_bits(card, shard, nodes[node].capabilities, planned.auto_bits) for node, shard in stages]
     return [
@@ -159,7 +206,16 @@ def plan_of(model: Json, topology: Json, context: int = 0) -> str:
     card = card_from(model)
     reasons = [model.get("why"), why_whole(card, able_nodes(card, topology_from(topology)))]
     why = "".join(f"{model['id']}: {reason}\n\n" for reason in reasons if reason)
-    return why + table(("NODE", "LAYERS", "COUNT", "MEMORY", "BITS", "STATE"), rows)
+    columns = ("NODE", "LAYERS", "COUNT", "MEMORY", "BITS", "STATE")
+    return why + table(columns, rows) + _unloaded_before(model, topology, context)
+
+
+def _unloaded_before(model: Json, topology: Json, context: int) -> str:
+    """Return the line that names the idle models that give way to one, if there are any."""
+    if model["id"] in loaded_models(topology):
+        return ""
+    _, names = placed_in_room(card_from(model), topology_from(topology), loaded_from(topology), context)
+    return f"\n\nidle models that are unloaded before: {', '.join(names)}" if names else ""
 
 
 def _here(model: Json, loaded: frozenset[str]) -> str:

@@ -13,9 +13,10 @@ from typing import Any, get_type_hints
 
 import typer
 
-from cli.text import parse_bytes
+from cli.text import parse_bytes, parse_seconds
 
 LOOPBACK = "127.0.0.1"
+FOR_EVER = -1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,25 @@ class NodeOptions:
     kv_memory: str | None = field(
         default=None,
         metadata=_size("Limit of a stage's memory for keys and values, such as 2GB; 0: no limit.", "no limit"),
+    )
+    max_stages: int = field(
+        default=8,
+        metadata=_about(
+            "Stages, so parts of models, that run here; for one more, a model that is idle is unloaded.",
+            metavar="COUNT",
+            minimum=1,
+        ),
+    )
+    keep_loaded: str | None = field(
+        default=None,
+        metadata=_about(
+            "How long an idle model stays loaded, such as 30s, 10m or 2h. Without it a model stays until another needs "
+            "its memory; 0 unloads it after each chat, as Ollama's keep_alive does, and -1 means for ever.",
+            metavar="TIME",
+            shown="for ever",
+            setting="keep_loaded_s",
+            convert=lambda text: parse_seconds(text) if text else FOR_EVER,
+        ),
     )
     precision: str = field(
         default="fast",

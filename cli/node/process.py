@@ -23,7 +23,7 @@ from cli.node.addresses import checked_api_host, checked_host
 from cli.node.options import NodeOptions
 from cli.node.screen import NodeScreen
 from cli.options import FAILED, USAGE, typed_command
-from cli.text import parse_bytes
+from cli.text import parse_bytes, parse_seconds
 from cluster.join_code import JoinCode, JoinCodeError
 from cluster.roles import Role
 from common.config import NodeConfig, is_loopback, write_config
@@ -117,6 +117,7 @@ def check_options(options: NodeOptions, code: JoinCode | None) -> None:
     if options.memory is not None and parse_bytes(options.memory) == 0:
         raise BadOption("--memory 0 leaves no room for any layer; give an amount such as 12GB")
     parse_bytes(options.kv_memory or "0")
+    parse_seconds(options.keep_loaded or "0")
     if options.cards is not None and not options.cards.exists():
         raise BadOption(f"--cards {options.cards} does not exist; give a folder of model cards")
     if options.models_dir is not None and not options.models_dir.expanduser().is_dir():

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from bus.client import BusClient, RequestError
 from bus.messages import HubDescribe, HubState, TopologyGet, TopologyState
 from cluster.placement import Instance
+from cluster.room import InstanceUse
 from common.config import NodeConfig
 from common.version import running_version
 from gateway.core.errors import error_of_request
@@ -63,18 +64,18 @@ class NodeRoutes:
 
 def topology_body(own_id: str, state: TopologyState) -> dict[str, Any]:
     """Return the topology in plain JSON, nodes and links as the bus has them. `own_id` is the responding node."""
-    topology = state.topology
+    topology, uses = state.topology, state.uses or (InstanceUse(),) * len(state.instances)
     names = {node.node_id: node.name for node in topology.nodes}
     return {
         "version": topology.version,
         "node_id": own_id,
         "nodes": msgspec.to_builtins(topology.nodes),
         "links": msgspec.to_builtins(topology.links),
-        "instances": [_instance_body(instance, names) for instance in state.instances],
+        "instances": [_instance_body(one, use, names) for one, use in zip(state.instances, uses, strict=False)],
     }
 
 
-def _instance_body(instance: Instance, names: Mapping[str, str]) -> dict[str, Any]:
+def _instance_body(instance: Instance, use: InstanceUse, names: Mapping[str, str]) -> dict[str, Any]:
     stages = [
         {
             "node_id": stage.node_id,
@@ -86,7 +87,14 @@ def _instance_body(instance: Instance, names: Mapping[str, str]) -> dict[str, An
             "n_layers": stage.shard.n_layers,
             "positions": stage.positions,
             "quantized_bits": stage.quantized_bits,
+            "frees": frees,
         }
-        for stage in instance.stages
+        for stage, frees in zip(instance.stages, use.frees or (0,) * len(instance.stages), strict=False)
     ]
-    return {"instance_id": instance.instance_id, "model": instance.model_id, "epoch": instance.epoch, "stages": stages}
+    return {
+        "instance_id": instance.instance_id,
+        "model": instance.model_id,
+        "epoch": instance.epoch,
+        "idle_s": use.idle_s,
+        "stages": stages,
+    }

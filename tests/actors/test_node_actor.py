@@ -12,7 +12,7 @@ import pytest
 from actors import device
 from actors.node_actor import NodeActor
 from bus.client import BusClient, RequestError
-from bus.messages import InstanceEnsure, Reply, ShardLoad, TopologyGet, TopologyState, Work
+from bus.messages import InstanceEnsure, InstanceUnload, Reply, ShardLoad, TopologyGet, TopologyState, Work
 from bus.process import CannotStart
 from cluster.placement import placer_of
 from cluster.roles import Role
@@ -64,6 +64,15 @@ def test_gateway_asks_a_member_to_place() -> None:
 def test_gateway_without_a_member_reports_it() -> None:
     error = why_not(Role.GATEWAY, InstanceEnsure(CARD.id))
     assert (error.code, "no member of cluster home is linked" in error.message) == ("no_member", True)
+
+
+@pytest.mark.parametrize(
+    ("role", "code", "sentence"),
+    [(Role.GATEWAY, "forbidden", "is no member"), (Role.MEMBER, "model_not_found", "is not loaded")],
+)
+def test_unload_says_why_it_is_not_done(role: Role, code: str, sentence: str) -> None:
+    error = why_not(role, InstanceUnload(CARD.id))
+    assert (error.code, sentence in error.message) == (code, True)
 
 
 @pytest.mark.parametrize("role", [Role.GATEWAY, Role.OBSERVER])

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from actors.placer import Placer
+from actors.placing.unloading import Unloading
 from bus.client import BusClient, RequestError
 from bus.messages import (
     InstanceDown,
@@ -32,6 +33,7 @@ from cluster.failures import FailureCode
 from cluster.instances import Instances
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.placement import Instance, PlacedStage
+from cluster.room import StageUse
 from cluster.shard import whole
 from cluster.topology import NodeRecord, RecordNumber, Topology
 from models.card import ModelCard
@@ -62,8 +64,11 @@ def placer(bus: BusClient, instances: Instances | None = None, *looks: Topology)
     async def look(card: ModelCard) -> Topology:
         return next(seen, MEMBERS)
 
-    strategy = RingMemoryWeightedPartitioningStrategy()
-    return Placer(bus, instances or Instances(A), strategy, look, lambda: NUMBER, lambda card: "")
+    def able(topology: Topology, card: ModelCard) -> Topology:
+        return topology
+
+    instances, strategy = instances or Instances(A), RingMemoryWeightedPartitioningStrategy()
+    return Placer(bus, instances, Unloading(bus, instances), strategy, look, able, lambda: NUMBER, lambda card: "")
 
 
 def standing(*placed: Instance) -> Instances:
@@ -278,6 +283,78 @@ def test_growth_waits_for_the_old_rings_memory(
             members = [ada, bob] if B in nodes else [ada]
             await asyncio.gather(*(load_and_join(node) for node in members))
             assert set((await waiting).node_ids) == nodes
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def other_on_ada(idle_s: int) -> tuple[Instance, Instances]:
+    """Return an instance of another model, and the view in which it stands and its end makes room."""
+    other = msgspec.structs.replace(on_ada_alone(), model_id="other")
+    instances = standing(other)
+    instances.record(A, NUMBER, [other], uses=[StageUse(other.instance_id, idle_s, 4 << 30)])
+    return other, instances
+
+
+def test_idle_model_is_unloaded_before_another_is_loaded() -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, bob, asker = await clients(stack, one, two)
+            observer = await stack.enter_async_context(client(one.run_dir, A, "observer", InstanceDown))
+            other, instances = other_on_ada(idle_s=9)
+            placing = asyncio.create_task(placer(asker, instances, FULL, FULL).ensure(CARD))
+            drain, envelope = await next_message(ada, ShardUnload)
+            assert (drain.instance_id, drain.if_idle) == (other.instance_id, True)
+            await answer(ada, envelope, RequestDone())
+            await unload(ada)
+            down, _ = await next_message(observer, InstanceDown)
+            assert (down.instance_id, down.reason) == (
+                other.instance_id,
+                f"it was idle, and {CARD.id} needs its memory",
+            )
+            await asyncio.gather(load(ada), load(bob))
+            await asyncio.gather(join(ada), join(bob))
+            assert set((await placing).node_ids) == {A, B}
+            assert instances.get(other.instance_id) is None
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+@pytest.mark.parametrize("idle_s", [9, 0], ids=["it has a session by now", "in use"])
+def test_model_in_use_stays_and_the_other_is_refused(monkeypatch: pytest.MonkeyPatch, idle_s: int) -> None:
+    monkeypatch.setattr("actors.placer.WAIT_S", 0.0)
+
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, _, asker = await clients(stack, one, two)
+            other, instances = other_on_ada(idle_s)
+            placing = asyncio.create_task(placer(asker, instances, *[FULL] * 3).ensure(CARD))
+            if idle_s:
+                _, envelope = await next_message(ada, ShardUnload)
+                await answer(ada, envelope, RequestFailed(FailureCode.BUSY, "it has sessions"))
+            with pytest.raises(RequestError, match="loaded now: other") as refused:
+                await placing
+            assert refused.value.code is FailureCode.INSUFFICIENT_MEMORY
+            assert instances.standing() == (other,)
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
+def test_room_that_another_placer_took_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("actors.placer.TAKEN_S", 0.0)
+
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, bob, asker = await clients(stack, one, two)
+            placing = asyncio.create_task(placer(asker, None, MEMBERS, ALONE).ensure(CARD))
+            await load(ada)
+            _, envelope = await next_message(bob, ShardLoad)
+            await answer(bob, envelope, RequestFailed(FailureCode.INSUFFICIENT_MEMORY, "the memory is in use by now"))
+            await asyncio.gather(unload(ada), unload(bob))
+            await load_and_join(ada)
+            assert (await placing).node_ids == (A,)
 
     with running_hub(A) as one, running_hub(B) as two:
         asyncio.run(test())

@@ -35,6 +35,7 @@ from bus.messages import (
 )
 from cluster.failures import FailureCode
 from cluster.placement import Instance, PlacedStage
+from cluster.room import StageUse
 from cluster.shard import Shard, whole
 from cluster.topology import NodeRecord, RecordNumber, Topology
 from common.config import NodeConfig
@@ -93,6 +94,12 @@ class Node:
         return ShardLoaded(f"{A}/engine-1", work.engine, ("tcp://127.0.0.1:1",), positions=5)
 
 
+def drain_engine(work: Work) -> Reply:
+    """Reply as an engine with sessions that end at once, if they may."""
+    assert isinstance(work, StageDrain)
+    return RequestFailed(FailureCode.BUSY, "it has sessions") if work.if_idle else RequestDone()
+
+
 def config(run_dir: Path, **settings: object) -> NodeConfig:
     """Return the settings of a node with an engine that needs no measuring."""
     fixed: dict[str, object] = {"node_id": A, "name": "ada", "incarnation": 1, "engine": "numpy", "memory": MEMORY}
@@ -116,7 +123,7 @@ async def running_node(
             played[name] = {
                 EngineDescribe: lambda _: EngineState(),
                 EngineLoad: node.load_engine,
-                StageDrain: lambda _: RequestDone(),
+                StageDrain: drain_engine,
             }
         tasks = []
         for name, answers in played.items():
@@ -212,7 +219,57 @@ def test_second_model_leaves_the_first_its_reserved_memory() -> None:
             await node.unload("j")
             alone = (await node.load("k", PART)).kv_bytes
         left = MEMORY - OTHER.shard_bytes(PART)
-        assert (beside, alone) == ((left - first) // 2, left // 2)
+        assert (beside, alone) == ((left - first - CARD.shard_bytes(WHOLE)) // 2, left // 2)
+
+    with running_hub(A) as hub:
+        asyncio.run(test())
+
+
+def test_stage_beyond_the_limit_is_refused_and_ends() -> None:
+    async def test() -> None:
+        async with running_node(hub.run_dir, memory=CARD.shard_bytes(WHOLE) + 2 * CARD.least_kv_bytes(WHOLE)) as node:
+            await node.load("i", WHOLE)
+            with pytest.raises(RequestError, match=r"smollm2-360m.* does not fit; try again") as refused:
+                await node.load("j", PART)
+            assert refused.value.code is FailureCode.INSUFFICIENT_MEMORY
+            assert await asyncio.wait_for(node.stopped.get(), WITHIN_S) == "engine-1"
+
+    with running_hub(A) as hub:
+        asyncio.run(test())
+
+
+def test_unload_of_a_stage_in_use_may_be_refused() -> None:
+    async def test() -> None:
+        async with running_node(hub.run_dir) as node:
+            await node.load("i", WHOLE)
+            with pytest.raises(RequestError, match="it has sessions"):
+                await node.asker.request("node", ShardUnload("i", 1, if_idle=True), RequestDone, WITHIN_S)
+            assert node.stopped.empty()
+            await node.unload("i")
+            assert not node.stopped.empty()
+
+    with running_hub(A) as hub:
+        asyncio.run(test())
+
+
+def test_record_says_how_stages_are_used_and_how_many_fit() -> None:
+    held = Instance("i", CARD.id, 1, (PlacedStage(A, WHOLE, f"{A}/engine-1"),), A)
+    load = EngineLoad("numpy", "i", 1, WHOLE, "model", A, RecordNumber(1, 1), kv_bytes=MEMORY // 4)
+
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            engine = await stack.enter_async_context(client(hub.run_dir, A, "engine-1"))
+            state = EngineState(load, held, idle_s=7, private_bytes=MEMORY // 8)
+            stack.callback(asyncio.create_task(play(engine, holding(state))).cancel)
+            await registered(engine)
+            observer = await stack.enter_async_context(client(hub.run_dir, A, "observer", NodeRecorded))
+            await stack.enter_async_context(running_node(hub.run_dir, engines=(), max_stages=3))
+            record, _ = await next_message(observer, NodeRecorded)
+            while not record.uses:
+                record, _ = await next_message(observer, NodeRecorded)
+            assert record.uses == (StageUse("i", 7, MEMORY // 8 + MEMORY // 4),)
+            offered = record.record.capabilities
+            assert (offered.memory_available, offered.stages_left) == (MEMORY - MEMORY // 8 - MEMORY // 4, 2)
 
     with running_hub(A) as hub:
         asyncio.run(test())

@@ -12,6 +12,7 @@ from bus.messages import InstanceDown, InstanceUp, NodeRecorded, PeerDown, PeerU
 from bus.wire import Envelope, new_header
 from cluster.placement import Instance, PlacedStage
 from cluster.roles import Role
+from cluster.room import InstanceUse, StageUse
 from cluster.shard import Shard
 from cluster.topology import NodeRecord, RecordNumber
 from models.catalogue import DEFAULT_MODEL
@@ -100,6 +101,21 @@ def test_instances_stand_by_announcement_and_record() -> None:
             down = InstanceDown("i", 1, "the engine ended")
             await actor.instance_down(down, Envelope("instance.down", new_header(down, f"{A}/node"), down))
             assert await standing(actor) == ()
+
+    with running_hub(A) as hub:
+        asyncio.run(test(hub.run_dir))
+
+
+def test_state_says_how_instances_are_used() -> None:
+    async def test(run_dir: Path) -> None:
+        async with client(run_dir, A, "topology") as bus:
+            actor = TopologyActor(config_of(run_dir, Role.MEMBER), bus)
+            placed = Instance("i", DEFAULT_MODEL, 1, (PlacedStage(A, Shard(DEFAULT_MODEL, 0, 30, 30)),), A)
+            listed = NodeRecorded(record(A), (placed,), uses=(StageUse("i", 7, 100),))
+            await actor.recorded(listed, Envelope("node.record", new_header(listed, f"{A}/node"), listed))
+            message = TopologyGet()
+            state = await actor.get(message, Envelope(f"{A}/topology", new_header(message, f"{A}/node"), message))
+            assert (state.instances, state.uses) == ((placed,), (InstanceUse(7, (100,)),))
 
     with running_hub(A) as hub:
         asyncio.run(test(hub.run_dir))

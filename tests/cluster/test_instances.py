@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from cluster.instances import MAX_KEPT, Instances
 from cluster.placement import Instance, PlacedStage
+from cluster.room import InstanceUse, StageUse
 from cluster.shard import Shard
 from cluster.topology import RecordNumber as Number
 
@@ -32,6 +33,16 @@ def test_newest_instance_has_the_highest_epoch() -> None:
     instances = view(instance("i2", 2), instance("i3", 3), instance("i1", 1))
     assert instances.newest("m") == instance("i3", 3)
     assert instances.newest("other") is None
+
+
+def test_use_of_an_instance_is_that_of_its_stages() -> None:
+    instances = view(instance("i"))
+    instances.record("a", Number(1, 6), [instance("i")], uses=[StageUse("i", 9, 100), StageUse("other", 1)])
+    assert instances.loaded() == ((instance("i"), InstanceUse(0, (100, 0))),)
+    instances.record("b", Number(1, 6), [instance("i")], uses=[StageUse("i", 7, 50)])
+    assert instances.loaded() == ((instance("i"), InstanceUse(7, (100, 50))),)
+    instances.unlink("b")
+    assert instances.loaded() == ()
 
 
 def test_all_views_choose_the_same_of_two() -> None:

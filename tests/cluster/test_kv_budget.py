@@ -44,6 +44,17 @@ def test_other_model_gets_half_the_unreserved_memory() -> None:
     assert budget.reserve("j", "other", REQUEST, free) == (8 - 4 - 2) * GB // 2
 
 
+def test_all_stages_together_keep_to_the_limit() -> None:
+    budget = KvBudget()
+    first = budget.reserve("i", "m", REQUEST, 90 * GB, limit=10 * GB)
+    budget.loaded("i")
+    assert first == 4 * GB
+    assert budget.reserved() == budget.reserved_for("i") == 6 * GB
+    assert budget.reserve("j", "other", REQUEST, 90 * GB, limit=10 * GB) == (10 - 6 - 2) * GB // 2
+    assert budget.reserved("m") == 3 * GB
+    assert budget.reserved_for("unknown") == 0
+
+
 def test_weights_not_yet_loaded_count_as_reserved() -> None:
     budget = KvBudget()
     budget.reserve("i", "m", REQUEST, 12 * GB)

@@ -103,6 +103,14 @@ def test_node_below_one_layer_is_left_out() -> None:
     assert plan(graph, STRATEGY, "m", 8, shard_bytes) == (PlacedStage("id-large", Shard("m", 0, 8, 8)),)
 
 
+def test_node_that_takes_no_stage_more_is_left_out() -> None:
+    full = NodeRecord("id-full", "full", 1, 1, DeviceCapabilities(memory_available=1000 * MB, stages_left=0))
+    graph = topology(free=500).with_node(full)
+    assert [stage.node_id for stage in plan(graph, STRATEGY, "m", 8, shard_bytes)] == ["id-free"]
+    with pytest.raises(DoesNotFit, match=r"\(full 1\.0 GB free, but it takes no stage more; see --max-stages\)"):
+        plan(Topology().with_node(full), STRATEGY, "m", 8, shard_bytes)
+
+
 @settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 800), max_size=6), st.integers(1, 40))
 def test_plan_never_exceeds_the_memory_of_a_node(memory_mb: dict[str, int], n_layers: int) -> None:

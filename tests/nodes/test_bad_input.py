@@ -109,6 +109,7 @@ def test_two_nodes_cannot_share_a_data_folder(tmp_path: Path) -> None:
     [
         (("--engine", "abacus"), "mlx, llamacpp, tinygrad, onnx, numpy"),
         (("--memory", "lots"), "12GB"),
+        (("--keep-loaded", "soon"), "30s, 10m, 2h"),
         (("--host", "0.0.0.0"), "127.0.0.1"),
         (("--host", "studio.local"), "not an address"),
         (("--api-host", "192.0.2.1"), "--api-keys"),

@@ -18,7 +18,7 @@ from ring import stage as stage_module
 from ring.loaded_shard import LoadedShard
 from ring.ring_view import ring_view
 from ring.sessions import SessionProgress
-from ring.stage_thread import StageThread
+from ring.stage_thread import InUse, StageThread
 from ring.steps import StageCounts
 from tests.support.bus import WITHIN_S, in_time
 from tests.support.engines import Ring
@@ -47,6 +47,37 @@ def test_drain_ends_with_the_last_session(weights: Path) -> None:
 def test_idle_stage_drains_at_once(weights: Path) -> None:
     with stage_ring(weights, 1) as ring:
         ring.stages[0].drain().result(WITHIN_S)
+
+
+def test_stage_in_use_is_not_drained_as_an_idle_one(weights: Path) -> None:
+    with stage_ring(weights, 2, positions=64) as ring:
+        first = ring.stages[0]
+        ring.gateway.open(1, max_tokens=40)
+        ring.gateway.open(2, max_tokens=40)  # waits for the memory of the first
+        ring.gateway.receive(1, tokens=1)
+        assert in_time(lambda: first.counts.waiting == 1)
+        with pytest.raises(InUse):
+            first.drain(if_idle=True).result(WITHIN_S)
+        assert first.idle_s == 0.0
+        ring.gateway.receive(1)
+        ring.gateway.close(1)
+        ring.gateway.receive(2)  # it was not refused
+        ring.gateway.close(2)
+        assert ring.all_closed()
+        first.drain(if_idle=True).result(WITHIN_S)
+        ring.gateway.open(3)
+        assert "this instance is being replaced" in ring.failure(3)
+
+
+def test_stage_is_idle_from_its_last_session_on(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_module, "FIRST_SESSION_S", 3600.0)
+    with stage_ring(weights, 2) as ring:
+        assert [stage.idle_s for stage in ring.stages] == [0.0, 0.0]  # the session that it was placed for comes
+        ring.generate(1, PROMPT, 4, GREEDY)
+        assert ring.all_closed()
+        idle_s = [stage.idle_s for stage in ring.stages]
+        assert all(0.0 < seconds < WITHIN_S for seconds in idle_s)
+        assert all(stage.idle_s > before for stage, before in zip(ring.stages, idle_s, strict=True))
 
 
 def test_failed_load_is_raised_by_the_future(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ MEMBER_WORK = {"cluster.code", "member.approve", "member.revoke", "shard.load", 
 WITHIN_A_NODE = {
     "actor.hello", "actor.start", "actor.stop", "cluster.rotate", "download.want", "engine.load", "join.request",
     "join.accept", "model.describe", "peer.dial", "peer.drop", "engine.describe", "stage.drain", "stage.join",
+    "instance.unload",
 }  # fmt: skip
 REPLIES = {kind for kind, cls in MESSAGES.items() if issubclass(cls, Reply)} - {"join.accept"}
 LOCAL = {kind for kind, cls in MESSAGES.items() if issubclass(cls, LocalFact)}

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from cli.models.tables import card_from, details_of, list_of, plan_of, plan_rows
+from cli.models.tables import card_from, details_of, list_of, loaded_of, plan_of, plan_rows
 from cluster.capabilities import DeviceCapabilities
 from cluster.placement import DoesNotFit
 from cluster.topology import NodeRecord, Topology
@@ -25,14 +25,20 @@ def model(**changes: Any) -> dict[str, Any]:
     return reported | changes
 
 
-def topology(*memory: int, loaded: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return what a gateway reports of nodes with so much free memory, the first of which holds the loaded models."""
+def topology(*memory: int, loaded: tuple[str, ...] = (), idle_s: int = 0, frees: int = 0) -> dict[str, Any]:
+    """Return what a gateway reports of nodes with so much free memory, the first of which holds the loaded models.
+
+    Those are in use, or idle for so many seconds, and the end of each frees so many bytes.
+    """
     nodes = [
         NodeRecord(str(n), f"node-{n}", 1, 1, DeviceCapabilities(memory_available=free, memory_total=free))
         for n, free in enumerate(memory)
     ]
-    stage = {"node": "node-0", "node_id": "0", "start_layer": 0, "end_layer": 4}
-    instances = [{"model": model_id, "stages": [stage]} for model_id in loaded]
+    stage = {"node": "node-0", "node_id": "0", "start_layer": 0, "end_layer": 4, "n_layers": 4, "frees": frees}
+    instances = [
+        {"model": model_id, "instance_id": model_id, "epoch": 1, "idle_s": idle_s, "stages": [stage]}
+        for model_id in loaded
+    ]
     return {**msgspec.to_builtins(Topology(1, tuple(nodes))), "instances": instances}
 
 
@@ -61,6 +67,24 @@ def test_list_says_what_fits_and_what_is_here(changes: dict[str, Any], free: int
 
 def test_loaded_model_fits_whatever_is_free() -> None:
     assert fits_and_here(model(), topology(MIB, loaded=("tiny",))) == ("yes", "loaded")
+
+
+@pytest.mark.parametrize(("idle_s", "cells"), [(9, ("yes", "-")), (0, ("no", "-"))], ids=["idle", "in use"])
+def test_model_that_idle_ones_give_way_to_fits(idle_s: int, cells: tuple[str, str]) -> None:
+    graph = topology(MIB, loaded=("other",), idle_s=idle_s, frees=64 * MIB)
+    assert fits_and_here(model(), graph) == cells
+
+
+def test_plan_names_the_models_that_give_way() -> None:
+    shown = plan_of(model(), topology(MIB, loaded=("other",), idle_s=9, frees=64 * MIB))
+    assert shown.endswith("\n\nidle models that are unloaded before: other")
+
+
+@pytest.mark.parametrize(("idle_s", "shown"), [(0, "in use"), (119, "119 s"), (7199, "119 min"), (7200, "2 h")])
+def test_loaded_models_are_shown_with_nodes_and_idle_time(idle_s: int, shown: str) -> None:
+    heads, row = loaded_of(topology(MIB, loaded=("tiny",), idle_s=idle_s)).splitlines()
+    assert heads.split() == ["LOADED", "NODES", "IDLE"]
+    assert row.split(maxsplit=2) == ["tiny", "node-0", shown]
 
 
 def test_list_keeps_to_80_columns() -> None:

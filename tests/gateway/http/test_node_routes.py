@@ -5,6 +5,12 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from bus.messages import TopologyState
+from cluster.placement import Instance, PlacedStage
+from cluster.room import InstanceUse
+from cluster.shard import Shard
+from cluster.topology import Topology
+from gateway.http.node_routes import topology_body
 from tests.support.gateway.gateway_rig import (
     NODE_ID,
     POSITIONS,
@@ -36,6 +42,14 @@ def test_topology_names_nodes_and_their_layers(rig: Rig) -> None:
     assert (stage["node"], stage["start_layer"], stage["end_layer"]) == ("rig", 0, 4)
     assert (stage["positions"], stage["quantized_bits"]) == (POSITIONS, 8)
     assert (stage["engine"], stage["why"]) == ("numpy", "it was asked for")
+
+
+@pytest.mark.parametrize(("uses", "shown"), [((InstanceUse(7, (5, 6)),), (7, [5, 6])), ((), (0, [0, 0]))])
+def test_topology_says_how_instances_are_used(uses: tuple[InstanceUse, ...], shown: tuple[int, list[int]]) -> None:
+    stages = tuple(PlacedStage(node, Shard("m", at, at + 1, 2)) for at, node in enumerate("ab"))
+    state = TopologyState(Topology(), (Instance("i", "m", 1, stages),), uses)
+    (body,) = topology_body("a", state)["instances"]
+    assert (body["idle_s"], [stage["frees"] for stage in body["stages"]]) == shown
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nowhere", 404), ("GET", "/v1/chat/completions", 405)])

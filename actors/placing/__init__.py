@@ -1,0 +1,1 @@
+"""What a placer does besides placing: it makes room, and ends instances."""
