@@ -135,7 +135,7 @@ def test_request_waits_for_a_model_to_become_idle(frees: int, placing: tuple[str
         await asyncio.wait([finding], timeout=3 * room_module.LOOK_EVERY_S)
         assert not finding.done()
         node.hold("other", 1, need(CARD))
-        assert len(await finding) == 1
+        assert len((await finding).stages) == 1
 
     on_node(test)
 
@@ -155,9 +155,9 @@ def test_two_models_do_not_count_on_the_same_memory() -> None:
         await node.find(CARD)
         with pytest.raises(DoesNotFit):
             await node.find(LARGE)
-        assert len(await node.find(CARD)) == 1  # its own claim does not count
+        assert len((await node.find(CARD)).stages) == 1  # its own claim does not count
         node.room.release(CARD)
-        assert len(await node.find(LARGE)) == 1
+        assert len((await node.find(LARGE)).stages) == 1
 
     on_node(test, need(LARGE))
 
