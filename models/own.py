@@ -13,6 +13,7 @@ from models.generation_config import sampling_defaults
 from models.quantizations import SPLIT
 from models.sources.without_model import without_model
 from models.tokenizers.gguf_tokenizer import check_tokenizer
+from models.tokenizers.tokenizer import TOKENIZER_FILE
 from models.weights.packed_sizes import packed_sizes
 from models.weights.reader import check_whole, model_in, open_weights
 from models.weights.safetensors_weights import INDEX, SINGLE, index_files
@@ -79,3 +80,5 @@ def _check_files(folder: Path) -> None:
     files = sorted(set(index_files(folder).values())) if INDEX in names else []
     if missing := [file for file in files if not (folder / file).is_file()]:
         raise WeightsError(f"{folder} lacks {missing[0]}, which {INDEX} names; fetch that file as well")
+    if TOKENIZER_FILE not in names:
+        raise WeightsError(f"{folder} has no {TOKENIZER_FILE}; copy the model's own into it")

@@ -112,6 +112,12 @@ def test_file_that_the_index_names_is_missed(tmp_path: Path) -> None:
         own_card(tmp_path)
 
 
+def test_folder_without_a_tokenizer_is_not_added(tmp_path: Path) -> None:
+    (write_tiny_llama(tmp_path, n_layers=1) / "tokenizer.json").unlink()
+    with pytest.raises(WeightsError, match=r"has no tokenizer\.json; copy the model's own into it"):
+        own_card(tmp_path)
+
+
 def test_part_of_a_folder_names_the_folder(tmp_path: Path) -> None:
     write_tiny_llama(tmp_path, n_layers=1)
     with pytest.raises(WeightsError, match=r"model\.safetensors is a part of a model; give the path of its folder"):
