@@ -18,7 +18,7 @@ from engines.onnx.model import ropes_of
 from engines.rope import rotations
 from models.architecture import Architecture, Rope
 from models.sizes import shard_sizes
-from models.weights.quantized import QuantizedMatrix
+from models.weights.quantized import BlockMatrix
 
 FIRST_ROPE_POSITIONS = 256
 MAX_BINDINGS = 64
@@ -38,7 +38,7 @@ class OnnxShardModel:
         architecture: Architecture,
         shard: Shard,
         graph: Graph,
-        embedding: FloatArray | QuantizedMatrix | None,
+        embedding: FloatArray | BlockMatrix | None,
         padding: Padding,
     ) -> None:
         self.architecture = architecture
@@ -137,7 +137,7 @@ class OnnxShardModel:
         if self._embedding is None:
             return inputs.astype(np.float32)
         embedding = self._embedding
-        rows = embedding.rows(inputs) if isinstance(embedding, QuantizedMatrix) else np.asarray(embedding[inputs])
+        rows = embedding[inputs] if isinstance(embedding, np.ndarray) else embedding.rows(inputs)
         scale = np.float32(self.architecture.embedding_scale)
         return rows if scale == 1 else rows * scale
 
