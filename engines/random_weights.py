@@ -21,6 +21,7 @@ from models.weights.quantized import BlockForm, QuantizedMatrix
 
 BITS, BLOCK = 4, 32
 LEVELS = 1 << BITS
+_FORM = BlockForm(BITS, BLOCK, None)
 
 
 class RandomWeights:
@@ -52,11 +53,11 @@ class RandomWeights:
         # Small enough that activations stay finite.
         unit = np.float32(1 / np.sqrt(shape[1]))
         scales = np.full((shape[0], shape[1] // BLOCK), unit / LEVELS, np.float32)
-        return QuantizedMatrix(codes, scales, np.full_like(scales, -unit / 2), BITS, None)
+        return QuantizedMatrix(codes, scales, np.full_like(scales, -unit / 2), _FORM)
 
     def form(self, name: str) -> BlockForm | None:
         """Return the form of what `blocks` returns."""
-        return BlockForm(BITS, BLOCK, None) if len(self._shapes[name]) == 2 else None
+        return _FORM if len(self._shapes[name]) == 2 else None
 
 
 def _random(name: str) -> np.random.Generator:

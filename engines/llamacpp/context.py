@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.machine import cores, return_mapped_pages
+from common.machine import return_mapped_pages
 from engines.engine import FloatArray
 from engines.errors import EngineError
 from engines.llamacpp.abi import FLASH_ATTENTION, ROWS_OF_FOUR_POSITIONS, Batch
 from engines.llamacpp.library import Library
 from engines.llamacpp.output_reader import OutputReader
+from engines.threads import threads
 
 MAX_ROWS = 512
 """The most rows of one pass."""
@@ -177,12 +178,6 @@ class Context:
         self._library.synchronize(self._context)
         found = np.ctypeslib.as_array(self._library.logits(self._context), (count * self.vocab_size,))
         return found.reshape(count, self.vocab_size).copy()
-
-
-def threads() -> int:
-    """Return how many threads compute: OMP_NUM_THREADS, else one for each core."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    return int(said) if said.isdecimal() and int(said) else cores()
 
 
 def _address(array: np.ndarray) -> int:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from engines.engine import Chunk, FloatArray
-from engines.llamacpp.context import threads
 from engines.llamacpp.shard_model import LlamaCppShardModel
+from engines.threads import threads
 
 SIZES = (2, 3, 4, 6, 9)
 """The sizes that are tried, up to the first that differs: the last is a token with the most drafts of a ring."""

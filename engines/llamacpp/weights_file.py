@@ -64,12 +64,12 @@ def _layers(weights: Weights, shard: Shard) -> Iterator[WrittenTensor]:
         _, layer, rest = stored.split(".", 2)
         stored = f"blk.{int(layer) - shard.start_layer}.{rest}"
         blocks = weights.blocks(name)
-        if blocks is not None and (blocks.bits, blocks.block) == (_BITS, _BLOCK):
+        if blocks is not None and (blocks.form.bits, blocks.form.block) == (_BITS, _BLOCK):
+            found = blocks.part(slice(None))
             parts = (
-                in_gguf_order(weights.architecture, name, part)
-                for part in (blocks.codes, blocks.scales, blocks.minimums)
+                in_gguf_order(weights.architecture, name, part) for part in (found.codes, found.scales, found.minimums)
             )
-            yield WrittenTensor(stored, GGMLQuantizationType.Q4_1, blocks.codes.shape, content=_q4_1(*parts))
+            yield WrittenTensor(stored, GGMLQuantizationType.Q4_1, blocks.shape, content=_q4_1(*parts))
         else:
             yield _float32(stored, in_gguf_order(weights.architecture, name, weights.tensor(name)))
 

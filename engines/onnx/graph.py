@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from mmap import mmap
+from math import prod
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper
 
@@ -39,17 +41,24 @@ class Graph:
 
     def weight(self, array: np.ndarray) -> str:
         """Add a constant of any size. To the graph it is a file of that name, which the runtime gets as an array."""
-        name = f"weight_{len(self._initializers)}"
-        stub = onnx.TensorProto(name=name, dims=array.shape, data_type=helper.np_dtype_to_tensor_dtype(array.dtype))
+        name, copy = self.empty_weight(array.shape, array.dtype)
+        copy[...] = array
+        return name
+
+    def empty_weight(self, shape: Sequence[int], dtype: npt.DTypeLike) -> tuple[str, np.ndarray]:
+        """Add a constant of zeros, which may be written until the graph is used."""
+        name, dtype = f"weight_{len(self._initializers)}", np.dtype(dtype)
+        nbytes = prod(shape) * dtype.itemsize
+        stub = onnx.TensorProto(name=name, dims=shape, data_type=helper.np_dtype_to_tensor_dtype(dtype))
         stub.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", name), ("offset", "0"), ("length", str(array.nbytes))):
+        for key, value in (("location", name), ("offset", "0"), ("length", str(nbytes))):
             stub.external_data.add(key=key, value=value)
         self._initializers.append(stub)
-        # A copy in its own pages returns to the system when it is dropped; malloc would keep much of it.
-        copy = np.frombuffer(mmap(-1, array.nbytes), array.dtype).reshape(array.shape)
-        copy[...] = array
-        self.weights[name] = copy
-        return name
+        # Memory in its own pages returns to the system when it is dropped; malloc would keep much of it.
+        pages = mmap(-1, nbytes, MAP_PRIVATE | MAP_ANONYMOUS)
+        array = np.frombuffer(pages, dtype).reshape(shape)
+        self.weights[name] = array
+        return name, array
 
     def constant(self, *values: int) -> str:
         """Add a small int64 vector to the graph itself: shapes and axes must be known when the graph is read."""

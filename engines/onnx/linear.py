@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from engines.engine import FloatArray
 from engines.onnx.graph import CONTRIBUTED, Graph
+from engines.onnx.unpacking import unpack
 from engines.settings import Precision
-from models.weights.quantized import QuantizedMatrix
+from models.weights.quantized import BlockMatrix
 from models.weights.reader import Weights
 
 INTEGER_ROWS = 4
@@ -36,7 +35,7 @@ def linear(graph: Graph, rows: str, weights: Weights, precision: Precision, *nam
     if len({found.form if found else None for found in stored}) > 1:  # they cannot be stacked
         return graph.node("Concat", *(linear(graph, rows, weights, precision, name) for name in names), axis=1)
     if blocks:
-        product = quantized_product(graph, rows, QuantizedMatrix.stacked(blocks))
+        product = quantized_product(graph, rows, blocks)
     else:
         product = float_product(graph, rows, _stacked(weights, [f"{name}.weight" for name in names]))
     held = weights.names()
@@ -56,52 +55,37 @@ def float_product(graph: Graph, rows: str, matrix: FloatArray) -> str:
     return products[0] if len(products) == 1 else graph.node("Concat", *products, axis=1)
 
 
-def quantized_product(graph: Graph, rows: str, blocks: QuantizedMatrix) -> str:
-    """Multiply with the transpose of a quantized (outputs, inputs).
+def quantized_product(graph: Graph, rows: str, matrices: Sequence[BlockMatrix]) -> str:
+    """Multiply with the transpose of quantized (outputs, inputs) of one form, stacked.
 
     The operator's weights are (code - zero) * scale. Codes are shifted so that their middle is the operator's zero. The
     rest of each weight, minimum + middle * scale, is constant in a block, so it is multiplied with the sum of the
     block's inputs. A matrix with a center has no rest: the center is its middle.
     """
-    pad = -blocks.codes.shape[1] % EIGHT_BIT_STRIDE
-    if blocks.bits == 8 and pad:
-        blocks, rows = _padded(blocks, pad), graph.node("Pad", rows, graph.constant(0, 0, 0, pad))
-    outputs, inputs = blocks.codes.shape
-    # Of the codes that occur, since kinds of 2 or 5 bits have codes of 4 or 8 here.
-    middle = (1 << int(blocks.codes.max()).bit_length()) // 2 if blocks.center is None else blocks.center
-    shift = (1 << (blocks.bits - 1)) - middle
+    form, outputs, inputs = matrices[0].form, sum(matrix.shape[0] for matrix in matrices), matrices[0].shape[1]
+    pad = -inputs % EIGHT_BIT_STRIDE if form.bits == 8 else 0
+    if pad:
+        rows = graph.node("Pad", rows, graph.constant(0, 0, 0, pad))
+    shape = outputs, (inputs + pad) // form.block
+    codes, codes_array = graph.empty_weight((*shape, form.block * form.bits // 8), np.uint8)
+    scales, scales_array = graph.empty_weight(shape, np.float32)
     product = graph.node(
         "MatMulNBits",
         rows,
-        graph.weight(_operator_order(blocks, shift)),
-        graph.weight(blocks.scales),
+        codes,
+        scales,
         domain=CONTRIBUTED,
-        K=inputs,
+        K=inputs + pad,
         N=outputs,
-        bits=blocks.bits,
-        block_size=blocks.block,
+        bits=form.bits,
+        block_size=form.block,
         accuracy_level=INTEGER_ROWS,
     )
-    if blocks.center is not None:
+    if form.center is not None:
+        unpack(matrices, codes_array, scales_array)
         return product
-    rest = graph.weight(blocks.minimums + middle * blocks.scales)
-    in_blocks = graph.node("Reshape", rows, graph.constant(-1, blocks.scales.shape[1], blocks.block))
+    rest, rest_array = graph.empty_weight(shape, np.float32)
+    unpack(matrices, codes_array, scales_array, rest_array)
+    in_blocks = graph.node("Reshape", rows, graph.constant(-1, shape[1], form.block))
     block_sums = graph.node("ReduceSum", in_blocks, graph.constant(2), keepdims=0)
     return graph.node("Gemm", block_sums, rest, product, transB=1)
-
-
-def _padded(blocks: QuantizedMatrix, columns: int) -> QuantizedMatrix:
-    """Append columns of zeros."""
-    of_codes, of_blocks = ((0, 0), (0, columns)), ((0, 0), (0, columns // blocks.block))
-    return replace(
-        blocks,
-        codes=np.pad(blocks.codes, of_codes),
-        scales=np.pad(blocks.scales, of_blocks),
-        minimums=np.pad(blocks.minimums, of_blocks),
-    )
-
-
-def _operator_order(blocks: QuantizedMatrix, shift: int) -> npt.NDArray[np.uint8]:
-    """Arrange codes as MatMulNBits expects them: (outputs, blocks, bytes), 4-bit pairs in a byte, the first one low."""
-    codes = blocks.codes.reshape(*blocks.scales.shape, blocks.block) + np.uint8(shift)
-    return codes if blocks.bits == 8 else codes[..., 0::2] | codes[..., 1::2] << np.uint8(4)

@@ -13,7 +13,7 @@ import numpy as np
 from engines.onnx.graph import Graph
 from engines.onnx.linear import quantized_product
 from engines.onnx.shard_model import new_session
-from models.weights.quantized import QuantizedMatrix
+from models.weights.quantized import BlockForm, QuantizedMatrix
 
 BLOCK, SIZE, ROWS = 32, 64, 9
 
@@ -26,7 +26,8 @@ def fewest_rows(bits: int) -> int:
     scales = random.random((SIZE, SIZE // BLOCK), np.float32)
     graph = Graph()
     rows = graph.input("rows", np.float32, ("rows", SIZE))
-    product = quantized_product(graph, rows, QuantizedMatrix(codes, scales, -scales, bits, None))
+    matrix = QuantizedMatrix(codes, scales, -scales, BlockForm(bits, BLOCK, None))
+    product = quantized_product(graph, rows, [matrix])
     graph.nodes("Identity", product, outputs=[graph.output("output", ("rows", SIZE))])
     session = new_session(graph)
     batch = random.standard_normal((ROWS, SIZE), np.float32)

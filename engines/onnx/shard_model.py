@@ -18,7 +18,7 @@ from engines.onnx.model import ropes_of
 from engines.rope import rotations
 from models.architecture import Architecture, Rope
 from models.sizes import shard_sizes
-from models.weights.quantized import QuantizedMatrix
+from models.weights.quantized import BlockMatrix
 
 FIRST_ROPE_POSITIONS = 256
 MAX_BINDINGS = 64
@@ -38,7 +38,7 @@ class OnnxShardModel:
         architecture: Architecture,
         shard: Shard,
         graph: Graph,
-        embedding: FloatArray | QuantizedMatrix | None,
+        embedding: FloatArray | BlockMatrix | None,
         padding: Padding,
     ) -> None:
         self.architecture = architecture
@@ -137,7 +137,7 @@ class OnnxShardModel:
         if self._embedding is None:
             return inputs.astype(np.float32)
         embedding = self._embedding
-        rows = embedding.rows(inputs) if isinstance(embedding, QuantizedMatrix) else np.asarray(embedding[inputs])
+        rows = embedding[inputs] if isinstance(embedding, np.ndarray) else embedding.rows(inputs)
         scale = np.float32(self.architecture.embedding_scale)
         return rows if scale == 1 else rows * scale
 
@@ -185,9 +185,9 @@ def new_session(graph: Graph) -> onnxruntime.InferenceSession:
     threads = os.environ.get("OMP_NUM_THREADS", "")
     options.intra_op_num_threads = int(threads) if threads.isdecimal() else 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Of all ways to pass weights, only this one leaves no other copy in memory than the kernels' own packed one.
-    buffers = list(graph.weights.values())
-    options.add_external_initializers_from_files_in_memory(list(graph.weights), buffers, [b.nbytes for b in buffers])
+    # The runtime copies them, in the fewest steps of all ways to pass weights, and keeps no more than it needs.
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in graph.weights.values()]
+    options.add_external_initializers(list(graph.weights), values)
     return onnxruntime.InferenceSession(graph.serialized(), options, providers=["CPUExecutionProvider"])
 
 

@@ -15,10 +15,11 @@ import numpy as np
 from cluster.shard import Shard
 from models.architecture import Architecture
 from models.weights.checkpoint import EMBEDDING, HEAD, Shape, tensor_shapes
-from models.weights.gguf.blocks import FORMS, unpacked
+from models.weights.gguf.blocks import FORMS
 from models.weights.gguf.header import GgufTensor
-from models.weights.gguf.tensors import read_bytes
-from models.weights.quantized import BlockForm, QuantizedMatrix
+from models.weights.gguf.packed_matrix import PackedMatrix
+from models.weights.gguf.tensors import mapped_bytes
+from models.weights.quantized import BlockForm, BlockMatrix
 from models.weights.reader import Weights
 from models.weights.rounded_file import RoundedFile
 from models.weights.rounding import BLOCK, KINDS, rounded_blocks
@@ -69,7 +70,7 @@ class QuantizeOnLoad:
             return self._source.tensor(name)
         return self._rounded(name).rows(slice(None))
 
-    def blocks(self, name: str) -> QuantizedMatrix | None:
+    def blocks(self, name: str) -> BlockMatrix | None:
         """Read a matrix as its file quantized it, or as it is rounded."""
         return self._rounded(name) if name in self._kinds else self._source.blocks(name)
 
@@ -81,13 +82,13 @@ class QuantizeOnLoad:
     def _kept(self) -> tuple[Path, dict[str, GgufTensor]] | None:
         return self._file.open(self._kinds, self._shapes, self._bytes) if self._file else None
 
-    def _rounded(self, name: str) -> QuantizedMatrix:
+    def _rounded(self, name: str) -> PackedMatrix:
         if self._kept is not None:
             path, tensors = self._kept
-            packed = read_bytes(path, tensors[name])
+            packed = mapped_bytes(path, tensors[name])
         else:
             packed = self._bytes(name)
-        return unpacked(packed, self._shapes[name][0], self._kinds[name])
+        return PackedMatrix(packed.reshape(self._shapes[name][0], -1), self._kinds[name])
 
     def _bytes(self, name: str) -> np.ndarray:
         return rounded_blocks(self._source.tensor(name), self._bits[name])

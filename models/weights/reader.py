@@ -17,7 +17,7 @@ from models.stored_model import StoredModel
 from models.weights.checkpoint import tensor_names
 from models.weights.gguf.header import is_gguf
 from models.weights.gguf.weights import GgufWeights
-from models.weights.quantized import BlockForm, QuantizedMatrix
+from models.weights.quantized import BlockForm, BlockMatrix
 from models.weights.repository import Repository
 from models.weights.safetensors_weights import SafetensorsWeights
 
@@ -52,8 +52,8 @@ class Weights(Protocol):
         """Read one tensor into a new C-contiguous float32 array."""
         ...
 
-    def blocks(self, name: str) -> QuantizedMatrix | None:
-        """Read a matrix as its file quantized it. Returns None if it is stored in another form."""
+    def blocks(self, name: str) -> BlockMatrix | None:
+        """Return a matrix as its file quantized it, unpacked when it is used; None if it is stored in another form."""
         ...
 
     def form(self, name: str) -> BlockForm | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ def unpacked(packed: Codes, rows: int, kind: GGMLQuantizationType) -> QuantizedM
     codes, scales, minimums = _UNPACK[kind](packed, rows)
     if minimums is None:
         minimums = np.float32(-(form.center or 0)) * scales
-    return QuantizedMatrix(codes, scales, minimums, form.bits, form.center)
+    return QuantizedMatrix(codes, scales, minimums, form)
 
 
 _Parts = tuple[Codes, Floats, Floats | None]
@@ -60,7 +61,8 @@ def _q5_1(packed: Codes, rows: int) -> _Parts:
 def _q8_0(packed: Codes, rows: int) -> _Parts:
     blocks = packed.reshape(rows, -1, 34)
     # A signed byte with its sign bit flipped is the same number counted from -128.
-    return (blocks[..., 2:] ^ np.uint8(_SIGNED)).reshape(rows, -1), _halves(blocks, 0), None
+    codes = _contiguous(blocks[..., 2:]) ^ np.uint8(_SIGNED)
+    return codes.reshape(rows, -1), _halves(blocks, 0), None
 
 
 def _q2_k(packed: Codes, rows: int) -> _Parts:
@@ -104,10 +106,12 @@ def _q5_k(packed: Codes, rows: int) -> _Parts:
 def _q6_k(packed: Codes, rows: int) -> _Parts:
     """Unpack Q6_K: sixteen blocks of 16 share a float16 factor of their signed 8-bit scales."""
     blocks = packed.reshape(rows, -1, 210)
-    low = blocks[..., :128].reshape(rows, -1, 2, 1, 64)
-    low = np.concatenate((low & 15, low >> 4), axis=3).reshape(rows, -1, 2, 4, 32)
-    pairs = blocks[..., None, None, 128:192].reshape(rows, -1, 2, 1, 32) >> _FOUR
-    codes = np.asarray(low | (pairs & 3) << 4, np.uint8).reshape(rows, -1)
+    codes = _nibbles(blocks[..., :128].reshape(rows, -1, 64))
+    pairs = _contiguous(blocks[..., 128:192]).view("<u2")
+    high = np.empty((rows, blocks.shape[1] * 2, 4, 32), np.uint8)
+    for quarter, shifted in enumerate((pairs << 4, pairs << 2, pairs, pairs >> 2)):
+        _put(shifted & 0x3030, high[..., quarter, :])
+    codes |= high.reshape(rows, -1)
     return codes, _scaled(_halves(blocks, 208), blocks[..., 192:208].view(np.int8)), None
 
 
@@ -142,8 +146,7 @@ def _six_bits(packed: Codes) -> tuple[Codes, Codes]:
 
 def _halves(blocks: Codes, start: int) -> Floats:
     """Read the float16 at byte `start` of each block, as float32."""
-    stored = np.ascontiguousarray(blocks[..., start : start + 2])
-    return np.asarray(stored.view("<f2")[..., 0].astype(np.float32))
+    return np.asarray(blocks[..., start : start + 2].view("<f2")[..., 0].astype(np.float32))
 
 
 def _scaled(halves: Floats, factors: npt.NDArray[np.integer]) -> Floats:
@@ -153,7 +156,25 @@ def _scaled(halves: Floats, factors: npt.NDArray[np.integer]) -> Floats:
 
 def _nibbles(blocks: Codes) -> Codes:
     """Unpack two 4-bit codes a byte: of each block first all low nibbles, then all high ones."""
-    return np.concatenate((blocks & 15, blocks >> 4), axis=-1).reshape(len(blocks), -1)
+    pairs = _contiguous(blocks).view("<u2")  # numpy shifts these in a tenth of the time that bytes take
+    codes = np.empty((*blocks.shape[:-1], 2, blocks.shape[-1]), np.uint8)
+    _put(pairs & 0x0F0F, codes[..., 0, :])
+    _put(pairs >> 4 & 0x0F0F, codes[..., 1, :])
+    return codes.reshape(len(blocks), -1)
+
+
+def _contiguous(runs: Codes) -> Codes:
+    """Put runs of bytes next to each other; a single one may not be copied.
+
+    A run counts as one item, since numpy is slow with short rows.
+    """
+    return np.ascontiguousarray(runs.view(f"V{runs.shape[-1]}")).view(np.uint8)
+
+
+def _put(values: npt.NDArray[Any], places: Codes) -> None:
+    """Copy contiguous runs of bytes to their places, as `_contiguous` does."""
+    run = f"V{places.shape[-1]}"
+    places.view(run)[...] = values.view(run).reshape(*places.shape[:-1], 1)
 
 
 def _fifth_bits(blocks: Codes) -> Codes:
@@ -166,12 +187,12 @@ _KINDS: Mapping[str, tuple[Callable[[Codes, int], _Parts], BlockForm]] = {
     "Q4_0": (_q4_0, BlockForm(4, 32, 8)),
     "Q4_1": (_q4_1, BlockForm(4, 32, None)),
     "Q5_0": (_q5_0, BlockForm(8, 32, 16)),
-    "Q5_1": (_q5_1, BlockForm(8, 32, None)),
+    "Q5_1": (_q5_1, BlockForm(8, 32, None, 32)),
     "Q8_0": (_q8_0, BlockForm(8, 32, _SIGNED)),
-    "Q2_K": (_q2_k, BlockForm(4, 16, None)),
+    "Q2_K": (_q2_k, BlockForm(4, 16, None, 4)),
     "Q3_K": (_q3_k, BlockForm(4, 16, 4)),
     "Q4_K": (_q4_k, BlockForm(4, 32, None)),
-    "Q5_K": (_q5_k, BlockForm(8, 32, None)),
+    "Q5_K": (_q5_k, BlockForm(8, 32, None, 32)),
     "Q6_K": (_q6_k, BlockForm(8, 16, 32)),
     "IQ4_NL": (_iq4_nl, BlockForm(8, 32, _SIGNED)),
     "IQ4_XS": (_iq4_xs, BlockForm(8, 32, _SIGNED)),

@@ -1,4 +1,4 @@
-"""Reads one tensor of a GGUF file, as bytes or as float32. Knows no model.
+"""Reads one tensor of a GGUF file, as bytes or as float32, or maps its bytes. Knows no model.
 
 Quantized tensors are dequantized in pieces that fit a processor's cache.
 """
@@ -6,6 +6,7 @@ Quantized tensors are dequantized in pieces that fit a processor's cache.
 from __future__ import annotations
 
 import math
+import mmap
 from pathlib import Path
 
 import gguf
@@ -32,6 +33,24 @@ def read_bytes(path: Path, stored: GgufTensor) -> np.ndarray:
     if packed.size != stored.nbytes:
         raise WeightsError(f"{path} was cut short while it was read; delete it and fetch the model again")
     return packed
+
+
+def mapped_bytes(path: Path, stored: GgufTensor) -> np.ndarray:
+    """Map the tensor's bytes as they are stored: flat uint8, read-only, from disk as they are looked at.
+
+    Reading would fill memory with a copy, which takes longer than what is done with it. Raises WeightsError.
+    """
+    path = part_path(path, stored.part)
+    first = stored.offset % mmap.ALLOCATIONGRANULARITY
+    start, length = stored.offset - first, first + stored.nbytes
+    try:
+        with path.open("rb") as file:
+            pages = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}); fetch the model again") from error
+    except ValueError as error:  # the file ends before its tensor does
+        raise WeightsError(f"{path} was cut short while it was read; delete it and fetch the model again") from error
+    return np.frombuffer(pages, np.uint8)[first:]
 
 
 def read_tensor(path: Path, stored: GgufTensor) -> np.ndarray:

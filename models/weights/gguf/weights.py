@@ -18,14 +18,15 @@ from cluster.shard import whole
 from models.architecture import Architecture
 from models.errors import WeightsError
 from models.families import FAMILIES, GGUF_FAMILIES, described
-from models.weights.gguf.blocks import FORMS, unpacked
+from models.weights.gguf.blocks import FORMS
 from models.weights.gguf.config import gguf_settings
 from models.weights.gguf.header import GgufHeader, GgufTensor
+from models.weights.gguf.packed_matrix import PackedMatrix
 from models.weights.gguf.parts import read_model_header
-from models.weights.gguf.tensors import read_bytes, read_tensor
+from models.weights.gguf.tensors import mapped_bytes, read_tensor
 from models.weights.gguf.undescribed import undescribed_model
 from models.weights.layout import check_shapes, located, places, stored_names
-from models.weights.quantized import BlockForm, QuantizedMatrix
+from models.weights.quantized import BlockForm, BlockMatrix
 from models.weights.repository import Repository
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
@@ -69,15 +70,14 @@ class GgufWeights:
         """Read a tensor into a new C-contiguous float32 array. Raises WeightsError."""
         return self._in_checkpoint_order(name, read_tensor(self._path, self._stored(name)))
 
-    def blocks(self, name: str) -> QuantizedMatrix | None:
-        """Read a matrix as it is quantized; None for kinds that are not in FORMS. Raises WeightsError."""
+    def blocks(self, name: str) -> BlockMatrix | None:
+        """Map a matrix as it is quantized; None for kinds that are not in FORMS. Raises WeightsError."""
         if self.form(name) is None:
             return None
         stored = self._stored(name)
-        found = unpacked(read_bytes(self._path, stored), stored.shape[0], stored.kind)
-        parts = (found.codes, found.scales, found.minimums)
-        codes, scales, minimums = (self._in_checkpoint_order(name, part) for part in parts)
-        return QuantizedMatrix(codes, scales, minimums, found.bits, found.center)
+        rows, heads = stored.shape[0], self._permuted_heads(name)
+        order = _half_split(np.arange(rows), heads) if heads else None
+        return PackedMatrix(mapped_bytes(self._path, stored).reshape(rows, -1), stored.kind, order)
 
     def form(self, name: str) -> BlockForm | None:
         """Return the form of what `blocks` returns. Raises WeightsError."""
@@ -92,12 +92,15 @@ class GgufWeights:
 
     def _in_checkpoint_order(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Undo llama.cpp's permutation of the rows of q and k; other tensors pass unchanged."""
-        if self._family.pairwise_rope:
-            if ".q_proj." in name:
-                return _half_split(rows, self.architecture.heads.heads)
-            if ".k_proj." in name:
-                return _half_split(rows, self.architecture.heads.kv_heads)
-        return rows
+        heads = self._permuted_heads(name)
+        return _half_split(rows, heads) if heads else rows
+
+    def _permuted_heads(self, name: str) -> int:
+        """Return the heads of a tensor if llama.cpp permutes its rows, else 0."""
+        if not self._family.pairwise_rope:
+            return 0
+        heads = self.architecture.heads
+        return heads.heads if ".q_proj." in name else heads.kv_heads if ".k_proj." in name else 0
 
 
 def by_checkpoint_name(

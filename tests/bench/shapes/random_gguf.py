@@ -1,5 +1,5 @@
-"""Random GGUF models of a given shape and quantization, without a vocabulary. Quick to write: the layers of one kind
-have the same bytes.
+"""Random GGUF models of a given shape and quantization, without a vocabulary. Quick to write: all tensors
+are cut from one piece of random blocks, each from another place, since ONNX Runtime would keep equal ones only once.
 
 The types of the tensors are those that llama.cpp's own quantizer chooses for such a model.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, Keys
@@ -44,7 +45,7 @@ class Shape:
 
 def random_gguf(shape: Shape, quantization: str, folder: Path) -> Path:
     """Return the file of a model in `folder`, which is written unless it is there. Raises OSError."""
-    path = folder / f"{shape.name}-{quantization}.gguf"
+    path = folder / f"random-{shape.name}-{quantization}.gguf"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write_gguf(path, _metadata(shape), _tensors(shape, quantization))
@@ -107,18 +108,24 @@ def _ones(name: str, size: int) -> WrittenTensor:
 
 
 def _random(name: str, kind: GGMLQuantizationType, shape: tuple[int, int]) -> WrittenTensor:
-    return WrittenTensor(name, kind, shape, content=_random_blocks(kind, shape))
+    return WrittenTensor(name, kind, shape, content=lambda: _random_blocks(name, kind, shape))
+
+
+def _random_blocks(name: str, kind: GGMLQuantizationType, shape: tuple[int, int]) -> bytes:
+    """Repeat some random blocks from a place that follows from the name."""
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    piece, nbytes = _piece(kind, shape[1]), int(prod(shape) // block * block_bytes)
+    first = int(crc32(name.encode()) * block_bytes % len(piece))
+    return (piece * -(-(first + nbytes) // len(piece)))[first : first + nbytes]
 
 
 @cache
-def _random_blocks(kind: GGMLQuantizationType, shape: tuple[int, int]) -> bytes:
-    """Repeat some random blocks, with scales so small that activations stay finite."""
-    block, block_bytes = GGML_QUANT_SIZES[kind]
-    count = prod(shape) // block
-    some = np.random.default_rng(0).integers(0, 256, (min(count, _PIECE // block_bytes), block_bytes), np.uint8)
-    scale = np.frombuffer(np.float16(0.01 / np.sqrt(shape[1])).tobytes(), np.uint8)
+def _piece(kind: GGMLQuantizationType, columns: int) -> bytes:
+    """Make random blocks, with scales so small that activations stay finite."""
+    _, block_bytes = GGML_QUANT_SIZES[kind]
+    blocks = np.random.default_rng(0).integers(0, 256, (_PIECE // block_bytes, block_bytes), np.uint8)
+    scale = np.frombuffer(np.float16(0.01 / np.sqrt(columns)).tobytes(), np.uint8)
     for place in _SCALES[kind]:
-        some[:, place : place + 2] = scale
-    piece: bytes = some.tobytes()
-    repeated: bytes = piece * -(-count // len(some))
-    return repeated[: count * block_bytes]
+        blocks[:, place : place + 2] = scale
+    piece: bytes = blocks.tobytes()
+    return piece

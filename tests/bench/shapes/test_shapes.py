@@ -12,6 +12,7 @@ from cluster.shard import whole
 from engines.engine import Chunk
 from engines.registry import create
 from models.weights.gguf.header import read_header
+from models.weights.gguf.tensors import read_bytes
 from tests.bench.shapes import measure
 from tests.bench.shapes.measure import TURNS, Side
 from tests.bench.shapes.random_gguf import MAIN_TYPES, Shape, random_gguf
@@ -37,6 +38,13 @@ def test_mixture_stores_half_of_the_layers_in_more_bits(tmp_path: Path) -> None:
     kinds = [tensors[f"blk.{layer}.ffn_down.weight"].kind.name for layer in range(TINY.layers)]
     assert kinds == ["Q6_K", "Q4_K", "Q4_K", "Q6_K", "Q4_K", "Q4_K", "Q6_K", "Q6_K"]
     assert tensors["token_embd.weight"].kind.name == "Q6_K"
+
+
+def test_layers_have_different_bytes(tmp_path: Path) -> None:
+    path = random_gguf(TINY, "Q4_0", tmp_path)
+    tensors = read_header(path).tensors
+    layers = [read_bytes(path, tensors[f"blk.{layer}.ffn_up.weight"]).tobytes() for layer in range(TINY.layers)]
+    assert len(set(layers)) == TINY.layers
 
 
 def test_each_side_takes_its_turns(tmp_path: Path) -> None:

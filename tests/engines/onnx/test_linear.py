@@ -14,7 +14,7 @@ from engines.onnx.graph import Graph
 from engines.onnx.linear import float_product, linear, quantized_product
 from engines.onnx.shard_model import new_session
 from models.weights.gguf.blocks import FORMS, unpacked
-from models.weights.quantized import BlockForm, QuantizedMatrix
+from models.weights.quantized import BlockForm, BlockMatrix, QuantizedMatrix
 from models.weights.reader import Weights, open_weights
 from tests.support.models import HALVES, write_tiny_gguf
 
@@ -49,7 +49,7 @@ def test_every_quantization_multiplies_like_its_tensor(kind: GGMLQuantizationTyp
     blocks = random_blocks(kind)
     rows = np.random.default_rng(3).standard_normal((5, 256), np.float32)
     graph = Graph()
-    result = quantized_product(graph, graph.input("rows", np.float32, ("rows", 256)), blocks)
+    result = quantized_product(graph, graph.input("rows", np.float32, ("rows", 256)), [blocks])
     graph.nodes("Identity", result, outputs=[graph.output("output", ("rows", "outputs"))])
     found = new_session(graph).run(["output"], {"rows": rows})[0]
     expected = rows @ blocks.rows(slice(None)).T
@@ -62,10 +62,10 @@ def test_product_supports_any_number_of_blocks(columns: int, bits: int) -> None:
     random = np.random.default_rng(7)
     codes = random.integers(0, 1 << bits, (24, columns), np.uint8)
     scales, minimums = random.standard_normal((2, 24, columns // 32), np.float32) / 10
-    blocks = QuantizedMatrix(codes, scales, minimums, bits, None)
+    blocks = QuantizedMatrix(codes, scales, minimums, BlockForm(bits, 32, None))
     rows = random.standard_normal((5, columns), np.float32)
     graph = Graph()
-    result = quantized_product(graph, graph.input("rows", np.float32, ("rows", columns)), blocks)
+    result = quantized_product(graph, graph.input("rows", np.float32, ("rows", columns)), [blocks])
     graph.nodes("Identity", result, outputs=[graph.output("output", ("rows", "outputs"))])
     found = new_session(graph).run(["output"], {"rows": rows})[0]
     expected = rows @ blocks.rows(slice(None)).T
@@ -112,7 +112,7 @@ class ThreeFiles:
     def tensor(self, name: str) -> np.ndarray:
         return self._of(name).tensor(name)
 
-    def blocks(self, name: str) -> QuantizedMatrix | None:
+    def blocks(self, name: str) -> BlockMatrix | None:
         return self._of(name).blocks(name)
 
     def form(self, name: str) -> BlockForm | None:
