@@ -12,7 +12,7 @@ import numpy as np
 
 from engines.engine import Chunk, FloatArray
 from engines.llamacpp.context import threads
-from engines.llamacpp.shard_model import LlamaCppShardModel
+from engines.llamacpp.shard_model import LlamaCppShardModel, SlotCache
 
 SIZES = (2, 3, 4, 6, 9)
 """The sizes that are tried, up to the first that differs: the last is a token with the most drafts of a ring."""
@@ -37,8 +37,8 @@ def exact_rows(model: LlamaCppShardModel, device: str) -> int:
     return exact
 
 
-def _run(model: LlamaCppShardModel, cache: int, inputs: np.ndarray, start: int, end: int) -> FloatArray:
-    chunk = Chunk(cache, start, inputs[start:end], end - start if model.shard.is_last else 0)
+def _run(model: LlamaCppShardModel, cache: SlotCache, inputs: np.ndarray, start: int, end: int) -> FloatArray:
+    chunk = Chunk(0, start, inputs[start:end], end - start if model.shard.is_last else 0)
     return model.forward([chunk], [cache])[0]
 
 
