@@ -82,7 +82,7 @@ class InferenceEngine(ABC):
 
     invariant: bool = False
     """Whether the chunks of other slots, in a batch or before it, never change a bit of a chunk, nor do the cuts of a
-    prompt at multiples of `engines.fixed_cuts.CUT`, unless one leaves a lone row. A decode step may have other bits
+    prompt at multiples of `engines.settings.CUT`, unless one leaves a lone row. A decode step may have other bits
     than a row of a prompt."""
 
     @classmethod

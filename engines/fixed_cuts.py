@@ -11,9 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from engines.engine import NO_LOGITS, Chunk, FloatArray
-
-CUT = 32
-"""Positions between two cuts. Stored prefixes end at a cut, and so do the chunks of a prompt, but for its last one."""
+from engines.settings import CUT
 
 
 def pieces(chunk: Chunk) -> list[Chunk]:

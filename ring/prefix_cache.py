@@ -30,9 +30,8 @@ import msgspec
 from msgspec import Meta
 
 from cluster.openings import BlockNumbers
-from engines.fixed_cuts import CUT
 
-BLOCK = CUT  # positions: whole chat templates and system prompts fit closely, and a block is still one large copy
+BLOCK = 32  # positions: whole chat templates and system prompts fit closely, and a block is still one large copy
 ROOT = -1  # the parent of a first block
 
 BlockT = TypeVar("BlockT")

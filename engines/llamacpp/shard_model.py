@@ -11,10 +11,9 @@ import numpy.typing as npt
 
 from cluster.shard import Shard
 from engines.engine import Chunk, FloatArray, SavedKV
-from engines.fixed_cuts import CUT
 from engines.llamacpp.context import MAX_ROWS, Context, Rows
 from engines.llamacpp.loaded_model import LoadedModel
-from engines.settings import MAX_SLOTS
+from engines.settings import CUT, MAX_SLOTS
 from models.weights.gguf.sizes import GgufSizes
 
 GROWTH = 512

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.engine import NO_LOGITS, Chunk
-from engines.fixed_cuts import CUT, joined, pieces
+from engines.fixed_cuts import joined, pieces
+from engines.settings import CUT
 from ring.prefix_cache import BLOCK
 from ring.scheduler import PROMPT_CHUNK
 

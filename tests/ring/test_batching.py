@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from cluster.openings import Opening
 from cluster.sampling import SamplingParams
-from engines.fixed_cuts import CUT
 from ring.batching import InFlightBatches, MicroBatches, micro_batch_size, prompt_chunks
+from ring.prefix_cache import BLOCK
 from ring.sessions import StageSession
 
 arrivals = st.lists(st.integers(1, 6), max_size=12)  # the sizes of micro-batches that come in
@@ -86,13 +86,13 @@ prompts = st.lists(
 )
 
 
-@given(prompts, st.sampled_from([2 * CUT, 4 * CUT]), st.integers(-100, 300))
+@given(prompts, st.sampled_from([2 * BLOCK, 4 * BLOCK]), st.integers(-100, 300))
 def test_prompt_chunks_stay_within_rows_and_room(sizes: list[tuple[int, int]], rows: int, room: int) -> None:
     sessions = [prefilling(at, size, float(at % 3), sent) for at, (size, sent) in enumerate(sizes)]
     chosen = prompt_chunks(sessions, rows, room)
     assert sum(count for _, count in chosen) <= max(min(rows, room), 0)
     assert all(0 < count <= min(session.prompt_left, rows) for session, count in chosen)
-    assert all(count in (session.prompt_left, rows, rows - CUT) for session, count in chosen)
+    assert all(count in (session.prompt_left, rows, rows - BLOCK) for session, count in chosen)
     assert all(session.prompt_left - count != 1 for session, count in chosen)
     assert chosen or not sessions or room < rows
 
