@@ -9,6 +9,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 from cluster.shard import Shard
 from engines.engine import Chunk, FloatArray, InferenceEngine, SavedKV
 from engines.errors import EngineError
+from engines.fixed_cuts import joined, pieces
 from engines.slot_table import SlotTable
 from models.architecture import Dtype
 from models.sizes import ShardSizes
@@ -63,8 +64,13 @@ class SlotEngine(InferenceEngine, Generic[CacheT]):
 
     reads_folders: ClassVar[bool] = False
 
-    def __init__(self) -> None:
+    lone_passes: bool = False
+    """Whether a pass has rows of one slot only, cut at fixed positions. That makes every engine invariant whose caches
+    are each slot's own, whatever its kernels do."""
+
+    def __init__(self, *, invariant: bool = False) -> None:
         self._loaded: tuple[ShardModel[CacheT], SlotTable[CacheT]] | None = None
+        self.invariant = self.lone_passes = invariant
 
     @abstractmethod
     def build(self, shard: Shard, weights: Weights) -> ShardModel[CacheT]:
@@ -114,7 +120,7 @@ class SlotEngine(InferenceEngine, Generic[CacheT]):
             return []
         caches = slots.caches_for(batch)
         try:
-            outputs = model.forward(batch, caches)
+            outputs = _in_lone_passes(model, batch, caches) if self.lone_passes else model.forward(batch, caches)
         except BaseException:
             # Some caches may have advanced and others not. A later use of a released slot raises an error, while one
             # of an inconsistent slot would give wrong tokens.
@@ -153,3 +159,10 @@ class SlotEngine(InferenceEngine, Generic[CacheT]):
         if self._loaded is None:
             raise EngineError("this engine holds no shard yet; load one first")
         return self._loaded
+
+
+def _in_lone_passes(model: ShardModel[CacheT], batch: Sequence[Chunk], caches: Sequence[CacheT]) -> list[FloatArray]:
+    return [
+        joined([model.forward([piece], [cache])[0] for piece in pieces(chunk)])
+        for chunk, cache in zip(batch, caches, strict=True)
+    ]

@@ -81,8 +81,9 @@ class InferenceEngine(ABC):
     """A chunk of up to this many rows, alone in its batch, gives each row the same bits as the row alone would get."""
 
     invariant: bool = False
-    """Whether the chunks of other slots in a batch never change a bit of a chunk, nor do the cuts of a prompt, if each
-    of its chunks has two rows or more."""
+    """Whether the chunks of other slots, in a batch or before it, never change a bit of a chunk, nor do the cuts of a
+    prompt at multiples of `engines.settings.CUT`, unless one leaves a lone row. A decode step may have other bits
+    than a row of a prompt."""
 
     @classmethod
     def supports(cls, architecture: Architecture) -> str | None:

@@ -48,8 +48,6 @@ def create(name: str, precision: str = "fast", bits: int = 0) -> InferenceEngine
         raise EngineError(
             "llamacpp computes as llama.cpp does, so it is never exact; choose another engine or precision"
         )
-    if precision == "invariant" and name != "onnx":
-        raise EngineError(f"engine {name} is not invariant; choose engine onnx or another precision")
     missing = [package for package in _PACKAGES[name] if find_spec(package) is None]
     if missing:
         raise EngineError(f"engine {name} needs {' and '.join(missing)}: {_remedy(name)}")
@@ -57,7 +55,8 @@ def create(name: str, precision: str = "fast", bits: int = 0) -> InferenceEngine
         module = import_module(f"engines.{name}.engine")
     except (ImportError, OSError) as error:
         raise EngineError(f"engine {name} cannot start ({error}): {_remedy(name)}") from error
-    engine: InferenceEngine = getattr(module, _CLASSES[name])(*((precision, bits) if name == "onnx" else ()))
+    make = getattr(module, _CLASSES[name])
+    engine: InferenceEngine = make(precision, bits) if name == "onnx" else make(invariant=precision == "invariant")
     return engine
 
 

@@ -14,10 +14,13 @@ hidden states alike. llama.cpp loads GGUF files only, and is compared with that 
 MAX_SLOTS = 64
 """The most slots, one for each session, that an engine holds at a time."""
 
+CUT = 32
+"""Positions between two cuts of a prompt. Stored prefixes end at a cut, and so do all chunks but a last one."""
+
 Precision = Literal["fast", "exact", "invariant"]
 """`exact`: every product is float32. `fast`: an engine may multiply a quantized matrix as the file stores it, with the
 other operand rounded to 8 bits, as llama.cpp does. Engines without such a product are exact in both, and so are models
-that are not quantized. `invariant`: as `fast`, by an engine whose rows do not depend on what else shares a pass."""
+that are not quantized. `invariant`: as `fast`, and what other sessions compute or computed changes no bit of a row."""
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Generic, TypeVar
 
+from ring.prefix_cache import BLOCK
 from ring.sessions import StageSession
 
 StepT = TypeVar("StepT")
@@ -27,14 +28,15 @@ def prompt_chunks(prefilling: Iterable[StageSession], rows: int, room: int) -> l
     The session that waited longest comes first. A chunk is left out unless there is `room` for it among the tokens that
     may be in flight: a fast stage would only fill the queue of a slow one, and decode steps would wait behind it.
     Where a prompt is cut does not depend on the other sessions, so its numbers do not either. No cut leaves a lone
-    token, which engines compute in another way than several.
+    token, which engines compute in another way than several. `rows` is a multiple of BLOCK, at least two of it; so cuts
+    are at multiples of BLOCK, wherever the stored beginning of a prompt ends.
     """
     room = min(rows, room)
     chosen = []
     for session in sorted(prefilling, key=lambda session: session.touched_at):
         chunk = min(session.prompt_left, rows)
-        if session.prompt_left - chunk == 1 < chunk:
-            chunk -= 1
+        if session.prompt_left == chunk + 1:
+            chunk -= BLOCK
         if chunk <= room:
             chosen.append((session, chunk))
             room -= chunk

@@ -150,8 +150,12 @@ class RingCoordinator(InputRole):
         self._stage.sessions.start_prefill(session, cached)
 
     def closing(self, session: StageSession, frame: Frame) -> None:
-        """Store the text of a session that its gateway ends. A CLOSE of a stage means that the stage failed it."""
-        if frame.stage == GATEWAY_STAGE and session.computed >= session.opening.first_position:
+        """Store the text of a session that its gateway ends. A CLOSE of a stage means that the stage failed it.
+
+        An invariant engine's decode steps may give other bits than the next turn's prompt, so the answer is not stored.
+        """
+        ended = frame.stage == GATEWAY_STAGE and not self._stage.runner.invariant
+        if ended and session.computed >= session.opening.first_position:
             self._store(session, session.tokens[: session.computed])
 
     def closed(self, session_id: int) -> None:

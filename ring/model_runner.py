@@ -29,7 +29,7 @@ class Attempt(Protocol):
 
 
 class ModelRunner:
-    """One engine, the prefix blocks stored beside it, and counts of what it computed.
+    """One engine, whether it is `invariant`, the prefix blocks stored beside it, and counts of what it computed.
 
     `logits_wanted` returns of how many of a step's last rows the logits are wanted, and raises EngineError for a step
     that cannot be. `failed_passes` counts those in a row that failed for an unknown reason.
@@ -38,6 +38,7 @@ class ModelRunner:
     def __init__(self, engine: InferenceEngine, logits_wanted: Callable[[Step], int], attempt: Attempt) -> None:
         self.forwards = self.rows = self.reused_rows = self.busy_ns = self.failed_passes = 0
         self.blocks: PrefixStore[SavedKV] = PrefixStore()
+        self.invariant = engine.invariant
         self._engine = engine
         self._logits_wanted = logits_wanted
         self._attempt = attempt

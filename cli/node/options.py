@@ -134,7 +134,7 @@ class NodeOptions:
     )
     precision: str = field(
         default="fast",
-        metadata=_about("fast, exact or invariant, for an engine that has the choice.", metavar="PRECISION"),
+        metadata=_about("fast, exact, or invariant: the same text whatever else runs.", metavar="PRECISION"),
     )
     quantize: str = field(
         default="auto",

@@ -1,4 +1,4 @@
-"""One model that llama.cpp has loaded, with its memory for keys and values: passes, and positions of sequences.
+"""Passes through a model that llama.cpp has loaded, with a memory for keys and values, and positions of sequences.
 
 Knows sequences by number, and no slots. All methods are called from one thread.
 """
@@ -6,19 +6,16 @@ Knows sequences by number, and no slots. All methods are called from one thread.
 from __future__ import annotations
 
 import ctypes
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from common.machine import return_mapped_pages
 from engines.engine import FloatArray
 from engines.errors import EngineError
-from engines.llamacpp.abi import FLASH_ATTENTION, ROWS_OF_FOUR_POSITIONS, Batch
-from engines.llamacpp.library import Library
+from engines.llamacpp.abi import FLASH_ATTENTION, Batch
+from engines.llamacpp.loaded_model import LoadedModel
 from engines.llamacpp.output_reader import OutputReader
 from engines.threads import threads
 
@@ -49,35 +46,14 @@ class Rows:
 
 
 class Context:
-    """A loaded GGUF file. `cells` positions of all sequences together fit its memory for keys and values."""
+    """A memory of `cells` positions of all `sequences` together, for passes of at most `rows` rows through a model."""
 
-    def __init__(
-        self, library: Library, path: Path, cells: int, sequences: int, *, has_head: bool, copied: bool = False
-    ) -> None:
-        """Load the file. Without a head, passes give the hidden states of the last layer. Raises EngineError.
-
-        With `copied` the library stores most weights in another order: the file's pages, which it has mapped, would
-        stay in memory beside that copy.
-        """
-        self._library = library
-        self._reader: OutputReader | None = None
-        self._context = None
-        self._model = self._load(path)
-        if copied:
-            return_mapped_pages()
-        if library.is_recurrent(self._model) or library.is_hybrid(self._model):
-            self.close()
-            raise EngineError(
-                f"{path.name} keeps one state for all positions of a text, of which llama.cpp drops and copies no part;"
-                " pick a model with attention in all layers"
-            )
-        self.vocab_size = int(library.n_tokens(library.vocabulary(self._model)))
-        self._hidden = int(library.n_embd(self._model))
-        self._four_positions = library.rope_type(self._model) in ROWS_OF_FOUR_POSITIONS
-        if not has_head:
-            self._reader = OutputReader(library, library.n_layers(self._model) - 1)
-        self._context = self._new_context(cells, sequences)
-        self._memory = library.memory(self._context)
+    def __init__(self, model: LoadedModel, cells: int, sequences: int, rows: int = MAX_ROWS) -> None:
+        """Take the memory. Raises EngineError if there is not enough."""
+        self._library, self._model, self.cells = model.library, model, cells
+        self._reader = None if model.has_head else OutputReader(model.library, model.n_layers - 1)
+        self._context = self._new_context(cells, sequences, rows)
+        self._memory = self._library.memory(self._context)
 
     def run(self, rows: Rows) -> FloatArray:
         """Compute at most MAX_ROWS rows. Returns the hidden states of all, or the logits of the wanted ones.
@@ -95,7 +71,7 @@ class Context:
         output = self._reader.output
         if output is None:
             raise EngineError("llama.cpp computed no output of the last layer; run this model whole on one node")
-        return output.reshape(len(rows.positions), self._hidden)
+        return output.reshape(len(rows.positions), self._model.hidden)
 
     def remove(self, sequence: int, position: int = 0) -> None:
         """Drop a sequence's positions from `position` on. Raises EngineError if the library cannot."""
@@ -120,24 +96,15 @@ class Context:
             raise EngineError("llama.cpp has no room for the stored positions; close a session first")
 
     def close(self) -> None:
-        """Free the model and its memory. Closing twice is not an error."""
+        """Free the memory. Closing twice is not an error."""
         if self._context is not None:
             self._library.free_context(self._context)
-        if self._model is not None:
-            self._library.free_model(self._model)
-        self._context = self._model = None
+        self._context = None
 
-    def _load(self, path: Path) -> Any:
-        self._library.first_error, self._library.model = "", path.name
-        model = self._library.load_model(os.fsencode(path), self._library.model_params())
-        if not model:
-            raise EngineError(f"llama.cpp cannot load {path}: {self._library.first_error or 'it says no reason'}")
-        return model
-
-    def _new_context(self, cells: int, sequences: int) -> Any:
+    def _new_context(self, cells: int, sequences: int, rows: int) -> Any:
         params = self._library.context_params()
         params.n_ctx, params.n_seq_max = cells, sequences
-        params.n_batch = params.n_ubatch = MAX_ROWS
+        params.n_batch = params.n_ubatch = rows
         params.n_threads = params.n_threads_batch = threads()
         # Without it a row's numbers depend on the other rows of its pass.
         params.flash_attn_type = FLASH_ATTENTION
@@ -147,9 +114,8 @@ class Context:
         if self._reader is not None:
             params.cb_eval = ctypes.cast(self._reader.callback, ctypes.c_void_p)
         self._library.first_error = ""
-        context = self._library.new_context(self._model, params)
+        context = self._library.new_context(self._model.model, params)
         if not context:
-            self.close()
             raise EngineError(f"llama.cpp cannot make a context of {cells} positions: {self._library.first_error}")
         return context
 
@@ -158,7 +124,7 @@ class Context:
         if self._reader is not None:
             self._reader.output = None
         inputs, positions = np.ascontiguousarray(rows.inputs), np.ascontiguousarray(rows.positions)
-        if inputs.ndim == 2 and self._four_positions:
+        if inputs.ndim == 2 and self._model.four_positions:
             positions = np.concatenate([positions, positions, positions, np.zeros_like(positions)])
         sequences, wanted = np.ascontiguousarray(rows.sequences), np.ascontiguousarray(rows.wanted)
         one_each = np.ones(count, np.int32)
@@ -174,10 +140,10 @@ class Context:
 
     def _logits(self, count: int) -> FloatArray:
         if not count:
-            return np.empty((0, self.vocab_size), np.float32)
+            return np.empty((0, self._model.vocab_size), np.float32)
         self._library.synchronize(self._context)
-        found = np.ctypeslib.as_array(self._library.logits(self._context), (count * self.vocab_size,))
-        return found.reshape(count, self.vocab_size).copy()
+        found = np.ctypeslib.as_array(self._library.logits(self._context), (count * self._model.vocab_size,))
+        return found.reshape(count, self._model.vocab_size).copy()
 
 
 def _address(array: np.ndarray) -> int:

@@ -13,12 +13,12 @@ from cluster.shard import Shard
 from engines.base import SlotEngine
 from engines.engine import KV_BYTES
 from engines.errors import EngineError
-from engines.llamacpp.context import Context
 from engines.llamacpp.kept_rows import kept_rows
 from engines.llamacpp.library import library
+from engines.llamacpp.loaded_model import LoadedModel
 from engines.llamacpp.row_check import can_be_exact, exact_rows
 from engines.llamacpp.shard_file import shard_file
-from engines.llamacpp.shard_model import SEQUENCES, LlamaCppShardModel
+from engines.llamacpp.shard_model import LlamaCppShardModel, OwnContexts, SharedContext, SlotCache
 from engines.llamacpp.weights_file import ARCHITECTURE, write_weights
 from models.weights.gguf.header import GgufHeader
 from models.weights.gguf.parts import read_model_header
@@ -45,18 +45,18 @@ _REPACKED = frozenset(
 _STEP = 256  # the library rounds its cells up to a multiple of this
 
 
-class LlamaCppEngine(SlotEngine[int]):
+class LlamaCppEngine(SlotEngine[SlotCache]):
     """Runs GGUF files of many architectures as llama.cpp itself does: keys and values are float16, and activations are
     rounded to 8 bits if the file is quantized. Hidden states stay float32, so a split model has the bits of the whole
-    one in llama.cpp.
+    one in llama.cpp. An `invariant` one gives each slot a context of its own.
     """
 
     name: ClassVar[str] = "llamacpp"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, invariant: bool = False) -> None:
+        super().__init__(invariant=invariant)
         self._library = library()
-        self._context: Context | None = None
+        self._opened: tuple[LoadedModel, LlamaCppShardModel] | None = None
         self._cells = 0
 
     def load(self, shard: Shard, weights: Path, kv_bytes: int = KV_BYTES) -> None:
@@ -101,17 +101,27 @@ class LlamaCppEngine(SlotEngine[int]):
     ) -> LlamaCppShardModel:
         """Load a file that holds the shard alone."""
         self._cells = _cells(sizes, shard, kv_bytes)
-        self._context = Context(self._library, path, self._cells, SEQUENCES, has_head=shard.is_last, copied=copied)
-        return LlamaCppShardModel(sizes, shard, self._context)
+        file = LoadedModel(self._library, path, has_head=shard.is_last, copied=copied)
+        try:
+            model: LlamaCppShardModel = (
+                OwnContexts(sizes, shard, file) if self.invariant else SharedContext(sizes, shard, file, self._cells)
+            )
+        except EngineError:
+            file.close()
+            raise
+        self._opened = file, model
+        return model
 
     def positions(self, kv_bytes: int) -> int:
-        """Return the cells, which were made when the shard was loaded."""
+        """Return the cells, which were made when the shard was loaded, unless each slot has its own."""
         return self._cells
 
     def close(self) -> None:
         """Free the model, which the library holds in memory."""
-        if self._context is not None:
-            self._context.close()
+        if self._opened is not None:
+            file, model = self._opened
+            model.close()
+            file.close()
         super().close()
 
     def capabilities(self) -> EngineCapability:

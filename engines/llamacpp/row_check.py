@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from engines.engine import Chunk, FloatArray
-from engines.llamacpp.shard_model import LlamaCppShardModel
+from engines.llamacpp.shard_model import LlamaCppShardModel, SlotCache
 from engines.threads import threads
 
 SIZES = (2, 3, 4, 6, 9)
@@ -40,8 +40,8 @@ def exact_rows(model: LlamaCppShardModel) -> int:
     return exact
 
 
-def _run(model: LlamaCppShardModel, cache: int, inputs: np.ndarray, start: int, end: int) -> FloatArray:
-    chunk = Chunk(cache, start, inputs[start:end], end - start if model.shard.is_last else 0)
+def _run(model: LlamaCppShardModel, cache: SlotCache, inputs: np.ndarray, start: int, end: int) -> FloatArray:
+    chunk = Chunk(0, start, inputs[start:end], end - start if model.shard.is_last else 0)
     return model.forward([chunk], [cache])[0]
 
 

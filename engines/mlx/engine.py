@@ -28,12 +28,12 @@ class MlxEngine(SlotEngine[list[Any]]):
 
     reads_folders: ClassVar[bool] = True
 
-    def __init__(self, upcast: bool | None = None) -> None:
+    def __init__(self, upcast: bool | None = None, *, invariant: bool = False) -> None:
         """Compute in float32 with `upcast`, else in the dtype of the stored weights.
 
         By default that is float32 on a CPU: there, MLX 0.32 has no 16-bit product for a mixture of experts.
         """
-        super().__init__()
+        super().__init__(invariant=invariant)
         self._upcast = _device() == "CPU" if upcast is None else upcast
 
     @classmethod

@@ -11,7 +11,6 @@ from cluster.capabilities import EngineCapability
 from cluster.shard import Shard
 from engines.base import SlotEngine
 from engines.engine import KV_BYTES
-from engines.errors import EngineError
 from engines.onnx.batch_layout import Padding
 from engines.onnx.graph import Graph
 from engines.onnx.model import model_graph
@@ -75,12 +74,10 @@ class OnnxEngine(SlotEngine[int]):
         self.quantized_bits = self._bits if rounded.rounds else 0
 
     def build(self, shard: Shard, weights: Weights) -> OnnxShardModel:
-        """Build the shard's graph and a session for it. Raises EngineError for experts if it has to be invariant."""
+        """Build the shard's graph and a session for it."""
         architecture = weights.architecture
         if any(isinstance(layer.feed_forward, Experts) for layer in architecture.layers):
-            if self.invariant:
-                raise EngineError("the onnx engine has no invariant experts; choose another precision")
-            self.exact_rows = 1  # the rows of an expert are one product
+            self.exact_rows, self.lone_passes = 1, self.invariant  # the rows of an expert are one product
         graph = model_graph(architecture, shard, weights, self._precision)
         embedding = None
         if shard.is_first:  # in the smallest form that loses nothing

@@ -22,8 +22,8 @@ class TinygradEngine(SlotEngine[list[Tensor]]):
 
     name: ClassVar[str] = "tinygrad"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, invariant: bool = False) -> None:
+        super().__init__(invariant=invariant)
         try:
             ensure_clang()
         except EngineError:

@@ -24,10 +24,10 @@ AUTO_BITS = (8, 4)
 def engine_bytes(card: ModelCard, shard: Shard, node: DeviceCapabilities, bits: int) -> dict[str, int]:
     """Count the bytes of a shard's weights with each engine that may run it on a node: the node's own, and llama.cpp.
 
-    That one runs GGUF files, if the node has it and no other precision than `fast` was asked for. `bits` are those to
-    which an engine that can rounds float matrices.
+    That one runs GGUF files, if the node has it and `exact` was not asked for. `bits` are those to which an engine
+    that can rounds float matrices.
     """
-    others = AS_STORED if card.is_gguf and node.precision == "fast" else ()
+    others = AS_STORED if card.is_gguf and node.precision != "exact" else ()
     names = (node.engine, *(name for name in others if name != node.engine and node.has(name)))
     return {name: _bytes_with(name, card, shard, node, bits) for name in names}
 

@@ -38,7 +38,7 @@ MEASURES: dict[Callable[[], list[Figure]], tuple[str, ...]] = {
     fairness.measure: ("jain_8", "cancel_ms"),
     wire.measure: ("bytes_per_hop",),
     texts.measure: ("lookup_tokens_per_pass", "lookup_speed", "lookup_equal", "prefix_ttft"),
-    same_text.measure: ("seed_equal",),
+    **{partial(same_text.measure, side): (side.name,) for side in same_text.SIDES},
     beside.measure: beside.NAMES,
     strangers.measure: ("strangers", "half_open_kib", "idle_reaped_s", "join_crowd_ms"),
     throughput.measure: ("throughput",),

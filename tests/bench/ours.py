@@ -66,7 +66,7 @@ def ring_of_nodes(stages: int, precision: str, engine: str = "onnx") -> Iterator
     arguments = ["--engine", engine, "--threads", "1"]
     names = [f"{precision}-{stage}" for stage in range(stages)]
     with nodes(*names, arguments=arguments, environment={"EXOBUS_PRECISION": precision}) as started:
-        _wait_for_all(started)
+        wait_for_all(started)
         config = started[0].config
         instance = ensure_instance(config, DEFAULT_MODEL)
         assert len(instance.stages) == stages, f"{len(instance.stages)} stages instead of {stages}"
@@ -88,7 +88,8 @@ def ring(stages: int, precision: str, engine: str = "onnx") -> Iterator[Ours]:
         yield ours
 
 
-def _wait_for_all(started: list[NodeProcess]) -> None:
+def wait_for_all(started: list[NodeProcess]) -> None:
+    """Wait until the first node knows the others. Fails after MEET_TIMEOUT_S."""
     deadline = time.monotonic() + MEET_TIMEOUT_S
     while len(started[0].get("/v1/topology")["nodes"]) < len(started):
         assert time.monotonic() < deadline, "the nodes did not find each other"

@@ -150,12 +150,6 @@ def test_onnx_promises_no_exact_rows_of_experts(name: str, tmp_path: Path) -> No
     assert engine.exact_rows == 1
 
 
-@pytest.mark.parametrize("name", WITH_EXPERTS)
-def test_onnx_has_no_invariant_experts(name: str, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match="the onnx engine has no invariant experts; choose another precision"):
-        create("onnx", "invariant").load(whole(name, tiny_architecture(name).n_layers), write_family(tmp_path, name))
-
-
 @pytest.mark.parametrize("name", ["qwen3_moe with a dense layer", "gpt_oss"])
 def test_tinygrad_matches_the_reference_at_every_cut(name: str) -> None:
     """On two layers, the one of each kind, since tinygrad compiles for each engine, which takes seconds."""

@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cluster.shard import whole
-from engines.errors import EngineError
 from engines.onnx.engine import OnnxEngine
 from engines.onnx.row_check import fewest_rows
 from engines.registry import create
-from engines.settings import ENGINES
-from tests.support.engines import Forwards, cut
-from tests.support.invariance import decoded, in_company
+from tests.support.engines import EngineProcess, cut
+from tests.support.family_models import tiny_architecture, write_family_folder
+from tests.support.invariance import assert_invariant
 from tests.support.models import default_model_path, write_tiny_gguf, write_tiny_llama
 
-LENGTHS = {0: 37, 1: 9, 2: 64, 5: 20, 7: 18}
+LENGTHS = {0: 37, 1: 9, 2: 66, 5: 20, 7: 18}
 """Tokens of the prompts, by slot: the slots have gaps between them."""
 
 
 def prompts(vocabulary: int, *slots: int) -> dict[int, list[int]]:
     random = np.random.default_rng(4)
     return {slot: random.integers(3, vocabulary, LENGTHS[slot]).tolist() for slot in slots or LENGTHS}
-
-
-def assert_invariant(stages: Sequence[Forwards], prompts: Mapping[int, Sequence[int]]) -> None:
-    alone = {slot: decoded(stages, {slot: prompt})[slot] for slot, prompt in prompts.items()}
-    for case, rows in in_company(stages, prompts):
-        for slot, row in rows.items():
-            np.testing.assert_array_equal(row, alone[slot], err_msg=f"slot {slot}, {case}")
 
 
 @pytest.mark.parametrize("cuts", [(), (1,)], ids=str)
@@ -55,13 +47,21 @@ def test_default_model_has_the_same_bits_in_company() -> None:
     engine = OnnxEngine("invariant")
     engine.load(whole("default", 30), default_model_path())
     assert (engine.invariant, engine.exact_rows) == (True, 1)
-    assert_invariant([engine], prompts(40_000, 1, 5, 7))
+    assert_invariant([engine], prompts(40_000, 1, 5, 7), cuts=(2, 17))
 
 
-@pytest.mark.parametrize("name", [name for name in ENGINES if name != "onnx"])
-def test_engine_that_is_not_invariant_is_refused(name: str) -> None:
-    with pytest.raises(EngineError, match=f"engine {name} is not invariant; choose engine onnx or another precision"):
-        create(name, "invariant")
+@pytest.mark.parametrize("name", ["mlx", "tinygrad", "numpy"])
+def test_lone_passes_have_the_same_bits_in_company(name: str, process: EngineProcess, tmp_path: Path) -> None:
+    engine = process.load(name, whole("tiny", 1), write_tiny_llama(tmp_path, n_layers=1), "invariant")
+    assert_invariant([engine], prompts(250, 0, 1), cuts=(32,))
+    engine.close()
+
+
+def test_rows_of_experts_have_the_same_bits_in_company(tmp_path: Path) -> None:
+    engine, architecture = create("onnx", "invariant"), tiny_architecture("qwen3_moe")
+    engine.load(whole("experts", architecture.n_layers), write_family_folder(tmp_path / "model", "qwen3_moe"))
+    assert (engine.invariant, engine.exact_rows) == (True, 1)
+    assert_invariant([engine], prompts(architecture.vocab_size, 0, 1, 2), cuts=(32, 96))
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from cluster.openings import Opening
 from cluster.sampling import SamplingParams
 from ring.batching import InFlightBatches, MicroBatches, micro_batch_size, prompt_chunks
+from ring.prefix_cache import BLOCK
 from ring.sessions import StageSession
 
 arrivals = st.lists(st.integers(1, 6), max_size=12)  # the sizes of micro-batches that come in
@@ -85,18 +86,18 @@ prompts = st.lists(
 )
 
 
-@given(prompts, st.integers(1, 64), st.integers(-100, 300))
+@given(prompts, st.sampled_from([2 * BLOCK, 4 * BLOCK]), st.integers(-100, 300))
 def test_prompt_chunks_stay_within_rows_and_room(sizes: list[tuple[int, int]], rows: int, room: int) -> None:
     sessions = [prefilling(at, size, float(at % 3), sent) for at, (size, sent) in enumerate(sizes)]
     chosen = prompt_chunks(sessions, rows, room)
     assert sum(count for _, count in chosen) <= max(min(rows, room), 0)
     assert all(0 < count <= min(session.prompt_left, rows) for session, count in chosen)
-    assert all(count in (session.prompt_left, rows, session.prompt_left - 2) for session, count in chosen)
-    assert all(session.prompt_left - count != 1 for session, count in chosen if rows > 2)
+    assert all(count in (session.prompt_left, rows, rows - BLOCK) for session, count in chosen)
+    assert all(session.prompt_left - count != 1 for session, count in chosen)
     assert chosen or not sessions or room < rows
 
 
-@pytest.mark.parametrize(("size", "chunks"), [(64, [64]), (65, [63, 2]), (66, [64, 2]), (129, [64, 63, 2])])
+@pytest.mark.parametrize(("size", "chunks"), [(64, [64]), (65, [32, 33]), (66, [64, 2]), (129, [64, 32, 33])])
 def test_prompt_is_cut_without_a_lone_token(size: int, chunks: list[int]) -> None:
     sent = 0
     for expected in chunks:

@@ -43,6 +43,19 @@ def test_second_turn_computes_only_what_is_new(weights: Path, reference: Ring, c
         assert not any(stage.dropped for stage in ring.stages)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("engine", ["numpy", "onnx"])
+def test_invariant_ring_stores_no_answers(weights: Path, count: int, engine: str) -> None:
+    first, question = random_prompt(BLOCK + 7), random_prompt(9, seed=2)
+    with stage_ring(weights, count, engine=engine, precision="invariant") as ring:
+        second = [*first, *ring.generate(1, first, BLOCK, GREEDY), *question]
+        warm = ring.generate(2, second, 8, SAMPLED)
+        assert cached(ring, 2) == BLOCK
+    with stage_ring(weights, count, engine=engine, precision="invariant") as ring:
+        assert ring.generate(1, second, 8, SAMPLED) == warm
+        assert cached(ring, 1) == 0
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_shared_prefix_is_stored_once(weights: Path, reference: Ring, count: int) -> None:
     system = random_prompt(4 * BLOCK)

@@ -142,13 +142,13 @@ class EngineProcess:
             self._child.communicate(timeout=10)
             raise
 
-    def create(self, name: str) -> HostedEngine:
-        """Create an engine in the child."""
-        return HostedEngine(self, int(self.call("create", name)))
+    def create(self, name: str, precision: str = "exact") -> HostedEngine:
+        """Create an engine in the child. llama.cpp is `fast` if it should be `exact`."""
+        return HostedEngine(self, int(self.call("create", name, precision)))
 
-    def load(self, name: str, shard: Shard, weights: Path) -> HostedEngine:
+    def load(self, name: str, shard: Shard, weights: Path, precision: str = "exact") -> HostedEngine:
         """Create an engine in the child and load a shard."""
-        engine = self.create(name)
+        engine = self.create(name, precision)
         engine.load(shard, weights)
         return engine
 
@@ -220,8 +220,9 @@ class Host:
         self._engines: list[InferenceEngine] = []
         self._saved: list[SavedKV] = []
 
-    def create(self, name: str) -> int:
-        precision = "fast" if name == "llamacpp" else "exact"
+    def create(self, name: str, precision: str) -> int:
+        if (name, precision) == ("llamacpp", "exact"):
+            precision = "fast"
         self._engines.append(importlib.import_module("engines.registry").create(name, precision))
         return len(self._engines) - 1
 

@@ -14,7 +14,7 @@ from bus.process import CANNOT_START
 from cluster.shard import whole
 from engines.engine import Chunk
 from engines.errors import EngineError
-from engines.llamacpp import context
+from engines.llamacpp import loaded_model
 from engines.llamacpp.engine import LlamaCppEngine
 from tests.support.engines import (
     PROMPT,
@@ -163,7 +163,7 @@ def test_pages_of_weights_that_are_stored_anew_are_let_go(
     kind: str, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[None] = []
-    monkeypatch.setattr(context, "return_mapped_pages", lambda: called.append(None))
+    monkeypatch.setattr(loaded_model, "return_mapped_pages", lambda: called.append(None))
     engine, path = LlamaCppEngine(), write_model(tmp_path / "model.gguf", "llama", kind)
     engine.load(WHOLE, path)
     assert len(called) == times

@@ -11,6 +11,7 @@ from cluster.shard import Shard
 from engines.engine import Chunk
 from engines.llamacpp.engine import LlamaCppEngine
 from engines.llamacpp.output_reader import OutputReader
+from engines.llamacpp.shard_model import SharedContext
 from tests.support.gguf_models import FAMILIES, VOCAB
 
 IDS = np.random.default_rng(4).integers(0, VOCAB, 20).astype(np.int32)
@@ -51,6 +52,8 @@ def test_pass_with_missed_output_is_repeated(llama: Path, models: Path, monkeypa
 
 
 def reader_of(engine: LlamaCppEngine) -> OutputReader:
-    assert engine._context is not None
-    assert engine._context._reader is not None
-    return engine._context._reader
+    assert engine._opened is not None
+    _, model = engine._opened
+    assert isinstance(model, SharedContext)
+    assert model.context._reader is not None
+    return model.context._reader

@@ -152,13 +152,18 @@ def random_prompt(length: int, seed: int = 1) -> list[int]:
 
 @contextmanager
 def stage_ring(
-    weights: Path, count: int, positions: int = 4096, nodes: Sequence[ClusterAccess] = (), engine: str = "numpy"
+    weights: Path,
+    count: int,
+    positions: int = 4096,
+    nodes: Sequence[ClusterAccess] = (),
+    engine: str = "numpy",
+    precision: str = "fast",
 ) -> Iterator[StageRing]:
     """Run stages on one machine; or, with `nodes`, each on a node of its own, and the gateway on the last of these."""
     with run_folder() as run_dir:
         shards = [Shard("tiny", a, b, N_LAYERS) for a, b in zip(CUTS[count], CUTS[count][1:], strict=False)]
         stages = [
-            started(shard, weights, run_dir, index, nodes[index] if nodes else LOCAL, engine)
+            started(shard, weights, run_dir, index, nodes[index] if nodes else LOCAL, engine, precision)
             for index, shard in enumerate(shards)
         ]
         instance = Instance("i", "tiny", EPOCH, tuple(placed(stages, shards, positions, nodes)))
@@ -190,11 +195,17 @@ def placed(
 
 
 def started(
-    shard: Shard, weights: Path, run_dir: Path, index: int, access: Access = LOCAL, engine: str = "numpy"
+    shard: Shard,
+    weights: Path,
+    run_dir: Path,
+    index: int,
+    access: Access = LOCAL,
+    engine: str = "numpy",
+    precision: str = "fast",
 ) -> StageThread:
     def load() -> LoadedShard:
         transport = lambda: Transport(run_dir, f"stage-{index}", access)  # noqa: E731
-        return load_shard(engine, shard, EPOCH, weights, transport, kv_bytes=1 << 24)
+        return load_shard(engine, shard, EPOCH, weights, transport, kv_bytes=1 << 24, precision=precision)
 
     stage = StageThread(load)
     stage.start()
