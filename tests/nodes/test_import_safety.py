@@ -51,8 +51,10 @@ def test_node_runs_no_code_of_current_folder(tmp_path: Path, how: str) -> None:
     settings = {"EXOBUS_CACHE": str(unmeasured_cache(tmp_path / "cache"))}
     if how == "module":
         settings["PYTHONPATH"] = child_environment({})["PYTHONPATH"]
+    engine = "auto" if how == "script" else "onnx"  # once with the children that measure all engines
+    arguments = [*PORTS, "--precision", "exact", "--engine", engine]
     with ExitStack() as running:
-        node = NodeProcess(tmp_path / "node", [*PORTS, "--precision", "exact"], settings, start=start, folder=traps)
+        node = NodeProcess(tmp_path / "node", arguments, settings, start=start, folder=traps)
         running.callback(node.stop)
         node.ready()
         answer = httpx.post(f"{node.api}/v1/chat/completions", json=QUESTION, timeout=120.0)
