@@ -114,7 +114,7 @@ def test_plan_says_why_a_model_is_not_split() -> None:
 
 def test_plan_names_the_bits_of_the_ring() -> None:
     card = msgspec.to_builtins(Catalogue.load().get("llama-3.2-3b"))
-    for free, bits in ((3 * 10**9, 8), (2 * 10**9, 4)):
+    for free, bits in ((3_000_000_000, 8), (2_300_000_000, 4)):
         graph = topology(free, free + 10**8)
         for node in graph["nodes"]:
             node["capabilities"] |= {"engine": "onnx", "precision": "fast", "quantize": "auto"}

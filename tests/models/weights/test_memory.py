@@ -63,7 +63,7 @@ def test_fewer_bits_take_less(card: ModelCard, node: DeviceCapabilities) -> None
 def test_sixteen_bit_model_takes_what_its_rounding_leaves() -> None:
     shard = whole(LLAMA.id, LLAMA.n_layers)
     found = [weight_bytes(LLAMA, shard, fast(quantize=quantize)) / GB for quantize in ("none", "8", "4")]
-    assert found == pytest.approx([14.4, 4.1, 2.7], abs=0.05)
+    assert found == pytest.approx([14.4, 4.4, 3.0], abs=0.05)
     assert weight_bytes(LLAMA, shard, DeviceCapabilities(engine="numpy")) == LLAMA.shard_bytes(shard)
 
 
