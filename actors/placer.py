@@ -33,6 +33,7 @@ from cluster.failures import FailureCode
 from cluster.instances import Instances
 from cluster.partitioning import PartitioningStrategy
 from cluster.placement import DoesNotFit, Instance, PlacedStage, larger_ring
+from cluster.room import can_grow
 from cluster.topology import RecordNumber, Topology
 from engines.cuts import WHOLE, ModelPlan, plan_model, stage_starts
 from models.card import ModelCard, travelling
@@ -153,12 +154,18 @@ class Placer:
         return frozenset() if wanted == tried and time.monotonic() - when < GROW_AGAIN_S else wanted
 
     async def _replace(self, card: ModelCard, held: Instance, topology: Topology) -> Instance:
-        """Place a larger ring beside an instance if memory allows it with as many bits, else after its end."""
+        """Place a larger ring beside an instance if memory allows it with as many bits, else after its end.
+
+        Returns the instance itself if its end would not make room for a larger one.
+        """
         bits = max(stage.quantized_bits for stage in held.stages)
         with suppress(DoesNotFit):
             planned = self._plan(card, topology)
             if len(planned.stages) > len(held.stages) and planned.auto_bits >= bits:
                 return await self._place(card, planned)
+        uses = (one for one in self._instances.loaded() if one.instance == held)
+        if not all(can_grow(topology, one, partial(self._stages_on, card)) for one in uses):
+            return held
         await self._unloading.end(held, REPLACED)
         await asyncio.sleep(SETTLE_S)
         return await self._place(card, self._plan_or_repeat(card, await self._current_topology(card), held))
@@ -166,6 +173,12 @@ class Placer:
     def _plan(self, card: ModelCard, topology: Topology) -> ModelPlan:
         able = self._able(topology, card)
         return plan_model(card, able, self._strategy, self._starts(card, able))
+
+    def _stages_on(self, card: ModelCard, topology: Topology) -> int:
+        try:
+            return len(self._plan(card, topology).stages)
+        except DoesNotFit:
+            return 0
 
     def _starts(self, card: ModelCard, topology: Topology) -> Sequence[int]:
         return WHOLE if card.id in self._whole else stage_starts(card, topology)

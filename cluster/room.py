@@ -73,6 +73,17 @@ def to_end(topology: Topology, loaded: Iterable[LoadedInstance], fits: Fits) -> 
     return tuple(chosen)
 
 
+def can_grow(topology: Topology, held: LoadedInstance, stages_on: Callable[[Topology], int]) -> bool:
+    """Return whether a model gets more stages than an instance of it has, once that has ended.
+
+    `stages_on` returns how many it gets on a topology, 0 if it does not fit. While it is not known what each stage
+    frees, growth is taken for possible.
+    """
+    if not (held.use.frees and all(held.use.frees)):
+        return True
+    return stages_on(freed(topology, [held])) > len(held.instance.stages)
+
+
 def freed(topology: Topology, ended: Iterable[LoadedInstance]) -> Topology:
     """Return the topology as it will be once instances have ended."""
     memory: Counter[str] = Counter()

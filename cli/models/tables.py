@@ -205,6 +205,8 @@ def plan_of(model: Json, topology: Json, context: int = 0) -> str:
     ]
     card = card_from(model)
     reasons = [model.get("why"), why_whole(card, able_nodes(card, topology_from(topology)))]
+    if context > card.context_length:
+        reasons.append(f"its context ends at {card.context_length} positions, which are counted in place of {context}")
     why = "".join(f"{model['id']}: {reason}\n\n" for reason in reasons if reason)
     columns = ("NODE", "LAYERS", "COUNT", "MEMORY", "BITS", "STATE")
     return why + table(columns, rows) + _unloaded_before(model, topology, context)

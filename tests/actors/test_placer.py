@@ -288,6 +288,24 @@ def test_growth_waits_for_the_old_rings_memory(
         asyncio.run(test())
 
 
+def test_ring_stays_if_its_end_makes_no_room_for_a_larger_one() -> None:
+    async def test() -> None:
+        async with AsyncExitStack() as stack:
+            ada, _, asker = await clients(stack, one, two)
+            instances = standing(old := on_ada_alone())
+            instances.record(A, NUMBER, [old], uses=[StageUse(old.instance_id, 5, 1)])
+            growing = placer(asker, instances, FULL)
+            assert growing.grow(CARD, MEMBERS)
+            for marker in ("first", "second"):  # by the second one, growth has sent what it sends
+                await asker.send(f"{A}/node", ShardUnload(marker, 1))
+                message, _ = await next_message(ada, ShardUnload)
+                assert message.instance_id == marker
+            assert await growing.ensure(CARD) == old
+
+    with running_hub(A) as one, running_hub(B) as two:
+        asyncio.run(test())
+
+
 def other_on_ada(idle_s: int) -> tuple[Instance, Instances]:
     """Return an instance of another model, and the view in which it stands and its end makes room."""
     other = msgspec.structs.replace(on_ada_alone(), model_id="other")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.capabilities import DeviceCapabilities
 from cluster.placement import Instance, PlacedStage
-from cluster.room import Fits, InstanceUse, LoadedInstance, StageUse, freed, to_end, use_of
+from cluster.room import Fits, InstanceUse, LoadedInstance, StageUse, can_grow, freed, to_end, use_of
 from cluster.shard import Shard
 from cluster.topology import NodeRecord, Topology
 
@@ -101,3 +102,12 @@ def test_instance_is_idle_if_all_its_stages_are() -> None:
     assert use_of(stages) == InstanceUse(7, (100, 50))
     assert use_of([*stages, None]) == InstanceUse(0, (100, 50, 0))  # it joined just now
     assert use_of([StageUse("i", 0, 100), StageUse("i", 7, 50)]).idle_s == 0
+
+
+@pytest.mark.parametrize(("frees", "grows"), [(5, True), (4, False), (0, True)])
+def test_instance_grows_if_its_end_makes_room(frees: int, grows: bool) -> None:
+    def stages_on(graph: Topology) -> int:
+        return 2 if with_free(a=10, b=10)(graph) else 1
+
+    held = loaded("one", 1, a=frees)
+    assert can_grow(topology({"a": 5, "b": 10}), held, stages_on) == grows

@@ -130,6 +130,12 @@ def test_plan_counts_the_context() -> None:
         plan_rows(large, topology(16 * MIB), 1 << 20)
 
 
+def test_plan_says_where_the_context_ends() -> None:
+    beyond, within = (plan_of(model(context_length=512), topology(64 * MIB), context) for context in (513, 512))
+    assert "its context ends at 512 positions, which are counted in place of 513" in beyond
+    assert "its context ends" not in within
+
+
 def test_plan_of_a_loaded_model_is_where_it_runs() -> None:
     assert "loaded" in plan_of(model(), topology(MIB, loaded=("tiny",)))
 
