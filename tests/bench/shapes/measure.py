@@ -31,7 +31,10 @@ SHAPES = {
     "8b": Shape("8b", 32, 4096, 14336, 32, 8, 128256, tied=False),
 }
 TURNS = ("decode", "prefill", "streams")
-ROUNDS = 5
+ROUNDS, LARGE_ROUNDS = 5, 2
+LARGE = 2 << 30
+"""From so many bytes on, a model takes LARGE_ROUNDS: a round of an 8B takes minutes."""
+
 ROOM = 3.0
 """How many times its file's size a model needs of free memory: three sides hold it, some of them a copy."""
 
@@ -118,9 +121,10 @@ def _chosen(names: Sequence[str], path: Path, threads: int) -> Choice:
 def _compared(label: str, path: Path, threads: int, names: Sequence[str]) -> list[Figure]:
     chosen = _chosen(names, path, threads)
     print(f"{label}: {chosen.engine}; {chosen.why}", flush=True)
+    count = ROUNDS if path.stat().st_size < LARGE else LARGE_ROUNDS
     with _sides((BARE, *names), path, threads) as sides:
         rounds = [
-            {(turn, name): side.turn(turn) for turn in TURNS for name, side in sides.items()} for _ in range(ROUNDS)
+            {(turn, name): side.turn(turn) for turn in TURNS for name, side in sides.items()} for _ in range(count)
         ]
     return [_figure(f"{label}_{turn}_{threads}", turn, rounds, names, chosen.engine) for turn in TURNS]
 
