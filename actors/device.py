@@ -12,7 +12,7 @@ from bus.client import RequestError
 from cluster.capabilities import DeviceCapabilities
 from cluster.failures import FailureCode
 from common.config import NodeConfig
-from common.machine import cores, memory
+from common.machine import Memory, cores, memory
 from common.python_child import child_environment, module_command
 
 logger = logging.getLogger(__name__)
@@ -59,22 +59,23 @@ class Device:
         task = self._measuring
         known = task is not None and task.done() and not task.cancelled() and task.exception() is None
         capabilities = task.result() if task is not None and known else DeviceCapabilities()
+        seen = memory()
         return msgspec.structs.replace(
             capabilities,
-            memory_total=memory().total,
-            memory_available=self.offer(nodes_here, reserved),
+            memory_total=seen.total,
+            memory_available=self.offer(seen, nodes_here, reserved),
             stages_left=max(self._config.max_stages - stages, 0),
             precision=self._config.precision,
             quantize=self._config.quantize,
         )
 
-    def offer(self, nodes_here: int, reserved: int, freed: int = 0) -> int:
-        """Return the bytes that a model may use now, or once `freed` bytes more are free.
+    def offer(self, seen: Memory, nodes_here: int, reserved: int, freed: int = 0) -> int:
+        """Return the bytes that a model may use of the machine's memory as `seen`, or once `freed` bytes more are free.
 
         They all count for this node: the stages of a ring end on all nodes of the machine.
         """
-        total, available = memory()
-        return usable(min(available // nodes_here + freed, total // nodes_here), self._config.memory, reserved)
+        share = min(seen.available // nodes_here + freed, seen.total // nodes_here)
+        return usable(share, self._config.memory, reserved)
 
     def threads(self, nodes_here: int) -> int:
         """Return the threads of an engine: the configured number, or this node's share of the cores but one.

@@ -35,6 +35,7 @@ from cluster.kv_budget import KvBudget, KvRequest
 from cluster.placement import Instance
 from cluster.room import StageUse
 from common.config import NodeConfig
+from common.machine import memory
 from engines.choice import with_room
 from engines.settings import MAX_SLOTS
 from models.card import ModelCard, travelling
@@ -113,12 +114,13 @@ class StageHost:
         """Ask the engines how they are used. Of one that does not reply, the last reply counts."""
         stages = [stage for stage in self._stages.values() if stage.held.joined]
         states = await asyncio.gather(*(self._describe(stage.engine) for stage in stages))
-        reserved, now = self.reserved, self._device.offer(nodes_here, self.reserved)
+        reserved, seen = self.reserved, memory()
+        now = self._device.offer(seen, nodes_here, reserved)
         for stage, state in zip(stages, states, strict=True):
             if state and state.joined:
                 instance_id = stage.held.instance_id
                 left = reserved - self._budget.reserved_for(instance_id)
-                frees = self._device.offer(nodes_here, left, state.private_bytes) - now
+                frees = self._device.offer(seen, nodes_here, left, state.private_bytes) - now
                 stage.use = StageUse(instance_id, state.idle_s, max(frees, 0))
 
     async def load(self, work: ShardLoad, card: ModelCard, nodes_here: int, placer: str) -> ShardLoaded:
@@ -205,7 +207,7 @@ class StageHost:
             path,
             stage.held.placer,
             work.requested,
-            self._reserve(work, card, weights, self._device.offer(nodes_here, 0)),
+            self._reserve(work, card, weights, self._device.offer(memory(), nodes_here, 0)),
             self._config.precision,
             bits,
             engines,
