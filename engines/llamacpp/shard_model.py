@@ -147,8 +147,9 @@ class OwnContexts(LlamaCppShardModel):
         if positions <= cache.context.cells:
             return
         copy = self.save(cache, 0, held) if held else None
+        longer = Context(self._model, -(-positions // GROWTH) * GROWTH, 2, CUT)  # if that fails, the slot stays usable
         cache.context.close()
-        cache.context = Context(self._model, -(-positions // GROWTH) * GROWTH, 2, CUT)
+        cache.context = longer
         if copy:
             super().restore(cache, copy)
 
