@@ -16,6 +16,7 @@ from engines.onnx.graph import Graph
 from engines.onnx.kv_pool import KVPool
 from engines.onnx.model import ropes_of
 from engines.rope import rotations
+from engines.threads import threads
 from models.architecture import Architecture, Rope
 from models.sizes import shard_sizes
 from models.weights.quantized import BlockMatrix
@@ -178,12 +179,11 @@ def _rope_tables(ropes: Sequence[Rope], positions: int) -> dict[str, FloatArray]
 
 
 def new_session(graph: Graph) -> onnxruntime.InferenceSession:
-    """Make a session on the CPU. OMP_NUM_THREADS sets its threads, else one for each core; none of them spins."""
+    """Make a session on the CPU. None of its threads spins."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.inter_op_num_threads = 1
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    options.intra_op_num_threads = int(threads) if threads.isdecimal() else 0
+    options.intra_op_num_threads = threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # The runtime copies them, in the fewest steps of all ways to pass weights, and keeps no more than it needs.
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in graph.weights.values()]
