@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bus.dataplane.transport import Transport
 from cluster.shard import Shard
-from common.heap import trim_heap
+from common.machine import return_freed_memory
 from engines.engine import InferenceEngine
 from engines.registry import create
 
@@ -70,5 +70,5 @@ def load_shard(
     """
     engine = create(engine_name, precision, bits)
     engine.load(shard, weights, kv_bytes)
-    trim_heap()
+    return_freed_memory()
     return LoadedShard(engine, epoch, make_transport(), engine.positions(kv_bytes))

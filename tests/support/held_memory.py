@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from cluster.shard import whole
-from common.heap import trim_heap
+from common.machine import return_freed_memory
 from engines.registry import create
 
 
@@ -20,7 +20,7 @@ def main(engine_name: str, precision: str, bits: str, path: str, n_layers: str) 
     engine = create(engine_name, precision, int(bits))
     before = psutil.Process().memory_info().rss
     engine.load(whole("m", int(n_layers)), Path(path))
-    trim_heap()
+    return_freed_memory()
     sys.stdout.write(f"{psutil.Process().memory_info().rss - before}\n")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 
 from cluster.shard import Shard
-from common.heap import trim_heap
+from common.machine import return_freed_memory
 from engines.engine import Chunk
 from engines.registry import create
 from models.weights.gguf.parts import read_model_header
@@ -67,7 +67,7 @@ class EngineSide:
         layers = int(read_model_header(path).metadata["llama.block_count"])
         self._engine = create(name)
         self._engine.load(Shard("random", first, end or layers, layers), path, KV_BYTES)
-        trim_heap()  # as a stage does
+        return_freed_memory()  # as a stage does
 
     def run(self, rows: Sequence[tuple[int, int, np.ndarray]]) -> None:
         """Run a long prompt in the chunks of a ring."""
