@@ -42,7 +42,6 @@ SMALL = 32 << 20
 
 LLAMACPP = "llamacpp"
 
-
 QUIET = 0.25
 """If other programs use a larger share of the machine, what is measured counts only until the machine is quiet."""
 
@@ -55,12 +54,6 @@ class Kept(msgspec.Struct, frozen=True):
 
     speeds: tuple[ModelSpeed, ...]
     others: float = 0.0
-
-    @property
-    def counts(self) -> bool:
-        """Whether measuring again now would give nothing better."""
-        return self.others <= QUIET or psutil.cpu_percent(GLANCE_S) > 100 * QUIET
-
 
 def engine_for(load: EngineLoad, config: NodeConfig) -> Choice:
     """Return the engine for a shard, and why: the one that the node's settings name, else by the model.
@@ -89,7 +82,7 @@ def _for_gguf(path: Path, load: EngineLoad, config: NodeConfig) -> Choice:
         except EngineError as error:
             refused[LLAMACPP] = str(error)
     if len(names) - len(refused) < 2 or sum(tensor.nbytes for tensor in header.tensors.values()) < SMALL:
-        return Choice(load.engine, "it is the fastest engine of this machine")
+        return Choice(load.engine, "of this machine's engines with room for the model, it is the fastest")
     return choose(_speeds(names, path, header, load.precision, config), load.engine, refused)
 
 
@@ -102,7 +95,7 @@ def _speeds(
     for file in files:
         with suppress(OSError, msgspec.DecodeError):
             kept = msgspec.json.decode(file.read_bytes(), type=Kept)
-            if [speed.name for speed in kept.speeds] == list(names) and kept.counts:
+            if [speed.name for speed in kept.speeds] == list(names) and (kept.others <= QUIET or _is_busy()):
                 return kept.speeds
     try:
         measured = measure(names, precision, path, header, PROBE_TIMEOUT_S)
@@ -110,6 +103,11 @@ def _speeds(
         return tuple(ModelSpeed(name, detail=f"there is no room to measure ({error.strerror})") for name in names)
     _keep(files, Kept(*measured))
     return measured.speeds
+
+
+def _is_busy() -> bool:
+    """Watch the machine for GLANCE_S. Returns whether measuring now would give nothing better."""
+    return psutil.cpu_percent(GLANCE_S) > 100 * QUIET
 
 
 def _keep(files: Sequence[Path], kept: Kept) -> None:
