@@ -12,7 +12,7 @@ from typing import Annotated, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from cluster.placement import Instance
+from cluster.placement import DoesNotFit, Instance
 from cluster.topology import NodeRecord, Topology
 from common.limits import MAX_STAGES, Name, Whole
 
@@ -49,13 +49,22 @@ class LoadedInstance(NamedTuple):
     use: InstanceUse
 
 
+def fits(plan: Callable[[Topology], object], topology: Topology) -> bool:
+    """Return whether `plan` places a model on a topology; it raises DoesNotFit if not."""
+    try:
+        plan(topology)
+    except DoesNotFit:
+        return False
+    return True
+
+
 def use_of(stages: Sequence[StageUse | None]) -> InstanceUse:
     """Return how an instance is used, from what the nodes of its stages report; None: nothing yet."""
     idle_s = min((stage.idle_s if stage else 0 for stage in stages), default=0)
     return InstanceUse(idle_s, tuple(stage.frees if stage else 0 for stage in stages))
 
 
-def to_end(topology: Topology, loaded: Iterable[LoadedInstance], fits: Fits) -> tuple[LoadedInstance, ...] | None:
+def to_end(topology: Topology, loaded: Iterable[LoadedInstance], has_room: Fits) -> tuple[LoadedInstance, ...] | None:
     """Return the idle instances to end so that a model fits: as few as needed, the least recently used ones.
 
     Returns None if the model would not fit even then; an instance that is in use is never among them.
@@ -63,12 +72,12 @@ def to_end(topology: Topology, loaded: Iterable[LoadedInstance], fits: Fits) -> 
     idle = sorted(
         (one for one in loaded if one.use.idle_s), key=lambda one: (-one.use.idle_s, one.instance.instance_id)
     )
-    counts = (count for count in range(len(idle) + 1) if fits(freed(topology, idle[:count])))
+    counts = (count for count in range(len(idle) + 1) if has_room(freed(topology, idle[:count])))
     if (count := next(counts, None)) is None:
         return None
     chosen = idle[:count]
     for spared in reversed(chosen):  # one that frees nothing where it matters
-        if fits(freed(topology, rest := [one for one in chosen if one is not spared])):
+        if has_room(freed(topology, rest := [one for one in chosen if one is not spared])):
             chosen = rest
     return tuple(chosen)
 

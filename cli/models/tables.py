@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cluster.needed_engine import no_engine, nodes_with_engine
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.placement import DoesNotFit, Instance, PlacedStage
 from cluster.room import InstanceUse, LoadedInstance, freed, to_end
+from cluster.room import fits as can_be_placed
 from cluster.shard import Shard, whole
 from cluster.topology import Topology
 from engines.cuts import ModelPlan, able_nodes, plan_model, stage_starts, why_whole
@@ -67,14 +69,8 @@ def placed_in_room(
     card: ModelCard, topology: Topology, loaded: Iterable[LoadedInstance], context: int = 0
 ) -> tuple[ModelPlan, tuple[str, ...]]:
     """Divide a model as `placed` does, and name the idle models that are unloaded before. Raises DoesNotFit."""
-
-    def fits(graph: Topology) -> bool:
-        try:
-            return bool(placed(card, graph, context))
-        except DoesNotFit:
-            return False
-
-    ended = to_end(topology, loaded, fits) or ()
+    has_room = partial(can_be_placed, partial(placed, card, context=context))
+    ended = to_end(topology, loaded, has_room) or ()
     return placed(card, freed(topology, ended), context), tuple(one.instance.model_id for one in ended)
 
 
