@@ -35,7 +35,7 @@ _NOT_OF_PARTS = ("tokenizer.", "split.")
 _WINDOW = "{arch}.attention.sliding_window_pattern"
 _EMBEDDING, _HEAD, _NORM = "token_embd.weight", "output.weight", "output_norm.weight"
 _FEW_BITS = (GGMLQuantizationType.IQ1_S, GGMLQuantizationType.Q4_1, GGMLQuantizationType.F16)
-"""The types for stand-ins, in order: a part that the library reads has them in memory."""
+"""The types for stand-ins, in order. A GPU has them in its memory, and so has a system that maps no holes."""
 
 _OUTPUTS = (_HEAD, "output.bias", _NORM, "output_norm.bias")
 

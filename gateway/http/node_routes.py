@@ -71,7 +71,7 @@ def topology_body(own_id: str, state: TopologyState) -> dict[str, Any]:
         "node_id": own_id,
         "nodes": msgspec.to_builtins(topology.nodes),
         "links": msgspec.to_builtins(topology.links),
-        "instances": [_instance_body(one, use, names) for one, use in zip(state.instances, uses, strict=False)],
+        "instances": [_instance_body(one, use, names) for one, use in zip(state.instances, uses, strict=True)],
     }
 
 
@@ -89,7 +89,7 @@ def _instance_body(instance: Instance, use: InstanceUse, names: Mapping[str, str
             "quantized_bits": stage.quantized_bits,
             "frees": frees,
         }
-        for stage, frees in zip(instance.stages, use.frees or (0,) * len(instance.stages), strict=False)
+        for stage, frees in zip(instance.stages, use.frees or (0,) * len(instance.stages), strict=True)
     ]
     return {
         "instance_id": instance.instance_id,

@@ -68,8 +68,8 @@ class Tokenizer:
         self._backend = backend
         self._plain_encoder = PlainEncoder(backend)
         self._added = backend.get_added_tokens_decoder()
-        # Text such as "\u00fc" that byte-level vocabularies also write for a byte, which is no text alone.
         self._special = frozenset(index for index, token in self._added.items() if token.special)
+        # Text such as "\u00fc" that byte-level vocabularies also write for a byte, which is no text alone.
         self._literal = {
             index: token.content
             for index, token in self._added.items()
