@@ -55,6 +55,7 @@ class Kept(msgspec.Struct, frozen=True):
     speeds: tuple[ModelSpeed, ...]
     others: float = 0.0
 
+
 def engine_for(load: EngineLoad, config: NodeConfig) -> Choice:
     """Return the engine for a shard, and why: the one that the node's settings name, else by the model.
 

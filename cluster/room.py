@@ -49,7 +49,7 @@ class LoadedInstance(NamedTuple):
     use: InstanceUse
 
 
-def fits(plan: Callable[[Topology], object], topology: Topology) -> bool:
+def can_place(plan: Callable[[Topology], object], topology: Topology) -> bool:
     """Return whether `plan` places a model on a topology; it raises DoesNotFit if not."""
     try:
         plan(topology)
@@ -64,7 +64,7 @@ def use_of(stages: Sequence[StageUse | None]) -> InstanceUse:
     return InstanceUse(idle_s, tuple(stage.frees if stage else 0 for stage in stages))
 
 
-def to_end(topology: Topology, loaded: Iterable[LoadedInstance], has_room: Fits) -> tuple[LoadedInstance, ...] | None:
+def to_end(topology: Topology, loaded: Iterable[LoadedInstance], fits: Fits) -> tuple[LoadedInstance, ...] | None:
     """Return the idle instances to end so that a model fits: as few as needed, the least recently used ones.
 
     Returns None if the model would not fit even then; an instance that is in use is never among them.
@@ -72,12 +72,12 @@ def to_end(topology: Topology, loaded: Iterable[LoadedInstance], has_room: Fits)
     idle = sorted(
         (one for one in loaded if one.use.idle_s), key=lambda one: (-one.use.idle_s, one.instance.instance_id)
     )
-    counts = (count for count in range(len(idle) + 1) if has_room(freed(topology, idle[:count])))
+    counts = (count for count in range(len(idle) + 1) if fits(freed(topology, idle[:count])))
     if (count := next(counts, None)) is None:
         return None
     chosen = idle[:count]
     for spared in reversed(chosen):  # one that frees nothing where it matters
-        if has_room(freed(topology, rest := [one for one in chosen if one is not spared])):
+        if fits(freed(topology, rest := [one for one in chosen if one is not spared])):
             chosen = rest
     return tuple(chosen)
 

@@ -17,7 +17,7 @@ from bus.client import BusClient
 from bus.messages import Status
 from cluster.instances import Instances
 from cluster.placement import DoesNotFit, Instance
-from cluster.room import InstanceUse, LoadedInstance, changed, empty, fits, to_end
+from cluster.room import InstanceUse, LoadedInstance, can_place, changed, empty, to_end
 from cluster.topology import Topology
 from engines.cuts import ModelPlan
 from models.card import ModelCard
@@ -118,7 +118,7 @@ class Room:
         return to_end(topology, idle, partial(self._fits, card)) is not None
 
     def _fits(self, card: ModelCard, topology: Topology) -> bool:
-        return fits(partial(self._plan, card), topology)
+        return can_place(partial(self._plan, card), topology)
 
     async def _unclaimed(self, card: ModelCard) -> Topology:
         """Return the nodes as they are now, without what the plans of other models have claimed."""

@@ -14,8 +14,7 @@ from cluster.capabilities import DeviceCapabilities
 from cluster.needed_engine import no_engine, nodes_with_engine
 from cluster.partitioning import RingMemoryWeightedPartitioningStrategy
 from cluster.placement import DoesNotFit, Instance, PlacedStage
-from cluster.room import InstanceUse, LoadedInstance, freed, to_end
-from cluster.room import fits as can_be_placed
+from cluster.room import InstanceUse, LoadedInstance, can_place, freed, to_end
 from cluster.shard import Shard, whole
 from cluster.topology import Topology
 from engines.cuts import ModelPlan, able_nodes, plan_model, stage_starts, why_whole
@@ -69,8 +68,7 @@ def placed_in_room(
     card: ModelCard, topology: Topology, loaded: Iterable[LoadedInstance], context: int = 0
 ) -> tuple[ModelPlan, tuple[str, ...]]:
     """Divide a model as `placed` does, and name the idle models that are unloaded before. Raises DoesNotFit."""
-    has_room = partial(can_be_placed, partial(placed, card, context=context))
-    ended = to_end(topology, loaded, has_room) or ()
+    ended = to_end(topology, loaded, partial(can_place, partial(placed, card, context=context))) or ()
     return placed(card, freed(topology, ended), context), tuple(one.instance.model_id for one in ended)
 
 
