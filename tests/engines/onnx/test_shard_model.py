@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from common.machine import cores
 from engines.onnx.graph import Graph
 from engines.onnx.shard_model import new_session
 
@@ -22,7 +23,7 @@ def test_session_keeps_its_own_copy_of_the_weights() -> None:
     np.testing.assert_array_equal(opened.run(["output"], {"rows": given})[0], given + 1)
 
 
-@pytest.mark.parametrize(("setting", "threads"), [("3", 3), ("", 0), ("2,1", 0)])
+@pytest.mark.parametrize(("setting", "threads"), [("3", 3), ("", cores()), ("2,1", cores())])
 def test_session_takes_its_threads_from_the_environment(
     setting: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
