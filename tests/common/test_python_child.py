@@ -9,6 +9,7 @@ import pytest
 
 from common.privacy import TELEMETRY_OFF
 from common.python_child import PACKAGE_ROOT, child_environment, module_command
+from models.tokenizers.gguf_tokenizer import REFUSED
 
 TRAPS = ("json.py", "models.py", "common/__init__.py")
 
@@ -25,7 +26,7 @@ def test_child_imports_nothing_from_current_folder(tmp_path: Path, pythonpath: s
         capture_output=True,
         text=True,
     )
-    assert child.returncode
+    assert child.returncode == REFUSED
     assert "nowhere.gguf" in child.stderr
     assert "was imported" not in child.stderr
 

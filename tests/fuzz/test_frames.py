@@ -71,7 +71,7 @@ def test_any_number_of_frames_is_handled() -> None:
     assert {"frames", "size", "header", "address"} <= ends.keys()
 
 
-@settings(max_examples=1000)
+@settings(max_examples=2000)
 @given(st.data(), st.sampled_from(sorted(MESSAGES)))
 def test_message_within_bounds_survives_encoding(data: st.DataObject, kind: str) -> None:
     cls = MESSAGES[kind]

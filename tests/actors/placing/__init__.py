@@ -1,1 +1,1 @@
-"""Tests of `bus.peering`."""
+"""Tests of `actors.placing`."""
